@@ -1,0 +1,67 @@
+# Needs Python 3.11 or newer and make, nothing else: the rest goes into .venv/ and .node/.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+TESTS ?= tests
+WORKERS ?= 2
+
+# The first Python that is new enough and can make virtual environments.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: help setup demo test test-full lint format clean
+
+help:
+	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
+	@echo "make test       lint, types and the tests; under six minutes"
+	@echo "make test-full  the long tests too"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff rewrite the layout"
+	@echo "make setup      the environment of the tests, without running them"
+	@echo "make clean      remove all that make has made"
+
+setup: .venv/test .node/installed
+
+demo: .venv/core
+	@$(PY) -m gpuprover.demo
+
+lint: .venv/test
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check .
+	@.venv/bin/mypy --no-error-summary
+
+format: .venv/test
+	@.venv/bin/ruff check --quiet --fix .
+	@.venv/bin/ruff format --quiet .
+
+test: setup lint
+	@$(PY) -m pytest -n $(WORKERS) -m "not slow" $(TESTS)
+
+test-full: setup lint
+	@$(PY) -m pytest -n $(WORKERS) $(TESTS)
+
+clean:
+	rm -rf .venv .node demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer with venv found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Making .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+
+.venv/core: pyproject.toml | .venv/bin/python
+	@echo "Installing gpuprover into .venv ..."
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/test: pyproject.toml | .venv/bin/python
+	@echo "Installing gpuprover and its test tools into .venv ..."
+	@$(PIP) --editable '.[test]'
+	@touch .venv/core $@
+
+# Without npm the interop tests skip, with this as the reason; .ci/run does not accept that.
+.node/installed: tests/interop/package.json tests/interop/package-lock.json tests/interop/install.py | .venv/bin/python
+	@echo "Installing snarkjs, circom2 and solc into .node ..."
+	@$(PY) tests/interop/install.py || true

@@ -1,0 +1,1 @@
+"""Benchmarks; in the wheel as ``gpuprover.bench``. Modules here import each other relatively."""

@@ -1,0 +1,67 @@
+"""gpuprover: Groth16 proofs from circom's files, fast.
+
+The public names, imported when they are first used::
+
+    key = gpuprover.load_key("circuit.zkey")
+    result = gpuprover.prove(key, "witness.wtns")
+    gpuprover.verify(key.verification_key, result.public_signals, result.proof)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_key": "api",
+    "prove": "api",
+    "setup": "api",
+    "verify": "api",
+    "verify_batch": "api",
+    "ProofResult": "api",
+    "ProvingKey": "formats.zkey",
+    "Progress": "job",
+    "ProverError": "errors",
+    "MalformedFile": "errors",
+    "UnsupportedFile": "errors",
+    "WitnessMismatch": "errors",
+    "UnsatisfiedWitness": "errors",
+    "InvalidInput": "errors",
+    "OutOfMemory": "errors",
+    "DeviceError": "errors",
+    "Timeout": "errors",
+    "Cancelled": "errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+if TYPE_CHECKING:
+    from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch
+    from gpuprover.errors import (
+        Cancelled,
+        DeviceError,
+        InvalidInput,
+        MalformedFile,
+        OutOfMemory,
+        ProverError,
+        Timeout,
+        UnsatisfiedWitness,
+        UnsupportedFile,
+        WitnessMismatch,
+    )
+    from gpuprover.formats.zkey import ProvingKey
+    from gpuprover.job import Progress
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

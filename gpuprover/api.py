@@ -1,0 +1,293 @@
+"""The library's calls: keys, proofs, verification, set-up. Everything else in the package serves these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuprover import memory
+from gpuprover.backend import Backend, open_backend, resolve_device
+from gpuprover.curves import CurveParams
+from gpuprover.errors import InvalidInput, MalformedFile, OutOfMemory
+from gpuprover.formats import groth16_json, json_files
+from gpuprover.formats.groth16_json import VerificationKey
+from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
+from gpuprover.formats.zkey import ProvingKey
+from gpuprover.formats.zkey import load_key as _load_zkey
+from gpuprover.job import Event, Job, Progress
+from gpuprover.limbs import Words, ints_to_words
+
+if TYPE_CHECKING:
+    from gpuprover.groth16.setup import SetupResult
+
+Pathish = str | PathLike[str]
+WitnessLike = Pathish | bytes | Sequence[int] | np.ndarray | Mapping[str, Any]
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """A proof and how it came about.
+
+    Attributes:
+        proof: snarkjs's document: pi_a, pi_b, pi_c, protocol, curve; decimal strings.
+        public_signals: decimal strings.
+        timings: seconds by phase.
+        device: the backend that ran it.
+        memory: resident bytes ``before``, at the ``peak`` and ``after``; mapped pages of the key count.
+        warnings: sentences that the proof's user has to read.
+    """
+
+    proof: dict[str, Any]
+    public_signals: list[str]
+    timings: dict[str, float]
+    device: str
+    memory: dict[str, int]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def load_key(path: Pathish) -> ProvingKey:
+    """Maps a ``.zkey`` and checks its structure; the points of its long sections are not looked at.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile: truncated, inconsistent, or values out of range.
+        UnsupportedFile: another version, protocol or curve.
+    """
+    return _load_zkey(path)
+
+
+def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
+    if isinstance(source, Witness):
+        return source
+    if isinstance(source, bytes | str | PathLike):
+        with job.phase("load witness"):
+            return read_witness(source)
+    if isinstance(source, Mapping):
+        from gpuprover.witness import calculate_witness
+
+        unknown = set(source) - {"inputs", "wasm"}
+        if unknown or "wasm" not in source or not isinstance(source.get("inputs"), Mapping):
+            raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}")
+        with job.phase("calculate witness"):
+            found, words = calculate_witness(
+                source["wasm"], source["inputs"], job=job, memory_limit=memory_limit
+            )
+        return Witness(found, words, fspath(source["wasm"]))
+    words = _witness_words(source, curve)
+    check_witness_values(words, curve, "witness", "values")
+    return Witness(curve, words)
+
+
+def _witness_words(values: Sequence[int] | np.ndarray, curve: CurveParams) -> Words:
+    limbs = curve.scalar.limbs
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        if values.dtype != np.uint64 or values.shape[1] != limbs:
+            raise InvalidInput(
+                f"witness: expected uint64[n, {limbs}], found {values.dtype}[{', '.join(map(str, values.shape))}]"
+            )
+        return values
+    try:
+        return ints_to_words((int(v) for v in values), limbs)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(f"witness: expected integers from 0 to below the prime of {curve.scalar.name}") from None
+
+
+def _memory_budget(memory_limit: int | None) -> int | None:
+    """Bytes that a limit in MiB leaves beyond what the process holds already."""
+    if memory_limit is None:
+        return None
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
+        raise InvalidInput(f"memory_limit: expected MiB as a whole number of at least 1, found {memory_limit!r}")
+    return memory_limit * _MIB - memory.resident_anonymous()
+
+
+def prove(
+    key: ProvingKey | Pathish,
+    witness: WitnessLike,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_limit: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Event | None = None,
+    timeout: float | None = None,
+    verify: bool = True,
+    blinding: tuple[int, int] | None = None,
+) -> ProofResult:
+    """Proves that a witness satisfies the key's circuit.
+
+    Args:
+        key: from :func:`load_key`, or a path.
+        witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
+            ``{"inputs": {...}, "wasm": path}``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: at most this many; default ``PROVER_THREADS`` or the CPUs of this process.
+        memory_limit: MiB for the whole process, the mapped key not counted.
+        progress: called with :class:`gpuprover.Progress` now and then.
+        cancel: an event (``is_set()``); takes effect within 200 ms of work.
+        timeout: seconds.
+        verify: check the proof before it is returned; without, a bad witness gives a bad proof.
+        blinding: fixed (r, s); for tests only, a fixed blinding gives the witness away.
+
+    Raises:
+        ProverError: one of its kinds; see :mod:`gpuprover.errors`.
+    """
+    from gpuprover.groth16 import prover
+
+    job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
+    budget = _memory_budget(memory_limit)
+    name = resolve_device(device)
+    before = memory.resident()
+    memory.reset_peak()
+    try:
+        if not isinstance(key, ProvingKey):
+            with job.phase("load key"):
+                key = load_key(key)
+        values = _load_witness(witness, key.curve, job, memory_limit)
+        prover.check_witness_fits(key, values)
+        backend = open_backend(name, key.curve, job)
+        backend.plan(key.plan_header, budget)
+        with job.phase("check key header"):
+            key.check_header_subgroups(backend)
+        proof = prover.prove(key, values, backend, _checked_blinding(blinding))
+        if verify:
+            proof = prover.checked(key, values, proof, backend)
+    except MemoryError as error:
+        raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
+    job.check()
+    return ProofResult(
+        proof=groth16_json.proof_to_json(proof, key.curve),
+        public_signals=[str(x) for x in prover.public_signals(key, values)],
+        timings=dict(job.timings),
+        device=backend.name,
+        memory={"before": before, "peak": memory.peak(), "after": memory.resident()},
+        warnings=key.warnings,
+    )
+
+
+def _checked_blinding(blinding: tuple[int, int] | None) -> tuple[int, int] | None:
+    if blinding is None:
+        return None
+    if len(blinding) != 2 or not all(isinstance(x, int) and x >= 0 for x in blinding):
+        raise InvalidInput("blinding: expected two integers of at least 0")
+    return blinding[0], blinding[1]
+
+
+def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> tuple[VerificationKey, str]:
+    if isinstance(source, VerificationKey):
+        return source, "verification key"
+    if isinstance(source, Mapping):
+        return groth16_json.parse_verification_key(source), "verification key"
+    path = fspath(source)
+    return groth16_json.parse_verification_key(json_files.read_json(path), path), path
+
+
+def _document(source: object, name: str) -> tuple[object, str]:
+    if isinstance(source, str | PathLike):
+        path = fspath(source)
+        return json_files.read_json(path), path
+    return source, name
+
+
+def verify(
+    verification_key: VerificationKey | Mapping[str, Any] | Pathish,
+    public_signals: Sequence[int | str] | Pathish,
+    proof: Mapping[str, Any] | Pathish,
+    *,
+    threads: int | None = None,
+) -> bool:
+    """Whether a proof holds. Each argument is a document as snarkjs writes it, or the path of one.
+
+    Raises:
+        MalformedFile, UnsupportedFile: a document is damaged: fields missing, numbers out of
+            range, points off their curve or subgroup, another number of public signals.
+        InvalidInput: a file cannot be opened.
+    """
+    from gpuprover.groth16 import verifier
+
+    key, key_source = _verification_key(verification_key)
+    signals, signals_source = _document(public_signals, "public signals")
+    document, proof_source = _document(proof, "proof")
+    public = groth16_json.parse_public_signals(signals, key.curve, key.n_public, signals_source)
+    parsed = groth16_json.parse_proof(document, key.curve, proof_source)
+    backend = _verifying_backend(key, threads)
+    return verifier.verify(key, public, parsed, backend, key_source=key_source, proof_source=proof_source)
+
+
+def verify_batch(
+    verification_key: VerificationKey | Mapping[str, Any] | Pathish,
+    statements: Sequence[tuple[Sequence[int | str], Mapping[str, Any]]],
+    *,
+    threads: int | None = None,
+    cancel: Event | None = None,
+) -> list[bool]:
+    """For each (public signals, proof) whether it holds; a damaged one is False.
+
+    Many proofs of one key cost a fraction of as many calls of :func:`verify`.
+    """
+    from gpuprover.groth16 import verifier
+
+    key, _ = _verification_key(verification_key)
+    good: list[tuple[int, tuple[list[int], groth16_json.Proof]]] = []
+    for i, (signals, document) in enumerate(statements):
+        try:
+            public = groth16_json.parse_public_signals(signals, key.curve, key.n_public)
+            good.append((i, (public, groth16_json.parse_proof(document, key.curve))))
+        except MalformedFile:
+            continue
+    results = [False] * len(statements)
+    backend = _verifying_backend(key, threads, cancel)
+    holds = verifier.verify_batch(key, [statement for _, statement in good], backend)
+    for (i, _), value in zip(good, holds, strict=True):
+        results[i] = value
+    return results
+
+
+def _verifying_backend(key: VerificationKey, threads: int | None, cancel: Event | None = None) -> Backend:
+    # A pairing is a millisecond on one thread of a CPU: no device is asked.
+    return open_backend("cpu", key.curve, Job(threads=threads, cancel=cancel))
+
+
+def setup(
+    r1cs: Pathish,
+    zkey: Pathish,
+    *,
+    ptau: Pathish | None = None,
+    insecure: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_limit: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Event | None = None,
+    timeout: float | None = None,
+) -> SetupResult:
+    """Makes a proving key for a circuit, from a ceremony's file or (insecurely) from a local secret.
+
+    Exactly one of ``ptau`` and ``insecure`` has to be given. Either key has no phase-2 contribution yet.
+
+    Raises:
+        ProverError: one of its kinds; the output is written whole or not at all.
+    """
+    from gpuprover.formats.r1cs import read_r1cs
+    from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
+
+    if (ptau is None) is not insecure:
+        raise InvalidInput("setup: expected either a ptau file or insecure, not both and not neither")
+    job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
+    _memory_budget(memory_limit)
+    name = resolve_device(device)
+    try:
+        with job.phase("read circuit"):
+            circuit = read_r1cs(r1cs)
+        backend = open_backend(name, circuit.curve, job)
+        if ptau is not None:
+            return setup_from_ptau(circuit, Path(fspath(ptau)), Path(fspath(zkey)), backend)
+        return setup_insecure(circuit, Path(fspath(zkey)), backend)
+    except MemoryError as error:
+        raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

@@ -1,0 +1,285 @@
+"""The protocol between provers and the machines they run on, and the registry of backends.
+
+A prover calls a backend and nothing else. Vectors, matrices and bases are opaque handles
+that stay where the backend keeps them; only a few points and, on request, vectors come
+back to the host. One backend object serves one curve and one :class:`~gpuprover.job.Job`.
+
+Host data have one layout everywhere: little-endian uint64 words, the bytes that circom's
+files hold. Arrays that a backend receives may be read-only and unaligned views of a
+mapped file. Points in arrays are affine, Montgomery, infinity all zeros:
+uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). Single points on the
+host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.errors import DeviceError, InvalidInput
+from gpuprover.job import Job
+from gpuprover.limbs import Words
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+Vector = Any
+"""Handle: a vector over the scalar field, in Montgomery form where it lies."""
+Matrices = Any
+"""Handle: sparse matrices over the scalar field."""
+Bases = Any
+"""Handle: points prepared for multi-scalar multiplication."""
+HostPoint = AffineG1 | AffineG2
+
+
+class Form(Enum):
+    """How a field element stands in words."""
+
+    CANONICAL = "canonical"
+    """The integer itself, in [0, r)."""
+    MONTGOMERY = "montgomery"
+    """x·R mod r with R = 2^(64·limbs)."""
+    DOUBLE_MONTGOMERY = "double-montgomery"
+    """x·R² mod r, as coefficients stand in a ``.zkey``: times a canonical value, it gives Montgomery form."""
+
+
+class Group(Enum):
+    G1 = "G1"
+    G2 = "G2"
+
+    def words(self, curve: CurveParams) -> int:
+        return curve.g1_words if self is Group.G1 else curve.g2_words
+
+
+@dataclass(frozen=True)
+class KeyHeader:
+    """What :meth:`Backend.plan` needs to know of a key; sizes in elements.
+
+    ``g1_points`` and ``g2_points`` count all bases of the key, ``largest_msm`` the longest
+    single multi-scalar multiplication.
+    """
+
+    domain_size: int
+    n_vars: int
+    n_public: int
+    n_coefficients: int
+    g1_points: int
+    g2_points: int
+    largest_msm: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that one proof takes beyond the process itself.
+
+    Attributes:
+        key: the key's sections where the backend keeps them (mapped pages on a CPU).
+        tables: twiddles, precomputed multiples of bases.
+        arena: vectors and scratch of one proof, at the peak.
+        host: staging on the host (0 on a CPU, where the arena is the host's).
+    """
+
+    key: int
+    tables: int
+    arena: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        return self.key + self.tables + self.arena + self.host
+
+
+class Backend(Protocol):
+    """What a prover may ask of a device. All n×n pointwise operations need equal lengths.
+
+    Every method may raise Cancelled, Timeout, OutOfMemory or DeviceError. Methods that
+    return a Vector return a new handle, except those named ``*_in_place`` (and ``ntt``),
+    which overwrite and return their first argument.
+    """
+
+    name: str
+    curve: CurveParams
+    job: Job
+
+    # Memory ------------------------------------------------------------------
+
+    def upload(self, values: Words, form: Form = Form.CANONICAL) -> Vector:
+        """uint64[n, limbs] of values in [0, r), in the given form -> Vector."""
+        ...
+
+    def download(self, v: Vector, form: Form = Form.CANONICAL) -> Words:
+        """Vector -> fresh uint64[n, limbs] in the given form."""
+        ...
+
+    def free(self, *handles: Vector | Matrices | Bases) -> None:
+        """Gives the handles' memory back; using one afterwards is an error of the caller."""
+        ...
+
+    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
+        """The memory of one proof with a key of this shape; at most ``budget`` bytes if that can be.
+
+        Raises:
+            OutOfMemory: it cannot be done within the budget.
+        """
+        ...
+
+    # Vectors -----------------------------------------------------------------
+
+    def ntt(
+        self,
+        v: Vector,
+        domain: Domain,
+        direction: Direction,
+        order: Order = Order.NATURAL_TO_NATURAL,
+        coset: Coset = Coset.NONE,
+    ) -> Vector:
+        """Transforms v (length domain.size) in place.
+
+        FORWARD on a coset g·⟨ω⟩ evaluates at g·ω^j; INVERSE from a coset undoes that.
+        """
+        ...
+
+    def add(self, a: Vector, b: Vector) -> Vector: ...
+
+    def sub(self, a: Vector, b: Vector) -> Vector: ...
+
+    def mul(self, a: Vector, b: Vector) -> Vector: ...
+
+    def multiply_subtract_in_place(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        """a ← a·b − c, pointwise: the numerator of Groth16's quotient."""
+        ...
+
+    def scale_powers_in_place(self, v: Vector, factor: int, base: int) -> Vector:
+        """v[i] ← v[i]·factor·base^i, natural order; factor and base are integers in [0, r)."""
+        ...
+
+    def batch_inverse(self, v: Vector) -> Vector:
+        """1/v[i], and 0 where v[i] = 0."""
+        ...
+
+    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
+        """Evaluations on ⟨ω⟩ (natural order) -> evaluations of the same polynomial on the coset (natural order)."""
+        ...
+
+    # Sparse products -----------------------------------------------------------
+
+    def prepare_matrices(
+        self,
+        count: int,
+        rows: int,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> Matrices:
+        """``count`` sparse matrices of ``rows`` rows from one list of entries (matrix, row, column, value).
+
+        Repeated entries add up; indices are in range (the caller has checked). The arrays
+        may be strided views of a file's records, and are not copied if that can be.
+        """
+        ...
+
+    def spmv(self, m: Matrices, scalars: Words) -> list[Vector]:
+        """Each matrix times canonical scalars uint64[columns, limbs] -> Vectors of length rows."""
+        ...
+
+    # Points ----------------------------------------------------------------------
+
+    def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Bases:
+        """Affine points, for many multiplications with other scalars.
+
+        ``budget`` bounds the bytes spent on precomputed multiples; None leaves it to the backend.
+        """
+        ...
+
+    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
+        """Σ scalars[i]·bases[i].
+
+        ``scalars`` is a Vector, or canonical uint64[n, limbs]; n = len(bases).
+        """
+        ...
+
+    def msm_many(self, bases: Sequence[Bases], scalars: Words | Vector) -> list[HostPoint]:
+        """The same scalars against several bases of equal length: digits are recoded once."""
+        ...
+
+    def linear_combination(self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]) -> HostPoint:
+        """Σ scalars[i]·points[i] of a few host points; integers of any size and sign."""
+        ...
+
+    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
+        """scalars[i]·point for all i -> affine uint64[n, words]."""
+        ...
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
+
+        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
+        """
+        ...
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
+
+        Infinity is good.
+        """
+        ...
+
+    # Pairings ----------------------------------------------------------------------
+
+    def pairing_check(self, g1: Sequence[AffineG1], g2: Sequence[AffineG2]) -> bool:
+        """Whether Π e(g1[i], g2[i]) = 1, for points of the right subgroups."""
+        ...
+
+
+_REGISTRY: dict[str, str] = {
+    "cpu": "gpuprover.cpu.backend:CpuBackend",
+    "reference": "gpuprover.naive:NaiveBackend",
+}
+"""Device name -> module:class; the class is called with (curve, job)."""
+
+_MISSING: dict[str, str] = {
+    "cuda": "device 'cuda' is not available in this version: its backend does not exist yet; use --device cpu",
+}
+
+
+def device_names() -> list[str]:
+    """The devices that :func:`open_backend` takes, ``auto`` first."""
+    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_MISSING]
+
+
+def resolve_device(device: str) -> str:
+    """The registry's name for a request; ``auto`` is the CPU until a device backend exists.
+
+    Raises:
+        DeviceError: the device is known and cannot be had.
+        InvalidInput: no such device.
+    """
+    if device == "auto":
+        return "cpu"
+    if device in _REGISTRY:
+        return device
+    family = device.split(":", 1)[0]
+    if family in _MISSING:
+        raise DeviceError(_MISSING[family])
+    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {device!r}")
+
+
+def open_backend(device: str, curve: CurveParams, job: Job) -> Backend:
+    """The backend for a resolved or requested device name."""
+    module, _, attribute = _REGISTRY[resolve_device(device)].partition(":")
+    factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
+    return factory(curve, job)

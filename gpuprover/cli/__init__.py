@@ -1,0 +1,5 @@
+"""The command line: ``gpuprover`` and ``python -m gpuprover``."""
+
+from gpuprover.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,322 @@
+"""prove, fullprove, verify, setup, wtns and zkey: arguments in, library call, answer out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from gpuprover.cli.console import BOLD, DIM, GREEN, RED, format_bytes, format_seconds
+from gpuprover.cli.context import Context, job_of
+from gpuprover.config import seconds
+from gpuprover.errors import EXIT_INVALID, EXIT_OK, Cancelled, InvalidInput, UnsatisfiedWitness
+
+if TYPE_CHECKING:
+    from gpuprover.api import ProofResult
+    from gpuprover.formats.zkey import Contribution, ProvingKey
+
+
+def check_paths(inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Finds out before long work that its outputs could not be written, or would destroy an input.
+
+    Raises:
+        InvalidInput: an output's folder is missing or not writable, an output is a folder, or two paths
+            are the same file.
+    """
+    taken = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        real = os.path.realpath(path)
+        if os.path.isdir(real):
+            raise InvalidInput(f"{path}: cannot write: it is a folder")
+        folder = os.path.dirname(real)
+        if not os.path.isdir(folder):
+            raise InvalidInput(f"{path}: cannot write: the folder {folder} does not exist")
+        if os.path.exists(real) and not os.path.isfile(real):
+            continue  # a device or a pipe is written in place, as often as wanted
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InvalidInput(f"{path}: cannot write: no permission for the folder {folder}")
+        if real in taken:
+            raise InvalidInput(f"{path}: cannot write: it is another argument of this command too")
+        taken.add(real)
+
+
+def write_proof(result: ProofResult, proof: str, public: str) -> None:
+    """Writes both files, or leaves neither."""
+    from gpuprover.formats.files import write_atomic
+    from gpuprover.formats.json_files import dump_json
+
+    public_written = False
+    try:
+        with write_atomic(proof) as file:
+            file.write(dump_json(result.proof))
+            file.flush()  # a full disk shows here, before public.json takes its place
+            with write_atomic(public) as other:
+                other.write(dump_json(result.public_signals))
+            public_written = True
+    except BaseException:
+        if public_written and os.path.isfile(public):
+            with suppress(OSError):
+                os.unlink(public)
+        raise
+
+
+def open_key(path: str, context: Context) -> ProvingKey:
+    """The key, its warnings shown."""
+    import gpuprover
+
+    key = gpuprover.load_key(path)
+    for warning in key.warnings:
+        context.console.warn(f"{path}: {warning}")
+    return key
+
+
+def prove(args: Namespace, context: Context) -> int:
+    return _prove(args, context, args.witness, [args.zkey, args.witness])
+
+
+def fullprove(args: Namespace, context: Context) -> int:
+    from gpuprover.formats.json_files import read_json
+
+    check_paths([args.inputs, args.wasm, args.zkey], [args.proof, args.public])
+    witness = {"inputs": read_json(args.inputs), "wasm": args.wasm}
+    return _prove(args, context, witness, [args.inputs, args.wasm, args.zkey])
+
+
+def _prove(args: Namespace, context: Context, witness: Any, inputs: list[str]) -> int:
+    import gpuprover
+
+    timeout = None if args.timeout is None else seconds(args.timeout, "--timeout")
+    check_paths(inputs, [args.proof, args.public])
+    check_device(context)
+    key = open_key(args.zkey, context)
+    begun = time.perf_counter()
+    with context.work("prove") as limits:
+        result = gpuprover.prove(key, witness, verify=not args.no_verify, timeout=timeout, **limits)
+        if context.interrupts.event.is_set():
+            raise Cancelled("interrupted; no output was written")
+        write_proof(result, args.proof, args.public)
+    record = proof_record(result, args, key, time.perf_counter() - begun)
+    context.console.answer(record, _proof_text(result, args, context, record["seconds"]))
+    return EXIT_OK
+
+
+def proof_record(result: ProofResult, args: Namespace, key: ProvingKey, taken: float) -> dict[str, Any]:
+    """The JSON answer to a proof that was made and written in ``taken`` seconds; the worker's too."""
+    return {
+        "ok": True,
+        "proof": args.proof,
+        "public": args.public,
+        "device": result.device,
+        "seconds": round(taken, 6),
+        "timings": {phase: round(value, 6) for phase, value in result.timings.items()},
+        "memory": result.memory,
+        "warnings": key.warnings,
+    }
+
+
+def _proof_text(result: ProofResult, args: Namespace, context: Context, total: float) -> str:
+    checked = "not verified" if args.no_verify else "verified"
+    console, out = context.console, sys.stdout
+    threads = context.settings.threads
+    head = f"{checked}, {format_seconds(total)} on {result.device}, {threads} thread{'s' * (threads != 1)}"
+    if not out.isatty():
+        return f"proof {checked}: {args.proof}, {args.public} ({format_seconds(total)})"
+    width = max((len(phase) for phase in result.timings), default=0)
+    lines = [f"{console.paint('Proof made', GREEN, out)} ({head})"]
+    for phase, value in result.timings.items():
+        bar = "▇" * round(24 * value / total) if total else ""
+        lines.append(
+            f"  {phase:<{width}}  {format_seconds(value):>9}  {console.paint(bar, DIM, out)}".rstrip()
+        )
+    lines.append(f"  {'peak memory':<{width}}  {format_bytes(result.memory['peak']):>9}")
+    lines.append(f"Wrote {console.paint(args.proof, BOLD, out)} and {console.paint(args.public, BOLD, out)}")
+    return "\n".join(lines)
+
+
+def check_device(context: Context) -> str:
+    """The backend's name, before anything is loaded. Raises InvalidInput or DeviceError."""
+    from gpuprover.backend import resolve_device
+
+    return resolve_device(context.settings.device)
+
+
+def verify(args: Namespace, context: Context) -> int:
+    import gpuprover
+    from gpuprover.formats.groth16_json import parse_proof, parse_public_signals, parse_verification_key
+    from gpuprover.formats.json_files import read_json
+
+    check_device(context)
+    vkey, public, proof = read_json(args.vkey), read_json(args.public), read_json(args.proof)
+    # Parsed here too, for messages that name the file.
+    key = parse_verification_key(vkey, args.vkey)
+    parse_public_signals(public, key.curve, key.n_public, args.public)
+    parse_proof(proof, key.curve, args.proof)
+    valid = gpuprover.verify(
+        vkey, public, proof, device=context.settings.device, threads=context.settings.threads
+    )
+    console = context.console
+    word = console.paint("OK", GREEN, sys.stdout) if valid else console.paint("INVALID", RED, sys.stdout)
+    console.answer({"valid": valid}, word)
+    return EXIT_OK if valid else EXIT_INVALID
+
+
+def setup(args: Namespace, context: Context) -> int:
+    import gpuprover
+
+    inputs = [args.r1cs] if args.insecure else [args.r1cs, args.ptau]
+    check_paths(inputs, [args.zkey])
+    check_device(context)
+    with context.work("setup") as limits:
+        ptau = None if args.insecure else args.ptau
+        gpuprover.setup(args.r1cs, args.zkey, ptau=ptau, insecure=args.insecure, **limits)
+    key = open_key(args.zkey, context)
+    record = {"ok": True, "zkey": args.zkey, **_key_record(key), "warnings": key.warnings}
+    context.console.answer(record, f"wrote {args.zkey} ({key.constraints:,} constraints, {key.curve.name})")
+    return EXIT_OK
+
+
+def wtns_calculate(args: Namespace, context: Context) -> int:
+    from gpuprover.formats.json_files import read_json
+    from gpuprover.formats.wtns import write_witness
+    from gpuprover.witness import calculate_witness
+
+    check_paths([args.wasm, args.inputs], [args.witness])
+    check_device(context)
+    inputs = read_json(args.inputs)
+    with context.work("witness") as limits:
+        job = job_of(limits)
+        curve, words = calculate_witness(args.wasm, inputs, job=job, memory_limit=limits["memory_limit"])
+        job.check()
+        write_witness(args.witness, curve.scalar, words)
+    record = {"ok": True, "witness": args.witness, "values": len(words), "curve": curve.name}
+    context.console.answer(record, f"wrote {args.witness} ({len(words):,} values, {curve.name})")
+    return EXIT_OK
+
+
+def wtns_check(args: Namespace, context: Context) -> int:
+    from gpuprover.backend import open_backend
+    from gpuprover.formats.r1cs import check_witness, read_r1cs
+    from gpuprover.formats.wtns import read_witness
+
+    device = check_device(context)
+    r1cs = read_r1cs(args.r1cs)
+    witness = read_witness(args.witness)
+    with context.work("check") as limits:
+        job = job_of(limits)
+        with job.phase("check constraints"):
+            wrong = check_witness(r1cs, witness, open_backend(device, r1cs.curve, job))
+    if wrong is not None:
+        raise UnsatisfiedWitness(
+            f"{args.witness}: the witness does not satisfy constraint {wrong} of {args.r1cs} (counted from 0)"
+        )
+    constraints = r1cs.n_constraints
+    context.console.answer(
+        {"ok": True, "satisfied": True, "constraints": constraints},
+        f"OK: the witness satisfies all {constraints:,} constraints",
+    )
+    return EXIT_OK
+
+
+def _key_record(key: ProvingKey) -> dict[str, Any]:
+    return {
+        "protocol": key.protocol,
+        "curve": key.curve.name,
+        "constraints": key.constraints,
+        "variables": key.n_vars,
+        "public_signals": key.n_public,
+        "domain_size": key.domain_size,
+        "contributions": key.contributions,
+    }
+
+
+def _contribution_text(contribution: Contribution) -> str:
+    return f"{contribution.name or 'unnamed'}{' (beacon)' if contribution.kind == 1 else ''}"
+
+
+def zkey_info(args: Namespace, context: Context) -> int:
+    key = open_key(args.zkey, context)
+    ceremony = [{"name": c.name, "beacon": c.kind == 1} for c in key.ceremony]
+    record = {
+        "ok": True,
+        "zkey": args.zkey,
+        "bytes": key.size,
+        **_key_record(key),
+        "ceremony": ceremony,
+        "warnings": key.warnings,
+    }
+    rows = [
+        ("file", f"{args.zkey} ({format_bytes(key.size)})"),
+        ("protocol", key.protocol),
+        ("curve", key.curve.name),
+        ("constraints", f"{key.constraints:,}"),
+        ("variables", f"{key.n_vars:,}"),
+        ("public signals", f"{key.n_public:,}"),
+        ("domain", f"2^{key.domain_size.bit_length() - 1}"),
+        ("contributions", "\n".join([str(key.contributions), *map(_contribution_text, key.ceremony)])),
+    ]
+    context.console.answer(record, context.console.table(rows))
+    return EXIT_OK
+
+
+def zkey_check(args: Namespace, context: Context) -> int:
+    from gpuprover.backend import open_backend
+
+    device = check_device(context)
+    key = open_key(args.zkey, context)  # checks the structure, the header and the coefficients
+    with context.work("check points") as limits:
+        job = job_of(limits)
+        with job.phase("check points"):
+            key.check_points(open_backend(device, key.curve, job))
+    points = sum(len(words) for _, _, words in key.point_sections())
+    context.console.answer(
+        {"ok": True, "zkey": args.zkey, "points": points, **_key_record(key), "warnings": key.warnings},
+        f"OK: every section is sound, all {points:,} points lie in their groups",
+    )
+    return EXIT_OK
+
+
+def export_verification_key(args: Namespace, context: Context) -> int:
+    from gpuprover.formats.json_files import write_json
+
+    check_paths([args.zkey], [args.vkey])
+    key = open_key(args.zkey, context)
+    write_json(args.vkey, key.verification_key)
+    context.console.answer({"ok": True, "vkey": args.vkey, "warnings": key.warnings}, f"wrote {args.vkey}")
+    return EXIT_OK
+
+
+def export_solidity_verifier(args: Namespace, context: Context) -> int:
+    from gpuprover.formats.files import write_atomic
+    from gpuprover.solidity import export_verifier
+
+    check_paths([args.zkey], [args.contract])
+    key = open_key(args.zkey, context)
+    source = export_verifier(key.verification_key)
+    with write_atomic(args.contract) as file:
+        file.write(source.encode())
+    context.console.answer(
+        {"ok": True, "contract": args.contract, "warnings": key.warnings}, f"wrote {args.contract}"
+    )
+    return EXIT_OK
+
+
+def export_calldata(args: Namespace, context: Context) -> int:
+    from gpuprover.curves import BN254
+    from gpuprover.formats.groth16_json import parse_proof, parse_public_signals
+    from gpuprover.formats.json_files import read_json
+    from gpuprover.solidity import export_calldata as calldata_of
+
+    public, proof = read_json(args.public), read_json(args.proof)
+    # Parsed here too, for messages that name the file.
+    parse_proof(proof, BN254, args.proof)
+    parse_public_signals(public, BN254, source=args.public)
+    calldata = calldata_of(public, proof)
+    if context.console.json:
+        context.console.answer({"ok": True, "calldata": calldata}, "")
+    else:
+        context.console.data(calldata)
+    return EXIT_OK

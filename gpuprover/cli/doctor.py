@@ -1,0 +1,317 @@
+"""``gpuprover doctor`` and ``warmup``: what this machine offers, what is used and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gpuprover.cli.console import format_bytes, format_seconds
+from gpuprover.cli.context import Context, job_of
+from gpuprover.config import Settings, available_cpus, cgroup_cpu_quota, cgroup_memory_limit
+from gpuprover.errors import EXIT_OK, InvalidInput, ProverError
+
+FEATURES = ("adx", "bmi2", "avx2", "avx512f", "avx512ifma", "asimd", "sve")
+"""CPU features that matter to a prover, as Linux names them."""
+
+Record = dict[str, Any]
+
+
+def run(args: Namespace, context: Context) -> int:
+    import gpuprover
+
+    sections: list[tuple[str, Callable[[], Record]]] = [
+        ("python", _python),
+        ("cpu", lambda: _cpu(context.settings)),
+        ("memory", lambda: _memory(context.settings)),
+        ("gpu", _gpu),
+        ("device", lambda: _device(context.settings)),
+        ("cache", _cache),
+        ("packages", _packages),
+    ]
+    record: Record = {"gpuprover": gpuprover.__version__}
+    for name, look in sections:
+        try:
+            record[name] = look()
+        except Exception as error:  # a doctor reports what fails, and goes on
+            record[name] = {"problem": f"{type(error).__name__}: {error}"}
+    context.console.answer(record, _text(record, context))
+    return EXIT_OK
+
+
+def _python() -> Record:
+    return {
+        "version": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }
+
+
+def _cpu(settings: Settings) -> Record:
+    model, flags = _cpu_model()
+    return {
+        "model": model,
+        "features": [name for name in FEATURES if name in flags],
+        "cpus": os.cpu_count(),
+        "usable": available_cpus(),
+        "quota": cgroup_cpu_quota(),
+        "threads": settings.threads,
+        "threads_from": settings.sources.get("threads", "machine"),
+        **_cpu_path(),
+    }
+
+
+def _cpu_model() -> tuple[str, set[str]]:
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return model, flags
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            model = value.strip()
+        elif name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    return model, flags
+
+
+def _cpu_path() -> Record:
+    """The arithmetic that the ``cpu`` backend uses here, and why."""
+    return {
+        "path": "portable",
+        "why": "64-bit limbs with 128-bit products, compiled for this CPU: the only path in this version",
+    }
+
+
+def _memory(settings: Settings) -> Record:
+    total = available = None
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                amount = int(value.split()[0]) * 1024
+                total, available = (amount, available) if name == "MemTotal" else (total, amount)
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    address_space = None
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+        address_space = None if soft == resource.RLIM_INFINITY else soft
+    except ImportError:
+        pass
+    return {
+        "total": total,
+        "available": available,
+        "container_limit": cgroup_memory_limit(),
+        "address_space_limit": address_space,
+        "limit_mib": settings.memory_limit,
+        "limit_from": settings.sources.get("memory_limit", "machine"),
+    }
+
+
+def _gpu() -> Record:
+    """NVIDIA GPUs through NVML, if its binding is installed; else whether the kernel knows a driver."""
+    record: Record = {
+        "found": [],
+        "driver": None,
+        "cupy": _version("cupy-cuda13x") or _version("cupy-cuda12x"),
+    }
+    try:
+        import pynvml
+    except ImportError:
+        driver = Path("/proc/driver/nvidia/version")
+        record["why"] = (
+            "an NVIDIA driver is loaded, but nvidia-ml-py is not installed: pip install nvidia-ml-py"
+            if driver.exists()
+            else "no NVIDIA driver on this machine"
+        )
+        return record
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        record["why"] = f"no usable NVIDIA driver ({error})"
+        return record
+    try:
+        record["driver"] = _text_of(pynvml.nvmlSystemGetDriverVersion())
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            record["found"].append(
+                {
+                    "name": _text_of(pynvml.nvmlDeviceGetName(handle)),
+                    "memory": int(memory.total),
+                    "memory_free": int(memory.free),
+                    "compute_capability": f"{major}.{minor}",
+                }
+            )
+        if not record["found"]:
+            record["why"] = "the driver reports no GPU"
+    finally:
+        pynvml.nvmlShutdown()
+    return record
+
+
+def _text_of(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _device(settings: Settings) -> Record:
+    """What ``--device`` comes to here, and what the others would."""
+    from gpuprover.backend import device_names, resolve_device
+
+    def outcome(name: str) -> str:
+        try:
+            return resolve_device(name)
+        except ProverError as error:
+            return f"refused: {error.message}"
+
+    return {
+        "requested": settings.device,
+        "from": settings.sources.get("device", "machine"),
+        "used": outcome(settings.device),
+        "known": {name: outcome(name) for name in device_names() if name != "auto"},
+    }
+
+
+def _cache() -> Record:
+    from gpuprover.cpu.jit import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return {"folder": None, "why": "no folder is writable: set GPUPROVER_CACHE_DIR to one that is"}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        "folder": str(folder),
+        "writable": os.access(folder, os.W_OK),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "stale": len([p for p in folder.parent.iterdir() if p.name.startswith("numba-") and p != folder]),
+    }
+
+
+def _packages() -> Record:
+    names = ("numpy", "numba", "llvmlite", "wasmtime", "rich", "nvidia-ml-py")
+    return {name: _version(name) for name in names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _text(record: Record, context: Context) -> str:
+    """The record for people."""
+    out: list[tuple[str, str]] = [("gpuprover", str(record["gpuprover"]))]
+    writers: dict[str, Callable[[Record], str]] = {
+        "python": lambda r: f"{r['implementation']} {r['version']}, {r['platform']}\n{r['executable']}",
+        "cpu": _cpu_text,
+        "memory": _memory_text,
+        "gpu": _gpu_text,
+        "device": _device_text,
+        "cache": _cache_text,
+        "packages": lambda r: ", ".join(f"{n} {v}" if v else f"{n} not installed" for n, v in r.items()),
+    }
+    for name, write in writers.items():
+        part = record[name]
+        out.append((name, f"problem: {part['problem']}" if "problem" in part else write(part)))
+    return context.console.table(out)
+
+
+def _cpu_text(r: Record) -> str:
+    quota = f", quota {r['quota']:g} CPUs" if r["quota"] else ""
+    return "\n".join(
+        [
+            f"{r['model']} ({', '.join(r['features']) or 'no special features'})",
+            f"{r['cpus']} CPUs, {r['usable']} usable{quota}; "
+            f"{r['threads']} threads (from {_source(r['threads_from'])})",
+            f"path: {r['path']} ({r['why']})",
+        ]
+    )
+
+
+def _source(name: str) -> str:
+    return {"machine": "the machine", "argument": "the command line"}.get(name, name)
+
+
+def _memory_text(r: Record) -> str:
+    parts = [f"{format_bytes(r['total'])} in all" if r["total"] else "size unknown"]
+    if r["available"]:
+        parts.append(f"{format_bytes(r['available'])} available")
+    if r["container_limit"]:
+        parts.append(f"the container's limit is {format_bytes(r['container_limit'])}")
+    if r["address_space_limit"]:
+        parts.append(f"ulimit -v is {format_bytes(r['address_space_limit'])}")
+    limit = f"{r['limit_mib']} MiB (from {_source(r['limit_from'])})" if r["limit_mib"] else "none set"
+    return ", ".join(parts) + f"\nlimit for one proof: {limit}"
+
+
+def _gpu_text(r: Record) -> str:
+    lines = [
+        f"{g['name']}, {format_bytes(g['memory'])} ({format_bytes(g['memory_free'])} free), "
+        f"compute capability {g['compute_capability']}, driver {r['driver']}"
+        for g in r["found"]
+    ]
+    if "why" in r:
+        lines.append(f"none: {r['why']}")
+    if r["found"] and not r["cupy"]:
+        lines.append("CuPy is not installed: pip install 'gpuprover[cuda13]'")
+    return "\n".join(lines)
+
+
+def _device_text(r: Record) -> str:
+    lines = [f"{r['requested']} (from {_source(r['from'])}) -> {r['used']}"]
+    lines += [f"{name}: {'available' if used == name else used}" for name, used in r["known"].items()]
+    return "\n".join(lines)
+
+
+def _cache_text(r: Record) -> str:
+    if r["folder"] is None:
+        return f"none: {r['why']}"
+    state = (
+        f"{r['files']} files, {format_bytes(r['bytes'])}" if r["files"] else "empty: run `gpuprover warmup`"
+    )
+    stale = f"; {r['stale']} folders of other versions beside it" if r["stale"] else ""
+    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}"
+
+
+def warmup(args: Namespace, context: Context) -> int:
+    import time
+
+    from gpuprover.cli.commands import check_device
+    from gpuprover.curves import CURVES, curve_by_name
+
+    curves = None
+    if args.curve is not None:
+        try:
+            curves = [curve_by_name(args.curve)]
+        except KeyError:
+            known = ", ".join(curve.name for curve in CURVES)
+            raise InvalidInput(f"--curve: expected one of {known}; found {args.curve!r}") from None
+    check_device(context)
+    begun = time.perf_counter()
+    with context.work("compile") as limits:
+        from gpuprover.cpu import warmup as compile_everything
+
+        job = job_of(limits)
+        compile_everything(curves=curves, job=job)
+    seconds = time.perf_counter() - begun
+    cache = _cache()
+    text = f"compiled in {format_seconds(seconds)}, cache: {_cache_text(cache)}"
+    record = {"ok": True, "seconds": round(seconds, 3), "timings": job.timings, "cache": cache}
+    context.console.answer(record, text)
+    return EXIT_OK

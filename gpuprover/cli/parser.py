@@ -1,0 +1,226 @@
+"""The commands and their arguments; imports nothing that is slow to import."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import IO, NoReturn
+
+from gpuprover.cli.console import write_lines
+from gpuprover.errors import InvalidInput
+
+EPILOG = """\
+exit codes:
+  0    done; the proof is valid
+  1    the proof is invalid; the witness does not satisfy the circuit
+  2    unusable input or arguments
+  3    out of memory, device error, time limit, disk full
+  130  cancelled (Ctrl-C, SIGTERM)
+
+environment:
+  PROVER_DEVICE, PROVER_THREADS, PROVER_MEMORY_LIMIT   defaults of the options of that name
+  GPUPROVER_CACHE_DIR                                  folder of compiled code
+  GPUPROVER_DEBUG=1                                    traceback of an internal error
+
+`gpuprover COMMAND --help` shows a command's arguments."""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+        self._action_max_length = 16  # argparse forgets that commands are indented twice
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors as one line, without abbreviations of options."""
+
+    def __init__(self, **options: object) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", _Formatter)
+        super().__init__(**options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if message:
+            write_lines(file or sys.stdout, message.rstrip("\n"), must=True)
+
+
+class _Group:
+    """A command that only holds commands, the root included."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._commands = parser.add_subparsers(
+            title="commands", dest="command", metavar="COMMAND", required=True, parser_class=Parser
+        )
+
+    def group(self, name: str, about: str) -> _Group:
+        return _Group(self._commands.add_parser(name, help=about, description=about))
+
+    def command(self, name: str, run: str, about: str, details: str = "") -> Parser:
+        """A leaf with the common options; ``run`` is ``module:function`` in this package."""
+        description = f"{about}\n\n{details}" if details else about
+        parser = self._commands.add_parser(name, help=about, description=description)
+        parser.set_defaults(run=run)
+        common = parser.add_argument_group("common options")
+        common.add_argument("--device", metavar="NAME", help="auto, cpu or cuda; default: auto")
+        common.add_argument("--threads", metavar="N", help="at most N threads; default: the CPUs there are")
+        common.add_argument("--memory-limit", metavar="MIB", help="memory for one proof; default: no limit")
+        common.add_argument(
+            "--json", action="store_true", help="one JSON object on stdout, JSON lines on stderr"
+        )
+        common.add_argument("--quiet", action="store_true", help="no progress and no summary")
+        return parser
+
+
+def _add_proving_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not check the proof (to time the proving)"
+    )
+    parser.add_argument("--timeout", metavar="SECONDS", help="give up after this time")
+
+
+def _prove(parser: Parser) -> None:
+    _files(parser, zkey="CIRCUIT.zkey", witness="WITNESS.wtns", proof="PROOF.json", public="PUBLIC.json")
+    _add_proving_options(parser)
+
+
+def _fullprove(parser: Parser) -> None:
+    _files(
+        parser,
+        inputs="INPUT.json",
+        wasm="CIRCUIT.wasm",
+        zkey="CIRCUIT.zkey",
+        proof="PROOF.json",
+        public="PUBLIC.json",
+    )
+    _add_proving_options(parser)
+
+
+def _verify(parser: Parser) -> None:
+    _files(parser, vkey="VKEY.json", public="PUBLIC.json", proof="PROOF.json")
+
+
+def _files(parser: Parser, **names: str) -> None:
+    """Positional arguments; their metavars say all, so they stand in the usage line alone."""
+    for name, metavar in names.items():
+        parser.add_argument(name, metavar=metavar, help=argparse.SUPPRESS)
+    parser.usage = f"%(prog)s {' '.join(names.values())} [options]"
+
+
+# What gpuprover and `gpuprover groth16` share: name, function, about, details, arguments.
+_SHARED: list[tuple[str, str, str, str, Callable[[Parser], None]]] = [
+    (
+        "prove",
+        "commands:prove",
+        "prove a statement from a key and a witness",
+        "Writes PROOF.json and PUBLIC.json as snarkjs does, both or neither. A witness that does not\n"
+        "satisfy the circuit is refused with exit code 1.",
+        _prove,
+    ),
+    (
+        "fullprove",
+        "commands:fullprove",
+        "calculate the witness from inputs, then prove",
+        "Runs the circuit's witness calculator in a sandbox; the witness is never written to disk.",
+        _fullprove,
+    ),
+    (
+        "verify",
+        "commands:verify",
+        "verify a proof; exit code 0 if it is valid, 1 if not",
+        "",
+        _verify,
+    ),
+]
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line. Its errors raise InvalidInput, --help raises SystemExit."""
+    parser = Parser(
+        prog="gpuprover",
+        description="Makes and verifies zero-knowledge proofs from circom's files.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    root = _Group(parser)
+    for name, run, about, details, arguments in _SHARED:
+        arguments(root.command(name, run, about, details))
+
+    setup = root.command(
+        "setup",
+        "commands:setup",
+        "make a proving key for a circuit",
+        "The key has no phase-2 contribution: anybody can forge proofs for it until one is added.\n"
+        "With --insecure the maker of the key can, always: for tests and benchmarks.",
+    )
+    _files(setup, r1cs="CIRCUIT.r1cs", zkey="CIRCUIT.zkey")
+    setup.usage = "%(prog)s CIRCUIT.r1cs CIRCUIT.zkey (--ptau FILE.ptau | --insecure) [options]"
+    source = setup.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ptau", metavar="FILE.ptau", help="powers of tau, prepared for phase 2")
+    source.add_argument("--insecure", action="store_true", help="a secret made here, and thrown away")
+
+    groth16 = root.group("groth16", "the same under snarkjs' names")
+    ptau_setup = groth16.command("setup", "commands:setup", "make a proving key from powers of tau")
+    _files(ptau_setup, r1cs="CIRCUIT.r1cs", ptau="FILE.ptau", zkey="CIRCUIT.zkey")
+    ptau_setup.set_defaults(insecure=False)
+    for name, run, about, details, arguments in _SHARED:
+        arguments(groth16.command(name, run, about, details))
+
+    wtns = root.group("wtns", "calculate or check a witness")
+    calculate = wtns.command("calculate", "commands:wtns_calculate", "calculate a witness from inputs")
+    _files(calculate, wasm="CIRCUIT.wasm", inputs="INPUT.json", witness="WITNESS.wtns")
+    check = wtns.command(
+        "check", "commands:wtns_check", "check a witness against every constraint of its circuit"
+    )
+    _files(check, r1cs="CIRCUIT.r1cs", witness="WITNESS.wtns")
+
+    zkey = root.group("zkey", "inspect, check or export from a proving key")
+    _files(zkey.command("info", "commands:zkey_info", "show what a key holds"), zkey="CIRCUIT.zkey")
+    _files(
+        zkey.command("check", "commands:zkey_check", "check every section and every point"),
+        zkey="CIRCUIT.zkey",
+    )
+    export = zkey.group("export", "verification key, Solidity verifier, calldata")
+    vkey = export.command("verificationkey", "commands:export_verification_key", "write the verification key")
+    _files(vkey, zkey="CIRCUIT.zkey", vkey="VKEY.json")
+    solidity = export.command(
+        "solidityverifier", "commands:export_solidity_verifier", "write a verifier contract"
+    )
+    _files(solidity, zkey="CIRCUIT.zkey", contract="VERIFIER.sol")
+    calldata = export.command(
+        "soliditycalldata",
+        "commands:export_calldata",
+        "print a proof as arguments of the contract's verifyProof",
+    )
+    _files(calldata, public="PUBLIC.json", proof="PROOF.json")
+
+    worker = root.command(
+        "worker",
+        "worker:run",
+        "answer jobs from stdin, keeping keys loaded",
+        "A line of stdin is a job, answered by one line of JSON on stdout, in order:\n"
+        "  prove --zkey FILE --witness FILE --proof FILE --public FILE\n"
+        "        [--device NAME] [--threads N] [--memory-limit MIB] [--timeout SECONDS] [--no-verify]\n"
+        "  quit\n"
+        "Quote names with blanks as in a shell. The worker ends at `quit`, at the end of stdin, or on\n"
+        "SIGTERM; a job that fails is answered and ends nothing.",
+    )
+    worker.add_argument("--keys", metavar="N", default="4", help="keep at most N keys loaded; default: 4")
+
+    root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
+    warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
+    warmup.add_argument("--curve", metavar="NAME", help="only for this curve: bn254 or bls12-381")
+    return parser
+
+
+class _Version(argparse.Action):
+    """--version, which looks the version up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from gpuprover import __version__
+
+        parser._print_message(f"gpuprover {__version__}\n", sys.stdout)
+        parser.exit()

@@ -1,0 +1,25 @@
+"""The CPU backend. Importing this package imports nothing; :func:`warmup` compiles everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuprover.curves import CurveParams
+    from gpuprover.job import Job
+
+
+def warmup(curves: Sequence[CurveParams] | None = None, job: Job | None = None) -> None:
+    """Compiles (or loads from the cache) every kernel for the given curves, default all.
+
+    Progress is reported as one phase a curve, named ``compile <curve>``.
+    """
+    from gpuprover.cpu.warm import compile_curve
+    from gpuprover.curves import CURVES
+    from gpuprover.job import Job
+
+    job = job or Job()
+    for curve in CURVES if curves is None else curves:
+        with job.phase(f"compile {curve.name}"):
+            compile_curve(curve, job)

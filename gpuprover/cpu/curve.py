@@ -1,0 +1,274 @@
+"""The group law of y² = x³ + b (a = 0), once for G1 (over Fq) and G2 (over Fq2).
+
+In memory a point is affine, x then y, and infinity is all zeros. In registers a point is
+XYZZ: (X, Y, ZZ, ZZZ) with x = X/ZZ, y = Y/ZZZ, ZZ³ = ZZZ², and ZZ = 0 for infinity
+(EFD, "XYZZ coordinates for short Weierstrass curves": add-2008-s, madd-2008-s,
+dbl-2008-s-1). Long sums use affine additions with one inversion for a whole batch,
+:func:`add_pairs`: six products an addition where XYZZ takes ten.
+
+Every function is complete: equal points, opposite points and infinity are right.
+"""
+
+from __future__ import annotations
+
+from gpuprover.cpu.field import inverse, is_canonical, load, one, square, store, zero
+from gpuprover.cpu.jit import inline, jit
+
+NEGATE = 0x80000000
+"""Bit 31 of a point index: take the point's negative."""
+INDEX_MASK = 0x7FFFFFFF
+
+_ADD, _DOUBLE, _TAKE_P, _TAKE_Q, _INFINITY = 0, 1, 2, 3, 4
+
+
+# XYZZ ------------------------------------------------------------------------------------
+
+
+@inline
+def identity(F):  # type: ignore[no-untyped-def]
+    return (zero(F), zero(F), zero(F), zero(F))
+
+
+@inline
+def from_affine(F, x, y):  # type: ignore[no-untyped-def]
+    if x == zero(F) and y == zero(F):
+        return (zero(F), zero(F), zero(F), zero(F))
+    return (x, y, one(F), one(F))
+
+
+@inline
+def double(F, p):  # type: ignore[no-untyped-def]
+    """2p: nine products."""
+    x, y, zz, zzz = p
+    u = y + y
+    v = square(u)
+    w = u * v
+    s = x * v
+    xx = square(x)
+    m = xx + xx + xx
+    x3 = square(m) - s - s
+    return (x3, m * (s - x3) - w * y, v * zz, w * zzz)
+
+
+@inline
+def add(F, p, q):  # type: ignore[no-untyped-def]
+    """p + q: fourteen products."""
+    x1, y1, zz1, zzz1 = p
+    x2, y2, zz2, zzz2 = q
+    if zz1 == zero(F):
+        return q
+    if zz2 == zero(F):
+        return p
+    u1, u2 = x1 * zz2, x2 * zz1
+    s1, s2 = y1 * zzz2, y2 * zzz1
+    d, r = u2 - u1, s2 - s1
+    if d == zero(F):
+        if r == zero(F):
+            return double(F, p)
+        return identity(F)
+    dd = square(d)
+    ddd = d * dd
+    v = u1 * dd
+    x3 = square(r) - ddd - v - v
+    return (x3, r * (v - x3) - s1 * ddd, zz1 * zz2 * dd, zzz1 * zzz2 * ddd)
+
+
+@inline
+def add_affine(F, p, x2, y2):  # type: ignore[no-untyped-def]
+    """p + (x2, y2): ten products."""
+    x1, y1, zz1, zzz1 = p
+    if x2 == zero(F) and y2 == zero(F):
+        return p
+    if zz1 == zero(F):
+        return (x2, y2, one(F), one(F))
+    d, r = x2 * zz1 - x1, y2 * zzz1 - y1
+    if d == zero(F):
+        if r == zero(F):
+            return double(F, p)
+        return identity(F)
+    dd = square(d)
+    ddd = d * dd
+    v = x1 * dd
+    x3 = square(r) - ddd - v - v
+    return (x3, r * (v - x3) - y1 * ddd, zz1 * dd, zzz1 * ddd)
+
+
+@inline
+def load_xyzz(F, address, i):  # type: ignore[no-untyped-def]
+    return (
+        load(F, address, 4 * i),
+        load(F, address, 4 * i + 1),
+        load(F, address, 4 * i + 2),
+        load(F, address, 4 * i + 3),
+    )
+
+
+@inline
+def store_xyzz(F, address, i, p):  # type: ignore[no-untyped-def]
+    store(address, 4 * i, p[0])
+    store(address, 4 * i + 1, p[1])
+    store(address, 4 * i + 2, p[2])
+    store(address, 4 * i + 3, p[3])
+
+
+@inline
+def scalar_bit(scalars, words, i, bit):  # type: ignore[no-untyped-def]
+    """Bit ``bit`` of scalar ``i`` of a flat uint64 array with ``words`` words each."""
+    return (scalars[i * words + (bit >> 6)] >> (bit & 63)) & 1
+
+
+@inline
+def scalar_bits(scalars, words, i):  # type: ignore[no-untyped-def]
+    """Bit length of scalar ``i``."""
+    for k in range(words - 1, -1, -1):
+        w = scalars[i * words + k]
+        if w != 0:
+            n = 64 * k
+            while w != 0:
+                w >>= 1
+                n += 1
+            return n
+    return 0
+
+
+@inline
+def multiply(F, p, scalars, words, i):  # type: ignore[no-untyped-def]
+    """scalars[i]·p by double-and-add from the top bit."""
+    acc = identity(F)
+    for bit in range(scalar_bits(scalars, words, i) - 1, -1, -1):
+        acc = double(F, acc)
+        if scalar_bit(scalars, words, i, bit):
+            acc = add(F, acc, p)
+    return acc
+
+
+@jit
+def normalise(F, source, out, prefix, n):  # type: ignore[no-untyped-def]
+    """n XYZZ points -> affine points, with one inversion. ``prefix`` has room for n elements."""
+    total = one(F)
+    for i in range(n):
+        store(prefix, i, total)
+        zzz = load(F, source, 4 * i + 3)
+        if zzz != zero(F):
+            total = total * zzz
+    total = inverse(total)
+    for i in range(n - 1, -1, -1):
+        x, y, zz, zzz = load_xyzz(F, source, i)
+        if zzz == zero(F):
+            store(out, 2 * i, zero(F))
+            store(out, 2 * i + 1, zero(F))
+            continue
+        t = load(F, prefix, i) * total  # 1/ZZZ
+        total = total * zzz
+        z = t * zz  # ZZ/ZZZ = 1/z
+        store(out, 2 * i, x * square(z))
+        store(out, 2 * i + 1, y * t)
+
+
+@jit
+def linear_combination(F, points, scalars, words, n, out):  # type: ignore[no-untyped-def]
+    """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words."""
+    acc = identity(F)
+    for i in range(n):
+        p = from_affine(F, load(F, points, 2 * i), load(F, points, 2 * i + 1))
+        acc = add(F, acc, multiply(F, p, scalars, words, i))
+    store_xyzz(F, out, 0, acc)
+
+
+# Batches of affine additions ---------------------------------------------------------------
+
+
+@inline
+def _load_y(F, base, index):  # type: ignore[no-untyped-def]
+    y = load(F, base, 2 * (index & 0x7FFFFFFF) + 1)
+    return -y if index & 0x80000000 else y
+
+
+@inline
+def copy_point(F, source, index, out, o):  # type: ignore[no-untyped-def]
+    """out[o] = ±source[index]."""
+    store(out, 2 * o, load(F, source, 2 * (index & 0x7FFFFFFF)))
+    store(out, 2 * o + 1, _load_y(F, source, index))
+
+
+@inline
+def is_infinity(F, base, i):  # type: ignore[no-untyped-def]
+    return load(F, base, 2 * i) == zero(F) and load(F, base, 2 * i + 1) == zero(F)
+
+
+@jit
+def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):  # type: ignore[no-untyped-def]
+    """out[out_index[k]] = ±ps[p_index[k]] ± qs[q_index[k]] for k < n, all affine, with one inversion.
+
+    Indices are int64 with :data:`NEGATE` as the sign. Pairs are written from the last to the
+    first: ``out`` may overlap the inputs if no pair's output is an input of an earlier pair.
+    ``prefix`` has room for n elements, ``kinds`` is uint8[≥ n].
+    """
+    # 1. Denominators x2 − x1 (2y for equal points) and their running product.
+    total = one(F)
+    nothing = zero(F)
+    for k in range(n):
+        p, q = p_index[k], q_index[k]
+        x1, x2 = load(F, ps, 2 * (p & 0x7FFFFFFF)), load(F, qs, 2 * (q & 0x7FFFFFFF))
+        d = x2 - x1
+        kind = 0
+        if x1 == nothing or x2 == nothing or d == nothing:
+            y1, y2 = _load_y(F, ps, p), _load_y(F, qs, q)
+            if x2 == nothing and y2 == nothing:
+                kind = 2
+            elif x1 == nothing and y1 == nothing:
+                kind = 3
+            elif d == nothing:
+                if y1 == y2 and y1 != nothing:
+                    kind = 1
+                    d = y1 + y1
+                else:
+                    kind = 4
+        kinds[k] = kind
+        if kind <= 1:
+            store(prefix, k, total)
+            total = total * d
+    # 2. One inversion. 3. Back again: each denominator's inverse, and the chord or tangent.
+    total = inverse(total)
+    for k in range(n - 1, -1, -1):
+        p, q, o = p_index[k], q_index[k], out_index[k]
+        kind = kinds[k]
+        if kind <= 1:
+            x1, y1 = load(F, ps, 2 * (p & 0x7FFFFFFF)), _load_y(F, ps, p)
+            x2, y2 = load(F, qs, 2 * (q & 0x7FFFFFFF)), _load_y(F, qs, q)
+            t = load(F, prefix, k) * total
+            if kind == 0:
+                total = total * (x2 - x1)
+                slope = (y2 - y1) * t
+            else:
+                total = total * (y1 + y1)
+                xx = square(x1)
+                slope = (xx + xx + xx) * t
+            x3 = square(slope) - x1 - x2
+            store(out, 2 * o, x3)
+            store(out, 2 * o + 1, slope * (x1 - x3) - y1)
+        elif kind == 2:
+            copy_point(F, ps, p, out, o)
+        elif kind == 3:
+            copy_point(F, qs, q, out, o)
+        else:
+            store(out, 2 * o, nothing)
+            store(out, 2 * o + 1, nothing)
+
+
+# Checks --------------------------------------------------------------------------------------
+
+
+@jit
+def first_off_curve(F, points, coefficient, lo, hi):  # type: ignore[no-untyped-def]
+    """First i in [lo, hi) with a coordinate >= q or y² ≠ x³ + b, infinity excepted; −1 if none."""
+    b = load(F, coefficient, 0)
+    for i in range(lo, hi):
+        x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
+        if not (is_canonical(x) and is_canonical(y)):
+            return i
+        if x == zero(F) and y == zero(F):
+            continue
+        if square(y) != square(x) * x + b:
+            return i
+    return -1

@@ -1,0 +1,108 @@
+"""``@jit``: Numba's compiler with the settings this package needs, and a cache that is never stale.
+
+Numba's own cache looks at the file of the compiled function only, so an edit of a callee
+in another file silently runs old code. Here the cache folder carries a hash of all of
+the package's sources, of Numba's version and of nothing else; Numba adds the CPU's name
+and features to the key of each entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import caching
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CACHE_VARIABLE = "GPUPROVER_CACHE_DIR"
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """Sixteen hex digits over the sources that can end up in compiled code, and Numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    sources = [PACKAGE / "curves.py", *sorted((PACKAGE / "cpu").glob("*.py"))]
+    for path in sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def cache_root() -> Path:
+    """``GPUPROVER_CACHE_DIR``, or gpuprover's folder in the user's cache folder."""
+    explicit = os.environ.get(CACHE_VARIABLE)
+    if explicit:
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gpuprover"
+
+
+@lru_cache(maxsize=1)
+def cache_folder() -> Path | None:
+    """The folder of compiled code for these sources, made if need be; None where none is writable."""
+    name = f"numba-{source_digest()}"
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    for root in (cache_root(), Path(tempfile.gettempdir()) / f"gpuprover-{user}"):
+        folder = root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue  # compiled code is executed: never load what another user owns
+            probe = folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+class _Locator(caching._CacheLocator):
+    """Puts every cache file into :func:`cache_folder`, whatever file the function is in."""
+
+    def __init__(self, py_func: Any, py_file: str, folder: Path) -> None:
+        self._folder = folder
+        self._lineno = py_func.__code__.co_firstlineno
+        self._file = py_file
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return source_digest()
+
+    def get_disambiguator(self) -> str:
+        stem = f"{Path(self._file).name}:{self._lineno}"
+        return hashlib.sha256(stem.encode()).hexdigest()[:10]
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator | None:
+        folder = cache_folder()
+        return None if folder is None else cls(py_func, py_file, folder)
+
+
+class _Impl(caching.CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _Cache(caching.FunctionCache):
+    _impl_class = _Impl
+
+
+def jit(function: F) -> F:
+    """Compiles lazily, releases the GIL, wraps integers, caches on disk."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if cache_folder() is not None:
+        dispatcher._cache = _Cache(dispatcher.py_func)
+    return dispatcher
+
+
+inline = numba.njit(error_model="numpy")
+"""For functions that only other compiled functions call: they are cached with their callers."""

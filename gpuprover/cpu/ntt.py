@@ -1,0 +1,237 @@
+"""The number-theoretic transform: radix 2, in place, without a bit-reversal pass where none is asked for.
+
+Decimation in frequency takes natural to bit-reversed order, decimation in time takes it
+back, so a transform and its inverse in a row need no permutation (Gentleman, Sande 1966;
+Cooley, Tukey 1965). Stages on long distances pass over the whole vector; once a block fits
+the cache, all its remaining stages run before the next block is touched.
+
+Twiddles: one table per field, of the largest size asked for so far: entry h + j is
+ω_{2h}^j for j < h, for every power of two h. The stage of distance h reads h consecutive
+entries, and every smaller domain finds its own stages in the same table. The inverse
+transform reads the table backwards: ω^(−j) = −ω^(h−j).
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from gpuprover.cpu.field import Field, load, one, store
+from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.vector import scale_powers, scale_powers_reversed
+from gpuprover.curves import FieldParams
+from gpuprover.job import Job
+from gpuprover.limbs import Words, field_to_words
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+LOG_BLOCK = 14
+"""A block of 2^14 elements and its twiddles stay in a second-level cache of 1 MiB or more."""
+
+
+@inline
+def _frequency_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-untyped-def]
+    """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b, (a − b)·w)."""
+    if h == 1:
+        for t in range(lo, hi):
+            a, b = load(F, data, 2 * t), load(F, data, 2 * t + 1)
+            store(data, 2 * t, a + b)
+            store(data, 2 * t + 1, a - b)
+        return
+    t = lo
+    while t < hi:
+        j = t & (h - 1)
+        i = 2 * (t - j) + j
+        count = min(h - j, hi - t)
+        for k in range(count):
+            a, b = load(F, data, i + k), load(F, data, i + k + h)
+            store(data, i + k, a + b)
+            if not inverted:
+                store(data, i + k + h, (a - b) * load(F, table, h + j + k))
+            elif j + k == 0:
+                store(data, i + k + h, a - b)
+            else:
+                store(data, i + k + h, (b - a) * load(F, table, 2 * h - j - k))
+        t += count
+
+
+@inline
+def _time_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-untyped-def]
+    """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b·w, a − b·w)."""
+    if h == 1:
+        _frequency_range(F, data, table, h, lo, hi, inverted)
+        return
+    t = lo
+    while t < hi:
+        j = t & (h - 1)
+        i = 2 * (t - j) + j
+        count = min(h - j, hi - t)
+        for k in range(count):
+            a, b = load(F, data, i + k), load(F, data, i + k + h)
+            if not inverted:
+                b = b * load(F, table, h + j + k)
+            elif j + k != 0:
+                b = -(b * load(F, table, 2 * h - j - k))
+            store(data, i + k, a + b)
+            store(data, i + k + h, a - b)
+        t += count
+
+
+@jit
+def _stage(F, data, table, h, lo, hi, in_time, inverted):  # type: ignore[no-untyped-def]
+    if in_time:
+        _time_range(F, data, table, h, lo, hi, inverted)
+    else:
+        _frequency_range(F, data, table, h, lo, hi, inverted)
+
+
+@jit
+def _block(F, data, table, start, size, in_time, inverted, stop):  # type: ignore[no-untyped-def]
+    """All stages inside [start, start + size)."""
+    if stop[0] != 0:
+        return
+    lo, hi = start >> 1, (start + size) >> 1
+    if in_time:
+        h = 1
+        while 2 * h <= size:
+            _time_range(F, data, table, h, lo, hi, inverted)
+            h *= 2
+    else:
+        h = size >> 1
+        while h >= 1:
+            _frequency_range(F, data, table, h, lo, hi, inverted)
+            h >>= 1
+
+
+@jit
+def _reverse(F, data, log_n, lo, hi):  # type: ignore[no-untyped-def]
+    """Swaps i and rev(i) for the i in [lo, hi) that are the smaller of the two."""
+    for i in range(lo, hi):
+        r = 0
+        x = i
+        for _ in range(log_n):
+            r = (r << 1) | (x & 1)
+            x >>= 1
+        if i < r:
+            a, b = load(F, data, i), load(F, data, r)
+            store(data, i, b)
+            store(data, r, a)
+
+
+@jit
+def _fill_table(F, table, roots, first, last):  # type: ignore[no-untyped-def]
+    """Entries of the stages h = 2^first … 2^(last−1); roots[s] = ω_{2^(s+1)}."""
+    for s in range(first, last):
+        h = 1 << s
+        w = load(F, roots, s)
+        current = one(F)
+        for j in range(h):
+            store(table, h + j, current)
+            current = current * w
+
+
+_tables: dict[str, Words] = {}
+_table_lock = threading.Lock()
+
+
+def twiddles(params: FieldParams, log_n: int) -> Words:
+    """The table for domains up to 2^log_n: uint64[≥ max(2, 2^log_n), limbs], shared and read-only by custom."""
+    table = _tables.get(params.name)
+    if table is not None and len(table) >= 1 << log_n:
+        return table
+    with _table_lock:
+        table = _tables.get(params.name)
+        have = 0 if table is None else len(table).bit_length() - 1
+        if table is None or have < log_n:
+            grown = np.zeros((max(2, 1 << log_n), params.limbs), dtype=np.uint64)
+            if table is not None:
+                grown[: len(table)] = table
+            roots = field_to_words(params, [params.root_of_unity(s + 1) for s in range(max(1, log_n))])
+            _fill_table(Field(params), grown.ctypes.data, roots.ctypes.data, have, max(1, log_n))
+            _tables[params.name] = table = grown
+    return table
+
+
+def drop_tables() -> None:
+    """Gives the twiddle tables' memory back."""
+    with _table_lock:
+        _tables.clear()
+
+
+def table_bytes(params: FieldParams, log_n: int) -> int:
+    """Bytes of the table for a domain of 2^log_n."""
+    return params.bytes << max(1, log_n)
+
+
+def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job) -> None:
+    n, log_n = domain.size, domain.log_n
+    if log_n == 0:
+        return
+    F, data = Field(domain.field), v.ctypes.data
+    table_words = twiddles(domain.field, log_n)
+    table = table_words.ctypes.data
+    log_block = min(log_n, LOG_BLOCK)
+    if job.threads > 1 and log_n > 10:
+        log_block = min(log_block, log_n - (job.threads - 1).bit_length())
+    size = 1 << log_block
+    pieces = job.ranges(n // 2, smallest=1 << 10)
+
+    def long_stages() -> None:
+        distances = [1 << s for s in range(log_block, log_n)]
+        for h in distances if in_time else reversed(distances):
+            job.map(lambda r: _stage(F, data, table, h, r[0], r[1], in_time, inverted), pieces)
+
+    def blocks() -> None:
+        job.map(lambda i: _block(F, data, table, i * size, size, in_time, inverted, job.stop), range(n // size))
+
+    for step in (blocks, long_stages) if in_time else (long_stages, blocks):
+        step()
+
+
+def reverse_in_place(v: Words, domain: Domain, job: Job) -> None:
+    """The bit-reversal permutation."""
+    F, data = Field(domain.field), v.ctypes.data
+    pieces = job.ranges(domain.size, smallest=1 << 12)
+    job.map(lambda r: _reverse(F, data, domain.log_n, r[0], r[1]), pieces)
+
+
+def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reversed: bool, job: Job) -> None:
+    """v[i] ← v[i]·factor·base^i, or base^rev(i) where v stands in bit-reversed order."""
+    params, log_n = domain.field, domain.log_n
+    F, data, p = Field(params), v.ctypes.data, domain.field.modulus
+    constants = field_to_words(params, [factor, base])
+    pieces = job.ranges(domain.size, smallest=1 << 10)
+    if not bit_reversed:
+        job.map(lambda r: scale_powers(F, data, constants.ctypes.data, r[0], r[1]), pieces)
+        return
+    # i -> i + 1 clears t trailing ones and sets the next bit: so does rev(i), at the other end.
+    jumps = [(1 << (log_n - 1 - t)) - sum(1 << (log_n - 1 - s) for s in range(t)) for t in range(log_n)]
+    steps = field_to_words(params, [pow(base, jump, p) for jump in jumps] or [1])
+    job.map(
+        lambda r: scale_powers_reversed(F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]), pieces
+    )
+
+
+def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job) -> None:
+    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`."""
+    p = domain.field.modulus
+    inverted = direction is Direction.INVERSE
+    in_time = order is Order.REVERSED_TO_NATURAL
+    g = 1 if coset is Coset.NONE else domain.coset_generator
+    if not inverted and g != 1:
+        scale_in_place(v, domain, 1, g, in_time, job)
+    _transform(v, domain, in_time, inverted, job)
+    if inverted:
+        bit_reversed = not in_time
+        scale_in_place(v, domain, pow(domain.size, -1, p), pow(g, -1, p), bit_reversed, job)
+    if order is Order.NATURAL_TO_NATURAL:
+        reverse_in_place(v, domain, job)
+
+
+def to_coset(v: Words, domain: Domain, coset: Coset, job: Job) -> None:
+    """Evaluations on ⟨ω⟩ -> evaluations on the coset, with one scaling pass between two transforms."""
+    if coset is Coset.NONE:
+        return
+    _transform(v, domain, in_time=False, inverted=True, job=job)
+    scale_in_place(v, domain, pow(domain.size, -1, domain.field.modulus), domain.coset_generator, True, job)
+    _transform(v, domain, in_time=True, inverted=False, job=job)

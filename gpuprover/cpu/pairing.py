@@ -1,0 +1,547 @@
+"""The optimal ate pairing of both curves, and the subgroup tests that its endomorphisms give.
+
+Tower: Fq2 = Fq[u]/(u² + 1), Fq6 = Fq2[v]/(v³ − ξ) as tuples of three, Fq12 = Fq6[w]/(w² − v)
+as tuples of two. Steps:
+
+1. Lines: for each point of G2, the Miller loop's line coefficients in homogeneous
+   coordinates (Aranha, Karabina, Longa, Gebotys, López, "Faster explicit formulas for computing
+   pairings over ordinary curves", 2010, section 4); kept for points that come again, as
+   those of a verification key do.
+2. Miller loop for all pairs at once: one squaring of Fq12 a step.
+3. Final exponentiation: easy part, then for BN Scott, Benger, Charlemagne, Dominguez Perez,
+   Kachisa, "On the final exponentiation…" (2009), for BLS12 Hayashida, Hayasaka, Teruya,
+   "Efficient final exponentiation via cyclotomic structure…" (2020), which is a cube
+   of the reduced pairing; squarings by Granger and Scott (2010), section 3.2. Only
+   equality with 1 is ever asked, so the cube is as good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.core.extending import overload
+from numpy.typing import NDArray
+
+from gpuprover.backend import Group
+from gpuprover.cpu import curve
+from gpuprover.cpu.field import ElementType, Field, inverse, load, one, pair, part, square, store, zero
+from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.msm import address
+from gpuprover.curves import CURVES, CurveParams
+from gpuprover.limbs import Words, field_to_words, ints_to_words
+
+LINE = 3
+"""Elements of Fq2 in one line."""
+
+
+# The tower ---------------------------------------------------------------------------------
+
+
+def multiply_by_xi(x: Any) -> Any:
+    """ξ·x."""
+    raise TypeError("only for compiled code")
+
+
+@overload(multiply_by_xi)
+def _multiply_by_xi(x):  # type: ignore[no-untyped-def]
+    if not isinstance(x, ElementType) or x.degree != 2:
+        return None
+    xi = next(c.xi for c in CURVES if c.base.name == x.params.name)
+    if xi == (1, 1):
+        return lambda x: pair(part(x, 0) - part(x, 1), part(x, 0) + part(x, 1))
+    if xi == (9, 1):
+
+        def nine_plus_u(x):  # type: ignore[no-untyped-def]
+            t = x + x
+            t = t + t
+            t = t + t + x
+            return pair(part(t, 0) - part(x, 1), part(t, 1) + part(x, 0))
+
+        return nine_plus_u
+    raise types.errors.TypingError(f"no multiplication by ξ = {xi}")
+
+
+@inline
+def conjugate(x):  # type: ignore[no-untyped-def]
+    return pair(part(x, 0), -part(x, 1))
+
+
+@inline
+def scale(x, k):  # type: ignore[no-untyped-def]
+    """x·k for k in Fq."""
+    return pair(part(x, 0) * k, part(x, 1) * k)
+
+
+@inline
+def add6(a, b):  # type: ignore[no-untyped-def]
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+
+
+@inline
+def sub6(a, b):  # type: ignore[no-untyped-def]
+    return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
+
+
+@inline
+def neg6(a):  # type: ignore[no-untyped-def]
+    return (-a[0], -a[1], -a[2])
+
+
+@inline
+def by_v(a):  # type: ignore[no-untyped-def]
+    return (multiply_by_xi(a[2]), a[0], a[1])
+
+
+@inline
+def mul6(a, b):  # type: ignore[no-untyped-def]
+    v0, v1, v2 = a[0] * b[0], a[1] * b[1], a[2] * b[2]
+    c0 = v0 + multiply_by_xi((a[1] + a[2]) * (b[1] + b[2]) - v1 - v2)
+    c1 = (a[0] + a[1]) * (b[0] + b[1]) - v0 - v1 + multiply_by_xi(v2)
+    c2 = (a[0] + a[2]) * (b[0] + b[2]) - v0 - v2 + v1
+    return (c0, c1, c2)
+
+
+@inline
+def mul6_by_01(a, b0, b1):  # type: ignore[no-untyped-def]
+    """a·(b0 + b1·v)."""
+    v0, v1 = a[0] * b0, a[1] * b1
+    c0 = multiply_by_xi((a[1] + a[2]) * b1 - v1) + v0
+    c1 = (a[0] + a[1]) * (b0 + b1) - v0 - v1
+    return (c0, c1, (a[0] + a[2]) * b0 - v0 + v1)
+
+
+@inline
+def inverse6(a):  # type: ignore[no-untyped-def]
+    c0 = square(a[0]) - multiply_by_xi(a[1] * a[2])
+    c1 = multiply_by_xi(square(a[2])) - a[0] * a[1]
+    c2 = square(a[1]) - a[0] * a[2]
+    t = inverse(multiply_by_xi(a[2] * c1 + a[1] * c2) + a[0] * c0)
+    return (c0 * t, c1 * t, c2 * t)
+
+
+@inline
+def one12(F):  # type: ignore[no-untyped-def]
+    return ((one(F), zero(F), zero(F)), (zero(F), zero(F), zero(F)))
+
+
+@inline
+def mul12(a, b):  # type: ignore[no-untyped-def]
+    v0, v1 = mul6(a[0], b[0]), mul6(a[1], b[1])
+    c1 = sub6(sub6(mul6(add6(a[0], a[1]), add6(b[0], b[1])), v0), v1)
+    return (add6(v0, by_v(v1)), c1)
+
+
+@inline
+def square12(a):  # type: ignore[no-untyped-def]
+    v0 = mul6(a[0], a[1])
+    c0 = sub6(sub6(mul6(add6(a[0], a[1]), add6(a[0], by_v(a[1]))), v0), by_v(v0))
+    return (c0, add6(v0, v0))
+
+
+@inline
+def conjugate12(a):  # type: ignore[no-untyped-def]
+    return (a[0], neg6(a[1]))
+
+
+@inline
+def inverse12(a):  # type: ignore[no-untyped-def]
+    t = inverse6(sub6(mul6(a[0], a[0]), by_v(mul6(a[1], a[1]))))
+    return (mul6(a[0], t), neg6(mul6(a[1], t)))
+
+
+@inline
+def frobenius12(F, a, powers):  # type: ignore[no-untyped-def]
+    """a^q; ``powers`` holds ξ^(k(q − 1)/6) for k < 6."""
+    x, y = a
+    return (
+        (conjugate(x[0]), conjugate(x[1]) * load(F, powers, 2), conjugate(x[2]) * load(F, powers, 4)),
+        (
+            conjugate(y[0]) * load(F, powers, 1),
+            conjugate(y[1]) * load(F, powers, 3),
+            conjugate(y[2]) * load(F, powers, 5),
+        ),
+    )
+
+
+@inline
+def _square4(a, b):  # type: ignore[no-untyped-def]
+    """(a + b·s)² with s² = ξ."""
+    t0, t1 = square(a), square(b)
+    return multiply_by_xi(t1) + t0, square(a + b) - t0 - t1
+
+
+@inline
+def _thrice_minus_twice(t, z):  # type: ignore[no-untyped-def]
+    d = t - z
+    return d + d + t
+
+
+@inline
+def _thrice_plus_twice(t, z):  # type: ignore[no-untyped-def]
+    s = t + z
+    return s + s + t
+
+
+@inline
+def cyclotomic_square(a):  # type: ignore[no-untyped-def]
+    """a² for a of the cyclotomic subgroup."""
+    (z0, z4, z3), (z2, z1, z5) = a
+    t0, t1 = _square4(z0, z1)
+    t2, t3 = _square4(z2, z3)
+    t4, t5 = _square4(z4, z5)
+    return (
+        (_thrice_minus_twice(t0, z0), _thrice_minus_twice(t2, z4), _thrice_minus_twice(t4, z3)),
+        (_thrice_plus_twice(multiply_by_xi(t5), z2), _thrice_plus_twice(t1, z1), _thrice_plus_twice(t3, z5)),
+    )
+
+
+@inline
+def _power12(a, exponent):  # type: ignore[no-untyped-def]
+    """a^exponent for a of the cyclotomic subgroup, exponent a uint64 > 0."""
+    result = a
+    top = 63
+    while (exponent >> np.uint64(top)) & np.uint64(1) == 0:
+        top -= 1
+    for bit in range(top - 1, -1, -1):
+        result = cyclotomic_square(result)
+        if (exponent >> np.uint64(bit)) & np.uint64(1):
+            result = mul12(result, a)
+    return result
+
+
+# 1. Lines ------------------------------------------------------------------------------------
+
+
+@inline
+def _double_step(F, t, three_b, lines, k):  # type: ignore[no-untyped-def]
+    """Doubles t (homogeneous, all coordinates times four) and writes the tangent."""
+    x, y, z = t
+    a, b, c = x * y, square(y), square(z)
+    e = three_b * c
+    f = e + e + e
+    g = b + f
+    h = square(y + z) - b - c
+    xx = square(x)
+    ee = square(e)
+    ee = ee + ee + ee
+    ee = ee + ee
+    ab = a * (b - f)
+    bh = b * h
+    bh = bh + bh
+    store(lines, 3 * k, -h)
+    store(lines, 3 * k + 1, xx + xx + xx)
+    store(lines, 3 * k + 2, e - b)
+    return (ab + ab, square(g) - ee - ee, bh + bh)
+
+
+@inline
+def _add_step(F, t, x2, y2, lines, k):  # type: ignore[no-untyped-def]
+    """Adds the affine point to t and writes the chord."""
+    x, y, z = t
+    theta, lam = y - y2 * z, x - x2 * z
+    c, d = square(theta), square(lam)
+    e = lam * d
+    f, g = z * c, x * d
+    h = e + f - g - g
+    store(lines, 3 * k, lam)
+    store(lines, 3 * k + 1, -theta)
+    store(lines, 3 * k + 2, theta * x2 - lam * y2)
+    return (lam * h, theta * (g - h) - e * y, z * e)
+
+
+@inline
+def _untwisted_frobenius(F, x, y, frobenius):  # type: ignore[no-untyped-def]
+    """ψ(x, y): Frobenius, carried over to the twist."""
+    return conjugate(x) * load(F, frobenius, 0), conjugate(y) * load(F, frobenius, 1)
+
+
+@jit
+def _lines(F, point, digits, constants, is_bn, out):  # type: ignore[no-untyped-def]
+    """The lines of one affine point. ``constants``: 3b', then the two factors of ψ."""
+    x, y = load(F, point, 0), load(F, point, 1)
+    three_b = load(F, constants, 0)
+    t = (x, y, one(F))
+    k = 0
+    for i in range(len(digits) - 2, -1, -1):
+        t = _double_step(F, t, three_b, out, k)
+        k += 1
+        if digits[i] != 0:
+            t = _add_step(F, t, x, y if digits[i] > 0 else -y, out, k)
+            k += 1
+    if is_bn:
+        frobenius = constants + 2 * 8 * _limbs(F)
+        x1, y1 = _untwisted_frobenius(F, x, y, frobenius)
+        t = _add_step(F, t, x1, y1, out, k)
+        x2, y2 = _untwisted_frobenius(F, x1, y1, frobenius)
+        _add_step(F, t, x2, -y2, out, k + 1)
+
+
+def _limbs(F: Any) -> int:
+    raise TypeError("only for compiled code")
+
+
+@overload(_limbs)
+def _limbs_overload(F):  # type: ignore[no-untyped-def]
+    limbs = F.params.limbs
+    return lambda F: limbs
+
+
+# 2. and 3. -------------------------------------------------------------------------------------
+
+
+@inline
+def _multiply_by_line(f, c0, c1, c2, is_d_twist):  # type: ignore[no-untyped-def]
+    if is_d_twist:  # c0 + (c1 + c2·v)·w
+        v0 = (f[0][0] * c0, f[0][1] * c0, f[0][2] * c0)
+        v1 = mul6_by_01(f[1], c1, c2)
+        cross = mul6_by_01(add6(f[0], f[1]), c0 + c1, c2)
+    else:  # (c2 + c1·v) + c0·v·w
+        v0 = mul6_by_01(f[0], c2, c1)
+        v1 = (multiply_by_xi(f[1][2] * c0), f[1][0] * c0, f[1][1] * c0)
+        cross = mul6_by_01(add6(f[0], f[1]), c2, c1 + c0)
+    return (add6(v0, by_v(v1)), sub6(sub6(cross, v0), v1))
+
+
+@inline
+def _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_d_twist):  # type: ignore[no-untyped-def]
+    """Multiplies f by line k of each of n points, taken at the points of G1."""
+    for i in range(n):
+        at = 3 * (i * per_point + k)
+        c0 = scale(load(Q, lines, at), load(F, g1, 2 * i + 1))
+        c1 = scale(load(Q, lines, at + 1), load(F, g1, 2 * i))
+        f = _multiply_by_line(f, c0, c1, load(Q, lines, at + 2), is_d_twist)
+    return f
+
+
+@inline
+def _hard_part_bn(Q, f, seed, powers):  # type: ignore[no-untyped-def]
+    f1 = _power12(f, seed)
+    f2 = _power12(f1, seed)
+    f3 = _power12(f2, seed)
+    fq = frobenius12(Q, f, powers)
+    fq2 = frobenius12(Q, fq, powers)
+    y0 = mul12(mul12(fq, fq2), frobenius12(Q, fq2, powers))
+    f2q = frobenius12(Q, f2, powers)
+    y1 = conjugate12(f)
+    y2 = frobenius12(Q, f2q, powers)
+    y3 = conjugate12(frobenius12(Q, f1, powers))
+    y4 = conjugate12(mul12(f1, f2q))
+    y5 = conjugate12(f2)
+    y6 = conjugate12(mul12(f3, frobenius12(Q, f3, powers)))
+    # y0·y1²·y2⁶·y3¹²·y4¹⁸·y5³⁰·y6³⁶
+    t0 = mul12(mul12(cyclotomic_square(y6), y4), y5)
+    t1 = mul12(mul12(y3, y5), t0)
+    t0 = mul12(t0, y2)
+    t1 = cyclotomic_square(mul12(cyclotomic_square(t1), t0))
+    t0 = mul12(t1, y1)
+    t1 = mul12(t1, y0)
+    return mul12(cyclotomic_square(t0), t1)
+
+
+@inline
+def _hard_part_bls(Q, f, seed, powers):  # type: ignore[no-untyped-def]
+    """f^((x − 1)²(x + q)(x² + q² − 1) + 3) for x = −seed."""
+    a = conjugate12(mul12(_power12(f, seed), f))
+    a = conjugate12(mul12(_power12(a, seed), a))
+    b = mul12(conjugate12(_power12(a, seed)), frobenius12(Q, a, powers))
+    c = _power12(_power12(b, seed), seed)
+    bq2 = frobenius12(Q, frobenius12(Q, b, powers), powers)
+    c = mul12(mul12(c, bq2), conjugate12(b))
+    return mul12(c, mul12(cyclotomic_square(f), f))
+
+
+@jit
+def _product_is_one(F, Q, g1, n, lines, per_point, digits, seed, powers, is_bn):  # type: ignore[no-untyped-def]
+    """Whether Π e(g1[i], point of lines i) = 1. F is Fq, Q is Fq2."""
+    f = one12(Q)
+    k = 0
+    for i in range(len(digits) - 2, -1, -1):
+        f = square12(f)
+        f = _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_bn)
+        k += 1
+        if digits[i] != 0:
+            f = _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_bn)
+            k += 1
+    if is_bn:
+        f = _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_bn)
+        f = _apply_lines(F, Q, f, g1, n, lines, per_point, k + 1, is_bn)
+    else:
+        f = conjugate12(f)
+    f = mul12(conjugate12(f), inverse12(f))
+    f = mul12(frobenius12(Q, frobenius12(Q, f, powers), powers), f)
+    f = _hard_part_bn(Q, f, seed, powers) if is_bn else _hard_part_bls(Q, f, seed, powers)
+    unit = one(Q)
+    nothing = zero(Q)
+    rest = f[0][1] == nothing and f[0][2] == nothing
+    return f[0][0] == unit and rest and f[1][0] == nothing and f[1][1] == nothing and f[1][2] == nothing
+
+
+# Constants ----------------------------------------------------------------------------------------
+
+
+def _fq2_power(c: CurveParams, base: tuple[int, int], exponent: int) -> tuple[int, int]:
+    q = c.q
+    result = (1, 0)
+    for bit in bin(exponent)[2:]:
+        a, b = result
+        result = ((a * a - b * b) % q, 2 * a * b % q)
+        if bit == "1":
+            a, b = result
+            result = ((a * base[0] - b * base[1]) % q, (a * base[1] + b * base[0]) % q)
+    return result
+
+
+def _fq2_inverse(c: CurveParams, x: tuple[int, int]) -> tuple[int, int]:
+    n = pow(x[0] * x[0] + x[1] * x[1], -1, c.q)
+    return x[0] * n % c.q, -x[1] * n % c.q
+
+
+def _fq2_words(c: CurveParams, values: list[tuple[int, int]]) -> Words:
+    return field_to_words(c.base, [part for value in values for part in value])
+
+
+@lru_cache
+def twist_frobenius(c: CurveParams) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The factors of ψ(x, y) = (x̄·γx, ȳ·γy)."""
+    gx, gy = _fq2_power(c, c.xi, (c.q - 1) // 3), _fq2_power(c, c.xi, (c.q - 1) // 2)
+    return (gx, gy) if c.twist == "D" else (_fq2_inverse(c, gx), _fq2_inverse(c, gy))
+
+
+@lru_cache
+def _loop_digits(c: CurveParams) -> NDArray[np.int8]:
+    """The loop count in non-adjacent form, lowest digit first."""
+    n, digits = abs(c.loop_count), []
+    while n:
+        d = 2 - n % 4 if n % 2 else 0
+        digits.append(d)
+        n = (n - d) // 2
+    return np.array(digits, dtype=np.int8)
+
+
+@lru_cache
+def _constants(c: CurveParams) -> tuple[Words, Words]:
+    """(3b', γx, γy) and ξ^(k(q − 1)/6) for k < 6."""
+    three_b = tuple(3 * v % c.q for v in c.b_twist)
+    powers = [_fq2_power(c, c.xi, k * (c.q - 1) // 6) for k in range(6)]
+    return _fq2_words(c, [three_b, *twist_frobenius(c)]), _fq2_words(c, powers)  # type: ignore[list-item]
+
+
+@lru_cache(maxsize=64)
+def _prepared(c: CurveParams, point: bytes) -> Words:
+    """The lines of an affine G2 point given by its words."""
+    digits = _loop_digits(c)
+    steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.family == "BN" else 0)
+    lines = np.empty((steps, LINE * 2 * c.base.limbs), dtype=np.uint64)
+    words = np.frombuffer(point, dtype=np.uint64)
+    constants, _ = _constants(c)
+    _lines(Field(c.base, 2), address(words), digits, address(constants), c.family == "BN", address(lines))
+    return lines
+
+
+def pairing_check(c: CurveParams, g1: Words, g2: Words) -> bool:
+    """Whether Π e(g1[i], g2[i]) = 1 for affine points of the right subgroups."""
+    finite = [i for i in range(len(g1)) if g1[i].any() and g2[i].any()]
+    if not finite:
+        return True
+    lines = np.stack([_prepared(c, g2[i].tobytes()) for i in finite])
+    points = np.ascontiguousarray(g1[finite])
+    _, powers = _constants(c)
+    return bool(
+        _product_is_one(
+            Field(c.base), Field(c.base, 2), address(points), len(finite), address(lines), lines.shape[1],
+            _loop_digits(c), np.uint64(abs(c.seed)), address(powers), c.family == "BN",
+        )
+    )  # fmt: skip
+
+
+# Subgroup tests ------------------------------------------------------------------------------------
+
+
+@jit
+def _first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):  # type: ignore[no-untyped-def]
+    """First i with (βx, y) ≠ −scalar·(x, y)."""
+    for i in range(lo, hi):
+        if stop[0] != 0:
+            return -1
+        x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
+        if x == zero(F) and y == zero(F):
+            continue
+        p = curve.multiply(F, curve.from_affine(F, x, y), scalar, words, 0)
+        p = curve.add_affine(F, p, x * load(F, beta, 0), y)
+        if p[2] != zero(F):
+            return i
+    return -1
+
+
+@jit
+def _first_outside_g2(F, points, frobenius, scalar, words, negative, lo, hi, stop):  # type: ignore[no-untyped-def]
+    """First i with ψ(P) ≠ ±scalar·P."""
+    for i in range(lo, hi):
+        if stop[0] != 0:
+            return -1
+        x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
+        if x == zero(F) and y == zero(F):
+            continue
+        p = curve.multiply(F, curve.from_affine(F, x, y), scalar, words, 0)
+        fx, fy = _untwisted_frobenius(F, x, y, frobenius)
+        p = curve.add_affine(F, p, fx, fy if negative else -fy)
+        if p[2] != zero(F):
+            return i
+    return -1
+
+
+@lru_cache
+def _g1_endomorphism(c: CurveParams) -> int:
+    """β with β³ = 1 such that (βx, y) = −seed²·(x, y) on the subgroup of a BLS12 curve."""
+    beta = next(b for b in (pow(g, (c.q - 1) // 3, c.q) for g in range(2, 99)) if b != 1)
+    x, y = c.g1
+    want = _plain_multiple(c, c.g1, c.seed**2)
+    for candidate in (beta, beta * beta % c.q):
+        if (candidate * x % c.q, -y % c.q) == want:
+            return candidate
+    raise AssertionError(f"{c.name}: no endomorphism found")
+
+
+def _plain_multiple(c: CurveParams, point: tuple[int, int], k: int) -> tuple[int, int]:
+    """k·point on G1 by the textbook, for a constant."""
+    q, result = c.q, None
+    for bit in bin(k)[2:]:
+        for other in (result, point if bit == "1" else None):
+            if result is None or other is None:
+                result = result or other
+                continue
+            (x1, y1), (x2, y2) = result, other
+            slope = 3 * x1 * x1 * pow(2 * y1, -1, q) if result == other else (y2 - y1) * pow(x2 - x1, -1, q)
+            x3 = (slope * slope - x1 - x2) % q
+            result = (x3, (slope * (x1 - x3) - y1) % q)
+    assert result is not None
+    return result
+
+
+def subgroup_check(
+    c: CurveParams, group: Group, F: Field, points: int, stop: NDArray[np.uint8]
+) -> Callable[[tuple[int, int]], int]:
+    """A function (lo, hi) -> first point on the curve but outside the subgroup, or −1.
+
+    With t the trace and λ = t − 1: on the twist ψ² − tψ + q = 0, so ψ(P) = λP gives
+    (q + 1 − t)·P = #E(Fq)·P = 0, and #E(Fq) shares only r with the twist's order. For BN,
+    #E(Fq) = r, and G1 is the whole curve. For BLS12, (βx, y) = −x²P gives (x⁴ − x² + 1)·P = r·P = 0.
+    Scott, "A note on group membership tests for G1, G2 and GT on BLS pairing-friendly curves" (2021).
+    """
+    limbs = c.scalar.limbs
+    if group is Group.G2:
+        frobenius = _fq2_words(c, list(twist_frobenius(c)))
+        value = c.trace - 1
+        scalar = ints_to_words([abs(value)], limbs)[0]
+        return lambda r: _first_outside_g2(
+            F, points, address(frobenius), scalar, limbs, value < 0, r[0], r[1], stop
+        )
+    if c.cofactor_g1 == 1:
+        return lambda r: -1
+    beta = field_to_words(c.base, [_g1_endomorphism(c)])
+    square_seed = ints_to_words([c.seed**2], limbs)[0]
+    return lambda r: _first_outside_g1(F, points, address(beta), square_seed, limbs, r[0], r[1], stop)

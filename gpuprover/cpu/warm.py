@@ -1,0 +1,73 @@
+"""Calls every kernel once on tiny data, so that it is compiled and in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuprover.backend import Form, Group
+from gpuprover.cpu.backend import CpuBackend
+from gpuprover.curves import CurveParams
+from gpuprover.job import Job
+from gpuprover.limbs import g1_to_words, g2_to_words, ints_to_words
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+
+def compile_curve(curve: CurveParams, job: Job) -> None:
+    """All kernels for one curve; reports progress in the job's current phase."""
+    inner = Job(threads=1)
+    backend = CpuBackend(curve, inner)
+    words = ints_to_words(range(1, 5), curve.scalar.limbs)
+    domain = Domain(curve.scalar, 2)
+    index = np.zeros(1, dtype=np.uint32)
+    points = {
+        Group.G1: g1_to_words(curve, [curve.g1] * 4),
+        Group.G2: g2_to_words(curve, [curve.g2] * 4),
+    }
+
+    def vectors() -> None:
+        v = backend.upload(words)
+        backend.add(v, v)
+        backend.batch_inverse(v)
+        backend.multiply_subtract_in_place(v, v, v)
+        backend.scale_powers_in_place(v, 1, 2)
+        backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_NATURAL, Coset.ODD)
+        backend.to_coset_in_place(v, domain, Coset.ODD)
+        matrices = backend.prepare_matrices(1, 1, index, index, index, words[:1], Form.DOUBLE_MONTGOMERY)
+        backend.spmv(matrices, words)
+
+    def sums(group: Group) -> Callable[[], object]:
+        return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
+
+    def combinations(group: Group) -> Callable[[], object]:
+        def run() -> None:
+            generator = curve.g1 if group is Group.G1 else curve.g2
+            backend.fixed_base_mul(group, generator, words)
+            starts = np.array([0, 1], dtype=np.int64)
+            backend.sparse_combination(group, points[group], starts, index, words[:1])
+
+        return run
+
+    def checks(group: Group) -> Callable[[], object]:
+        def run() -> None:
+            generator = curve.g1 if group is Group.G1 else curve.g2
+            backend.linear_combination(group, [generator], [3])
+            backend.first_bad_point(group, points[group])
+
+        return run
+
+    steps: list[Callable[[], object]] = [
+        vectors,
+        sums(Group.G1),
+        checks(Group.G1),
+        sums(Group.G2),
+        checks(Group.G2),
+        lambda: backend.pairing_check([curve.g1], [curve.g2]),
+        combinations(Group.G1),
+        combinations(Group.G2),
+    ]
+    for i, step in enumerate(steps):
+        job.check()
+        step()
+        job.report((i + 1) / len(steps))

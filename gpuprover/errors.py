@@ -1,0 +1,92 @@
+"""The exception tree: every failure a caller can meet, and the exit code it maps to.
+
+A message is one line of at most 600 characters that names the file, the part of it,
+and what was expected. Nothing here imports anything: every layer may use it.
+"""
+
+from __future__ import annotations
+
+MAX_MESSAGE = 600
+
+EXIT_OK = 0
+EXIT_INVALID = 1
+EXIT_BAD_INPUT = 2
+EXIT_RESOURCES = 3
+EXIT_CANCELLED = 130
+
+
+class ProverError(Exception):
+    """Base of every error that gpuprover raises on purpose.
+
+    Attributes:
+        exit_code: what the command line returns for it.
+        message: one line, at most 600 characters.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        if len(line) > MAX_MESSAGE:
+            line = line[: MAX_MESSAGE - 1] + "…"
+        super().__init__(line)
+        self.message = line
+
+    @property
+    def kind(self) -> str:
+        """The name to match on, e.g. ``"MalformedFile"``."""
+        return type(self).__name__
+
+
+class MalformedFile(ProverError):
+    """A file or document is damaged: truncated, inconsistent, values out of range."""
+
+    def __init__(self, path: object, part: str, problem: str) -> None:
+        self.path, self.part, self.problem = str(path), part, problem
+        super().__init__(f"{path}: {part}: {problem}")
+
+
+class UnsupportedFile(ProverError):
+    """A well-formed file of a version, protocol, curve or feature we do not handle."""
+
+    def __init__(self, path: object, part: str, problem: str) -> None:
+        self.path, self.part, self.problem = str(path), part, problem
+        super().__init__(f"{path}: {part}: {problem}")
+
+
+class WitnessMismatch(ProverError):
+    """The witness belongs to another circuit or another field than the key."""
+
+
+class UnsatisfiedWitness(ProverError):
+    """The witness does not satisfy the circuit's constraints."""
+
+    exit_code = EXIT_INVALID
+
+
+class InvalidInput(ProverError):
+    """An argument or a circuit's input signal is missing, unknown or out of range."""
+
+
+class OutOfMemory(ProverError):
+    """The work does not fit the memory limit, or the machine refused memory."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class DeviceError(ProverError):
+    """A device was asked for that is missing, unsupported or failing; or the disk is full."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class Timeout(ProverError):
+    """A time or fuel limit was reached."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class Cancelled(ProverError):
+    """The caller cancelled the work."""
+
+    exit_code = EXIT_CANCELLED

@@ -1,0 +1,253 @@
+"""snarkjs's Groth16 documents: verification key, proof, public signals.
+
+Coordinates are decimal strings. A G1 point is [x, y, "1"], a G2 point
+[[x0, x1], [y0, y1], ["1", "0"]]; infinity is ["0", "1", "0"] and [["0", "0"], ["1", "0"],
+["0", "0"]]. Read are rapidsnark's proofs too, which name no curve, and numbers in place
+of strings. Everything is checked to be in range and on its curve; subgroups are left to
+the verifier, which has a backend for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
+from gpuprover.errors import MalformedFile, UnsupportedFile
+from gpuprover.formats.json_files import parse_integer, shown
+from gpuprover.formats.points import on_curve_g1, on_curve_g2
+
+MAX_PUBLIC = 1 << 20
+JsonG1 = list[str]
+JsonG2 = list[list[str]]
+
+
+@dataclass(frozen=True)
+class VerificationKey:
+    """What a Groth16 verifier needs, as host points on their curves (subgroups not checked here).
+
+    Attributes:
+        ic: n_public + 1 points: of the constant wire and of every public signal.
+    """
+
+    curve: CurveParams
+    alpha1: AffineG1
+    beta2: AffineG2
+    gamma2: AffineG2
+    delta2: AffineG2
+    ic: tuple[AffineG1, ...]
+
+    @property
+    def n_public(self) -> int:
+        return len(self.ic) - 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A Groth16 proof (A, B, C), on its curves (subgroups not checked here)."""
+
+    a: AffineG1
+    b: AffineG2
+    c: AffineG1
+
+
+def g1_to_json(point: AffineG1) -> JsonG1:
+    if point is None:
+        return ["0", "1", "0"]
+    return [str(point[0]), str(point[1]), "1"]
+
+
+def g2_to_json(point: AffineG2) -> JsonG2:
+    if point is None:
+        return [["0", "0"], ["1", "0"], ["0", "0"]]
+    return [[str(c) for c in point[0]], [str(c) for c in point[1]], ["1", "0"]]
+
+
+def proof_to_json(proof: Proof, curve: CurveParams) -> dict[str, Any]:
+    """The document that ``snarkjs groth16 prove`` writes."""
+    return {
+        "pi_a": g1_to_json(proof.a),
+        "pi_b": g2_to_json(proof.b),
+        "pi_c": g1_to_json(proof.c),
+        "protocol": "groth16",
+        "curve": curve.snarkjs_name,
+    }
+
+
+def verification_key_to_json(key: VerificationKey) -> dict[str, Any]:
+    """The document that ``snarkjs zkey export verificationkey`` writes, e(α, β) included."""
+    from gpuprover.reference import circom_exponent, fq12, pairing, power
+
+    # A part of the document that no verifier needs; the reference's half a second does.
+    alpha_beta = power(fq12(key.curve), pairing(key.curve, key.alpha1, key.beta2), circom_exponent(key.curve))
+    return {
+        "protocol": "groth16",
+        "curve": key.curve.snarkjs_name,
+        "nPublic": key.n_public,
+        "vk_alpha_1": g1_to_json(key.alpha1),
+        "vk_beta_2": g2_to_json(key.beta2),
+        "vk_gamma_2": g2_to_json(key.gamma2),
+        "vk_delta_2": g2_to_json(key.delta2),
+        "vk_alphabeta_12": [[[str(c) for c in fq2] for fq2 in fq6] for fq6 in alpha_beta],
+        "IC": [g1_to_json(p) for p in key.ic],
+    }
+
+
+def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
+    """Checks a verification key document.
+
+    Raises:
+        MalformedFile: a field is missing, out of range or off the curve, or IC and nPublic disagree.
+        UnsupportedFile: another protocol or curve.
+    """
+    reader = _Reader(document, source, "a Groth16 verification key")
+    reader.protocol(required=True)
+    curve = reader.curve(None)
+    ic_entries = reader.array("IC")
+    n_public = reader.field("nPublic")
+    if not isinstance(n_public, int) or isinstance(n_public, bool) or not 0 <= n_public <= MAX_PUBLIC:
+        reader.fail("nPublic", f"expected a whole number, found {shown(n_public)}")
+    if len(ic_entries) != n_public + 1:
+        reader.fail("IC", f"{len(ic_entries)} points, expected {n_public + 1}: nPublic and one")
+    alpha1 = reader.g1(curve, "vk_alpha_1", reader.field("vk_alpha_1"))
+    beta2, gamma2, delta2 = (
+        reader.g2(curve, name, reader.field(name)) for name in ("vk_beta_2", "vk_gamma_2", "vk_delta_2")
+    )
+    for name, point in (
+        ("vk_alpha_1", alpha1),
+        ("vk_beta_2", beta2),
+        ("vk_gamma_2", gamma2),
+        ("vk_delta_2", delta2),
+    ):
+        if point is None:
+            reader.fail(name, "the point at infinity, which no sound key has")
+    ic = tuple(reader.g1(curve, f"IC[{i}]", entry) for i, entry in enumerate(ic_entries))
+    return VerificationKey(curve, alpha1, beta2, gamma2, delta2, ic)
+
+
+def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> Proof:
+    """Checks a proof document for a curve; ``protocol`` and ``curve`` may be absent.
+
+    Raises:
+        MalformedFile: a point is missing, out of range or off the curve.
+        UnsupportedFile: it says that it is of another protocol or curve.
+    """
+    reader = _Reader(document, source, "a Groth16 proof")
+    reader.protocol(required=False)
+    reader.curve(curve)
+    a = reader.g1(curve, "pi_a", reader.field("pi_a"))
+    b = reader.g2(curve, "pi_b", reader.field("pi_b"))
+    c = reader.g1(curve, "pi_c", reader.field("pi_c"))
+    return Proof(a, b, c)
+
+
+def parse_public_signals(
+    document: object, curve: CurveParams, n_public: int | None = None, source: str = "public signals"
+) -> list[int]:
+    """Checks public signals: a list of n_public integers in [0, r).
+
+    Raises:
+        MalformedFile: no list, a value that is no integer or not below r, another number of them.
+    """
+    if not isinstance(document, list | tuple):
+        raise MalformedFile(source, "document", f"expected a list of integers, found {shown(document)}")
+    if n_public is not None and len(document) != n_public:
+        raise MalformedFile(source, "document", f"{len(document)} signals, expected {n_public} for this key")
+    signals = []
+    for i, entry in enumerate(document):
+        value = parse_integer(entry)
+        if value is None:
+            raise MalformedFile(source, f"signal {i}", f"expected an integer, found {shown(entry)}")
+        if value >= curve.r:
+            raise MalformedFile(source, f"signal {i}", f"not below the prime of {curve.scalar.name}")
+        signals.append(value)
+    return signals
+
+
+class _Reader:
+    """Picks fields from a document and names the one that is wrong."""
+
+    def __init__(self, document: object, source: str, what: str) -> None:
+        self.source = source
+        if not isinstance(document, dict):
+            self.fail("document", f"expected {what} (a JSON object), found {shown(document)}")
+        self.document: dict[str, Any] = document
+
+    def fail(self, part: str, problem: str) -> NoReturn:
+        raise MalformedFile(self.source, part, problem)
+
+    def field(self, name: str) -> Any:
+        if name not in self.document:
+            self.fail(name, "missing from the document")
+        return self.document[name]
+
+    def array(self, name: str) -> Sequence[Any]:
+        value = self.field(name)
+        if not isinstance(value, list | tuple):
+            self.fail(name, f"expected a list, found {shown(value)}")
+        return value
+
+    def protocol(self, *, required: bool) -> None:
+        found = self.field("protocol") if required else self.document.get("protocol", "groth16")
+        if found != "groth16":
+            raise UnsupportedFile(self.source, "protocol", f"expected 'groth16', found {shown(found)}")
+
+    def curve(self, expected: CurveParams | None) -> CurveParams:
+        """The curve that the document names; BN254 or the expected one where it names none."""
+        default = expected or BN254
+        name = self.document.get("curve", default.snarkjs_name)
+        try:
+            curve = curve_by_name(name) if isinstance(name, str) else None
+        except KeyError:
+            curve = None
+        if curve is None or (expected is not None and curve != expected):
+            known = [expected.snarkjs_name] if expected else [c.snarkjs_name for c in CURVES]
+            raise UnsupportedFile(self.source, "curve", f"expected {' or '.join(known)}, found {shown(name)}")
+        return curve
+
+    def coordinates(self, curve: CurveParams, part: str, value: object, count: int) -> list[int]:
+        if not isinstance(value, list | tuple) or len(value) != count:
+            self.fail(part, f"expected a list of {count}, found {_length(value)}")
+        result = []
+        for entry in value:
+            number = parse_integer(entry)
+            if number is None:
+                self.fail(part, f"expected integers as coordinates, found {shown(entry)}")
+            if number >= curve.q:
+                self.fail(part, f"a coordinate is not below the base prime of {curve.name}")
+            result.append(number)
+        return result
+
+    def g1(self, curve: CurveParams, part: str, value: object) -> AffineG1:
+        """[x, y, 1], [x, y] or infinity [0, 1, 0]."""
+        if isinstance(value, list | tuple) and len(value) == 2:
+            value = [*value, 1]
+        x, y, z = self.coordinates(curve, part, value, 3)
+        if z == 0 and (x, y) == (0, 1):
+            return None
+        if z != 1:
+            self.fail(part, "expected affine coordinates: the third has to be 1")
+        if not on_curve_g1(curve, (x, y)):
+            self.fail(part, f"the point is not on the curve {curve.name}")
+        return x, y
+
+    def g2(self, curve: CurveParams, part: str, value: object) -> AffineG2:
+        """[[x0, x1], [y0, y1], [1, 0]], the first two, or infinity [[0, 0], [1, 0], [0, 0]]."""
+        if isinstance(value, list | tuple) and len(value) == 2:
+            value = [*value, [1, 0]]
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            self.fail(part, f"expected a list of 3 pairs, found {_length(value)}")
+        (x0, x1), (y0, y1), z = (self.coordinates(curve, part, pair, 2) for pair in value)
+        if z == [0, 0] and (x0, x1, y0, y1) == (0, 0, 1, 0):
+            return None
+        if z != [1, 0]:
+            self.fail(part, "expected affine coordinates: the third has to be [1, 0]")
+        point = (x0, x1), (y0, y1)
+        if not on_curve_g2(curve, point):
+            self.fail(part, f"the point is not on the twist of {curve.name}")
+        return point
+
+
+def _length(value: object) -> str:
+    return f"{len(value)} entries" if isinstance(value, list | tuple) else shown(value)

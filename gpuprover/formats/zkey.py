@@ -1,0 +1,457 @@
+"""Groth16 proving keys (.zkey), as snarkjs writes them.
+
+Sections: 1 protocol, 2 header, 3 IC, 4 coefficients, 5 A, 6 B1, 7 B2, 8 C, 9 H,
+10 contributions. Points are affine Montgomery words, infinity all zeros. A coefficient
+record is (matrix u32: 0 for A, 1 for B; constraint u32; signal u32; value), its value
+standing as c·R² mod r. The rows after the circuit's own bind the constant and each public
+signal in A. H holds the Lagrange points of the odd coset, scaled by Z(τ)/δ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover.curves import CURVES, AffineG1, AffineG2, CurveParams
+from gpuprover.errors import MalformedFile, UnsupportedFile
+from gpuprover.formats.binfile import BinFile, BinFileWriter, Cursor, SectionWriter, Source, write_binfile
+from gpuprover.formats.files import Pathish
+from gpuprover.formats.groth16_json import VerificationKey, verification_key_to_json
+from gpuprover.formats.points import decode_g1, decode_g2
+from gpuprover.limbs import Words, first_not_below, g1_to_words, g2_to_words
+
+if TYPE_CHECKING:
+    from gpuprover.backend import Backend, KeyHeader
+
+PROTOCOL, HEADER, IC, COEFFICIENTS, A, B1, B2, C, H, CONTRIBUTIONS = range(1, 11)
+SECTIONS = {
+    PROTOCOL: "protocol",
+    HEADER: "Groth16 header",
+    IC: "IC points",
+    COEFFICIENTS: "coefficients",
+    A: "A points",
+    B1: "B1 points",
+    B2: "B2 points",
+    C: "C points",
+    H: "H points",
+    CONTRIBUTIONS: "contributions",
+}
+VERSION = 1
+GROTH16 = 1
+PROTOCOLS = {1: "groth16", 2: "plonk", 10: "fflonk"}
+
+NO_CONTRIBUTION = (
+    "this key has no phase-2 contribution: delta is 1, so anyone can forge proofs for it. "
+    "Contribute before any use, e.g. with: snarkjs zkey contribute KEY.zkey FINAL.zkey"
+)
+INSECURE = (
+    "this key has no phase-2 contribution and comes from a local secret: whoever made "
+    "it can forge proofs for it. Use it for tests, demos and benchmarks only"
+)
+
+_SCAN_BLOCK = 1 << 16
+
+
+def _part(section: int) -> str:
+    return f"section {section} ({SECTIONS[section]})"
+
+
+def coefficient_dtype(curve: CurveParams) -> np.dtype[Any]:
+    """A record of section 4: matrix, constraint, signal (u32), value (uint64[limbs], c·R² mod r)."""
+    return np.dtype(
+        [("matrix", "<u4"), ("constraint", "<u4"), ("signal", "<u4"), ("value", "<u8", (curve.scalar.limbs,))]
+    )
+
+
+@dataclass(frozen=True)
+class KeyPoints:
+    """The single points of a key's header, on their curves."""
+
+    alpha1: AffineG1
+    beta1: AffineG1
+    beta2: AffineG2
+    gamma2: AffineG2
+    delta1: AffineG1
+    delta2: AffineG2
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One step of the key's phase-2 ceremony.
+
+    Attributes:
+        kind: 0 for a person's contribution, 1 for a beacon.
+        name: what the contributor called it, as printable text.
+    """
+
+    kind: int
+    name: str | None
+
+
+@dataclass(frozen=True)
+class ProvingKey:
+    """A mapped Groth16 proving key. Arrays are read-only, often unaligned views of the file.
+
+    Attributes:
+        path: where it came from, for messages.
+        header: the header's points.
+        ic: uint64[n_public + 1, g1_words].
+        coefficients: records of :func:`coefficient_dtype`, constraint < domain_size, signal < n_vars.
+        a, b1: uint64[n_vars, g1_words]; b2: uint64[n_vars, g2_words].
+        c: uint64[n_vars − n_public − 1, g1_words]; h: uint64[domain_size, g1_words].
+        constraints: of the circuit, the rows for public signals not counted.
+        circuit_hash: 64 bytes that the ceremony started from; empty if the file has none.
+        ceremony: its contributions, in order.
+        size: of the file, in bytes.
+    """
+
+    path: str
+    protocol: str
+    curve: CurveParams
+    n_vars: int
+    n_public: int
+    domain_size: int
+    constraints: int
+    header: KeyPoints
+    ic: Words = field(repr=False)
+    coefficients: NDArray[Any] = field(repr=False)
+    a: Words = field(repr=False)
+    b1: Words = field(repr=False)
+    b2: Words = field(repr=False)
+    c: Words = field(repr=False)
+    h: Words = field(repr=False)
+    circuit_hash: bytes = field(repr=False)
+    ceremony: tuple[Contribution, ...] = field(repr=False)
+    size: int
+
+    @property
+    def log_domain(self) -> int:
+        return self.domain_size.bit_length() - 1
+
+    @property
+    def contributions(self) -> int:
+        """Phase-2 contributions. With none, anyone can forge proofs, or the key's maker can."""
+        return len(self.ceremony)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that whoever uses the key has to read: a key without contributions can be forged for."""
+        if self.contributions:
+            return ()
+        return (NO_CONTRIBUTION if self.header.delta1 == self.curve.g1 else INSECURE,)
+
+    @cached_property
+    def vk(self) -> VerificationKey:
+        """The verification key as host points; IC is decoded and checked to be on the curve.
+
+        Raises:
+            MalformedFile: an IC point is off the curve.
+        """
+        ic = []
+        for i, row in enumerate(self.ic):
+            try:
+                ic.append(decode_g1(self.curve, row))
+            except ValueError as error:
+                raise MalformedFile(self.path, _part(IC), f"point {i}: {error}") from None
+        h = self.header
+        return VerificationKey(self.curve, h.alpha1, h.beta2, h.gamma2, h.delta2, tuple(ic))
+
+    @cached_property
+    def verification_key(self) -> dict[str, Any]:
+        """The document that ``snarkjs zkey export verificationkey`` writes; computes a pairing once."""
+        return verification_key_to_json(self.vk)
+
+    @property
+    def plan_header(self) -> KeyHeader:
+        """What :meth:`~gpuprover.backend.Backend.plan` asks for."""
+        from gpuprover.backend import KeyHeader
+
+        return KeyHeader(
+            domain_size=self.domain_size,
+            n_vars=self.n_vars,
+            n_public=self.n_public,
+            n_coefficients=len(self.coefficients),
+            g1_points=2 * self.n_vars + len(self.c) + self.domain_size,
+            g2_points=self.n_vars,
+            largest_msm=max(self.n_vars, self.domain_size),
+        )
+
+    def point_sections(self) -> Iterator[tuple[str, bool, Words]]:
+        """The arrays of points: (name for messages, whether in G2, words)."""
+        sections = {IC: self.ic, A: self.a, B1: self.b1, B2: self.b2, C: self.c, H: self.h}
+        for section, points in sections.items():
+            yield _part(section), section == B2, points
+
+    def check_header_subgroups(self, backend: Backend) -> None:
+        """Raises MalformedFile if a header point is outside the prime-order subgroup."""
+        from gpuprover.backend import Group
+
+        h = self.header
+        g1 = {"alpha1": h.alpha1, "beta1": h.beta1, "delta1": h.delta1}
+        g2 = {"beta2": h.beta2, "gamma2": h.gamma2, "delta2": h.delta2}
+        for group, names, words in (
+            (Group.G1, list(g1), g1_to_words(self.curve, list(g1.values()))),
+            (Group.G2, list(g2), g2_to_words(self.curve, list(g2.values()))),
+        ):
+            bad = backend.first_bad_point(group, words)
+            if bad >= 0:
+                problem = f"{names[bad]} is outside the subgroup of order r"
+                raise MalformedFile(self.path, _part(HEADER), problem)
+
+    def check_points(self, backend: Backend) -> None:
+        """Every point of every section: range, curve, subgroup. Raises MalformedFile naming the culprit."""
+        from gpuprover.backend import Group
+
+        self.check_header_subgroups(backend)
+        for name, in_g2, points in self.point_sections():
+            bad = backend.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
+            if bad >= 0:
+                problem = f"point {bad} is off the curve, outside the subgroup or out of range"
+                raise MalformedFile(self.path, name, problem)
+
+
+def load_key(source: Source) -> ProvingKey:
+    """Maps a proving key and checks its structure, its header points and its coefficients.
+
+    The points of sections 3 and 5 to 9 are not looked at (:meth:`ProvingKey.check_points` does).
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile: truncated, inconsistent sizes, values out of range, header points off their curve.
+        UnsupportedFile: another version, protocol or curve.
+    """
+    file = BinFile(source, "zkey", range(1, VERSION + 1), SECTIONS)
+    protocol = file.cursor(PROTOCOL)
+    identifier = protocol.u32("the protocol id")
+    protocol.end()
+    if identifier != GROTH16:
+        found = f"a {PROTOCOLS[identifier]} key" if identifier in PROTOCOLS else f"protocol id {identifier}"
+        raise UnsupportedFile(file.path, file.name(PROTOCOL), f"expected a groth16 key, found {found}")
+
+    header = file.cursor(HEADER)
+    curve = _curve(file, header)
+    n_vars = header.u32("the number of variables")
+    n_public = header.u32("the number of public signals")
+    domain_size = header.u32("the domain size")
+    points = _header_points(header, curve)
+    header.end()
+    if n_vars < n_public + 1:
+        header.fail(f"{n_vars} variables, expected at least {n_public + 1}: public signals and the constant")
+    if domain_size & (domain_size - 1) or not 1 < domain_size <= 1 << curve.scalar.two_adicity:
+        header.fail(f"domain size {domain_size}, expected a power of two up to 2^{curve.scalar.two_adicity}")
+
+    def section(kind: int, count: int, words: int) -> Words:
+        content = file.exactly(kind, 8 * words * count, f"{count} points of {8 * words} bytes")
+        view: Words = content.view("<u8").reshape(count, words)
+        return view
+
+    g1, g2 = curve.g1_words, curve.g2_words
+    coefficients = _coefficients(file, curve)
+    last = _check_coefficients(file, curve, coefficients, n_vars, domain_size)
+    circuit_hash, ceremony = _ceremony(file, curve)
+    return ProvingKey(
+        path=file.path,
+        protocol=PROTOCOLS[identifier],
+        curve=curve,
+        n_vars=n_vars,
+        n_public=n_public,
+        domain_size=domain_size,
+        # The last row binds the last public signal, or the constant.
+        constraints=max(0, last - n_public),
+        header=points,
+        ic=section(IC, n_public + 1, g1),
+        coefficients=coefficients,
+        a=section(A, n_vars, g1),
+        b1=section(B1, n_vars, g1),
+        b2=section(B2, n_vars, g2),
+        c=section(C, n_vars - n_public - 1, g1),
+        h=section(H, domain_size, g1),
+        circuit_hash=circuit_hash,
+        ceremony=ceremony,
+        size=len(file.data),
+    )
+
+
+def _curve(file: BinFile, header: Cursor) -> CurveParams:
+    base_size, q = header.prime("the base field's prime")
+    scalar_size, r = header.prime("the scalar field's prime")
+    for curve in CURVES:
+        if (curve.q, curve.r) == (q, r):
+            if (base_size, scalar_size) != (curve.base.bytes, curve.scalar.bytes):
+                header.fail(
+                    f"elements of {base_size} and {scalar_size} bytes, expected "
+                    f"{curve.base.bytes} and {curve.scalar.bytes} for {curve.name}"
+                )
+            return curve
+    known = ", ".join(c.name for c in CURVES)
+    raise UnsupportedFile(file.path, header.part, f"primes of no known curve ({known})")
+
+
+def _header_points(header: Cursor, curve: CurveParams) -> KeyPoints:
+    def take(name: str, words: int) -> Words:
+        view: Words = header.bytes(8 * words, name).view("<u8").reshape(1, words)
+        return view
+
+    def refuse(name: str, problem: object) -> NoReturn:
+        header.fail(f"{name}: {problem}")
+
+    def g1(name: str) -> AffineG1:
+        words = take(name, curve.g1_words)
+        try:
+            point = decode_g1(curve, words)
+        except ValueError as error:
+            refuse(name, error)
+        return point if point is not None else refuse(name, "the point at infinity, which no sound key has")
+
+    def g2(name: str) -> AffineG2:
+        words = take(name, curve.g2_words)
+        try:
+            point = decode_g2(curve, words)
+        except ValueError as error:
+            refuse(name, error)
+        return point if point is not None else refuse(name, "the point at infinity, which no sound key has")
+
+    # The order of the file.
+    alpha1, beta1, beta2 = g1("alpha1"), g1("beta1"), g2("beta2")
+    gamma2, delta1, delta2 = g2("gamma2"), g1("delta1"), g2("delta2")
+    return KeyPoints(alpha1, beta1, beta2, gamma2, delta1, delta2)
+
+
+def _coefficients(file: BinFile, curve: CurveParams) -> NDArray[Any]:
+    content, record = file.view(COEFFICIENTS), coefficient_dtype(curve)
+    if len(content) < 4:
+        file.fail(file.name(COEFFICIENTS), "ends within the number of coefficients")
+    count = int.from_bytes(content[:4].tobytes(), "little")
+    file.exactly(COEFFICIENTS, 4 + count * record.itemsize, f"{count} records of {record.itemsize} bytes")
+    return content[4:].view(record)
+
+
+def _check_coefficients(
+    file: BinFile, curve: CurveParams, records: NDArray[Any], n_vars: int, domain_size: int
+) -> int:
+    """Raises MalformedFile for an index or value out of range -> the largest constraint, or −1."""
+    part, last = file.name(COEFFICIENTS), -1
+    for start in range(0, len(records), _SCAN_BLOCK):
+        block = records[start : start + _SCAN_BLOCK]
+        for name, bound, what in (
+            ("matrix", 2, "2"),
+            ("constraint", domain_size, f"the domain size {domain_size}"),
+            ("signal", n_vars, f"the number of variables {n_vars}"),
+        ):
+            column = block[name]
+            largest = int(column.max())
+            if largest >= bound:
+                row = start + int(np.argmax(column >= bound))
+                file.fail(part, f"record {row}: {name} {records[row][name]}, expected below {what}")
+            if name == "constraint":
+                last = max(last, largest)
+        bad = first_not_below(block["value"], curve.r)
+        if bad >= 0:
+            file.fail(part, f"record {start + bad}: value not below the prime of {curve.scalar.name}")
+    return last
+
+
+def _ceremony(file: BinFile, curve: CurveParams) -> tuple[bytes, tuple[Contribution, ...]]:
+    if CONTRIBUTIONS not in file:  # other tools leave it out; no prover needs it
+        return b"", ()
+    cursor = file.cursor(CONTRIBUTIONS)
+    circuit_hash = cursor.bytes(64, "the circuit hash").tobytes()
+    count = cursor.u32("the number of contributions")
+    contributions = []
+    for i in range(count):
+        what = f"contribution {i + 1} of {count}"
+        cursor.bytes(8 * (3 * curve.g1_words + curve.g2_words) + 64, what)
+        kind = cursor.u32(what)
+        parameters = cursor.bytes(cursor.u32(what), what).tobytes()
+        contributions.append(Contribution(kind, _contribution_name(parameters)))
+    cursor.end()
+    return circuit_hash, tuple(contributions)
+
+
+def _contribution_name(parameters: bytes) -> str | None:
+    """Parameters are (type u8, length u8, bytes)*, type 1 the name; a beacon's type 2 is one bare byte."""
+    if len(parameters) < 2 or parameters[0] != 1:
+        return None
+    name = parameters[2 : 2 + parameters[1]].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "�" for c in name)
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """The counts from which every section's size follows."""
+
+    curve: CurveParams
+    n_vars: int
+    n_public: int
+    domain_size: int
+    n_coefficients: int
+
+    def section_bytes(self, section: int) -> int:
+        g1, g2 = 8 * self.curve.g1_words, 8 * self.curve.g2_words
+        return {
+            PROTOCOL: 4,
+            HEADER: 8 + self.curve.base.bytes + self.curve.scalar.bytes + 12 + 3 * g1 + 3 * g2,
+            IC: (self.n_public + 1) * g1,
+            COEFFICIENTS: 4 + self.n_coefficients * coefficient_dtype(self.curve).itemsize,
+            A: self.n_vars * g1,
+            B1: self.n_vars * g1,
+            B2: self.n_vars * g2,
+            C: (self.n_vars - self.n_public - 1) * g1,
+            H: self.domain_size * g1,
+            CONTRIBUTIONS: 64 + 4,
+        }[section]
+
+
+class KeyWriter:
+    """Writes a key section by section, in any order; sections 1 and 2 come first by themselves."""
+
+    def __init__(self, out: BinFileWriter, layout: KeyLayout, points: KeyPoints) -> None:
+        self._out, self._layout, curve = out, layout, layout.curve
+        with self._section(PROTOCOL) as section:
+            section.u32(GROTH16)
+        with self._section(HEADER) as section:
+            for prime in (curve.base, curve.scalar):
+                section.u32(prime.bytes)
+                section.integer(prime.modulus, prime.bytes)
+            section.u32(layout.n_vars, layout.n_public, layout.domain_size)
+            section.write(g1_to_words(curve, [points.alpha1, points.beta1]))
+            section.write(g2_to_words(curve, [points.beta2, points.gamma2]))
+            section.write(g1_to_words(curve, [points.delta1]))
+            section.write(g2_to_words(curve, [points.delta2]))
+
+    @contextmanager
+    def _section(self, section: int) -> Iterator[SectionWriter]:
+        with self._out.section(section, self._layout.section_bytes(section)) as writer:
+            yield writer
+
+    def coefficients(self, blocks: Iterable[NDArray[Any]]) -> None:
+        """Section 4: arrays of :func:`coefficient_dtype`, together ``n_coefficients`` long."""
+        with self._section(COEFFICIENTS) as section:
+            section.u32(self._layout.n_coefficients)
+            for block in blocks:
+                section.write(block)
+
+    def points(self, section: int, blocks: Iterable[Words]) -> None:
+        """Section 3 or 5 to 9: arrays of affine Montgomery points."""
+        with self._section(section) as writer:
+            for block in blocks:
+                writer.write(block.astype("<u8", copy=False))
+
+    def contributions(self, circuit_hash: bytes) -> None:
+        """Section 10, of a key without contributions."""
+        with self._section(CONTRIBUTIONS) as section:
+            section.write(circuit_hash)
+            section.u32(0)
+
+
+@contextmanager
+def write_zkey(path: Pathish, layout: KeyLayout, points: KeyPoints) -> Iterator[KeyWriter]:
+    """A new proving key without contributions that takes the place of ``path`` when the block ends well."""
+    with write_binfile(path, "zkey", VERSION, 10) as out:
+        yield KeyWriter(out, layout, points)

@@ -1,0 +1,130 @@
+"""The Groth16 prover, in the order of the paper.
+
+Groth, "On the Size of Pairing-Based Non-interactive Arguments" (EUROCRYPT 2016), section
+3.2, with the quotient as circom's keys want it. Given a key and a witness w (w[0] = 1):
+
+1. a = A·w, b = B·w: sparse products; c = a∘b on the domain, since w satisfies the circuit.
+2. h = (a·b − c) on the odd coset, where the vanishing polynomial is a constant that the
+   key's H points already hold: six transforms.
+3. Five multi-scalar multiplications; A, B in G1 and B in G2 share the witness's digits.
+4. Blinding with r, s: π_a = α + Σ w·A + r·δ, π_b = β + Σ w·B + s·δ,
+   π_c = Σ w·C + Σ h·H + s·π_a + r·π_b − r·s·δ (π_b here in G1).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+from gpuprover.backend import Backend, Form, Group
+from gpuprover.errors import MalformedFile, UnsatisfiedWitness, WitnessMismatch
+from gpuprover.formats.groth16_json import Proof
+from gpuprover.formats.wtns import Witness
+from gpuprover.formats.zkey import ProvingKey
+from gpuprover.groth16.verifier import verify
+from gpuprover.limbs import words_to_ints
+from gpuprover.polynomial import Coset, Domain
+
+
+def random_blinding(key: ProvingKey) -> tuple[int, int]:
+    """(r, s), uniform in [0, r) from the operating system."""
+    return secrets.randbelow(key.curve.r), secrets.randbelow(key.curve.r)
+
+
+def check_witness_fits(key: ProvingKey, witness: Witness) -> None:
+    """Raises WitnessMismatch if the witness is of another field or another number of wires."""
+    if witness.curve != key.curve:
+        raise WitnessMismatch(
+            f"{witness.source}: the witness is over {witness.curve.scalar.name}, "
+            f"the key {key.path} over {key.curve.scalar.name}"
+        )
+    if len(witness) != key.n_vars:
+        raise WitnessMismatch(
+            f"{witness.source}: {len(witness)} values, expected {key.n_vars} for the circuit of {key.path}"
+        )
+
+
+def public_signals(key: ProvingKey, witness: Witness) -> list[int]:
+    """The witness's values of the key's public signals."""
+    return words_to_ints(witness.values[1 : key.n_public + 1])
+
+
+def prove(key: ProvingKey, witness: Witness, backend: Backend, blinding: tuple[int, int] | None = None) -> Proof:
+    """A proof that the witness satisfies the key's circuit; not verified here (:func:`checked`).
+
+    Args:
+        blinding: (r, s), for tests only; random by default.
+    Raises:
+        WitnessMismatch: see :func:`check_witness_fits`.
+    """
+    check_witness_fits(key, witness)
+    job = backend.job
+    w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
+
+    with job.phase("constraints"):
+        records = key.coefficients
+        matrices = backend.prepare_matrices(
+            2,
+            key.domain_size,
+            records["matrix"],
+            records["constraint"],
+            records["signal"],
+            records["value"],
+            Form.DOUBLE_MONTGOMERY,
+        )
+        a, b = backend.spmv(matrices, w)
+        backend.free(matrices)
+        c = backend.mul(a, b)
+
+    with job.phase("quotient"):
+        domain = Domain(key.curve.scalar, key.log_domain)
+        for i, v in enumerate((a, b, c)):
+            backend.to_coset_in_place(v, domain, Coset.ODD)
+            job.report((i + 1) / 3)
+        h = backend.multiply_subtract_in_place(a, b, c)
+        backend.free(b, c)
+
+    with job.phase("msm A B"):
+        bases = [
+            backend.prepare_bases(Group.G1, key.a),
+            backend.prepare_bases(Group.G1, key.b1),
+            backend.prepare_bases(Group.G2, key.b2),
+        ]
+        sum_a, sum_b1, sum_b2 = backend.msm_many(bases, w)
+        backend.free(*bases)
+    with job.phase("msm C"):
+        sum_c = backend.msm(backend.prepare_bases(Group.G1, key.c), w[key.n_public + 1 :])
+    with job.phase("msm H"):
+        sum_h = backend.msm(backend.prepare_bases(Group.G1, key.h), h)
+        backend.free(h)
+
+    with job.phase("blinding"):
+        r, s = blinding if blinding is not None else random_blinding(key)
+        k = key.header
+        combine = backend.linear_combination
+        pi_a = combine(Group.G1, [k.alpha1, sum_a, k.delta1], [1, 1, r])
+        pi_b = combine(Group.G2, [k.beta2, sum_b2, k.delta2], [1, 1, s])
+        pi_b1 = combine(Group.G1, [k.beta1, sum_b1, k.delta1], [1, 1, s])
+        pi_c = combine(Group.G1, [sum_c, sum_h, pi_a, pi_b1, k.delta1], [1, 1, s, r, -r * s])
+    return Proof(pi_a, pi_b, pi_c)  # type: ignore[arg-type]
+
+
+def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -> Proof:
+    """The proof, if it verifies; otherwise the reason as an exception.
+
+    Raises:
+        MalformedFile: a point of the key is bad; names the section and the point.
+        UnsatisfiedWitness: the key's points are good, so the witness is not.
+    """
+    with backend.job.phase("verify"):
+        try:
+            if verify(key.vk, public_signals(key, witness), proof, backend):
+                return proof
+        except MalformedFile:
+            pass  # a bad point in the key made a bad point in the proof: find it
+    with backend.job.phase("check key"):
+        key.check_points(backend)
+    raise UnsatisfiedWitness(
+        f"{witness.source}: the witness does not satisfy the circuit of {key.path}; no proof was made"
+    )

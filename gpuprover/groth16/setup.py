@@ -1,0 +1,466 @@
+"""Groth16 setup: from a constraint system to a proving key, streamed to disk.
+
+For every wire s, with L_i the Lagrange polynomials of the domain:
+
+    A_s = Σ a[i,s]·L_i(τ)     B_s, C_s alike
+    K_s = (β·A_s + α·B_s + C_s)/γ for the constant and public wires (IC), /δ for the others
+    H_i = Z(τ)/δ · (the Lagrange polynomial of the odd coset at its i-th point)(τ)
+
+The domain has a row for every constraint and one for the constant and every public
+signal, where A_s = 1: these make A's public part independent (Groth16, section 3.2,
+eprint 2016/260; libsnark's remark on malleability). Two ways to the points:
+
+- :func:`setup_from_ptau` combines the points of a ceremony's first phase, with γ = δ = 1,
+  and writes byte for byte what ``snarkjs groth16 setup`` writes. Until somebody contributes
+  to its second phase, anyone can forge proofs for the key.
+- :func:`setup_insecure` draws τ, α, β, γ, δ from the operating system and forgets them. Who
+  runs it could have kept them, so such a key is for tests, demos and benchmarks.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover.backend import Backend, Form, Group, Vector
+from gpuprover.curves import CurveParams
+from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
+from gpuprover.formats import ptau as pt
+from gpuprover.formats import zkey as zk
+from gpuprover.formats.files import Pathish
+from gpuprover.formats.points import decode_g1, decode_g2
+from gpuprover.formats.ptau import PowersOfTau
+from gpuprover.formats.r1cs import R1CS, SparseRows
+from gpuprover.formats.zkey import KeyLayout, KeyPoints, KeyWriter, coefficient_dtype, write_zkey
+from gpuprover.limbs import (
+    Words,
+    canonical_from_montgomery,
+    g1_to_words,
+    g2_to_words,
+    ints_to_words,
+    words_to_ints,
+)
+from gpuprover.polynomial import Domain
+
+_TERMS = 1 << 16
+"""Terms or points handled at once: some MB, and often enough a report of progress."""
+_HASH_CHUNK = 1 << 14
+"""snarkjs hashes the differences for H in chunks of so many; see :func:`_h_differences`."""
+
+
+@dataclass(frozen=True)
+class SetupResult:
+    """What a setup tells about the key that it wrote.
+
+    Attributes:
+        circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
+        warnings: sentences that a person has to read.
+    """
+
+    circuit_hash: bytes
+    domain_size: int
+    warnings: tuple[str, ...]
+
+
+# From a ceremony ---------------------------------------------------------------
+
+
+def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: Backend) -> SetupResult:
+    """Writes the initial proving key of a circuit over a prepared powers-of-tau file.
+
+    Raises:
+        InvalidInput: the file is too small, not prepared for phase 2, or of another curve.
+        UnsupportedFile: the circuit needs a larger domain than the curve's scalar field offers.
+        MalformedFile: a point of the file is off its curve.
+    """
+    if ptau.curve != r1cs.curve:
+        raise InvalidInput(
+            f"{ptau.path}: powers of tau over {ptau.curve.name}, expected {r1cs.curve.name} for {r1cs.source}"
+        )
+    log_n = _log_domain(r1cs)
+    ptau.require(log_n, r1cs.source)
+    n = 1 << log_n
+    points = _ceremony_points(ptau)
+    a, b, c = (_by_wire(r1cs, m) for m in (r1cs.a, r1cs.b, r1cs.c))
+    a = _join(a, _public_rows(r1cs))
+    alpha, beta = pt.LAGRANGE_ALPHA_TAU_G1, pt.LAGRANGE_BETA_TAU_G1
+    tau1, tau2, alpha1, beta1 = (
+        ptau.lagrange(section, log_n) for section in (pt.LAGRANGE_TAU_G1, pt.LAGRANGE_TAU_G2, alpha, beta)
+    )
+    k = _join(_shift(a, 0), _shift(b, n), _shift(c, 2 * n))
+    k_sources = (beta1, alpha1, tau1)
+
+    with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
+        key.coefficients()
+        split, wires = r1cs.n_public + 1, r1cs.n_wires
+        key.points(zk.IC, _combinations(backend, Group.G1, k_sources, k, 0, split))
+        h = ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n + 1)[1::2]
+        key.points(zk.H, _blocks(h), hashed=_h_differences(ptau, n, backend))
+        key.points(zk.C, _combinations(backend, Group.G1, k_sources, k, split, wires))
+        key.points(zk.A, _combinations(backend, Group.G1, (tau1,), a, 0, wires))
+        key.points(zk.B1, _combinations(backend, Group.G1, (tau1,), b, 0, wires))
+        key.points(zk.B2, _combinations(backend, Group.G2, (tau2,), b, 0, wires))
+        circuit_hash = key.finish()
+    return SetupResult(circuit_hash, n, (zk.NO_CONTRIBUTION,))
+
+
+def _ceremony_points(ptau: PowersOfTau) -> KeyPoints:
+    """α and β from the file; γ and δ stay the generators until phase 2."""
+    curve = ptau.curve
+
+    def first(section: int) -> Words:
+        return ptau.points(section)[:1]
+
+    section = pt.ALPHA_TAU_G1
+    try:
+        alpha1 = decode_g1(curve, first(section))
+        section = pt.BETA_TAU_G1
+        beta1 = decode_g1(curve, first(section))
+        section = pt.BETA_G2
+        beta2 = decode_g2(curve, first(section))
+    except ValueError as error:
+        part = f"section {section} ({pt.SECTIONS[section]})"
+        raise MalformedFile(ptau.path, part, f"point 0: {error}") from None
+    return KeyPoints(alpha1, beta1, beta2, curve.g2, curve.g1, curve.g2)
+
+
+def _combinations(
+    backend: Backend, group: Group, sources: Sequence[Words], terms: SparseRows, first: int, last: int
+) -> Iterator[Words]:
+    """Points Σ value·point of the wires in [first, last), a block at a time.
+
+    ``terms.wires`` index the sources as if they stood one after another; all have one length.
+    """
+    size = len(sources[0])
+    while first < last:
+        # At least one wire, and otherwise as many as stay below _TERMS terms.
+        limit = int(np.searchsorted(terms.starts, terms.starts[first] + _TERMS, side="right")) - 1
+        stop = min(last, first + _TERMS, max(first + 1, limit))
+        begin, end = int(terms.starts[first]), int(terms.starts[stop])
+        columns, points = terms.wires[begin:end], sources[0]
+        if len(sources) > 1:
+            used, inverse = np.unique(columns, return_inverse=True)
+            points = np.empty((len(used), sources[0].shape[1]), dtype="<u8")
+            for i, source in enumerate(sources):
+                mine = used // size == i
+                points[mine] = source[used[mine] % size]
+            columns = inverse.astype(np.uint32).reshape(-1)
+        starts = terms.starts[first : stop + 1] - begin
+        yield backend.sparse_combination(group, points, starts, columns, terms.values[begin:end])
+        first = stop
+
+
+def _h_differences(ptau: PowersOfTau, n: int, backend: Backend) -> Iterator[Words]:
+    """τ^(i+n) − τ^i in G1 for i < n − 1: what the circuit hash takes in place of H.
+
+    From 2^15 on snarkjs's last chunk is not shortened and takes one point more, i = n − 1. With a
+    file of exactly the circuit's power, τ^(2n−1) is not in it: snarkjs then reads the bytes of the
+    next section as if they were a point. The hash stands in the key, so that is repeated here.
+    """
+    curve, tau = ptau.curve, ptau.points(pt.TAU_G1)
+    minus_one = ints_to_words([1, curve.r - 1], curve.scalar.limbs)
+    count = min(n - 1, len(tau) - n)
+    for start in range(0, count, _TERMS):
+        rows = min(_TERMS, count - start)
+        points = np.concatenate([tau[start + n : start + n + rows], tau[start : start + rows]])
+        columns = np.arange(2 * rows, dtype=np.uint32).reshape(2, rows).T.ravel()
+        starts = np.arange(0, 2 * rows + 1, 2, dtype=np.int64)
+        yield backend.sparse_combination(Group.G1, points, starts, columns, np.tile(minus_one, (rows, 1)))
+    if n - 1 > _HASH_CHUNK:
+        size = 8 * curve.g1_words
+        raw = ptau.bytes_from(pt.TAU_G1, (2 * n - 1) * size, size).tobytes().ljust(size, b"\0")
+        found = np.frombuffer(raw, dtype="<u8").reshape(1, -1)
+        yield _formal_difference(curve, found, tau[n - 1 : n])
+
+
+def _formal_difference(curve: CurveParams, left: Words, right: Words) -> Words:
+    """The affine formula for left − right, whatever the words of left are."""
+    q, field = curve.q, curve.base
+    coordinates = [words_to_ints(w.reshape(2, -1)) for w in (left, right)]
+    (x1, y1), (x2, y2) = ([field.from_montgomery(v % q) for v in pair] for pair in coordinates)
+    slope = (y1 + y2) * pow(x1 - x2, -1, q) % q
+    x = (slope * slope - x1 - x2) % q
+    return g1_to_words(curve, [(x, (slope * (x1 - x) - y1) % q)])
+
+
+# From a local secret -------------------------------------------------------------
+
+
+def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupResult:
+    """Writes a complete proving key from a fresh local secret.
+
+    Raises:
+        UnsupportedFile: the circuit needs a larger domain than the curve's scalar field offers.
+    """
+    curve, log_n = r1cs.curve, _log_domain(r1cs)
+    r, domain = curve.r, Domain(curve.scalar, log_n)
+    alpha, beta, gamma, delta = (1 + secrets.randbelow(r - 1) for _ in range(4))
+    tau = _secret_outside_cosets(domain)
+
+    def g1(scalar: int) -> Any:
+        return backend.linear_combination(Group.G1, [curve.g1], [scalar])
+
+    def g2(scalar: int) -> Any:
+        return backend.linear_combination(Group.G2, [curve.g2], [scalar])
+
+    points = KeyPoints(g1(alpha), g1(beta), g2(beta), g2(gamma), g1(delta), g2(delta))
+    with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
+        key.coefficients()
+        with backend.job.phase("secret polynomials"):
+            lagrange = _lagrange_at(backend, domain, 1, tau)
+            a = _evaluate(backend, _join(_by_wire(r1cs, r1cs.a), _public_rows(r1cs)), lagrange)
+            b = _evaluate(backend, _by_wire(r1cs, r1cs.b), lagrange)
+            c = _evaluate(backend, _by_wire(r1cs, r1cs.c), lagrange)
+            k = _linear(backend, r1cs, [(a, beta), (b, alpha), (c, 1)])
+            split = r1cs.n_public + 1
+            inputs = _scaled(backend, k[:split], pow(gamma, -1, r))
+            others = _scaled(backend, k[split:], pow(delta, -1, r))
+            # The coset's Lagrange polynomials times Z(τ)/(Z(g)·δ): Z(g) = g^n − 1 on all of the coset.
+            g = domain.coset_generator
+            factor = (pow(tau, domain.size, r) - 1) * pow((pow(g, domain.size, r) - 1) * delta, -1, r) % r
+            h = _scaled(backend, _lagrange_at(backend, domain, g, tau), factor)
+        key.points(zk.IC, _multiples(backend, Group.G1, inputs))
+        key.points(zk.H, _multiples(backend, Group.G1, h))
+        key.points(zk.C, _multiples(backend, Group.G1, others))
+        key.points(zk.A, _multiples(backend, Group.G1, a))
+        key.points(zk.B1, _multiples(backend, Group.G1, b))
+        key.points(zk.B2, _multiples(backend, Group.G2, b))
+        circuit_hash = key.finish()
+    return SetupResult(circuit_hash, domain.size, (zk.INSECURE,))
+
+
+def _secret_outside_cosets(domain: Domain) -> int:
+    """A random τ that is neither 0 nor in the domain or its odd coset."""
+    r = domain.field.modulus
+    while True:
+        tau = 1 + secrets.randbelow(r - 1)
+        if pow(tau, domain.size, r) not in (1, pow(domain.coset_generator, domain.size, r)):
+            return tau
+
+
+def _lagrange_at(backend: Backend, domain: Domain, shift: int, tau: int) -> Words:
+    """All Lagrange polynomials of the coset shift·⟨ω⟩ at τ, canonical uint64[n, limbs].
+
+    ℓ_i(τ) = x_i·(τ^n − g^n) / (n·g^n·(τ − x_i)) with x_i = g·ω^i and g the shift.
+    """
+    r, n, limbs = domain.field.modulus, domain.size, domain.field.limbs
+    ones = np.tile(ints_to_words([1], limbs), (n, 1))
+    x = backend.scale_powers_in_place(backend.upload(ones), shift, domain.omega)
+    constant = backend.scale_powers_in_place(backend.upload(ones), tau, 1)
+    distance = backend.sub(constant, x)
+    inverse = backend.batch_inverse(distance)
+    values = backend.mul(inverse, x)
+    at_shift = pow(shift, n, r)
+    factor = (pow(tau, n, r) - at_shift) * pow(n * at_shift, -1, r) % r
+    result = backend.download(backend.scale_powers_in_place(values, factor, 1))
+    backend.free(x, constant, distance, inverse, values)
+    return result
+
+
+def _evaluate(backend: Backend, terms: SparseRows, lagrange: Words) -> Words:
+    """Σ value·lagrange[row] of every wire's terms, canonical."""
+    single = np.zeros(terms.nnz, dtype=np.uint32)
+    matrix = backend.prepare_matrices(
+        1, terms.rows, single, terms.row_index(), terms.wires, terms.values, Form.CANONICAL
+    )
+    (v,) = backend.spmv(matrix, lagrange)
+    result = backend.download(v)
+    backend.free(matrix, v)
+    return result
+
+
+def _linear(backend: Backend, r1cs: R1CS, summands: Sequence[tuple[Words, int]]) -> Words:
+    """Σ factor·vector, canonical."""
+    total: Vector = None
+    for words, factor in summands:
+        v = backend.scale_powers_in_place(backend.upload(words), factor, 1)
+        if total is None:
+            total = v
+        else:
+            previous, total = total, backend.add(total, v)
+            backend.free(previous, v)
+    result = backend.download(total)
+    backend.free(total)
+    return result
+
+
+def _scaled(backend: Backend, words: Words, factor: int) -> Words:
+    if len(words) == 0:
+        return words
+    v = backend.scale_powers_in_place(backend.upload(words), factor, 1)
+    result = backend.download(v)
+    backend.free(v)
+    return result
+
+
+def _multiples(backend: Backend, group: Group, scalars: Words) -> Iterator[Words]:
+    generator = backend.curve.g1 if group is Group.G1 else backend.curve.g2
+    for block in _blocks(scalars):
+        yield backend.fixed_base_mul(group, generator, block)
+
+
+# What both share -------------------------------------------------------------------
+
+
+def _log_domain(r1cs: R1CS) -> int:
+    """log2 of the smallest domain with a row for each constraint, public signal and the constant."""
+    log_n = max(1, (r1cs.n_constraints + r1cs.n_public).bit_length())
+    largest = r1cs.curve.scalar.two_adicity - 1  # the odd coset needs a root of twice the order
+    if log_n > largest:
+        raise UnsupportedFile(
+            r1cs.source,
+            "section 2 (constraints)",
+            f"needs a domain of 2^{log_n}, expected at most 2^{largest}",
+        )
+    return log_n
+
+
+def _by_wire(r1cs: R1CS, matrix: SparseRows) -> SparseRows:
+    """The transpose: for each wire its terms; their ``wires`` are the constraints."""
+    order = np.argsort(matrix.wires, kind="stable")
+    starts = np.zeros(r1cs.n_wires + 1, dtype=np.int64)
+    np.cumsum(np.bincount(matrix.wires, minlength=r1cs.n_wires), out=starts[1:])
+    return SparseRows(starts, matrix.row_index()[order], matrix.values[order])
+
+
+def _public_rows(r1cs: R1CS) -> SparseRows:
+    """A's rows after the constraints, by wire: 1 for the constant and each public signal."""
+    count = r1cs.n_public + 1
+    starts = np.minimum(np.arange(r1cs.n_wires + 1, dtype=np.int64), count)
+    rows = np.arange(r1cs.n_constraints, r1cs.n_constraints + count, dtype=np.uint32)
+    return SparseRows(starts, rows, np.tile(ints_to_words([1], r1cs.curve.scalar.limbs), (count, 1)))
+
+
+def _shift(terms: SparseRows, offset: int) -> SparseRows:
+    return SparseRows(terms.starts, terms.wires + np.uint32(offset), terms.values)
+
+
+def _join(*parts: SparseRows) -> SparseRows:
+    """Row i has the terms of every part's row i, in the order of the parts."""
+    starts = sum((p.starts for p in parts[1:]), start=parts[0].starts)
+    wires = np.empty(int(starts[-1]), dtype=np.uint32)
+    values = np.empty((len(wires), parts[0].values.shape[1]), dtype=np.uint64)
+    free = starts[:-1].copy()
+    for part in parts:
+        lengths = np.diff(part.starts)
+        to = np.arange(part.nnz) + np.repeat(free - part.starts[:-1], lengths)
+        wires[to], values[to] = part.wires, part.values
+        free += lengths
+    return SparseRows(starts, wires, values)
+
+
+def _blocks(rows: Words) -> Iterator[Words]:
+    for start in range(0, len(rows), _TERMS):
+        yield rows[start : start + _TERMS]
+
+
+def _uncompressed(curve: CurveParams, group: Group, points: Words) -> bytes:
+    """Points as the ecosystem hashes them: canonical big-endian coordinates, of Fq2 the second part first."""
+    limbs = curve.base.limbs
+    canonical = canonical_from_montgomery(curve.base, points.reshape(-1, limbs))
+    width = 8 * limbs * (1 if group is Group.G1 else 2)
+    return canonical.view(np.uint8).reshape(-1, width)[:, ::-1].tobytes()
+
+
+class _KeySections:
+    """Writes a key's sections and hashes what snarkjs's circuit hash covers, in its order."""
+
+    def __init__(self, path: Pathish, r1cs: R1CS, log_n: int, points: KeyPoints, backend: Backend) -> None:
+        self._r1cs, self._backend, self._curve = r1cs, backend, r1cs.curve
+        coefficients = r1cs.a.nnz + r1cs.b.nnz + r1cs.n_public + 1
+        self._layout = KeyLayout(self._curve, r1cs.n_wires, r1cs.n_public, 1 << log_n, coefficients)
+        self._open = write_zkey(path, self._layout, points)
+        self._hash = blake2b(digest_size=64)
+        for g1, g2 in (
+            ((points.alpha1, points.beta1), (points.beta2, points.gamma2)),
+            ((points.delta1,), (points.delta2,)),
+        ):
+            self._hash.update(_uncompressed(self._curve, Group.G1, g1_to_words(self._curve, g1)))
+            self._hash.update(_uncompressed(self._curve, Group.G2, g2_to_words(self._curve, g2)))
+
+    def __enter__(self) -> _KeySections:
+        self._writer: KeyWriter = self._open.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._open.__exit__(*exception)
+
+    def points(self, section: int, blocks: Iterable[Words], hashed: Iterable[Words] | None = None) -> None:
+        """A section of points; ``hashed`` stand for them in the circuit hash."""
+        group = Group.G2 if section == zk.B2 else Group.G1
+        words = group.words(self._curve)
+        count = self._layout.section_bytes(section) // (8 * words)
+        self._hash.update((count - 1 if section == zk.H else count).to_bytes(4, "big"))
+
+        def watched(done: int = 0) -> Iterator[Words]:
+            for block in blocks:
+                yield block
+                if hashed is None:
+                    self._hash.update(_uncompressed(self._curve, group, block))
+                done += len(block)
+                self._backend.job.check()
+                self._backend.job.report(done / count)
+
+        with self._backend.job.phase(zk.SECTIONS[section]):
+            self._writer.points(section, watched())
+            for block in hashed or ():
+                self._hash.update(_uncompressed(self._curve, group, block))
+                self._backend.job.check()
+
+    def coefficients(self) -> None:
+        with self._backend.job.phase(zk.SECTIONS[zk.COEFFICIENTS]):
+            self._writer.coefficients(self._coefficient_blocks())
+
+    def _coefficient_blocks(self) -> Iterator[NDArray[Any]]:
+        """Row by row A's terms, then B's; last the rows of the public signals."""
+        r1cs, record = self._r1cs, coefficient_dtype(self._curve)
+        a, b, rows = r1cs.a, r1cs.b, r1cs.n_constraints
+        both = a.starts + b.starts
+        first = 0
+        while first < rows:
+            limit = int(np.searchsorted(both, both[first] + _TERMS, side="right")) - 1
+            stop = min(rows, max(first + 1, limit))
+            block = np.empty(int(both[stop] - both[first]), dtype=record)
+            for index, (matrix, before) in enumerate(
+                ((a, b.starts[first:stop]), (b, a.starts[first + 1 : stop + 1]))
+            ):
+                terms = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+                lengths = np.diff(matrix.starts[first : stop + 1])
+                row = np.repeat(np.arange(first, stop, dtype=np.uint32), lengths)
+                to = np.arange(terms.start, terms.stop) + np.repeat(before, lengths) - both[first]
+                block["matrix"][to], block["constraint"][to] = index, row
+                block["signal"][to], block["value"][to] = (
+                    matrix.wires[terms],
+                    self._twice(matrix.values[terms]),
+                )
+            yield block
+            self._backend.job.check()
+            self._backend.job.report(stop / rows)
+            first = stop
+        public = np.zeros(r1cs.n_public + 1, dtype=record)
+        public["signal"] = np.arange(len(public))
+        public["constraint"] = rows + public["signal"]
+        public["value"] = ints_to_words([self._curve.scalar.R**2 % self._curve.r], self._curve.scalar.limbs)
+        yield public
+
+    def _twice(self, values: Words) -> Words:
+        """c -> c·R² mod r: the Montgomery form of the Montgomery form."""
+        if len(values) == 0:
+            return values
+        for _ in range(2):
+            v = self._backend.upload(values)
+            values = self._backend.download(v, Form.MONTGOMERY)
+            self._backend.free(v)
+        return values
+
+    def finish(self) -> bytes:
+        """Section 10; returns the circuit hash."""
+        circuit_hash = self._hash.digest()
+        self._writer.contributions(circuit_hash)
+        return circuit_hash

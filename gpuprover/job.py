@@ -1,0 +1,145 @@
+"""One run's limits and reports: threads, cancellation, deadline, progress, phase timings.
+
+This is the project's only threading mechanism. Kernels are compiled with ``nogil`` and
+take ranges; :meth:`Job.map` runs them on at most ``threads`` Python threads, while the
+calling thread stays responsive to cancellation, to the deadline and to Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from gpuprover.config import default_threads
+from gpuprover.errors import Cancelled, InvalidInput, Timeout
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+POLL_SECONDS = 0.05
+
+
+class Progress(NamedTuple):
+    """What a progress callback receives: phase name, fraction of it done in [0, 1], seconds since start."""
+
+    phase: str
+    fraction: float
+    elapsed: float
+
+
+class Event(Protocol):
+    """What ``cancel`` must offer; ``threading.Event`` does."""
+
+    def is_set(self) -> bool: ...
+
+
+class Job:
+    """The limits of one run, and what it reports.
+
+    Args:
+        threads: at most this many threads work at once; default: :func:`gpuprover.config.default_threads`.
+        cancel: an event; once set, the run raises :class:`Cancelled` within 200 ms of work.
+        timeout: seconds from now after which the run raises :class:`Timeout`.
+        progress: called with :class:`Progress` from the thread that runs the job.
+
+    Attributes:
+        stop: uint8[1]; kernels return early once it is non-zero.
+        timings: seconds by phase, in the order in which phases were first entered.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        cancel: Event | None = None,
+        timeout: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise InvalidInput(f"threads: expected a whole number of at least 1, found {threads!r}")
+        self.threads = threads if threads is not None else default_threads()
+        self.stop = np.zeros(1, dtype=np.uint8)
+        self.timings: dict[str, float] = {}
+        self._cancel = cancel
+        self._start = time.perf_counter()
+        self._deadline = None if timeout is None else self._start + timeout
+        self._progress = progress
+        self._phase = ""
+
+    def check(self) -> None:
+        """Raises Cancelled or Timeout if the run has to end."""
+        if self._cancel is not None and self._cancel.is_set():
+            self.stop[0] = 1
+            raise Cancelled("cancelled by the caller")
+        if self._deadline is not None and time.perf_counter() > self._deadline:
+            self.stop[0] = 1
+            raise Timeout(f"time limit reached after {time.perf_counter() - self._start:.1f} s")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a phase and reports its start and end."""
+        self.check()
+        outer, self._phase = self._phase, name
+        begun = time.perf_counter()
+        self.report(0.0)
+        try:
+            yield
+            self.report(1.0)
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - begun
+            self._phase = outer
+
+    def report(self, fraction: float) -> None:
+        """Tells how much of the current phase is done, in [0, 1]."""
+        if self._progress is not None and self._phase:
+            self._progress(Progress(self._phase, fraction, time.perf_counter() - self._start))
+
+    def map(self, function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> list[R]:
+        """``[function(i) for i in items]`` on at most ``threads`` threads, results in order.
+
+        The first exception ends the run and is raised. ``function`` must release the GIL
+        for long work and return soon after ``stop`` becomes non-zero.
+        """
+        self.check()
+        todo = list(items)
+        workers = min(self.threads if threads is None else threads, len(todo))
+        if workers == 0:
+            return []
+        results: dict[int, R] = {}
+        pending: dict[Future[R], int] = {}
+        queue = iter(enumerate(todo))
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="gpuprover")
+
+        def submit() -> None:
+            for i, item in queue:
+                pending[pool.submit(function, item)] = i
+                return
+
+        try:
+            for _ in range(workers):
+                submit()
+            while pending:
+                done, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    results[pending.pop(future)] = future.result()
+                    submit()
+                self.check()
+                if done:
+                    self.report(len(results) / len(todo))
+        except BaseException:
+            self.stop[0] = 1
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [results[i] for i in range(len(todo))]
+
+    def ranges(self, n: int, *, smallest: int = 1) -> list[tuple[int, int]]:
+        """[0, n) in at most ``threads`` pieces of nearly equal size, none under ``smallest`` but the last."""
+        pieces = max(1, min(self.threads, n // max(1, smallest)))
+        bounds = [n * i // pieces for i in range(pieces + 1)]
+        return list(zip(bounds[:-1], bounds[1:], strict=True))

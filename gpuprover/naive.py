@@ -1,0 +1,257 @@
+"""The backend ``reference``: every method by its definition, over :mod:`gpuprover.reference`.
+
+Its handles are lists of Python integers and host points, so it needs no compiler and no
+device. It passes the suite that every backend passes, which shows that the protocol is
+enough; a proof of a few constraints made with it can be followed with a debugger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover import reference
+from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
+from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.errors import OutOfMemory
+from gpuprover.job import Job
+from gpuprover.limbs import (
+    Words,
+    field_to_words,
+    g1_to_words,
+    g2_to_words,
+    ints_to_words,
+    words_to_field,
+    words_to_g1,
+    words_to_g2,
+    words_to_ints,
+)
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+Vector: TypeAlias = list[int]
+"""Canonical integers in [0, r)."""
+
+
+class Matrices(NamedTuple):
+    matrices: int
+    rows: int
+    entries: list[tuple[int, int, int, int]]
+    """(matrix, row, column, value)."""
+
+
+class Bases(NamedTuple):
+    group: Group
+    points: list[HostPoint]
+
+
+class NaiveBackend:
+    """See :class:`gpuprover.backend.Backend` for what the methods mean."""
+
+    name = "reference"
+
+    def __init__(self, curve: CurveParams, job: Job) -> None:
+        self.curve = curve
+        self.job = job
+        self._fr = reference.PrimeField(curve.r)
+
+    # Memory ------------------------------------------------------------------
+
+    def upload(self, values: Words, form: Form = Form.CANONICAL) -> Vector:
+        fr = self.curve.scalar
+        match form:
+            case Form.CANONICAL:
+                return words_to_ints(values)
+            case Form.MONTGOMERY:
+                return words_to_field(fr, values)
+            case Form.DOUBLE_MONTGOMERY:
+                return [fr.from_montgomery(x) for x in words_to_field(fr, values)]
+
+    def download(self, v: Vector, form: Form = Form.CANONICAL) -> Words:
+        fr = self.curve.scalar
+        match form:
+            case Form.CANONICAL:
+                return ints_to_words(v, fr.limbs)
+            case Form.MONTGOMERY:
+                return field_to_words(fr, v)
+            case Form.DOUBLE_MONTGOMERY:
+                return field_to_words(fr, [fr.to_montgomery(x) for x in v])
+
+    def free(self, *handles: Vector | Matrices | Bases) -> None:
+        for handle in handles:
+            match handle:
+                case Matrices(entries=entries):
+                    entries.clear()
+                case Bases(points=points):
+                    points.clear()
+                case _:
+                    handle.clear()
+
+    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
+        # CPython: 8 bytes a list slot; about 64 bytes an integer of this size, 64 a tuple.
+        integer, tuple_of = 72, 72
+        plan = MemoryPlan(
+            key=header.n_coefficients * (4 * integer + tuple_of)
+            + header.g1_points * (2 * integer + tuple_of)
+            + header.g2_points * (4 * integer + 3 * tuple_of),
+            tables=0,
+            arena=6 * header.domain_size * integer + header.n_vars * integer,
+            host=0,
+        )
+        if budget is not None and plan.total > budget:
+            raise OutOfMemory(f"the reference backend needs {plan.total} bytes for this key, not {budget}")
+        return plan
+
+    # Vectors -----------------------------------------------------------------
+
+    def ntt(
+        self,
+        v: Vector,
+        domain: Domain,
+        direction: Direction,
+        order: Order = Order.NATURAL_TO_NATURAL,
+        coset: Coset = Coset.NONE,
+    ) -> Vector:
+        self.job.check()
+        shift = domain.coset_generator if coset is Coset.ODD else 1
+        x = reference.bit_reverse(v) if order is Order.REVERSED_TO_NATURAL else v
+        transform = reference.dft if direction is Direction.FORWARD else reference.inverse_dft
+        y = transform(domain.field, x, domain.omega, shift)
+        v[:] = reference.bit_reverse(y) if order is Order.NATURAL_TO_REVERSED else y
+        return v
+
+    def add(self, a: Vector, b: Vector) -> Vector:
+        self.job.check()
+        return [self._fr.add(x, y) for x, y in zip(a, b, strict=True)]
+
+    def sub(self, a: Vector, b: Vector) -> Vector:
+        self.job.check()
+        return [self._fr.sub(x, y) for x, y in zip(a, b, strict=True)]
+
+    def mul(self, a: Vector, b: Vector) -> Vector:
+        self.job.check()
+        return [self._fr.mul(x, y) for x, y in zip(a, b, strict=True)]
+
+    def multiply_subtract_in_place(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        a[:] = self.sub(self.mul(a, b), c)
+        return a
+
+    def scale_powers_in_place(self, v: Vector, factor: int, base: int) -> Vector:
+        self.job.check()
+        r = self.curve.r
+        v[:] = [x * factor * pow(base, i, r) % r for i, x in enumerate(v)]
+        return v
+
+    def batch_inverse(self, v: Vector) -> Vector:
+        self.job.check()
+        return [self._fr.inverse(x) for x in v]
+
+    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
+        self.ntt(v, domain, Direction.INVERSE)
+        return self.ntt(v, domain, Direction.FORWARD, coset=coset)
+
+    # Sparse products -----------------------------------------------------------
+
+    def prepare_matrices(
+        self,
+        count: int,
+        rows: int,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> Matrices:
+        indices = matrix_index.tolist(), row_index.tolist(), column_index.tolist()
+        return Matrices(count, rows, list(zip(*indices, self.upload(values, form), strict=True)))
+
+    def spmv(self, m: Matrices, scalars: Words) -> list[Vector]:
+        self.job.check()
+        s = words_to_ints(scalars)
+        products = [[0] * m.rows for _ in range(m.matrices)]
+        for matrix, row, column, value in m.entries:
+            v = products[matrix]
+            v[row] = self._fr.add(v[row], self._fr.mul(value, s[column]))
+        return products
+
+    # Points ----------------------------------------------------------------------
+
+    def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Bases:
+        return Bases(group, self._from_words(group, points))
+
+    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
+        return self._sum(bases.group, bases.points, self._integers(scalars))
+
+    def msm_many(self, bases: Sequence[Bases], scalars: Words | Vector) -> list[HostPoint]:
+        return [self.msm(b, scalars) for b in bases]
+
+    def linear_combination(
+        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
+    ) -> HostPoint:
+        return self._sum(group, points, scalars)
+
+    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
+        return self._to_words(group, [self._sum(group, [point], [k]) for k in self._integers(scalars)])
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        host, factors, chosen = self._from_words(group, points), words_to_ints(values), columns.tolist()
+        bounds = starts.tolist()
+        rows: list[HostPoint] = []
+        for begin, end in pairwise(bounds):
+            terms = [host[column] for column in chosen[begin:end]]
+            rows.append(self._sum(group, terms, factors[begin:end]))
+        return self._to_words(group, rows)
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        curve = self._group(group)
+        limbs = self.curve.base.limbs
+        for i, P in enumerate(self._from_words(group, points)):
+            self.job.check()
+            coordinates = words_to_ints(points[i].reshape(-1, limbs))
+            if max(coordinates) >= self.curve.q or not curve.in_subgroup(P):
+                return i
+        return -1
+
+    # Pairings ----------------------------------------------------------------------
+
+    def pairing_check(self, g1: Sequence[AffineG1], g2: Sequence[AffineG2]) -> bool:
+        self.job.check()
+        return reference.pairing_check(self.curve, g1, g2)
+
+    # Helpers -----------------------------------------------------------------------
+
+    def _group(self, group: Group) -> reference.EllipticCurve:
+        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
+
+    def _sum(self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]) -> HostPoint:
+        """Σ scalars[i]·points[i], looking at the job's limits before every product."""
+        curve = self._group(group)
+        total: HostPoint = None
+        for P, k in zip(points, scalars, strict=True):
+            self.job.check()
+            total = curve.add(total, curve.scalar_mul(P, k))
+        return total
+
+    @staticmethod
+    def _integers(scalars: Words | Vector) -> Sequence[int]:
+        return words_to_ints(scalars) if isinstance(scalars, np.ndarray) else scalars
+
+    def _from_words(self, group: Group, points: Words) -> list[HostPoint]:
+        if group is Group.G1:
+            return [*words_to_g1(self.curve, points)]
+        return [*words_to_g2(self.curve, points)]
+
+    def _to_words(self, group: Group, points: Sequence[HostPoint]) -> Words:
+        if group is Group.G1:
+            return g1_to_words(self.curve, cast(list[AffineG1], points))
+        return g2_to_words(self.curve, cast(list[AffineG2], points))

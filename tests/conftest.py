@@ -1,0 +1,105 @@
+"""Fixtures that every test may use: curves, backends, randomness with a printed seed, data from outside."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
+from gpuprover.curves import CURVES, CurveParams
+from gpuprover.errors import DeviceError
+from gpuprover.job import Job
+
+SEED = os.environ.get("GPUPROVER_SEED") or secrets.token_hex(8)
+
+
+def pytest_report_header() -> str:
+    return f"GPUPROVER_SEED={SEED}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> str:
+    """This test's seed; pytest shows the line on failure, and GPUPROVER_SEED repeats the run."""
+    print(f"GPUPROVER_SEED={SEED}")
+    return f"{SEED} {request.node.nodeid}"
+
+
+@pytest.fixture
+def rng(seed: str) -> random.Random:
+    return random.Random(seed)
+
+
+@pytest.fixture(params=CURVES, ids=lambda c: c.name)
+def curve(request: pytest.FixtureRequest) -> CurveParams:
+    return request.param
+
+
+@pytest.fixture(params=Group, ids=lambda g: g.name)
+def group(request: pytest.FixtureRequest) -> Group:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of keys, witnesses and proofs that other tools made."""
+    folder = os.environ.get("GPUPROVER_TEST_DATA")
+    if not folder:
+        pytest.skip("GPUPROVER_TEST_DATA names no folder with other tools' files")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"GPUPROVER_TEST_DATA={folder} is not a folder")
+    return path
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a backend's tests are; the reference takes 10 to 20 ms for one scalar multiplication."""
+
+    points: int
+    """Longest multi-scalar multiplication."""
+    edge_points: int
+    """Points in the tests that go through many kinds of scalars and points."""
+    log_ntt: int
+    """Largest transform that is compared with the definition."""
+    log_large: int
+    """Largest transform that is checked at a few places."""
+    busy: int
+    """Points with which an operation takes longer than the tests of cancellation wait."""
+
+
+_SCALES = {"reference": Scale(points=3, edge_points=3, log_ntt=6, log_large=8, busy=300)}
+_COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, busy=1 << 16)
+
+OpenBackend = Callable[[Job], Backend]
+
+
+@pytest.fixture(params=_REGISTRY)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def scale(backend_name: str) -> Scale:
+    return _SCALES.get(backend_name, _COMPILED)
+
+
+@pytest.fixture
+def opened(backend_name: str, curve: CurveParams) -> OpenBackend:
+    """Opens the backend under test for ``curve`` with a given job."""
+    try:
+        open_backend(backend_name, curve, Job())
+    except DeviceError as error:
+        pytest.skip(f"{backend_name}: {error.message}")
+    return lambda job: open_backend(backend_name, curve, job)
+
+
+@pytest.fixture
+def backend(opened: OpenBackend) -> Backend:
+    """Every registered backend × every curve, with two threads."""
+    return opened(Job(threads=2))

@@ -1,0 +1,114 @@
+"""Test helpers: circom's containers taken apart and put together, and small powers-of-tau files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+
+from gpuprover.backend import Backend, Group
+from gpuprover.curves import CurveParams
+from gpuprover.formats import ptau
+from gpuprover.formats.binfile import BinFileWriter
+from gpuprover.limbs import ints_to_words
+
+Sections = list[tuple[int, bytes]]
+
+
+def unpack(data: bytes) -> tuple[bytes, int, Sections]:
+    """A container's bytes -> magic, version, sections in the order of the file. No checks."""
+    magic, version, count = struct.unpack_from("<4sII", data)
+    position, sections = 12, []
+    for _ in range(count):
+        kind, size = struct.unpack_from("<IQ", data, position)
+        sections.append((kind, data[position + 12 : position + 12 + size]))
+        position += 12 + size
+    assert position == len(data)
+    return magic, version, sections
+
+
+def pack(magic: bytes, version: int, sections: Sections) -> bytes:
+    """Inverse of :func:`unpack`."""
+    body = b"".join(struct.pack("<IQ", kind, len(content)) + content for kind, content in sections)
+    return struct.pack("<4sII", magic, version, len(sections)) + body
+
+
+def edit(data: bytes, section: int, change: Callable[[bytearray], bytes | bytearray | None]) -> bytes:
+    """The container with one section changed: ``change`` edits its bytes in place or returns new ones."""
+    magic, version, sections = unpack(data)
+    result = []
+    for kind, content in sections:
+        if kind == section:
+            buffer = bytearray(content)
+            returned = change(buffer)
+            content = bytes(buffer if returned is None else returned)
+        result.append((kind, content))
+    return pack(magic, version, result)
+
+
+def put(offset: int, value: bytes) -> Callable[[bytearray], None]:
+    """A change for :func:`edit`: overwrites bytes at an offset."""
+
+    def change(buffer: bytearray) -> None:
+        buffer[offset : offset + len(value)] = value
+
+    return change
+
+
+def reordered(data: bytes, order: Callable[[Sections], Sections]) -> bytes:
+    """The container with its sections in another order, e.g. ``lambda s: s[::-1]``."""
+    magic, version, sections = unpack(data)
+    return pack(magic, version, order(sections))
+
+
+def make_ptau(curve: CurveParams, power: int, tau: int, alpha: int, beta: int, backend: Backend) -> bytes:
+    """A prepared powers-of-tau file from known secrets, without contributions.
+
+    As in snarkjs's files, the largest Lagrange block lacks the term of τ^(2·2^power − 1).
+    """
+    r, n, limbs = curve.r, 1 << power, curve.scalar.limbs
+
+    def lagrange(log_n: int) -> list[int]:
+        size, omega = 1 << log_n, curve.scalar.root_of_unity(log_n)
+        z, inverse_size = pow(tau, size, r) - 1, pow(size, -1, r)
+        x, result = 1, []
+        for _ in range(size):
+            value = x * z * pow(tau - x, -1, r)
+            if log_n == power + 1:
+                value -= pow(tau, size - 1, r) * x
+            result.append(value * inverse_size % r)
+            x = x * omega % r
+        return result
+
+    powers = [1]
+    for _ in range(2 * n - 2):
+        powers.append(powers[-1] * tau % r)
+    blocks = [value for log_n in range(power + 1) for value in lagrange(log_n)]
+
+    def points(group: Group, scalars: list[int], factor: int = 1) -> bytes:
+        generator = curve.g1 if group is Group.G1 else curve.g2
+        words = ints_to_words((s * factor % r for s in scalars), limbs)
+        return np.ascontiguousarray(backend.fixed_base_mul(group, generator, words)).tobytes()
+
+    header = struct.pack("<I", curve.base.bytes) + curve.q.to_bytes(curve.base.bytes, "little")
+    sections = {
+        ptau.HEADER: header + struct.pack("<II", power, power),
+        ptau.TAU_G1: points(Group.G1, powers),
+        ptau.TAU_G2: points(Group.G2, powers[:n]),
+        ptau.ALPHA_TAU_G1: points(Group.G1, powers[:n], alpha),
+        ptau.BETA_TAU_G1: points(Group.G1, powers[:n], beta),
+        ptau.BETA_G2: points(Group.G2, [beta]),
+        ptau.CONTRIBUTIONS: struct.pack("<I", 0),
+        ptau.LAGRANGE_TAU_G1: points(Group.G1, blocks + lagrange(power + 1)),
+        ptau.LAGRANGE_TAU_G2: points(Group.G2, blocks),
+        ptau.LAGRANGE_ALPHA_TAU_G1: points(Group.G1, blocks, alpha),
+        ptau.LAGRANGE_BETA_TAU_G1: points(Group.G1, blocks, beta),
+    }
+    file = BytesIO()
+    writer = BinFileWriter(file, "ptau", 1, len(sections))
+    for kind, content in sections.items():
+        with writer.section(kind, len(content)) as section:
+            section.write(content)
+    return file.getvalue()

@@ -1,0 +1,11 @@
+pragma circom 2.0.0;
+
+// One constraint.
+template Product() {
+    signal input a;
+    signal input b;
+    signal output c;
+    c <== a * b;
+}
+
+component main = Product();

@@ -1,0 +1,39 @@
+// Compiles a contract and calls it in an Ethereum virtual machine.
+// stdin: {"source": text, "calls": [[word, ...], ...]}, words as hex without 0x.
+// stdout: {"bytes": size of the deployed code, "results": [bool or "reverted", ...]}
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const require = createRequire(process.argv[2] + "/");
+const solc = require("solc");
+const { createEVM } = require("@ethereumjs/evm");
+
+const { source, calls } = JSON.parse(readFileSync(0, "utf8"));
+const output = JSON.parse(solc.compile(JSON.stringify({
+    language: "Solidity",
+    sources: { "verifier.sol": { content: source } },
+    settings: {
+        optimizer: { enabled: true },
+        outputSelection: { "*": { "*": ["evm.bytecode.object", "evm.methodIdentifiers"] } },
+    },
+})));
+const problems = output.errors ?? [];
+if (problems.length) {
+    console.error(problems.map((e) => e.formattedMessage).join("\n"));
+    process.exit(1);
+}
+const { evm: compiled } = output.contracts["verifier.sol"].Groth16Verifier;
+const selector = Object.values(compiled.methodIdentifiers)[0];
+const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
+
+const evm = await createEVM();
+const gasLimit = 30_000_000n;
+const deployed = await evm.runCode({ code: bytes(compiled.bytecode.object), gasLimit });
+if (deployed.exceptionError) throw deployed.exceptionError;
+const code = deployed.returnValue;
+const results = [];
+for (const words of calls) {
+    const { returnValue, exceptionError } = await evm.runCode({ code, data: bytes(selector + words.join("")), gasLimit });
+    results.push(exceptionError ? "reverted" : BigInt("0x" + Buffer.from(returnValue).toString("hex")) === 1n);
+}
+console.log(JSON.stringify({ bytes: code.length, results }));

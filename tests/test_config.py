@@ -1,0 +1,90 @@
+"""Settings: which source wins, what is refused, and what containers grant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuprover.config import (
+    available_cpus,
+    cgroup_cpu_quota,
+    cgroup_memory_limit,
+    default_threads,
+    load_settings,
+    seconds,
+)
+from gpuprover.errors import InvalidInput
+
+
+def test_arguments_win_over_the_environment_which_wins_over_the_machine() -> None:
+    environment = {"PROVER_DEVICE": "CPU", "PROVER_THREADS": " 3 ", "PROVER_MEMORY_LIMIT": ""}
+    settings = load_settings({"device": "Cuda", "threads": None}, environment)
+    assert (settings.device, settings.threads, settings.memory_limit) == ("cuda", 3, None)
+    assert dict(settings.sources) == {
+        "device": "argument",
+        "threads": "PROVER_THREADS",
+        "memory_limit": "machine",
+    }
+
+
+def test_the_machine_gives_what_nobody_sets() -> None:
+    settings = load_settings({}, {})
+    assert (settings.device, settings.threads, settings.memory_limit) == ("auto", available_cpus(), None)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "two", "4097", "９", "1e3", "1" * 30])
+def test_bad_threads_are_refused_by_the_name_of_their_source(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^--threads: expected a whole number from 1 to 4096"):
+        load_settings({"threads": text}, {})
+    if text:  # an empty variable is as good as none
+        with pytest.raises(InvalidInput, match=r"^PROVER_THREADS: expected"):
+            load_settings({}, {"PROVER_THREADS": text})
+
+
+def test_other_bad_values_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"^--memory-limit: expected a whole number of at least 1"):
+        load_settings({"memory_limit": "0"}, {})
+    with pytest.raises(InvalidInput, match=r"^--device: "):
+        load_settings({"device": " "}, {})
+    for text in ("0", "-1", "nan", "inf", "soon"):
+        with pytest.raises(InvalidInput, match=r"^--timeout: expected a positive number of seconds"):
+            seconds(text, "--timeout")
+    assert seconds("0.25", "--timeout") == 0.25
+
+
+def test_default_threads_reads_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROVER_THREADS", "7")
+    assert default_threads() == 7
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_cgroup_v2_limits_are_the_tightest_of_all_levels(tmp_path: Path) -> None:
+    root, process = tmp_path / "cgroup", tmp_path / "proc"
+    _write(process / "cgroup", "0::/pod/container\n")
+    _write(root / "pod/container/cpu.max", "max 100000\n")
+    _write(root / "pod/cpu.max", "150000 100000\n")
+    _write(root / "pod/container/memory.max", "max\n")
+    _write(root / "pod/memory.max", "1073741824\n")
+    assert cgroup_cpu_quota(root, process) == 1.5
+    assert cgroup_memory_limit(root, process) == 1 << 30
+
+
+def test_cgroup_v1_limits(tmp_path: Path) -> None:
+    root, process = tmp_path / "cgroup", tmp_path / "proc"
+    _write(process / "cgroup", "4:memory:/box\n2:cpu,cpuacct:/box\n")
+    _write(root / "cpu/box/cpu.cfs_quota_us", "200000")
+    _write(root / "cpu/box/cpu.cfs_period_us", "100000")
+    _write(root / "memory/box/memory.limit_in_bytes", "9223372036854771712")
+    _write(root / "memory/memory.limit_in_bytes", "536870912")
+    assert cgroup_cpu_quota(root, process) == 2.0
+    assert cgroup_memory_limit(root, process) == 512 << 20
+
+
+def test_no_cgroups_no_limits(tmp_path: Path) -> None:
+    assert cgroup_cpu_quota(tmp_path, tmp_path) is None
+    assert cgroup_memory_limit(tmp_path, tmp_path) is None

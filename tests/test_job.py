@@ -1,0 +1,239 @@
+"""Jobs: threads, order, cancellation, deadline, progress, timings."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gpuprover.errors import Cancelled, InvalidInput, Timeout
+from gpuprover.job import Job, Progress
+
+
+class Counter:
+    """How many calls run, and have run, at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.running, self.most, self.calls = threading.Lock(), 0, 0, 0
+
+    def __call__(self, seconds: float) -> float:
+        with self.lock:
+            self.running += 1
+            self.calls += 1
+            self.most = max(self.most, self.running)
+        time.sleep(seconds)
+        with self.lock:
+            self.running -= 1
+        return seconds
+
+
+def set_later(event: threading.Event, seconds: float) -> None:
+    timer = threading.Timer(seconds, event.set)
+    timer.daemon = True
+    timer.start()
+
+
+def wait_for_stop(job: Job) -> None:
+    """What a kernel does: works until told to stop."""
+    deadline = time.perf_counter() + 10
+    while not job.stop[0] and time.perf_counter() < deadline:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_map_keeps_order(threads: int) -> None:
+    def slow_first(i: int) -> int:
+        time.sleep(0.02 if i == 0 else 0)
+        return i * i
+
+    assert Job(threads=threads).map(slow_first, range(20)) == [i * i for i in range(20)]
+
+
+def test_map_of_nothing() -> None:
+    assert Job(threads=2).map(lambda i: i, []) == []
+
+
+def test_map_takes_an_iterator() -> None:
+    def items() -> Iterator[int]:
+        yield from (3, 1, 2)
+
+    assert Job(threads=2).map(str, items()) == ["3", "1", "2"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_are_capped_and_used(threads: int) -> None:
+    count = Counter()
+    Job(threads=threads).map(count, [0.05] * 9)
+    assert count.calls == 9
+    assert count.most == threads
+
+
+def test_threads_of_one_map() -> None:
+    count = Counter()
+    Job(threads=4).map(count, [0.02] * 6, threads=1)
+    assert count.most == 1
+
+
+def test_one_thread_keeps_the_caller_responsive() -> None:
+    # Even a single item runs beside the caller, which can cancel it.
+    cancel = threading.Event()
+    job = Job(threads=1, cancel=cancel)
+    set_later(cancel, 0.05)
+    with pytest.raises(Cancelled):
+        job.map(lambda _: wait_for_stop(job), [0])
+
+
+def test_cancel_in_time() -> None:
+    cancel = threading.Event()
+    job = Job(threads=2, cancel=cancel)
+    set_later(cancel, 0.1)
+    begun = time.perf_counter()
+    with pytest.raises(Cancelled):
+        job.map(lambda _: wait_for_stop(job), range(100))
+    assert 0.1 <= time.perf_counter() - begun < 0.1 + 0.2
+    assert job.stop[0]
+
+
+def test_cancel_starts_no_further_item() -> None:
+    cancel = threading.Event()
+    count = Counter()
+
+    def cancels(seconds: float) -> None:
+        count(seconds)
+        cancel.set()
+
+    with pytest.raises(Cancelled):
+        Job(threads=1, cancel=cancel).map(cancels, [0.0] * 50)
+    assert count.calls < 5
+
+
+def test_cancelled_before_the_start() -> None:
+    cancel = threading.Event()
+    cancel.set()
+    job, count = Job(cancel=cancel), Counter()
+    with pytest.raises(Cancelled):
+        job.map(count, [0.0])
+    assert count.calls == 0
+    with pytest.raises(Cancelled), job.phase("work"):
+        pytest.fail("the phase was entered")
+
+
+def test_timeout() -> None:
+    job = Job(threads=2, timeout=0.1)
+    job.check()
+    begun = time.perf_counter()
+    with pytest.raises(Timeout, match="time limit"):
+        job.map(lambda _: wait_for_stop(job), range(4))
+    assert time.perf_counter() - begun < 0.1 + 0.2
+    with pytest.raises(Timeout):
+        job.check()
+
+
+def test_first_exception_ends_the_run() -> None:
+    job = Job(threads=2)
+    count = Counter()
+
+    def fails(i: int) -> None:
+        if i == 3:
+            raise ArithmeticError("item 3")
+        count(0.001)
+
+    with pytest.raises(ArithmeticError, match="item 3"):
+        job.map(fails, range(1000))
+    assert job.stop[0]
+    assert count.calls < 20
+
+
+def test_interrupt_of_the_caller_stops_the_workers() -> None:
+    """Ctrl-C reaches the calling thread; here the progress callback raises in its place."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.fraction > 0:
+            raise KeyboardInterrupt
+
+    job = Job(threads=2, progress=interrupt)
+    finished = Counter()
+
+    def item(i: int) -> None:
+        if i:
+            wait_for_stop(job)
+        finished(0)
+
+    with pytest.raises(KeyboardInterrupt), job.phase("work"):
+        job.map(item, range(3))
+    assert job.stop[0]
+    # No worker outlives the call.
+    assert not [t for t in threading.enumerate() if t.name.startswith("gpuprover")]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
+def test_bad_number_of_threads(threads: object) -> None:
+    with pytest.raises(InvalidInput, match="threads"):
+        Job(threads=threads)  # type: ignore[arg-type]
+
+
+def test_default_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROVER_THREADS", "3")
+    assert Job().threads == 3
+    monkeypatch.delenv("PROVER_THREADS")
+    assert Job().threads >= 1
+
+
+def test_progress_and_timings() -> None:
+    seen: list[Progress] = []
+    job = Job(threads=1, progress=seen.append)
+    with job.phase("first"):
+        job.map(lambda i: time.sleep(0.01), range(4))
+    with job.phase("second"):
+        job.report(0.5)
+    with job.phase("first"):
+        time.sleep(0.02)
+    assert list(job.timings) == ["first", "second"]
+    assert job.timings["first"] >= 0.05
+    assert job.timings["second"] < 0.02
+    assert [p.phase for p in seen] == ["first"] * 6 + ["second"] * 3 + ["first"] * 2
+    assert [p.fraction for p in seen] == [0, 0.25, 0.5, 0.75, 1, 1, 0, 0.5, 1, 0, 1]
+    elapsed = [p.elapsed for p in seen]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[0] >= 0
+
+
+def test_a_failed_phase_is_timed_and_not_reported_as_done() -> None:
+    seen: list[Progress] = []
+    job = Job(progress=seen.append)
+    with pytest.raises(ArithmeticError), job.phase("work"):
+        raise ArithmeticError
+    assert job.timings.keys() == {"work"}
+    assert [p.fraction for p in seen] == [0]
+
+
+def test_nested_phases() -> None:
+    seen: list[Progress] = []
+    job = Job(progress=seen.append)
+    with job.phase("outer"):
+        with job.phase("inner"):
+            pass
+        job.report(0.5)
+    assert [(p.phase, p.fraction) for p in seen] == [
+        ("outer", 0), ("inner", 0), ("inner", 1), ("outer", 0.5), ("outer", 1)
+    ]  # fmt: skip
+
+
+def test_no_report_outside_a_phase() -> None:
+    seen: list[Progress] = []
+    Job(progress=seen.append).report(0.5)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("n", "threads", "smallest"), [(0, 4, 1), (1, 4, 1), (10, 3, 1), (10, 4, 4), (7, 2, 100)]
+)
+def test_ranges_cover_everything_once(n: int, threads: int, smallest: int) -> None:
+    ranges = Job(threads=threads).ranges(n, smallest=smallest)
+    assert [i for lo, hi in ranges for i in range(lo, hi)] == list(range(n))
+    assert 1 <= len(ranges) <= threads
+    sizes = [hi - lo for lo, hi in ranges]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(ranges) == 1 or min(sizes) >= smallest

@@ -1,0 +1,81 @@
+"""Makes the vectors of this folder: python tests/vectors/make.py (a few seconds, the reference backend)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+from containers import make_ptau  # noqa: E402
+
+from gpuprover import reference  # noqa: E402
+from gpuprover.backend import open_backend  # noqa: E402
+from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
+from gpuprover.curves import CURVES  # noqa: E402
+from gpuprover.formats.groth16_json import Proof, proof_to_json  # noqa: E402
+from gpuprover.formats.json_files import write_json  # noqa: E402
+from gpuprover.formats.ptau import read_ptau  # noqa: E402
+from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
+from gpuprover.formats.zkey import ProvingKey, load_key  # noqa: E402
+from gpuprover.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
+from gpuprover.job import Job  # noqa: E402
+from gpuprover.limbs import words_to_g1, words_to_g2, words_to_ints  # noqa: E402
+
+TAU, ALPHA, BETA = 1234567, 89101112, 13141516
+BLINDING = (7, 11)
+
+
+def reference_key(key: ProvingKey) -> reference.Groth16Key:
+    """A key as plain integers."""
+    curve, records = key.curve, key.coefficients
+    undo = pow(curve.scalar.R, -2, curve.r)
+    values = [v * undo % curve.r for v in words_to_ints(records["value"])]
+    entries = list(zip(records["constraint"].tolist(), records["signal"].tolist(), values, strict=True))
+    in_a = (records["matrix"] == 0).tolist()
+    h = key.header
+    return reference.Groth16Key(
+        curve,
+        key.log_domain,
+        key.n_public,
+        [e for e, first in zip(entries, in_a, strict=True) if first],
+        [e for e, first in zip(entries, in_a, strict=True) if not first],
+        *(h.alpha1, h.beta1, h.beta2, h.gamma2, h.delta1, h.delta2),
+        words_to_g1(curve, key.ic),
+        words_to_g1(curve, key.a),
+        words_to_g1(curve, key.b1),
+        words_to_g2(curve, key.b2),
+        words_to_g1(curve, key.c),
+        words_to_g1(curve, key.h),
+    )
+
+
+def make(name: str, circuit: Circuit) -> None:
+    curve = circuit.r1cs.curve
+    backend = open_backend("reference", curve, Job(threads=1))
+
+    def path(suffix: str) -> Path:
+        return HERE / f"{name}.{suffix}"
+
+    circuit.write(path("r1cs"), path("wtns"))
+    r1cs = read_r1cs(path("r1cs"))
+    path("ptau").write_bytes(make_ptau(curve, 3, TAU, ALPHA, BETA, backend))
+    setup_from_ptau(r1cs, read_ptau(path("ptau")), path("initial.zkey"), backend)
+    setup_insecure(r1cs, path("zkey"), backend)
+
+    key = load_key(path("zkey"))
+    witness = words_to_ints(circuit.witness.values)
+    plain = reference_key(key)
+    a, b, c = reference.groth16_prove(plain, witness, *BLINDING)
+    public = witness[1 : key.n_public + 1]
+    assert reference.groth16_verify(plain, public, reference.Groth16Proof(a, b, c))
+    write_json(path("vkey.json"), key.verification_key)
+    write_json(path("proof.json"), proof_to_json(Proof(a, b, c), curve))
+    write_json(path("public.json"), [str(v) for v in public])
+    path("wtns").chmod(0o644)  # a witness without secrets
+
+
+if __name__ == "__main__":
+    for each in CURVES:
+        make(f"chain5.{each.name}", chain_circuit(5, each))
