@@ -35,7 +35,27 @@ _PUBLIC = {
     "Cancelled": "errors",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = [
+    "Cancelled",
+    "DeviceError",
+    "InvalidInput",
+    "MalformedFile",
+    "OutOfMemory",
+    "Progress",
+    "ProofResult",
+    "ProverError",
+    "ProvingKey",
+    "Timeout",
+    "UnsatisfiedWitness",
+    "UnsupportedFile",
+    "WitnessMismatch",
+    "__version__",
+    "load_key",
+    "prove",
+    "setup",
+    "verify",
+    "verify_batch",
+]
 
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch

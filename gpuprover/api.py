@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from gpuprover.groth16.setup import SetupResult
 
 Pathish = str | PathLike[str]
-WitnessLike = Pathish | bytes | Sequence[int] | np.ndarray | Mapping[str, Any]
+WitnessLike = Pathish | bytes | Sequence[int] | Words | Mapping[str, Any]
 _MIB = 1 << 20
 
 
@@ -63,8 +62,6 @@ def load_key(path: Pathish) -> ProvingKey:
 
 
 def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
-    if isinstance(source, Witness):
-        return source
     if isinstance(source, bytes | str | PathLike):
         with job.phase("load witness"):
             return read_witness(source)
@@ -84,18 +81,20 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
     return Witness(curve, words)
 
 
-def _witness_words(values: Sequence[int] | np.ndarray, curve: CurveParams) -> Words:
+def _witness_words(values: Sequence[int] | Words, curve: CurveParams) -> Words:
     limbs = curve.scalar.limbs
     if isinstance(values, np.ndarray) and values.ndim == 2:
         if values.dtype != np.uint64 or values.shape[1] != limbs:
             raise InvalidInput(
-                f"witness: expected uint64[n, {limbs}], found {values.dtype}[{', '.join(map(str, values.shape))}]"
+                f"witness: expected uint64[n, {limbs}], found {values.dtype} of shape {values.shape}"
             )
         return values
     try:
         return ints_to_words((int(v) for v in values), limbs)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"witness: expected integers from 0 to below the prime of {curve.scalar.name}") from None
+        raise InvalidInput(
+            f"witness: expected integers from 0 to below the prime of {curve.scalar.name}"
+        ) from None
 
 
 def _memory_budget(memory_limit: int | None) -> int | None:
@@ -103,7 +102,9 @@ def _memory_budget(memory_limit: int | None) -> int | None:
     if memory_limit is None:
         return None
     if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
-        raise InvalidInput(f"memory_limit: expected MiB as a whole number of at least 1, found {memory_limit!r}")
+        raise InvalidInput(
+            f"memory_limit: expected MiB as a whole number of at least 1, found {memory_limit!r}"
+        )
     return memory_limit * _MIB - memory.resident_anonymous()
 
 
@@ -274,6 +275,7 @@ def setup(
     Raises:
         ProverError: one of its kinds; the output is written whole or not at all.
     """
+    from gpuprover.formats.ptau import read_ptau
     from gpuprover.formats.r1cs import read_r1cs
     from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
 
@@ -287,7 +289,7 @@ def setup(
             circuit = read_r1cs(r1cs)
         backend = open_backend(name, circuit.curve, job)
         if ptau is not None:
-            return setup_from_ptau(circuit, Path(fspath(ptau)), Path(fspath(zkey)), backend)
-        return setup_insecure(circuit, Path(fspath(zkey)), backend)
+            return setup_from_ptau(circuit, read_ptau(ptau), zkey, backend)
+        return setup_insecure(circuit, zkey, backend)
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

@@ -163,7 +163,7 @@ class Backend(Protocol):
         ...
 
     def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
-        """Evaluations on ⟨ω⟩ (natural order) -> evaluations of the same polynomial on the coset (natural order)."""
+        """Evaluations on ⟨ω⟩ -> evaluations of the same polynomial on the coset; both in natural order."""
         ...
 
     # Sparse products -----------------------------------------------------------
@@ -209,7 +209,9 @@ class Backend(Protocol):
         """The same scalars against several bases of equal length: digits are recoded once."""
         ...
 
-    def linear_combination(self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]) -> HostPoint:
+    def linear_combination(
+        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
+    ) -> HostPoint:
         """Σ scalars[i]·points[i] of a few host points; integers of any size and sign."""
         ...
 
@@ -252,7 +254,7 @@ _REGISTRY: dict[str, str] = {
 """Device name -> module:class; the class is called with (curve, job)."""
 
 _MISSING: dict[str, str] = {
-    "cuda": "device 'cuda' is not available in this version: its backend does not exist yet; use --device cpu",
+    "cuda": "device 'cuda' is not available: its backend does not exist yet; use --device cpu",
 }
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice, pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -70,6 +71,7 @@ class Job:
         self._deadline = None if timeout is None else self._start + timeout
         self._progress = progress
         self._phase = ""
+        self._pool: ThreadPoolExecutor | None = None
 
     def check(self) -> None:
         """Raises Cancelled or Timeout if the run has to end."""
@@ -99,47 +101,43 @@ class Job:
         if self._progress is not None and self._phase:
             self._progress(Progress(self._phase, fraction, time.perf_counter() - self._start))
 
-    def map(self, function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> list[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """``[function(i) for i in items]`` on at most ``threads`` threads, results in order.
 
-        The first exception ends the run and is raised. ``function`` must release the GIL
-        for long work and return soon after ``stop`` becomes non-zero.
+        The first exception ends the run and is raised, after what runs has returned.
+        ``function`` must release the GIL for long work, return soon after ``stop`` becomes
+        non-zero, and call no ``map`` itself.
         """
         self.check()
         todo = list(items)
-        workers = min(self.threads if threads is None else threads, len(todo))
-        if workers == 0:
-            return []
+        if len(todo) == 1 and self._cancel is None and self._deadline is None:
+            return [function(todo[0])]
+        if self._pool is None:
+            # Lives as long as the job: its threads end when it is collected.
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="gpuprover")
         results: dict[int, R] = {}
         pending: dict[Future[R], int] = {}
         queue = iter(enumerate(todo))
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="gpuprover")
-
-        def submit() -> None:
-            for i, item in queue:
-                pending[pool.submit(function, item)] = i
-                return
-
         try:
-            for _ in range(workers):
-                submit()
+            for i, item in islice(queue, self.threads):
+                pending[self._pool.submit(function, item)] = i
             while pending:
                 done, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     results[pending.pop(future)] = future.result()
-                    submit()
+                    for i, item in islice(queue, 1):
+                        pending[self._pool.submit(function, item)] = i
                 self.check()
                 if done:
                     self.report(len(results) / len(todo))
         except BaseException:
             self.stop[0] = 1
+            wait(pending)
             raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
         return [results[i] for i in range(len(todo))]
 
     def ranges(self, n: int, *, smallest: int = 1) -> list[tuple[int, int]]:
         """[0, n) in at most ``threads`` pieces of nearly equal size, none under ``smallest`` but the last."""
         pieces = max(1, min(self.threads, n // max(1, smallest)))
         bounds = [n * i // pieces for i in range(pieces + 1)]
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(pairwise(bounds))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -61,18 +60,36 @@ class Silent:
 
 
 class JsonLines(Silent):
-    """One JSON object a line."""
+    """One JSON object a line.
+
+    A phase may consist of several pieces of work that each end with 1: only its last 1 is written.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._last = -JSON_INTERVAL
-        self._phase = ""
+        self._written = 0.0
+        self._latest: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        edge = progress.phase != self._phase or progress.fraction >= 1.0
-        if not edge and progress.elapsed - self._last < JSON_INTERVAL:
-            return
-        self._last, self._phase = progress.elapsed, progress.phase
+        latest, self._latest = self._latest, progress
+        if latest is None or progress.phase != latest.phase:
+            self._finish(latest)
+            self._write(progress)
+        elif progress.fraction < 1.0 and progress.elapsed - self._written >= JSON_INTERVAL:
+            self._write(progress)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish(self._latest)
+
+    def _finish(self, latest: Progress | None) -> None:
+        if latest is not None and latest.fraction >= 1.0:
+            self._write(latest)
+
+    def _write(self, progress: Progress) -> None:
+        self._written = progress.elapsed
         record = {
             "phase": progress.phase,
             "fraction": round(progress.fraction, 4),
@@ -121,11 +138,13 @@ class Live(Silent):
 
     def __init__(self, stream: TextIO, title: str) -> None:
         self._stream = stream
-        self._title = title
         self._lock = threading.Lock()
         self._rich: RichProgress | None = None
         self._closed = False
-        self._phases: dict[str, tuple[float, float]] = {}
+        self._current = title
+        self._reported = False
+        # By phase: the fraction, or None where it is not known; the bar then pulses.
+        self._fractions: dict[str, float | None] = {title: None}
         self._tasks: dict[str, TaskID] = {}
         self._timer = threading.Timer(LIVE_DELAY, self._start)
         self._timer.daemon = True
@@ -135,9 +154,15 @@ class Live(Silent):
         return self
 
     def __call__(self, progress: Progress) -> None:
+        phase, fraction = progress.phase, progress.fraction
         with self._lock:
-            self._phases[progress.phase] = (progress.fraction, time.perf_counter())
-            self._show(progress.phase)
+            if phase != self._current:
+                previous, self._current = self._current, phase
+                self._leave(previous)
+            # A phase may consist of several pieces of work: 1 is its end only if the next phase begins.
+            self._fractions[phase] = fraction if 0.0 < fraction < 1.0 else None
+            self._reported = True
+            self._show(phase)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -173,23 +198,28 @@ class Live(Silent):
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            if not self._phases:
-                self._phases[self._title] = (0.0, time.perf_counter())
-            for phase in self._phases:
+            for phase in self._fractions:
                 self._show(phase)
             self._rich.start()
+
+    def _leave(self, phase: str) -> None:
+        """The phase has ended, or was only the title of work that had not reported yet."""
+        if not self._reported:
+            del self._fractions[phase]
+            if self._rich is not None:
+                self._rich.remove_task(self._tasks.pop(phase))
+            return
+        self._fractions[phase] = 1.0
+        self._show(phase)
 
     def _show(self, phase: str) -> None:
         if self._rich is None:
             return
-        fraction = self._phases[phase][0]
         if phase not in self._tasks:
-            if (placeholder := self._tasks.pop(self._title, None)) is not None:
-                self._rich.remove_task(placeholder)
-            # No total, a pulsing bar: a phase that has not reported yet may be compiling.
             self._tasks[phase] = self._rich.add_task(phase, total=None)
-        task = self._tasks[phase]
-        self._rich.update(task, total=1.0 if fraction > 0 else None, completed=fraction)
+        fraction = self._fractions[phase]
+        total = None if fraction is None else 1.0
+        self._rich.update(self._tasks[phase], total=total, completed=fraction or 0.0)
 
 
 def display(stream: TextIO, *, title: str, as_json: bool = False, quiet: bool = False) -> Display:

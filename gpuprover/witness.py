@@ -123,7 +123,7 @@ def calculate_witness(
             either sign, or arrays of those; arrays of any nesting are read row by row. Values are
             reduced into [0, r); negative ones count from r. Buses are mappings, or names
             with dots.
-        job: for cancellation, deadline, progress and timing, as phase "witness".
+        job: for cancellation and deadline; phases are the caller's.
         fuel: WASM instructions that may run, about; default :data:`DEFAULT_FUEL`.
         memory_limit: MiB for the program's memory and its witness; default: half of the machine's.
 
@@ -146,12 +146,11 @@ def calculate_witness(
             raise InvalidInput(f"{name}: expected a whole number of at least 1, found {limit!r}")
     job = job or Job()
     signals = dict(_qualified("", inputs))
-    with job.phase("witness"):
-        file, _ = open_regular(wasm)
-        with file:
-            code = file.read()
-        program = _Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit)
-        return _watched(job, program.interrupt, lambda: program.run(signals))
+    file, _ = open_regular(wasm)
+    with file:
+        code = file.read()
+    program = _Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit)
+    return _watched(job, program.interrupt, lambda: program.run(signals))
 
 
 class _Program:

@@ -1,4 +1,4 @@
-"""Test helpers: circom's containers taken apart and put together, and small powers-of-tau files."""
+"""Test helpers: containers apart and together, small powers-of-tau files, keys as plain integers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,32 @@ from io import BytesIO
 
 import numpy as np
 
+from gpuprover import reference
 from gpuprover.backend import Backend, Group
 from gpuprover.curves import CurveParams
 from gpuprover.formats import ptau
 from gpuprover.formats.binfile import BinFileWriter
-from gpuprover.limbs import ints_to_words
+from gpuprover.formats.zkey import ProvingKey
+from gpuprover.limbs import ints_to_words, words_to_g1, words_to_g2, words_to_ints
 
 Sections = list[tuple[int, bytes]]
 
 
 def unpack(data: bytes) -> tuple[bytes, int, Sections]:
-    """A container's bytes -> magic, version, sections in the order of the file. No checks."""
-    magic, version, count = struct.unpack_from("<4sII", data)
-    position, sections = 12, []
-    for _ in range(count):
-        kind, size = struct.unpack_from("<IQ", data, position)
-        sections.append((kind, data[position + 12 : position + 12 + size]))
-        position += 12 + size
-    assert position == len(data)
+    """A container's bytes -> magic, version, sections in the order of the file. ValueError if damaged."""
+    try:
+        magic, version, count = struct.unpack_from("<4sII", data)
+        position, sections = 12, []
+        for _ in range(count):
+            kind, size = struct.unpack_from("<IQ", data, position)
+            position += 12 + size
+            if position > len(data):
+                break
+            sections.append((kind, data[position - size : position]))
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    if position != len(data):
+        raise ValueError("truncated or lengthened")
     return magic, version, sections
 
 
@@ -112,3 +120,24 @@ def make_ptau(curve: CurveParams, power: int, tau: int, alpha: int, beta: int, b
         with writer.section(kind, len(content)) as section:
             section.write(content)
     return file.getvalue()
+
+
+def reference_key(key: ProvingKey) -> reference.Groth16Key:
+    """A key as the reference takes it."""
+    curve, records = key.curve, key.coefficients
+    undo = pow(curve.scalar.R, -2, curve.r)
+    values = [v * undo % curve.r for v in words_to_ints(records["value"])]
+    entries = list(zip(records["constraint"].tolist(), records["signal"].tolist(), values, strict=True))
+    a, b = ([e for e, m in zip(entries, records["matrix"], strict=True) if m == which] for which in (0, 1))
+    h = key.header
+    return reference.Groth16Key(
+        curve,
+        key.log_domain,
+        key.n_public,
+        a,
+        b,
+        *(h.alpha1, h.beta1, h.beta2, h.gamma2, h.delta1, h.delta2),
+        *(words_to_g1(curve, key.ic), words_to_g1(curve, key.a), words_to_g1(curve, key.b1)),
+        words_to_g2(curve, key.b2),
+        *(words_to_g1(curve, key.c), words_to_g1(curve, key.h)),
+    )

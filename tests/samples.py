@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuprover import reference
 from gpuprover.backend import Group
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
 
 N_MULTIPLES = 512
@@ -126,11 +126,23 @@ def field_edges(p: int) -> list[int]:
     return [*edges, (1 << (p.bit_length() - 1)) - 1, 1 << (p.bit_length() - 1)]
 
 
+def fast_dft(field: FieldParams, x: Sequence[int], omega: int, shift: int = 1) -> list[int]:
+    """``reference.dft`` by halves, for sizes at which n² is too much; test_reference.py compares the two."""
+    if len(x) == 1:
+        return [x[0]]
+    p, half = field.modulus, len(x) // 2
+    even, odd = (fast_dft(field, x[i::2], omega * omega % p, shift * shift % p) for i in (0, 1))
+    twiddles = [shift]
+    for _ in range(len(x) - 1):
+        twiddles.append(twiddles[-1] * omega % p)
+    return [(even[j % half] + twiddles[j] * odd[j % half]) % p for j in range(len(x))]
+
+
 def unaligned(words: Any) -> Any:
     """A read-only view of the same values at an odd address, as in a mapped file."""
     data = b"x" + np.ascontiguousarray(words).tobytes()
     view = np.frombuffer(data, dtype=words.dtype, offset=1).reshape(words.shape)
-    assert view.size == 0 or not (view.flags.aligned or view.flags.writeable)
+    assert view.size == 0 or (view.ctypes.data % 2 and not view.flags.writeable)
     return view
 
 

@@ -80,4 +80,5 @@ def test_the_live_display_appears_late_and_goes_away() -> None:
     shown = slow.getvalue()
     assert "first phase" in shown
     assert "second phase" in shown
+    assert "✓" in shown, "the first phase has ended"
     assert "\x1b[2K" in shown.split("second phase")[-1], "the display is erased at the end"

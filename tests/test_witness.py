@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,34 +95,35 @@ def fnv(name: str) -> int:
     return h
 
 
+def write_program(path: Path, curve: CurveParams = BN254, prime: int | None = None, **knobs: Any) -> Path:
+    """Compiles :data:`TEMPLATE`, the knobs in place of its defaults."""
+    size = curve.scalar.bytes
+    values = {
+        "prime": escaped((prime or curve.r).to_bytes(size, "little")),
+        "first_value": escaped((1).to_bytes(size, "little")),
+        "message": escaped(b"log line\0Error in template Add_0 line: 7\0"),
+        "high": fnv("a") >> 32,
+        "low": fnv("a") & 0xFFFFFFFF,
+        "bytes": size,
+        "words": size // 4,
+        "prime_at": PRIME,
+        "values_at": VALUES,
+        "message_at": MESSAGE,
+        "version": 2,
+        "pages": 1,
+        "witness_size": 3,
+        "set_name": "setInputSignal",
+        "extra_import": "",
+        "compute": "",
+        "functions": "",
+    }
+    path.write_bytes(wasmtime.wat2wasm(TEMPLATE.format(**{**values, **knobs})))
+    return path
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Any:
-    def make(curve: CurveParams = BN254, prime: int | None = None, **knobs: Any) -> Path:
-        size = curve.scalar.bytes
-        values = {
-            "prime": escaped((prime or curve.r).to_bytes(size, "little")),
-            "first_value": escaped((1).to_bytes(size, "little")),
-            "message": escaped(b"log line\0Error in template Add_0 line: 7\0"),
-            "high": fnv("a") >> 32,
-            "low": fnv("a") & 0xFFFFFFFF,
-            "bytes": size,
-            "words": size // 4,
-            "prime_at": PRIME,
-            "values_at": VALUES,
-            "message_at": MESSAGE,
-            "version": 2,
-            "pages": 1,
-            "witness_size": 3,
-            "set_name": "setInputSignal",
-            "extra_import": "",
-            "compute": "",
-            "functions": "",
-        }
-        path = tmp_path / "circuit.wasm"
-        path.write_bytes(wasmtime.wat2wasm(TEMPLATE.format(**{**values, **knobs})))
-        return path
-
-    return make
+    return partial(write_program, tmp_path / "circuit.wasm")
 
 
 @pytest.mark.parametrize("curve", [BN254, BLS12_381], ids=lambda c: c.name)

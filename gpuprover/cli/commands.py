@@ -146,18 +146,9 @@ def check_device(context: Context) -> str:
 
 def verify(args: Namespace, context: Context) -> int:
     import gpuprover
-    from gpuprover.formats.groth16_json import parse_proof, parse_public_signals, parse_verification_key
-    from gpuprover.formats.json_files import read_json
 
     check_device(context)
-    vkey, public, proof = read_json(args.vkey), read_json(args.public), read_json(args.proof)
-    # Parsed here too, for messages that name the file.
-    key = parse_verification_key(vkey, args.vkey)
-    parse_public_signals(public, key.curve, key.n_public, args.public)
-    parse_proof(proof, key.curve, args.proof)
-    valid = gpuprover.verify(
-        vkey, public, proof, device=context.settings.device, threads=context.settings.threads
-    )
+    valid = gpuprover.verify(args.vkey, args.public, args.proof, threads=context.settings.threads)
     console = context.console
     word = console.paint("OK", GREEN, sys.stdout) if valid else console.paint("INVALID", RED, sys.stdout)
     console.answer({"valid": valid}, word)

@@ -312,6 +312,11 @@ def warmup(args: Namespace, context: Context) -> int:
     seconds = time.perf_counter() - begun
     cache = _cache()
     text = f"compiled in {format_seconds(seconds)}, cache: {_cache_text(cache)}"
-    record = {"ok": True, "seconds": round(seconds, 3), "timings": job.timings, "cache": cache}
+    record = {
+        "ok": True,
+        "seconds": round(seconds, 3),
+        "timings": {phase: round(value, 3) for phase, value in job.timings.items()},
+        "cache": cache,
+    }
     context.console.answer(record, text)
     return EXIT_OK

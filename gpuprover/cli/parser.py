@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from gpuprover.cli.console import write_lines
 from gpuprover.errors import InvalidInput
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InvalidInput(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             write_lines(file or sys.stdout, message.rstrip("\n"), must=True)
 
@@ -67,7 +67,9 @@ class _Group:
         common = parser.add_argument_group("common options")
         common.add_argument("--device", metavar="NAME", help="auto, cpu or cuda; default: auto")
         common.add_argument("--threads", metavar="N", help="at most N threads; default: the CPUs there are")
-        common.add_argument("--memory-limit", metavar="MIB", help="memory for one proof; default: no limit")
+        common.add_argument(
+            "--memory-limit", metavar="MIB", help="memory to stay within, the mapped key aside"
+        )
         common.add_argument(
             "--json", action="store_true", help="one JSON object on stdout, JSON lines on stderr"
         )

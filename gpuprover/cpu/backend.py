@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,9 @@ class CpuBackend:
         if form is Form.MONTGOMERY:
             return v.words.copy()
         out = np.empty_like(v.words)
-        self._convert(vector.FROM_MONTGOMERY if form is Form.CANONICAL else vector.TO_MONTGOMERY, v.words, out)
+        self._convert(
+            vector.FROM_MONTGOMERY if form is Form.CANONICAL else vector.TO_MONTGOMERY, v.words, out
+        )
         return out
 
     def free(self, *handles: object) -> None:
@@ -101,8 +104,10 @@ class CpuBackend:
         # Quotient: three vectors and the witness; afterwards one vector, its canonical and recoded forms, and
         # the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar
-        workspace = self.job.threads * (4 * header.largest_msm + msm.workspace_bytes(4 * self.curve.base.limbs))
-        sums = header.domain_size * scalar + 2 * header.largest_msm * scalar + 6 * header.largest_msm + workspace
+        workspace = self.job.threads * (msm.workspace_bytes(self.curve.g2_words, header.largest_msm))
+        sums = (
+            header.domain_size * scalar + 2 * header.largest_msm * scalar + 6 * header.largest_msm + workspace
+        )
         arena = header.n_vars * scalar + max(quotient, sums)
         plan = MemoryPlan(key=key, tables=tables, arena=arena, host=0)
         if budget is not None and plan.tables + plan.arena > budget:
@@ -201,18 +206,21 @@ class CpuBackend:
 
     def spmv(self, m: CpuMatrices, scalars: Words) -> list[CpuVector]:
         scalars = _own(scalars)
-        outs = [CpuVector(np.zeros((m.rows, self.curve.scalar.limbs), dtype=np.uint64)) for _ in range(m.count)]
+        outs = [
+            CpuVector(np.zeros((m.rows, self.curve.scalar.limbs), dtype=np.uint64)) for _ in range(m.count)
+        ]
         F, n = self._scalar, len(m.values)
         # Every task reads the indices of all entries, and multiplies those of its matrix and rows.
         pieces = -(-self.job.threads // m.count)
         bounds = [m.rows * i // pieces for i in range(pieces + 1)]
-        tasks = [(k, lo, hi) for k in range(m.count) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)]
+        tasks = [(k, lo, hi) for k in range(m.count) for lo, hi in pairwise(bounds)]
         values, source = address(m.values), address(scalars)
 
         def run(task: tuple[int, int, int]) -> None:
             k, lo, hi = task
             vector.spmv(
-                F, k, address(m.matrix_index), m.matrix_index.strides[0], address(m.row_index), m.row_index.strides[0],
+                F, k, address(m.matrix_index), m.matrix_index.strides[0],
+                address(m.row_index), m.row_index.strides[0],
                 address(m.column_index), m.column_index.strides[0], values, m.stride, source, outs[k].address,
                 n, lo, hi, self.job.stop,
             )  # fmt: skip
@@ -248,7 +256,9 @@ class CpuBackend:
         groups = [Group.G1 if b.field.degree == 1 else Group.G2 for b in bases]
         return [self._decode(g, r) for g, r in zip(groups, results, strict=True)]
 
-    def linear_combination(self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]) -> HostPoint:
+    def linear_combination(
+        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
+    ) -> HostPoint:
         if len(points) != len(scalars):
             raise ValueError(f"{len(points)} points and {len(scalars)} scalars")
         F = self._coordinates[group]

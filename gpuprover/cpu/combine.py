@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
 from gpuprover.cpu.curve import add_pairs, store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, load, store, zero
+from gpuprover.cpu.field import Field, element_bytes, load
 from gpuprover.cpu.jit import jit
 from gpuprover.cpu.msm import address, recode, signed_digit
 from gpuprover.job import Job
@@ -23,7 +23,7 @@ MAX_FIXED_WINDOW = 14
 
 
 @jit
-def _table(F, point, c, first, last, out):  # type: ignore[no-untyped-def]
+def _table(F, point, c, first, last, out):
     """XYZZ out[w·half + d − 1] = d·2^(cw)·point for d in [1, half], half = 2^(c−1), w in [first, last)."""
     half = 1 << (c - 1)
     base = curve.from_affine(F, load(F, point, 0), load(F, point, 1))
@@ -40,7 +40,6 @@ def _table(F, point, c, first, last, out):  # type: ignore[no-untyped-def]
 
 @jit
 def _multiples(F, table, recoded, words, windows, c, lo, hi, out, prefix, kinds, p_index, q_index, stop):
-    # type: ignore[no-untyped-def]
     """out[i] = scalar_i·point for i in [lo, hi), in batches that share inversions; out starts as infinity."""
     half = 1 << (c - 1)
     batch = len(kinds)
@@ -64,7 +63,6 @@ def _multiples(F, table, recoded, words, windows, c, lo, hi, out, prefix, kinds,
 
 @jit
 def _sparse(F, points, starts, columns, values, negatives, words, lo, hi, room, out, stop):
-    # type: ignore[no-untyped-def]
     """out[i − lo] = Σ values[k]·points[columns[k]] for k in row i; ``room`` holds 3·(hi − lo) points."""
     for i in range(lo, hi):
         if stop[0] != 0:
@@ -109,7 +107,6 @@ def fixed_base_mul(F: Field, point: Words, scalars: Words, job: Job) -> Words:
         curve.normalise(F, address(wide[rows]), address(table[rows]), address(prefix[rows]), half)
 
     job.map(build, range(windows))
-    del wide, prefix
 
     def run(bounds: tuple[int, int]) -> None:
         kinds = np.empty(BATCH, dtype=np.uint8)
@@ -133,7 +130,8 @@ def sparse_combination(
     modulus: int,
     job: Job,
 ) -> Words:
-    """Row i: Σ values[k]·points[columns[k]] for k in [starts[i], starts[i + 1]) -> affine uint64[rows, words].
+    """Row i: Σ values[k]·points[columns[k]] for k in [starts[i], starts[i + 1])
+    -> affine uint64[rows, words].
 
     ``values`` are canonical below ``modulus``; a value near it is taken as its small negative.
     """

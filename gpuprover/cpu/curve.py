@@ -11,7 +11,7 @@ Every function is complete: equal points, opposite points and infinity are right
 
 from __future__ import annotations
 
-from gpuprover.cpu.field import inverse, is_canonical, load, one, square, store, zero
+from gpuprover.cpu.field import inverse, is_canonical, load, negate_if, one, square, store, zero
 from gpuprover.cpu.jit import inline, jit
 
 NEGATE = 0x80000000
@@ -25,19 +25,19 @@ _ADD, _DOUBLE, _TAKE_P, _TAKE_Q, _INFINITY = 0, 1, 2, 3, 4
 
 
 @inline
-def identity(F):  # type: ignore[no-untyped-def]
+def identity(F):
     return (zero(F), zero(F), zero(F), zero(F))
 
 
 @inline
-def from_affine(F, x, y):  # type: ignore[no-untyped-def]
+def from_affine(F, x, y):
     if x == zero(F) and y == zero(F):
         return (zero(F), zero(F), zero(F), zero(F))
     return (x, y, one(F), one(F))
 
 
 @inline
-def double(F, p):  # type: ignore[no-untyped-def]
+def double(F, p):
     """2p: nine products."""
     x, y, zz, zzz = p
     u = y + y
@@ -51,7 +51,7 @@ def double(F, p):  # type: ignore[no-untyped-def]
 
 
 @inline
-def add(F, p, q):  # type: ignore[no-untyped-def]
+def add(F, p, q):
     """p + q: fourteen products."""
     x1, y1, zz1, zzz1 = p
     x2, y2, zz2, zzz2 = q
@@ -74,7 +74,7 @@ def add(F, p, q):  # type: ignore[no-untyped-def]
 
 
 @inline
-def add_affine(F, p, x2, y2):  # type: ignore[no-untyped-def]
+def add_affine(F, p, x2, y2):
     """p + (x2, y2): ten products."""
     x1, y1, zz1, zzz1 = p
     if x2 == zero(F) and y2 == zero(F):
@@ -94,7 +94,7 @@ def add_affine(F, p, x2, y2):  # type: ignore[no-untyped-def]
 
 
 @inline
-def load_xyzz(F, address, i):  # type: ignore[no-untyped-def]
+def load_xyzz(F, address, i):
     return (
         load(F, address, 4 * i),
         load(F, address, 4 * i + 1),
@@ -104,7 +104,7 @@ def load_xyzz(F, address, i):  # type: ignore[no-untyped-def]
 
 
 @inline
-def store_xyzz(F, address, i, p):  # type: ignore[no-untyped-def]
+def store_xyzz(F, address, i, p):
     store(address, 4 * i, p[0])
     store(address, 4 * i + 1, p[1])
     store(address, 4 * i + 2, p[2])
@@ -112,13 +112,13 @@ def store_xyzz(F, address, i, p):  # type: ignore[no-untyped-def]
 
 
 @inline
-def scalar_bit(scalars, words, i, bit):  # type: ignore[no-untyped-def]
+def scalar_bit(scalars, words, i, bit):
     """Bit ``bit`` of scalar ``i`` of a flat uint64 array with ``words`` words each."""
     return (scalars[i * words + (bit >> 6)] >> (bit & 63)) & 1
 
 
 @inline
-def scalar_bits(scalars, words, i):  # type: ignore[no-untyped-def]
+def scalar_bits(scalars, words, i):
     """Bit length of scalar ``i``."""
     for k in range(words - 1, -1, -1):
         w = scalars[i * words + k]
@@ -132,7 +132,7 @@ def scalar_bits(scalars, words, i):  # type: ignore[no-untyped-def]
 
 
 @inline
-def multiply(F, p, scalars, words, i):  # type: ignore[no-untyped-def]
+def multiply(F, p, scalars, words, i):
     """scalars[i]·p by double-and-add from the top bit."""
     acc = identity(F)
     for bit in range(scalar_bits(scalars, words, i) - 1, -1, -1):
@@ -143,7 +143,7 @@ def multiply(F, p, scalars, words, i):  # type: ignore[no-untyped-def]
 
 
 @jit
-def normalise(F, source, out, prefix, n):  # type: ignore[no-untyped-def]
+def normalise(F, source, out, prefix, n):
     """n XYZZ points -> affine points, with one inversion. ``prefix`` has room for n elements."""
     total = one(F)
     for i in range(n):
@@ -166,7 +166,7 @@ def normalise(F, source, out, prefix, n):  # type: ignore[no-untyped-def]
 
 
 @jit
-def linear_combination(F, points, scalars, words, n, out):  # type: ignore[no-untyped-def]
+def linear_combination(F, points, scalars, words, n, out):
     """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words."""
     acc = identity(F)
     for i in range(n):
@@ -179,25 +179,24 @@ def linear_combination(F, points, scalars, words, n, out):  # type: ignore[no-un
 
 
 @inline
-def _load_y(F, base, index):  # type: ignore[no-untyped-def]
-    y = load(F, base, 2 * (index & 0x7FFFFFFF) + 1)
-    return -y if index & 0x80000000 else y
+def _load_y(F, base, index):
+    return negate_if(load(F, base, 2 * (index & 0x7FFFFFFF) + 1), index & 0x80000000)
 
 
 @inline
-def copy_point(F, source, index, out, o):  # type: ignore[no-untyped-def]
+def copy_point(F, source, index, out, o):
     """out[o] = ±source[index]."""
     store(out, 2 * o, load(F, source, 2 * (index & 0x7FFFFFFF)))
     store(out, 2 * o + 1, _load_y(F, source, index))
 
 
 @inline
-def is_infinity(F, base, i):  # type: ignore[no-untyped-def]
+def is_infinity(F, base, i):
     return load(F, base, 2 * i) == zero(F) and load(F, base, 2 * i + 1) == zero(F)
 
 
 @jit
-def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):  # type: ignore[no-untyped-def]
+def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
     """out[out_index[k]] = ±ps[p_index[k]] ± qs[q_index[k]] for k < n, all affine, with one inversion.
 
     Indices are int64 with :data:`NEGATE` as the sign. Pairs are written from the last to the
@@ -260,7 +259,7 @@ def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):  #
 
 
 @jit
-def first_off_curve(F, points, coefficient, lo, hi):  # type: ignore[no-untyped-def]
+def first_off_curve(F, points, coefficient, lo, hi):
     """First i in [lo, hi) with a coordinate >= q or y² ≠ x³ + b, infinity excepted; −1 if none."""
     b = load(F, coefficient, 0)
     for i in range(lo, hi):

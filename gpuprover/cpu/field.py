@@ -150,7 +150,9 @@ def _montgomery_product(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
     return _reduce_once(b, result, f.modulus)
 
 
-def _shared_function(b: ir.IRBuilder, name: str, args: tuple[Any, ...], body: Callable[..., Any], attribute: str) -> Any:
+def _shared_function(
+    b: ir.IRBuilder, name: str, args: tuple[Any, ...], body: Callable[..., Any], attribute: str
+) -> Any:
     """Calls the module's function ``name``, which is defined on first use."""
     module = b.module
     function = module.globals.get(name)
@@ -168,11 +170,20 @@ def _prime_mul(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
     # Six-word products are shared functions: inlined, they triple the code and save nothing.
     attribute = "alwaysinline" if f.limbs <= 4 else "noinline"
     return _shared_function(
-        b, f"gpuprover.mul.{f.name}", (x, y), lambda inner, p, q: _montgomery_product(inner, f, p, q), attribute
+        b,
+        f"gpuprover.mul.{f.name}",
+        (x, y),
+        lambda inner, p, q: _montgomery_product(inner, f, p, q),
+        attribute,
     )
 
 
-_PRIME = {"add": _prime_add, "sub": _prime_sub, "mul": _prime_mul, "neg": _prime_neg}
+_PRIME: dict[str, Callable[..., Any]] = {
+    "add": _prime_add,
+    "sub": _prime_sub,
+    "mul": _prime_mul,
+    "neg": _prime_neg,
+}
 
 
 # Both degrees ---------------------------------------------------------------------------
@@ -259,6 +270,34 @@ def square(typingctx: Any, x: Any) -> Any:
     return x(x), lambda context, b, sig, args: _emit(b, "square", x, args[0])
 
 
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Asks for the cache line at ``address``, for reading soon."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+        function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, kind, "llvm.prefetch.p0")
+        b.call(function, [b.inttoptr(args[0], pointer), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def negate_if(typingctx: Any, x: Any, flag: Any) -> Any:
+    """−x where the integer ``flag`` is not zero, else x; without a branch, since signs are random."""
+    if not isinstance(x, ElementType) or not isinstance(flag, types.Integer):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        value, condition = args
+        return b.select(b.icmp_signed("!=", condition, condition.type(0)), _emit(b, "neg", x, value), value)
+
+    return x(x, flag), codegen
+
+
 def _address(b: ir.IRBuilder, kind: Any, size: int, address: Any, index: Any) -> Any:
     return b.inttoptr(b.add(address, b.mul(index, I64(size))), kind.as_pointer())
 
@@ -315,7 +354,7 @@ def store(typingctx: Any, address: Any, index: Any, x: Any) -> Any:
 
 
 def _constant(name: str, doc: str, value: Callable[[FieldParams], int]) -> Any:
-    def constant(typingctx, F):  # type: ignore[no-untyped-def]
+    def constant(typingctx, F):
         if not isinstance(F, FieldType):
             return None
         element = ElementType(F.params, F.degree)
@@ -332,7 +371,9 @@ def _constant(name: str, doc: str, value: Callable[[FieldParams], int]) -> Any:
 
 zero = _constant("zero", "0.", lambda f: 0)
 one = _constant("one", "1, in Montgomery form.", lambda f: f.R)
-r_squared = _constant("r_squared", "x·r_squared(F) brings an integer into Montgomery form.", lambda f: f.R**2 % f.modulus)
+r_squared = _constant(
+    "r_squared", "x·r_squared(F) brings an integer into Montgomery form.", lambda f: f.R**2 % f.modulus
+)
 bare_one = _constant("bare_one", "x·bare_one(F) takes x out of Montgomery form.", lambda f: 1)
 
 
@@ -408,12 +449,12 @@ def inverse(x: Any) -> Any:
 
 
 @overload(inverse)
-def _inverse(x):  # type: ignore[no-untyped-def]
+def _inverse(x):
     if not isinstance(x, ElementType):
         return None
     if x.degree == 2:
 
-        def invert_pair(x):  # type: ignore[no-untyped-def]
+        def invert_pair(x):
             c0, c1 = part(x, 0), part(x, 1)
             n = inverse(square(c0) + square(c1))
             return pair(c0 * n, -(c1 * n))
@@ -421,7 +462,7 @@ def _inverse(x):  # type: ignore[no-untyped-def]
         return invert_pair
     steps = 32 * x.params.limbs
 
-    def invert(x):  # type: ignore[no-untyped-def]
+    def invert(x):
         x2 = x * x
         x3 = x2 * x
         y = x

@@ -89,7 +89,7 @@ class _Locator(caching._CacheLocator):
 
 
 class _Impl(caching.CompileResultCacheImpl):
-    _locator_classes = [_Locator]
+    _locator_classes: Any = [_Locator]  # noqa: RUF012 (Numba's attribute)
 
 
 class _Cache(caching.FunctionCache):
@@ -98,7 +98,7 @@ class _Cache(caching.FunctionCache):
 
 def jit(function: F) -> F:
     """Compiles lazily, releases the GIL, wraps integers, caches on disk."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     if cache_folder() is not None:
         dispatcher._cache = _Cache(dispatcher.py_func)
     return dispatcher

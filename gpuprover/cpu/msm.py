@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
 from gpuprover.cpu.curve import add_pairs, copy_point, is_infinity, load_xyzz, store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, load, store, zero
+from gpuprover.cpu.field import Field, element_bytes, load, prefetch, store, zero
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words
 
-SEGMENT = 4096
-"""Entries that are summed at a time; two buffers of G2 points of this many stay under 1 MiB."""
+SEGMENT = 2048
+"""Entries summed at a time: two buffers of points and the prefixes stay in a second-level cache of 1 MiB."""
 STRANDS = 128
 """Running sums side by side in a reduction; one inversion serves twice as many additions."""
 REDUCTION_COST = 2.6
@@ -51,7 +51,7 @@ MAX_WINDOW = 16
 
 
 @jit
-def _bit_lengths(scalars, words, n, counts, lengths):  # type: ignore[no-untyped-def]
+def _bit_lengths(scalars, words, n, counts, lengths):
     """Histogram of the scalars' bit lengths, and each length."""
     for i in range(n):
         b = curve.scalar_bits(scalars, words, i)
@@ -60,7 +60,7 @@ def _bit_lengths(scalars, words, n, counts, lengths):  # type: ignore[no-untyped
 
 
 @jit
-def _recode(scalars, words, n, offset, out):  # type: ignore[no-untyped-def]
+def _recode(scalars, words, n, offset, out):
     """out[i] = scalars[i] + offset, on words; no overflow by the choice of the windows."""
     for i in range(n):
         carry = np.uint64(0)
@@ -75,7 +75,7 @@ def _recode(scalars, words, n, offset, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _order_by_top(lengths, n, c, windows, reach, order):  # type: ignore[no-untyped-def]
+def _order_by_top(lengths, n, c, windows, reach, order):
     """order = indices of non-zero scalars, highest reaching first; reach[w] = how many reach window w.
 
     Digits below window w add up to at most 2^(cw)·(2^(c−1) − 1)/(2^c − 1) >= 2^(cw)/3 for c >= 2: a
@@ -99,7 +99,7 @@ def _order_by_top(lengths, n, c, windows, reach, order):  # type: ignore[no-unty
 
 
 @inline
-def signed_digit(recoded, words, i, shift, c, signed):  # type: ignore[no-untyped-def]
+def signed_digit(recoded, words, i, shift, c, signed):
     """Digit of scalar i at bit ``shift``; signed digits lie in [−2^(c−1), 2^(c−1))."""
     k = shift >> 6
     b = shift & 63
@@ -111,8 +111,11 @@ def signed_digit(recoded, words, i, shift, c, signed):  # type: ignore[no-untype
 
 
 @jit
-def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entries):  # type: ignore[no-untyped-def]
-    """Entries (index and sign) of order[lo:hi] by bucket |digit| − 1; starts[b] … starts[b + 1] is bucket b."""
+def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entries):
+    """Entries (index and sign) of order[lo:hi] by bucket |digit| − 1.
+
+    Bucket b ends up in entries[starts[b]:starts[b + 1]].
+    """
     buckets = 1 << (c - 1)
     starts[:] = 0
     for k in range(lo, hi):
@@ -135,8 +138,10 @@ def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entrie
 
 @jit
 def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
-    # type: ignore[no-untyped-def]
-    """Adds the sorted entries into affine buckets (all infinity at first). ``room`` holds 3·SEGMENT points."""
+    """Adds the sorted entries into affine buckets, all infinity at first.
+
+    ``room`` holds 3·SEGMENT points.
+    """
     segment = len(kinds)
     size = segment * 2 * element_bytes(F)
     first, second, prefix = room, room + size, room + 2 * size
@@ -147,7 +152,11 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
         if stop[0] != 0:
             return
         m = min(segment, total - position)
-        # Round 0 gathers from the bases.
+        # Round 0 gathers from the bases: all lines are asked for before the first is used.
+        for i in range(m):
+            at = bases + np.int64(entries[position + i] & np.uint32(0x7FFFFFFF)) * 2 * element_bytes(F)
+            for line in range(0, 2 * element_bytes(F), 64):
+                prefetch(at + line)
         out, pairs, i = 0, 0, 0
         more = False
         while i < m:
@@ -205,7 +214,6 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
 
 @jit
 def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, stop):
-    # type: ignore[no-untyped-def]
     """XYZZ out[0] = Σ (b + 1)·bucket[b] for b < count = strands·length.
 
     Strand k holds buckets [k·length, (k + 1)·length): ``run`` is their sum so far, from the
@@ -235,7 +243,9 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
         x, y = load(F, room, 2 * k), load(F, room, 2 * k + 1)
         # The last run has not been added to its total yet.
         total = curve.add_affine(F, total, x, y)
-        total = curve.add_affine(F, total, load(F, room, 2 * (strands + k)), load(F, room, 2 * (strands + k) + 1))
+        total = curve.add_affine(
+            F, total, load(F, room, 2 * (strands + k)), load(F, room, 2 * (strands + k) + 1)
+        )
         if k > 0:
             run = curve.add_affine(F, run, x, y)
             weighted = curve.add(F, weighted, run)
@@ -247,7 +257,7 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
 
 
 @jit
-def _horner(F, sums, windows, c, parts, out):  # type: ignore[no-untyped-def]
+def _horner(F, sums, windows, c, parts, out):
     """XYZZ out[0] = Σ 2^(cw)·sums[w·parts + part]."""
     acc = curve.identity(F)
     for w in range(windows - 1, -1, -1):
@@ -292,12 +302,13 @@ class _Workspace:
         self.buckets = np.empty((4 * strands + buckets, words), dtype=np.uint64)
         self.kinds = np.empty(batch, dtype=np.uint8)
         self.key = np.empty(SEGMENT, dtype=np.uint32)
-        self.indices = [np.empty(batch, dtype=np.int64) for _ in range(3)]
+        self.indices = (np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64))
 
 
-def workspace_bytes(words: int) -> int:
-    """Scratch of one thread beside its sorted entries, at the widest window; ``words`` of an affine point."""
-    return 8 * words * (3 * SEGMENT + 4 * STRANDS + (1 << (MAX_WINDOW - 1))) + (8 << MAX_WINDOW)
+def workspace_bytes(words: int, n: int) -> int:
+    """Scratch of one thread for n points of ``words`` words, at the widest window."""
+    buckets = min(1 << (MAX_WINDOW - 1), n)
+    return 8 * words * (3 * SEGMENT + 4 * min(STRANDS, buckets) + buckets) + 8 * buckets + 4 * n
 
 
 @dataclass(frozen=True)
@@ -339,7 +350,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
     """
     n, limbs = scalars.shape
     results = [np.zeros(2 * b.field.words, dtype=np.uint64) for b in bases]
-    if n == 0:
+    if n == 0 or not bases:
         return results
     flat = scalars.reshape(-1)
     counts = np.zeros(64 * limbs + 1, dtype=np.int64)

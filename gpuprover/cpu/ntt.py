@@ -14,6 +14,7 @@ transform reads the table backwards: ω^(−j) = −ω^(h−j).
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 
@@ -30,7 +31,7 @@ LOG_BLOCK = 14
 
 
 @inline
-def _frequency_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-untyped-def]
+def _frequency_range(F, data, table, h, lo, hi, inverted):
     """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b, (a − b)·w)."""
     if h == 1:
         for t in range(lo, hi):
@@ -56,7 +57,7 @@ def _frequency_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-un
 
 
 @inline
-def _time_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-untyped-def]
+def _time_range(F, data, table, h, lo, hi, inverted):
     """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b·w, a − b·w)."""
     if h == 1:
         _frequency_range(F, data, table, h, lo, hi, inverted)
@@ -78,7 +79,7 @@ def _time_range(F, data, table, h, lo, hi, inverted):  # type: ignore[no-untyped
 
 
 @jit
-def _stage(F, data, table, h, lo, hi, in_time, inverted):  # type: ignore[no-untyped-def]
+def _stage(F, data, table, h, lo, hi, in_time, inverted):
     if in_time:
         _time_range(F, data, table, h, lo, hi, inverted)
     else:
@@ -86,7 +87,7 @@ def _stage(F, data, table, h, lo, hi, in_time, inverted):  # type: ignore[no-unt
 
 
 @jit
-def _block(F, data, table, start, size, in_time, inverted, stop):  # type: ignore[no-untyped-def]
+def _block(F, data, table, start, size, in_time, inverted, stop):
     """All stages inside [start, start + size)."""
     if stop[0] != 0:
         return
@@ -104,7 +105,7 @@ def _block(F, data, table, start, size, in_time, inverted, stop):  # type: ignor
 
 
 @jit
-def _reverse(F, data, log_n, lo, hi):  # type: ignore[no-untyped-def]
+def _reverse(F, data, log_n, lo, hi):
     """Swaps i and rev(i) for the i in [lo, hi) that are the smaller of the two."""
     for i in range(lo, hi):
         r = 0
@@ -119,7 +120,7 @@ def _reverse(F, data, log_n, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _fill_table(F, table, roots, first, last):  # type: ignore[no-untyped-def]
+def _fill_table(F, table, roots, first, last):
     """Entries of the stages h = 2^first … 2^(last−1); roots[s] = ω_{2^(s+1)}."""
     for s in range(first, last):
         h = 1 << s
@@ -135,7 +136,7 @@ _table_lock = threading.Lock()
 
 
 def twiddles(params: FieldParams, log_n: int) -> Words:
-    """The table for domains up to 2^log_n: uint64[≥ max(2, 2^log_n), limbs], shared and read-only by custom."""
+    """The table for domains up to 2^log_n: uint64[≥ max(2, 2^log_n), limbs], shared, only read."""
     table = _tables.get(params.name)
     if table is not None and len(table) >= 1 << log_n:
         return table
@@ -176,13 +177,18 @@ def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job
     size = 1 << log_block
     pieces = job.ranges(n // 2, smallest=1 << 10)
 
+    def stage(h: int, bounds: tuple[int, int]) -> None:
+        _stage(F, data, table, h, bounds[0], bounds[1], in_time, inverted)
+
     def long_stages() -> None:
         distances = [1 << s for s in range(log_block, log_n)]
         for h in distances if in_time else reversed(distances):
-            job.map(lambda r: _stage(F, data, table, h, r[0], r[1], in_time, inverted), pieces)
+            job.map(partial(stage, h), pieces)
 
     def blocks() -> None:
-        job.map(lambda i: _block(F, data, table, i * size, size, in_time, inverted, job.stop), range(n // size))
+        job.map(
+            lambda i: _block(F, data, table, i * size, size, in_time, inverted, job.stop), range(n // size)
+        )
 
     for step in (blocks, long_stages) if in_time else (long_stages, blocks):
         step()
@@ -208,7 +214,8 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
     jumps = [(1 << (log_n - 1 - t)) - sum(1 << (log_n - 1 - s) for s in range(t)) for t in range(log_n)]
     steps = field_to_words(params, [pow(base, jump, p) for jump in jumps] or [1])
     job.map(
-        lambda r: scale_powers_reversed(F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]), pieces
+        lambda r: scale_powers_reversed(F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]),
+        pieces,
     )
 
 

@@ -47,7 +47,7 @@ def multiply_by_xi(x: Any) -> Any:
 
 
 @overload(multiply_by_xi)
-def _multiply_by_xi(x):  # type: ignore[no-untyped-def]
+def _multiply_by_xi(x):
     if not isinstance(x, ElementType) or x.degree != 2:
         return None
     xi = next(c.xi for c in CURVES if c.base.name == x.params.name)
@@ -55,7 +55,7 @@ def _multiply_by_xi(x):  # type: ignore[no-untyped-def]
         return lambda x: pair(part(x, 0) - part(x, 1), part(x, 0) + part(x, 1))
     if xi == (9, 1):
 
-        def nine_plus_u(x):  # type: ignore[no-untyped-def]
+        def nine_plus_u(x):
             t = x + x
             t = t + t
             t = t + t + x
@@ -66,38 +66,38 @@ def _multiply_by_xi(x):  # type: ignore[no-untyped-def]
 
 
 @inline
-def conjugate(x):  # type: ignore[no-untyped-def]
+def conjugate(x):
     return pair(part(x, 0), -part(x, 1))
 
 
 @inline
-def scale(x, k):  # type: ignore[no-untyped-def]
+def scale(x, k):
     """x·k for k in Fq."""
     return pair(part(x, 0) * k, part(x, 1) * k)
 
 
 @inline
-def add6(a, b):  # type: ignore[no-untyped-def]
+def add6(a, b):
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
 
 
 @inline
-def sub6(a, b):  # type: ignore[no-untyped-def]
+def sub6(a, b):
     return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
 
 
 @inline
-def neg6(a):  # type: ignore[no-untyped-def]
+def neg6(a):
     return (-a[0], -a[1], -a[2])
 
 
 @inline
-def by_v(a):  # type: ignore[no-untyped-def]
+def by_v(a):
     return (multiply_by_xi(a[2]), a[0], a[1])
 
 
 @inline
-def mul6(a, b):  # type: ignore[no-untyped-def]
+def mul6(a, b):
     v0, v1, v2 = a[0] * b[0], a[1] * b[1], a[2] * b[2]
     c0 = v0 + multiply_by_xi((a[1] + a[2]) * (b[1] + b[2]) - v1 - v2)
     c1 = (a[0] + a[1]) * (b[0] + b[1]) - v0 - v1 + multiply_by_xi(v2)
@@ -106,7 +106,7 @@ def mul6(a, b):  # type: ignore[no-untyped-def]
 
 
 @inline
-def mul6_by_01(a, b0, b1):  # type: ignore[no-untyped-def]
+def mul6_by_01(a, b0, b1):
     """a·(b0 + b1·v)."""
     v0, v1 = a[0] * b0, a[1] * b1
     c0 = multiply_by_xi((a[1] + a[2]) * b1 - v1) + v0
@@ -115,7 +115,7 @@ def mul6_by_01(a, b0, b1):  # type: ignore[no-untyped-def]
 
 
 @inline
-def inverse6(a):  # type: ignore[no-untyped-def]
+def inverse6(a):
     c0 = square(a[0]) - multiply_by_xi(a[1] * a[2])
     c1 = multiply_by_xi(square(a[2])) - a[0] * a[1]
     c2 = square(a[1]) - a[0] * a[2]
@@ -124,37 +124,37 @@ def inverse6(a):  # type: ignore[no-untyped-def]
 
 
 @inline
-def one12(F):  # type: ignore[no-untyped-def]
+def one12(F):
     return ((one(F), zero(F), zero(F)), (zero(F), zero(F), zero(F)))
 
 
 @inline
-def mul12(a, b):  # type: ignore[no-untyped-def]
+def mul12(a, b):
     v0, v1 = mul6(a[0], b[0]), mul6(a[1], b[1])
     c1 = sub6(sub6(mul6(add6(a[0], a[1]), add6(b[0], b[1])), v0), v1)
     return (add6(v0, by_v(v1)), c1)
 
 
 @inline
-def square12(a):  # type: ignore[no-untyped-def]
+def square12(a):
     v0 = mul6(a[0], a[1])
     c0 = sub6(sub6(mul6(add6(a[0], a[1]), add6(a[0], by_v(a[1]))), v0), by_v(v0))
     return (c0, add6(v0, v0))
 
 
 @inline
-def conjugate12(a):  # type: ignore[no-untyped-def]
+def conjugate12(a):
     return (a[0], neg6(a[1]))
 
 
 @inline
-def inverse12(a):  # type: ignore[no-untyped-def]
+def inverse12(a):
     t = inverse6(sub6(mul6(a[0], a[0]), by_v(mul6(a[1], a[1]))))
     return (mul6(a[0], t), neg6(mul6(a[1], t)))
 
 
 @inline
-def frobenius12(F, a, powers):  # type: ignore[no-untyped-def]
+def frobenius12(F, a, powers):
     """a^q; ``powers`` holds ξ^(k(q − 1)/6) for k < 6."""
     x, y = a
     return (
@@ -168,26 +168,26 @@ def frobenius12(F, a, powers):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _square4(a, b):  # type: ignore[no-untyped-def]
+def _square4(a, b):
     """(a + b·s)² with s² = ξ."""
     t0, t1 = square(a), square(b)
     return multiply_by_xi(t1) + t0, square(a + b) - t0 - t1
 
 
 @inline
-def _thrice_minus_twice(t, z):  # type: ignore[no-untyped-def]
+def _thrice_minus_twice(t, z):
     d = t - z
     return d + d + t
 
 
 @inline
-def _thrice_plus_twice(t, z):  # type: ignore[no-untyped-def]
+def _thrice_plus_twice(t, z):
     s = t + z
     return s + s + t
 
 
 @inline
-def cyclotomic_square(a):  # type: ignore[no-untyped-def]
+def cyclotomic_square(a):
     """a² for a of the cyclotomic subgroup."""
     (z0, z4, z3), (z2, z1, z5) = a
     t0, t1 = _square4(z0, z1)
@@ -200,7 +200,7 @@ def cyclotomic_square(a):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _power12(a, exponent):  # type: ignore[no-untyped-def]
+def _power12(a, exponent):
     """a^exponent for a of the cyclotomic subgroup, exponent a uint64 > 0."""
     result = a
     top = 63
@@ -217,7 +217,7 @@ def _power12(a, exponent):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _double_step(F, t, three_b, lines, k):  # type: ignore[no-untyped-def]
+def _double_step(F, t, three_b, lines, k):
     """Doubles t (homogeneous, all coordinates times four) and writes the tangent."""
     x, y, z = t
     a, b, c = x * y, square(y), square(z)
@@ -239,7 +239,7 @@ def _double_step(F, t, three_b, lines, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _add_step(F, t, x2, y2, lines, k):  # type: ignore[no-untyped-def]
+def _add_step(F, t, x2, y2, lines, k):
     """Adds the affine point to t and writes the chord."""
     x, y, z = t
     theta, lam = y - y2 * z, x - x2 * z
@@ -254,13 +254,13 @@ def _add_step(F, t, x2, y2, lines, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _untwisted_frobenius(F, x, y, frobenius):  # type: ignore[no-untyped-def]
+def _untwisted_frobenius(F, x, y, frobenius):
     """ψ(x, y): Frobenius, carried over to the twist."""
     return conjugate(x) * load(F, frobenius, 0), conjugate(y) * load(F, frobenius, 1)
 
 
 @jit
-def _lines(F, point, digits, constants, is_bn, out):  # type: ignore[no-untyped-def]
+def _lines(F, point, digits, constants, is_bn, out):
     """The lines of one affine point. ``constants``: 3b', then the two factors of ψ."""
     x, y = load(F, point, 0), load(F, point, 1)
     three_b = load(F, constants, 0)
@@ -285,7 +285,7 @@ def _limbs(F: Any) -> int:
 
 
 @overload(_limbs)
-def _limbs_overload(F):  # type: ignore[no-untyped-def]
+def _limbs_overload(F):
     limbs = F.params.limbs
     return lambda F: limbs
 
@@ -294,7 +294,7 @@ def _limbs_overload(F):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _multiply_by_line(f, c0, c1, c2, is_d_twist):  # type: ignore[no-untyped-def]
+def _multiply_by_line(f, c0, c1, c2, is_d_twist):
     if is_d_twist:  # c0 + (c1 + c2·v)·w
         v0 = (f[0][0] * c0, f[0][1] * c0, f[0][2] * c0)
         v1 = mul6_by_01(f[1], c1, c2)
@@ -307,7 +307,7 @@ def _multiply_by_line(f, c0, c1, c2, is_d_twist):  # type: ignore[no-untyped-def
 
 
 @inline
-def _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_d_twist):  # type: ignore[no-untyped-def]
+def _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_d_twist):
     """Multiplies f by line k of each of n points, taken at the points of G1."""
     for i in range(n):
         at = 3 * (i * per_point + k)
@@ -318,7 +318,7 @@ def _apply_lines(F, Q, f, g1, n, lines, per_point, k, is_d_twist):  # type: igno
 
 
 @inline
-def _hard_part_bn(Q, f, seed, powers):  # type: ignore[no-untyped-def]
+def _hard_part_bn(Q, f, seed, powers):
     f1 = _power12(f, seed)
     f2 = _power12(f1, seed)
     f3 = _power12(f2, seed)
@@ -343,7 +343,7 @@ def _hard_part_bn(Q, f, seed, powers):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _hard_part_bls(Q, f, seed, powers):  # type: ignore[no-untyped-def]
+def _hard_part_bls(Q, f, seed, powers):
     """f^((x − 1)²(x + q)(x² + q² − 1) + 3) for x = −seed."""
     a = conjugate12(mul12(_power12(f, seed), f))
     a = conjugate12(mul12(_power12(a, seed), a))
@@ -355,7 +355,7 @@ def _hard_part_bls(Q, f, seed, powers):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _product_is_one(F, Q, g1, n, lines, per_point, digits, seed, powers, is_bn):  # type: ignore[no-untyped-def]
+def _product_is_one(F, Q, g1, n, lines, per_point, digits, seed, powers, is_bn):
     """Whether Π e(g1[i], point of lines i) = 1. F is Fq, Q is Fq2."""
     f = one12(Q)
     k = 0
@@ -462,7 +462,7 @@ def pairing_check(c: CurveParams, g1: Words, g2: Words) -> bool:
 
 
 @jit
-def _first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):  # type: ignore[no-untyped-def]
+def _first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):
     """First i with (βx, y) ≠ −scalar·(x, y)."""
     for i in range(lo, hi):
         if stop[0] != 0:
@@ -478,7 +478,7 @@ def _first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):  # type: ig
 
 
 @jit
-def _first_outside_g2(F, points, frobenius, scalar, words, negative, lo, hi, stop):  # type: ignore[no-untyped-def]
+def _first_outside_g2(F, points, frobenius, scalar, words, negative, lo, hi, stop):
     """First i with ψ(P) ≠ ±scalar·P."""
     for i in range(lo, hi):
         if stop[0] != 0:

@@ -14,7 +14,7 @@ TO_MONTGOMERY, FROM_MONTGOMERY = 0, 1
 
 
 @jit
-def pointwise(F, operation, a, b, out, lo, hi):  # type: ignore[no-untyped-def]
+def pointwise(F, operation, a, b, out, lo, hi):
     """out[i] = a[i] ∘ b[i] with ∘ one of ADD, SUB, MUL; out may be a or b."""
     if operation == 0:
         for i in range(lo, hi):
@@ -28,14 +28,14 @@ def pointwise(F, operation, a, b, out, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @jit
-def multiply_subtract(F, a, b, c, lo, hi):  # type: ignore[no-untyped-def]
+def multiply_subtract(F, a, b, c, lo, hi):
     """a[i] = a[i]·b[i] − c[i]."""
     for i in range(lo, hi):
         store(a, i, load(F, a, i) * load(F, b, i) - load(F, c, i))
 
 
 @jit
-def convert(F, operation, a, out, lo, hi):  # type: ignore[no-untyped-def]
+def convert(F, operation, a, out, lo, hi):
     """Into Montgomery form or out of it; out may be a."""
     factor = r_squared(F) if operation == 0 else bare_one(F)
     for i in range(lo, hi):
@@ -43,7 +43,7 @@ def convert(F, operation, a, out, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @jit
-def first_out_of_range(F, a, lo, hi):  # type: ignore[no-untyped-def]
+def first_out_of_range(F, a, lo, hi):
     """The first i in [lo, hi) with a[i] >= p, or −1."""
     for i in range(lo, hi):
         if not is_canonical(load(F, a, i)):
@@ -52,7 +52,7 @@ def first_out_of_range(F, a, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @inline
-def power(F, x, exponent):  # type: ignore[no-untyped-def]
+def power(F, x, exponent):
     """x^exponent for an int64 exponent >= 0."""
     y = one(F)
     while exponent > 0:
@@ -64,7 +64,7 @@ def power(F, x, exponent):  # type: ignore[no-untyped-def]
 
 
 @jit
-def scale_powers(F, a, constants, lo, hi):  # type: ignore[no-untyped-def]
+def scale_powers(F, a, constants, lo, hi):
     """a[i] = a[i]·factor·base^i; ``constants`` holds factor and base."""
     base = load(F, constants, 1)
     current = load(F, constants, 0) * power(F, base, lo)
@@ -74,7 +74,7 @@ def scale_powers(F, a, constants, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @jit
-def scale_powers_reversed(F, a, constants, steps, log_n, lo, hi):  # type: ignore[no-untyped-def]
+def scale_powers_reversed(F, a, constants, steps, log_n, lo, hi):
     """a[i] = a[i]·factor·base^rev(i), rev reversing log_n bits.
 
     ``steps`` holds log_n elements: base^(rev(i + 1) − rev(i)) by the count of trailing ones of i.
@@ -94,7 +94,7 @@ def scale_powers_reversed(F, a, constants, steps, log_n, lo, hi):  # type: ignor
 
 
 @jit
-def batch_inverse(F, a, out, lo, hi):  # type: ignore[no-untyped-def]
+def batch_inverse(F, a, out, lo, hi):
     """out[i] = 1/a[i], 0 for 0, with one inversion (Montgomery's trick); out must not be a."""
     total = one(F)
     nothing = zero(F)
@@ -115,7 +115,7 @@ def batch_inverse(F, a, out, lo, hi):  # type: ignore[no-untyped-def]
 
 @jit
 def spmv(F, matrix, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
-         scalars, out, n, row_lo, row_hi, stop):  # type: ignore[no-untyped-def]  # fmt: skip
+         scalars, out, n, row_lo, row_hi, stop):  # fmt: skip
     """out[row] += value·scalar over the n entries of matrix ``matrix`` with row in [row_lo, row_hi).
 
     Indices are uint32 and lie, as the values do, the given numbers of bytes apart; values

@@ -33,7 +33,7 @@ SECTIONS = {
 }
 VERSION = 1
 MAX_POWER = 28
-_IN_G2 = {TAU_G2, BETA_G2, LAGRANGE_TAU_G2}
+IN_G2 = {TAU_G2, BETA_G2, LAGRANGE_TAU_G2}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PowersOfTau:
 
     def points(self, section: int) -> Words:
         """A whole section: uint64[n, g1_words or g2_words], read-only and perhaps unaligned."""
-        words = self.curve.g2_words if section in _IN_G2 else self.curve.g1_words
+        words = self.curve.g2_words if section in IN_G2 else self.curve.g1_words
         view: Words = self._file.view(section).view("<u8").reshape(-1, words)
         return view
 
@@ -117,7 +117,7 @@ def read_ptau(source: Source) -> PowersOfTau:
     }
     prepared = any(section in file for section in lagrange)
     for section, count in (counts | lagrange if prepared else counts).items():
-        words = curve.g2_words if section in _IN_G2 else curve.g1_words
+        words = curve.g2_words if section in IN_G2 else curve.g1_words
         file.exactly(section, 8 * words * count, f"{count} points of {8 * words} bytes")
     contributions = 0
     if CONTRIBUTIONS in file:

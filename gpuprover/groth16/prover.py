@@ -50,7 +50,9 @@ def public_signals(key: ProvingKey, witness: Witness) -> list[int]:
     return words_to_ints(witness.values[1 : key.n_public + 1])
 
 
-def prove(key: ProvingKey, witness: Witness, backend: Backend, blinding: tuple[int, int] | None = None) -> Proof:
+def prove(
+    key: ProvingKey, witness: Witness, backend: Backend, blinding: tuple[int, int] | None = None
+) -> Proof:
     """A proof that the witness satisfies the key's circuit; not verified here (:func:`checked`).
 
     Args:

@@ -77,7 +77,7 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     Raises:
         InvalidInput: the file is too small, not prepared for phase 2, or of another curve.
         UnsupportedFile: the circuit needs a larger domain than the curve's scalar field offers.
-        MalformedFile: a point of the file is off its curve.
+        MalformedFile: a point that the circuit uses is out of range, off its curve or its subgroup.
     """
     if ptau.curve != r1cs.curve:
         raise InvalidInput(
@@ -87,6 +87,7 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     ptau.require(log_n, r1cs.source)
     n = 1 << log_n
     points = _ceremony_points(ptau)
+    _check_ceremony(ptau, log_n, backend)
     a, b, c = (_by_wire(r1cs, m) for m in (r1cs.a, r1cs.b, r1cs.c))
     a = _join(a, _public_rows(r1cs))
     alpha, beta = pt.LAGRANGE_ALPHA_TAU_G1, pt.LAGRANGE_BETA_TAU_G1
@@ -128,6 +129,38 @@ def _ceremony_points(ptau: PowersOfTau) -> KeyPoints:
         part = f"section {section} ({pt.SECTIONS[section]})"
         raise MalformedFile(ptau.path, part, f"point 0: {error}") from None
     return KeyPoints(alpha1, beta1, beta2, curve.g2, curve.g1, curve.g2)
+
+
+def _check_ceremony(ptau: PowersOfTau, log_n: int, backend: Backend) -> None:
+    """Raises MalformedFile for a bad point among those that a circuit of this domain uses."""
+    n, first = 1 << log_n, range(1)
+    lagrange, coset = range(n - 1, 2 * n - 1), range(2 * n, 4 * n - 1, 2)
+    used = (
+        (pt.ALPHA_TAU_G1, first),
+        (pt.BETA_TAU_G1, first),
+        (pt.BETA_G2, first),
+        (pt.TAU_G1, range(2 * n - 1)),
+        (pt.LAGRANGE_TAU_G1, lagrange),
+        (pt.LAGRANGE_TAU_G1, coset),
+        (pt.LAGRANGE_TAU_G2, lagrange),
+        (pt.LAGRANGE_ALPHA_TAU_G1, lagrange),
+        (pt.LAGRANGE_BETA_TAU_G1, lagrange),
+    )
+    with backend.job.phase("powers of tau"):
+        for done, (section, indices) in enumerate(used):
+            group = Group.G2 if section in pt.IN_G2 else Group.G1
+            points = ptau.points(section)
+            for at in range(0, len(indices), _TERMS):
+                some = indices[at : at + _TERMS]
+                bad = backend.first_bad_point(group, points[some.start : some.stop : some.step])
+                if bad >= 0:
+                    raise MalformedFile(
+                        ptau.path,
+                        f"section {section} ({pt.SECTIONS[section]})",
+                        f"point {some[bad]} is off the curve, outside the subgroup or out of range",
+                    )
+                backend.job.check()
+            backend.job.report((done + 1) / len(used))
 
 
 def _combinations(
@@ -180,13 +213,38 @@ def _h_differences(ptau: PowersOfTau, n: int, backend: Backend) -> Iterator[Word
 
 
 def _formal_difference(curve: CurveParams, left: Words, right: Words) -> Words:
-    """The affine formula for left − right, whatever the words of left are."""
+    """left − right for a left that is no point and whose coordinates may exceed q.
+
+    The sum formula is the usual one ("madd-2007-bl", as snarkjs's wasmcurves has it). Sums and
+    differences of unreduced words are corrected by q once, not modulo q; that shows in the result.
+    """
     q, field = curve.q, curve.base
-    coordinates = [words_to_ints(w.reshape(2, -1)) for w in (left, right)]
-    (x1, y1), (x2, y2) = ([field.from_montgomery(v % q) for v in pair] for pair in coordinates)
-    slope = (y1 + y2) * pow(x1 - x2, -1, q) % q
-    x = (slope * slope - x1 - x2) % q
-    return g1_to_words(curve, [(x, (slope * (x1 - x) - y1) % q)])
+    size = 1 << (64 * field.limbs)
+
+    def add(a: int, b: int) -> int:
+        total = a + b
+        return (total - q if total >= q else total) % size
+
+    def sub(a: int, b: int) -> int:
+        return (a - b if a >= b else a - b + q) % size
+
+    def mul(a: int, b: int) -> int:
+        product = a * b
+        reduced = (product + product * -pow(q, -1, size) % size * q) // size
+        return reduced - q if reduced >= q else reduced
+
+    (x1, y1), (x2, y2) = (words_to_ints(w.reshape(2, -1)) for w in (left, right))
+    y2 = sub(0, y2)
+    h, dy = sub(x2, x1), sub(y2, y1)
+    i = add(hh := mul(h, h), hh)
+    i = add(i, i)
+    j, slope, v = mul(h, i), add(dy, dy), mul(x1, i)
+    x3 = sub(sub(mul(slope, slope), j), add(v, v))
+    y1_j = mul(y1, j)
+    y3 = sub(mul(sub(v, x3), slope), add(y1_j, y1_j))
+    x, y, inverse_z = (field.from_montgomery(w % q) for w in (x3, y3, add(h, h)))
+    inverse_z = pow(inverse_z, -1, q) if inverse_z else 0
+    return g1_to_words(curve, [(x * inverse_z**2 % q, y * inverse_z**3 % q)])
 
 
 # From a local secret -------------------------------------------------------------

@@ -139,7 +139,9 @@ def _verify_part(
     if holds or len(statements) == 1:
         return [holds] * len(statements)
     half = len(statements) // 2
-    return _verify_part(key, ic, statements[:half], backend) + _verify_part(key, ic, statements[half:], backend)
+    return _verify_part(key, ic, statements[:half], backend) + _verify_part(
+        key, ic, statements[half:], backend
+    )
 
 
 def _batch_holds(
@@ -160,5 +162,5 @@ def _batch_holds(
         _negative(curve, backend.linear_combination(Group.G1, [p.a], [w]))  # type: ignore[arg-type]
         for p, w in zip(proofs, weights, strict=True)
     ]
-    g1 = [*weighted, alpha, x, c]
-    return backend.pairing_check(g1, [*(p.b for p in proofs), key.beta2, key.gamma2, key.delta2])  # type: ignore[list-item]
+    g1: list[AffineG1] = [*weighted, alpha, x, c]  # type: ignore[list-item]
+    return backend.pairing_check(g1, [*(p.b for p in proofs), key.beta2, key.gamma2, key.delta2])

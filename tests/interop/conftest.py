@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -185,26 +186,35 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(
-    scope="session",
-    params=[(name, curve) for curve in CURVES for name in INPUTS],
-    ids=lambda p: f"{p[0]}-{p[1].name}",
-)
-def case(
-    request: pytest.FixtureRequest,
+ALL = [(name, curve) for curve in CURVES for name in INPUTS]
+
+
+@pytest.fixture(scope="session")
+def make_case(
     tmp_path_factory: pytest.TempPathFactory,
     oracle: Oracle,
     compile_circuit: Callable[[str, CurveParams], Compiled],
     ptau: Callable[[CurveParams], Path],
-) -> Case:
-    name, curve = request.param
-    compiled, powers, folder = compile_circuit(name, curve), ptau(curve), tmp_path_factory.mktemp(name)
-    witness, key, contributed = folder / "snarkjs.wtns", folder / "0.zkey", folder / "1.zkey"
-    # snarkjs reads JSON's large numbers as floats; as text they are exact.
-    oracle("wtns.calculate", as_text(INPUTS[name]), compiled.wasm, witness)
-    oracle("zKey.newZKey", compiled.r1cs, powers, key)
-    oracle("zKey.contribute", key, contributed, "tests", "no secret at all")
-    return Case(name, curve, INPUTS[name], compiled, witness, powers, key, contributed)
+) -> Callable[[str, CurveParams], Case]:
+    """The files of one case, made once a session."""
+
+    @cache
+    def make(name: str, curve: CurveParams) -> Case:
+        compiled, powers, folder = compile_circuit(name, curve), ptau(curve), tmp_path_factory.mktemp(name)
+        witness, key, contributed = folder / "snarkjs.wtns", folder / "0.zkey", folder / "1.zkey"
+        # snarkjs reads JSON's large numbers as floats; as text they are exact.
+        oracle("wtns.calculate", as_text(INPUTS[name]), compiled.wasm, witness)
+        oracle("zKey.newZKey", compiled.r1cs, powers, key)
+        oracle("zKey.contribute", key, contributed, "tests", "no secret at all")
+        return Case(name, curve, INPUTS[name], compiled, witness, powers, key, contributed)
+
+    return make
+
+
+@pytest.fixture(params=ALL, ids=lambda p: f"{p[0]}-{p[1].name}")
+def case(request: pytest.FixtureRequest, make_case: Callable[[str, CurveParams], Case]) -> Case:
+    """Every circuit over every curve; a test that wants fewer parametrizes it indirectly."""
+    return make_case(*request.param)
 
 
 def as_text(value: Any) -> Any:

@@ -15,6 +15,7 @@ from gpuprover.curves import BN254
 from gpuprover.solidity import export_calldata, export_verifier
 
 HERE = Path(__file__).resolve().parent
+CASES = pytest.mark.parametrize("case", [("multiplier", BN254), ("nopublic", BN254)], indirect=True)
 
 
 def words(calldata: str) -> list[str]:
@@ -42,9 +43,8 @@ def altered(call: list[str], index: int, by: int) -> list[str]:
     return call
 
 
+@CASES
 def test_contract(case: Any, node: Path, oracle: Any) -> None:
-    if case.curve is not BN254 or case.name not in ("multiplier", "nopublic"):
-        pytest.skip("contracts are for BN254; two circuits are enough here")
     theirs = oracle("groth16.prove", case.contributed_key, case.witness)
     vkey = oracle("zKey.exportVerificationKey", case.contributed_key)
     calldata = export_calldata(theirs["publicSignals"], theirs["proof"])
@@ -64,9 +64,8 @@ def test_contract(case: Any, node: Path, oracle: Any) -> None:
     assert run_contract(node, export_verifier(vkey), calls)["results"] == expected
 
 
+@CASES
 def test_calldata_equals_snarkjs(case: Any, oracle: Any) -> None:
-    if case.curve is not BN254:
-        pytest.skip("calldata is for BN254")
     theirs = oracle("groth16.prove", case.contributed_key, case.witness)
     proof, public = theirs["proof"], theirs["publicSignals"]
     assert export_calldata(public, proof) == oracle("groth16.exportSolidityCallData", proof, public)

@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from containers import make_ptau  # noqa: E402
+from containers import make_ptau, reference_key  # noqa: E402
 
 from gpuprover import reference  # noqa: E402
 from gpuprover.backend import open_backend  # noqa: E402
@@ -18,37 +18,13 @@ from gpuprover.formats.groth16_json import Proof, proof_to_json  # noqa: E402
 from gpuprover.formats.json_files import write_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
-from gpuprover.formats.zkey import ProvingKey, load_key  # noqa: E402
+from gpuprover.formats.zkey import load_key  # noqa: E402
 from gpuprover.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from gpuprover.job import Job  # noqa: E402
-from gpuprover.limbs import words_to_g1, words_to_g2, words_to_ints  # noqa: E402
+from gpuprover.limbs import words_to_ints  # noqa: E402
 
 TAU, ALPHA, BETA = 1234567, 89101112, 13141516
 BLINDING = (7, 11)
-
-
-def reference_key(key: ProvingKey) -> reference.Groth16Key:
-    """A key as plain integers."""
-    curve, records = key.curve, key.coefficients
-    undo = pow(curve.scalar.R, -2, curve.r)
-    values = [v * undo % curve.r for v in words_to_ints(records["value"])]
-    entries = list(zip(records["constraint"].tolist(), records["signal"].tolist(), values, strict=True))
-    in_a = (records["matrix"] == 0).tolist()
-    h = key.header
-    return reference.Groth16Key(
-        curve,
-        key.log_domain,
-        key.n_public,
-        [e for e, first in zip(entries, in_a, strict=True) if first],
-        [e for e, first in zip(entries, in_a, strict=True) if not first],
-        *(h.alpha1, h.beta1, h.beta2, h.gamma2, h.delta1, h.delta2),
-        words_to_g1(curve, key.ic),
-        words_to_g1(curve, key.a),
-        words_to_g1(curve, key.b1),
-        words_to_g2(curve, key.b2),
-        words_to_g1(curve, key.c),
-        words_to_g1(curve, key.h),
-    )
 
 
 def make(name: str, circuit: Circuit) -> None:

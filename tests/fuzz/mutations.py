@@ -1,0 +1,249 @@
+"""Damage done to real files: what hypothesis and atheris both draw from, and what has to come of it.
+
+A mutation is a name and two integers, so that any fuzzer can make one; every pair of
+integers means something for every file.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent)]
+
+from containers import Sections, pack, unpack  # noqa: E402
+
+from gpuprover.curves import CURVES  # noqa: E402
+from gpuprover.errors import MAX_MESSAGE, ProverError  # noqa: E402
+from gpuprover.formats.groth16_json import (  # noqa: E402
+    parse_proof,
+    parse_public_signals,
+    parse_verification_key,
+)
+from gpuprover.formats.json_files import parse_json  # noqa: E402
+from gpuprover.formats.ptau import read_ptau  # noqa: E402
+from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
+from gpuprover.formats.wtns import read_witness  # noqa: E402
+from gpuprover.formats.zkey import load_key  # noqa: E402
+from gpuprover.limbs import first_not_below  # noqa: E402
+
+VECTORS = HERE.parent / "vectors"
+BINARY = ("wtns", "r1cs", "ptau", "zkey", "initial.zkey")
+JSON = ("vkey.json", "proof.json", "public.json")
+SEEDS: dict[str, bytes] = {
+    f"{curve.name}.{kind}": (VECTORS / f"chain5.{curve.name}.{kind}").read_bytes()
+    for curve in CURVES
+    for kind in (*BINARY, *JSON)
+}
+
+Mutation = tuple[str, int, int]
+_EDGES = (0, 1, 2, 3, 7, 8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def _edge(old: int, choice: int) -> int:
+    """A number that programs trip over, or a neighbour of what stood there."""
+    values = (*_EDGES, old + 1, old - 1, old * 2, old ^ 1 << choice % 32)
+    return values[choice % len(values)] & 0xFFFFFFFF
+
+
+def _truncate(data: bytes, a: int, b: int) -> bytes:
+    return data[: a % (len(data) + 1)]
+
+
+def _lengthen(data: bytes, a: int, b: int) -> bytes:
+    return data + (a & 0xFF).to_bytes(1, "little") * (1 + b % 100)
+
+
+def _flip(data: bytes, a: int, b: int) -> bytes:
+    at = a % len(data)
+    return data[:at] + bytes([data[at] ^ 1 << b % 8]) + data[at + 1 :]
+
+
+def _overwrite(data: bytes, a: int, b: int) -> bytes:
+    at = a % len(data)
+    return data[:at] + b.to_bytes(8, "little") + data[at + 8 :]
+
+
+def _insert(data: bytes, a: int, b: int) -> bytes:
+    at = a % (len(data) + 1)
+    return data[:at] + b.to_bytes(8, "little")[: 1 + b % 8] + data[at:]
+
+
+def _field(data: bytes, a: int, b: int) -> bytes:
+    """One of the first words of the file or of the section table."""
+    at = 4 * (a % 64)
+    if at + 4 > len(data):
+        return data
+    (old,) = struct.unpack_from("<I", data, at)
+    return data[:at] + struct.pack("<I", _edge(old, b)) + data[at + 4 :]
+
+
+def _of_sections(change: Callable[[Sections, int, int], None]) -> Callable[[bytes, int, int], bytes]:
+    def mutate(data: bytes, a: int, b: int) -> bytes:
+        try:
+            magic, version, sections = unpack(data)
+        except ValueError:
+            return data
+        if sections:
+            change(sections, a, b)
+        return pack(magic, version, sections)
+
+    return mutate
+
+
+def _swap(sections: Sections, a: int, b: int) -> None:
+    i, j = a % len(sections), b % len(sections)
+    sections[i], sections[j] = sections[j], sections[i]
+
+
+def _delete(sections: Sections, a: int, b: int) -> None:
+    del sections[a % len(sections)]
+
+
+def _duplicate(sections: Sections, a: int, b: int) -> None:
+    sections.insert(b % len(sections), sections[a % len(sections)])
+
+
+def _renumber(sections: Sections, a: int, b: int) -> None:
+    i = a % len(sections)
+    sections[i] = (b % 20, sections[i][1])
+
+
+def _resize(sections: Sections, a: int, b: int) -> None:
+    kind, content = sections[a % len(sections)]
+    size = b % (2 * len(content) + 2)
+    sections[a % len(sections)] = (kind, content[:size].ljust(size, b"\1"))
+
+
+def _section_field(sections: Sections, a: int, b: int) -> None:
+    """A word within a section, near its start more often than not."""
+    kind, content = sections[a % len(sections)]
+    words = len(content) // 4
+    if words:
+        at = 4 * ((b >> 8) % (min(words, 32) if b >> 40 & 1 else words))
+        (old,) = struct.unpack_from("<I", content, at)
+        content = content[:at] + struct.pack("<I", _edge(old, b & 0xFF)) + content[at + 4 :]
+        sections[a % len(sections)] = (kind, content)
+
+
+def _element(sections: Sections, a: int, b: int) -> None:
+    """32 bytes within a section become zeros, ones, or a copy of others."""
+    kind, content = sections[a % len(sections)]
+    if len(content) >= 64:
+        at, other = (4 * ((b >> shift) % (len(content) // 4 - 8)) for shift in (8, 32))
+        value = (bytes(32), b"\xff" * 32, content[other : other + 32])[b % 3]
+        sections[a % len(sections)] = (kind, content[:at] + value + content[at + 32 :])
+
+
+MUTATIONS: dict[str, Callable[[bytes, int, int], bytes]] = {
+    "truncate": _truncate,
+    "lengthen": _lengthen,
+    "flip": _flip,
+    "overwrite": _overwrite,
+    "insert": _insert,
+    "field": _field,
+    "swap": _of_sections(_swap),
+    "delete": _of_sections(_delete),
+    "duplicate": _of_sections(_duplicate),
+    "renumber": _of_sections(_renumber),
+    "resize": _of_sections(_resize),
+    "section field": _of_sections(_section_field),
+    "element": _of_sections(_element),
+}
+TEXT_MUTATIONS = ("truncate", "lengthen", "flip", "overwrite", "insert")
+
+
+def mutated(data: bytes, mutations: Sequence[Mutation]) -> bytes:
+    for name, a, b in mutations:
+        if data:
+            data = MUTATIONS[name](data, a, b)
+    return data
+
+
+# What has to come of it -----------------------------------------------------------
+
+
+def check(name: str, data: bytes) -> bool:
+    """Reads a file of a kind -> whether it was accepted; anything but acceptance or a typed error raises."""
+    kind = name.rsplit(".", 1)[-1]
+    try:
+        if kind == "json":
+            _check_json(name, data)
+        else:
+            _CHECKS[kind](data)
+    except ProverError as error:
+        message = str(error)
+        assert 0 < len(message) <= MAX_MESSAGE
+        assert message.isprintable(), message
+        return False
+    return True
+
+
+def _check_witness(data: bytes) -> None:
+    witness = read_witness(data)
+    assert witness.values.shape == (len(witness), witness.curve.scalar.limbs)
+    assert first_not_below(witness.values, witness.curve.r) == -1
+
+
+def _check_r1cs(data: bytes) -> None:
+    r1cs = read_r1cs(data)
+    assert r1cs.n_wires > r1cs.n_public
+    for matrix in r1cs.matrices:
+        assert matrix.starts[0] == 0
+        assert matrix.starts[-1] == len(matrix.wires) == len(matrix.values)
+        assert (matrix.starts[1:] >= matrix.starts[:-1]).all()
+        assert matrix.nnz == 0 or matrix.wires.max() < r1cs.n_wires
+        assert first_not_below(matrix.values, r1cs.curve.r) == -1
+
+
+def _check_key(data: bytes) -> None:
+    key = load_key(data)
+    assert len(key.a) == len(key.b1) == len(key.b2) == key.n_vars
+    assert len(key.c) + len(key.ic) == key.n_vars
+    assert len(key.h) == key.domain_size == 1 << key.log_domain
+    if len(key.coefficients):
+        assert key.coefficients["constraint"].max() < key.domain_size
+        assert key.coefficients["signal"].max() < key.n_vars
+    assert key.constraints < key.domain_size
+    assert len(key.vk.ic) == key.n_public + 1
+
+
+def _check_ptau(data: bytes) -> None:
+    ptau = read_ptau(data)
+    assert ptau.prepared
+    for section in (12, 14, 15):
+        assert len(ptau.lagrange(section, ptau.power)) == 1 << ptau.power
+
+
+_CHECKS: dict[str, Callable[[bytes], None]] = {
+    "wtns": _check_witness,
+    "r1cs": _check_r1cs,
+    "zkey": _check_key,
+    "ptau": _check_ptau,
+}
+
+
+def _check_json(name: str, data: bytes) -> None:
+    document = parse_json(data, name)
+    check_document(name, document)
+
+
+def check_document(name: str, document: Any) -> None:
+    """The document of a kind and curve: parsed, or a typed error."""
+    curve = next(c for c in CURVES if name.startswith(c.name))
+    if "vkey" in name:
+        key = parse_verification_key(document, name)
+        assert key.n_public == document["nPublic"]
+    elif "proof" in name:
+        parse_proof(document, curve, name)
+    else:
+        assert all(0 <= x < curve.r for x in parse_public_signals(document, curve, None, name))
+
+
+def loaded(name: str) -> Any:
+    return json.loads(SEEDS[name])

@@ -1,0 +1,100 @@
+"""Imports point down only, as the table in ARCHITECTURE.md says; and importing the package is cheap."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "gpuprover"
+FACADE = "gpuprover"
+BACKENDS = {"cpu", "naive"}
+HEAVY = {"numba", "llvmlite", "numpy", "wasmtime", "rich", "cupy", "fastapi", "matplotlib"}
+
+
+def layers() -> dict[str, int]:
+    """Module or package -> height, from the table."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text[text.index("| layer | modules |") :].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[2]) for line in table.splitlines()[2:]]
+    return {module: -i for i, row in enumerate(rows) for module in row}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def component(dotted: str) -> str:
+    """``gpuprover.cpu.field`` -> ``cpu``; the package's own name for what it exports itself."""
+    parts = dotted.split(".")
+    if len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
+        return parts[1]
+    return FACADE
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(module, line, whether at the top level) of every import of a file."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno, id(node) in top
+
+
+def of(path: Path) -> str:
+    return component(".".join(("gpuprover", *path.relative_to(PACKAGE).with_suffix("").parts)))
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {of(path) for path in modules() if path.name != "__init__.py" or path.parent != PACKAGE} | {
+        FACADE
+    } == set(layers())
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    height = layers()
+    here = FACADE if path == PACKAGE / "__init__.py" else of(path)
+    for name, line, _ in imports(path):
+        if name.split(".")[0] != "gpuprover":
+            continue
+        there = component(name)
+        where = f"{path.relative_to(ROOT)}:{line}: {name}"
+        assert there == here or height[there] < height[here], f"{where}: imports point down only"
+        assert there not in BACKENDS or there == here or here == "cli", f"{where}: use the registry"
+        assert here != "reference" or there == "curves", f"{where}: the reference imports only curves"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_late(path: Path) -> None:
+    allowed = {"numpy", "numba", "llvmlite"} if of(path) == "cpu" else {"numpy"}
+    for name, line, at_top in imports(path):
+        package = name.split(".")[0]
+        assert not at_top or package not in HEAVY - allowed, f"{path.relative_to(ROOT)}:{line}: {name}"
+
+
+def test_importing_the_package_is_cheap() -> None:
+    program = (
+        "import time, sys, json; t = time.perf_counter(); import gpuprover; "
+        "print(json.dumps([time.perf_counter() - t, sorted(sys.modules)]))"
+    )
+    runs = [
+        json.loads(
+            subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT).stdout
+        )
+        for _ in range(3)
+    ]
+    assert min(seconds for seconds, _ in runs) < 0.3
+    assert not HEAVY & {name.split(".")[0] for name in runs[0][1]}
