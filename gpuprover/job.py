@@ -71,6 +71,7 @@ class Job:
         self._deadline = None if timeout is None else self._start + timeout
         self._progress = progress
         self._phase = ""
+        self._span = (0.0, 1.0)
         self._pool: ThreadPoolExecutor | None = None
 
     def check(self) -> None:
@@ -87,6 +88,7 @@ class Job:
         """Times a phase and reports its start and end."""
         self.check()
         outer, self._phase = self._phase, name
+        outer_span, self._span = self._span, (0.0, 1.0)
         begun = time.perf_counter()
         self.report(0.0)
         try:
@@ -94,15 +96,29 @@ class Job:
             self.report(1.0)
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - begun
-            self._phase = outer
+            self._phase, self._span = outer, outer_span
+
+    @contextmanager
+    def part(self, i: int, n: int) -> Iterator[None]:
+        """Within it, a report of 0 to 1 counts as part ``i`` of ``n`` equal parts of the phase."""
+        low, width = outer = self._span
+        self._span = (low + width * i / n, width / n)
+        try:
+            yield
+            self.report(1.0)
+        finally:
+            self._span = outer
 
     def report(self, fraction: float) -> None:
-        """Tells how much of the current phase is done, in [0, 1]."""
+        """Tells how much of the current phase, or of its current part, is done, in [0, 1]."""
         if self._progress is not None and self._phase:
-            self._progress(Progress(self._phase, fraction, time.perf_counter() - self._start))
+            low, width = self._span
+            self._progress(Progress(self._phase, low + width * fraction, time.perf_counter() - self._start))
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T], *, progress: bool = False) -> list[R]:
         """``[function(i) for i in items]`` on at most ``threads`` threads, results in order.
+
+        With ``progress``, the share of items that are done is reported.
 
         The first exception ends the run and is raised, after what runs has returned.
         ``function`` must release the GIL for long work, return soon after ``stop`` becomes
@@ -128,7 +144,7 @@ class Job:
                     for i, item in islice(queue, 1):
                         pending[self._pool.submit(function, item)] = i
                 self.check()
-                if done:
+                if done and progress:
                     self.report(len(results) / len(todo))
         except BaseException:
             self.stop[0] = 1

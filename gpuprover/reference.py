@@ -78,6 +78,42 @@ class PrimeField:
         return n % self.modulus
 
 
+class ComplexField:
+    """Fq[u]/(u² + 1), a field as q ≡ 3 (mod 4): real part first."""
+
+    zero = (0, 0)
+    one = (1, 0)
+    degree = 2
+
+    def __init__(self, base: PrimeField) -> None:
+        self.base = base
+
+    def add(self, a: Element, b: Element) -> Element:
+        q = self.base.modulus
+        return (a[0] + b[0]) % q, (a[1] + b[1]) % q
+
+    def sub(self, a: Element, b: Element) -> Element:
+        q = self.base.modulus
+        return (a[0] - b[0]) % q, (a[1] - b[1]) % q
+
+    def neg(self, a: Element) -> Element:
+        q = self.base.modulus
+        return -a[0] % q, -a[1] % q
+
+    def mul(self, a: Element, b: Element) -> Element:
+        q = self.base.modulus
+        return (a[0] * b[0] - a[1] * b[1]) % q, (a[0] * b[1] + a[1] * b[0]) % q
+
+    def inverse(self, a: Element) -> Element:
+        """The conjugate over the norm."""
+        q = self.base.modulus
+        n = self.base.inverse((a[0] * a[0] + a[1] * a[1]) % q)
+        return a[0] * n % q, -a[1] * n % q
+
+    def embed(self, n: int) -> Element:
+        return self.base.embed(n), 0
+
+
 class _Extension:
     """What quadratic and cubic extensions share: addition is by coefficients."""
 
@@ -170,8 +206,8 @@ def fq(curve: CurveParams) -> PrimeField:
 
 
 @lru_cache
-def fq2(curve: CurveParams) -> QuadraticExtension:
-    return QuadraticExtension(fq(curve), curve.q - 1)
+def fq2(curve: CurveParams) -> ComplexField:
+    return ComplexField(fq(curve))
 
 
 @lru_cache

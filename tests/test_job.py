@@ -156,7 +156,7 @@ def test_interrupt_of_the_caller_stops_the_workers() -> None:
         finished(0)
 
     with pytest.raises(KeyboardInterrupt), job.phase("work"):
-        job.map(item, range(3))
+        job.map(item, range(3), progress=True)
     assert job.stop[0]
     # Nothing runs on after the call: what was started has returned.
     assert finished.calls == 3
@@ -179,7 +179,7 @@ def test_progress_and_timings() -> None:
     seen: list[Progress] = []
     job = Job(threads=1, progress=seen.append)
     with job.phase("first"):
-        job.map(lambda i: time.sleep(0.01), range(4))
+        job.map(lambda i: time.sleep(0.01), range(4), progress=True)
     with job.phase("second"):
         job.report(0.5)
     with job.phase("first"):
@@ -213,6 +213,19 @@ def test_nested_phases() -> None:
     assert [(p.phase, p.fraction) for p in seen] == [
         ("outer", 0), ("inner", 0), ("inner", 1), ("outer", 0.5), ("outer", 1)
     ]  # fmt: skip
+
+
+def test_parts_of_a_phase() -> None:
+    seen: list[Progress] = []
+    job = Job(threads=1, progress=seen.append)
+    with job.phase("work"):
+        for i in range(2):
+            with job.part(i, 2):
+                job.map(lambda i: None, range(1))  # reports nothing
+                job.report(0.5)
+        with job.phase("other"):
+            job.report(0.5)
+    assert [p.fraction for p in seen] == [0, 0.25, 0.5, 0.75, 1, 0, 0.5, 1, 1]
 
 
 def test_no_report_outside_a_phase() -> None:

@@ -94,7 +94,7 @@ def prove_with(wheel: Path, tmp_path: Path, *options: str, dependencies: str = "
 
 
 def test_proves_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
-    """With this environment's dependencies, but not its editable install: .pth files there are not followed."""
+    """With this environment's dependencies; its editable install is a .pth file, which is not followed."""
     folders = [p for p in sys.path if Path(p).name == "site-packages"]
     prove_with(wheel, tmp_path, "--no-deps", dependencies="\n".join(folders))
 

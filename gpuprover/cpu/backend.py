@@ -307,7 +307,7 @@ class CpuBackend:
 
     def _first_bad(self, check: Callable[[tuple[int, int]], int], n: int) -> int:
         block = 1 << 10
-        found = self.job.map(check, [(lo, min(lo + block, n)) for lo in range(0, n, block)])
+        found = self.job.map(check, [(lo, min(lo + block, n)) for lo in range(0, n, block)], progress=True)
         return min((i for i in found if i >= 0), default=-1)
 
     # Pairings --------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
             _reduce(F, room, half, space.strands, space.kinds, *space.indices, out, job.stop)
         spare.append(space)
 
-    job.map(run, tasks)
+    job.map(run, tasks, progress=True)
     for points, total, result in zip(bases, sums, results, strict=True):
         F = points.field
         scratch = np.empty((6, F.words), dtype=np.uint64)

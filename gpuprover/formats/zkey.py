@@ -209,8 +209,10 @@ class ProvingKey:
         from gpuprover.backend import Group
 
         self.check_header_subgroups(backend)
-        for name, in_g2, points in self.point_sections():
-            bad = backend.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
+        sections = list(self.point_sections())
+        for i, (name, in_g2, points) in enumerate(sections):
+            with backend.job.part(i, len(sections)):
+                bad = backend.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
             if bad >= 0:
                 problem = f"point {bad} is off the curve, outside the subgroup or out of range"
                 raise MalformedFile(self.path, name, problem)

@@ -82,8 +82,8 @@ def prove(
     with job.phase("quotient"):
         domain = Domain(key.curve.scalar, key.log_domain)
         for i, v in enumerate((a, b, c)):
-            backend.to_coset_in_place(v, domain, Coset.ODD)
-            job.report((i + 1) / 3)
+            with job.part(i, 3):
+                backend.to_coset_in_place(v, domain, Coset.ODD)
         h = backend.multiply_subtract_in_place(a, b, c)
         backend.free(b, c)
 

@@ -16,6 +16,8 @@ from gpuprover.circuits import merkle_circuit, poseidon_circuit
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import UnsatisfiedWitness
 
+IDS = [curve.name for curve in CURVES]
+
 
 def raised(signals: list[str], by: int = 1) -> list[str]:
     """Other public signals."""
@@ -96,7 +98,7 @@ def test_circuits_of_our_builder(curve: CurveParams, oracle: Any, tmp_path: Path
     assert gpuprover.verify(vkey, theirs["publicSignals"], theirs["proof"])
 
 
-@pytest.mark.parametrize("case", [("multiplier", curve) for curve in CURVES], indirect=True)
+@pytest.mark.parametrize("case", [("multiplier", curve) for curve in CURVES], indirect=True, ids=IDS)
 def test_command_lines(case: Any, snarkjs: Callable[..., Any], tmp_path: Path) -> None:
     """The files of the one command line are the arguments of the other."""
 

@@ -15,7 +15,9 @@ from gpuprover.curves import BN254
 from gpuprover.solidity import export_calldata, export_verifier
 
 HERE = Path(__file__).resolve().parent
-CASES = pytest.mark.parametrize("case", [("multiplier", BN254), ("nopublic", BN254)], indirect=True)
+CASES = pytest.mark.parametrize(
+    "case", [("multiplier", BN254), ("nopublic", BN254)], indirect=True, ids=["public", "nopublic"]
+)
 
 
 def words(calldata: str) -> list[str]:
