@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help setup demo test test-full lint format clean
+.PHONY: help setup demo test test-full lint format warm clean
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
@@ -36,11 +36,16 @@ format: .venv/test
 	@.venv/bin/ruff check --quiet --fix .
 	@.venv/bin/ruff format --quiet .
 
-test: setup lint
+test: setup lint warm
 	@$(PY) -m pytest -n $(WORKERS) -m "not slow" $(TESTS)
 
-test-full: setup lint
+test-full: setup lint warm
 	@$(PY) -m pytest -n $(WORKERS) $(TESTS)
+
+# Both curves at once: else every worker of the tests would compile the same code.
+warm: .venv/core
+	@echo "Compiling the kernels ..."
+	@for curve in bn254 bls12-381; do .venv/bin/gpuprover warmup --quiet --curve $$curve & done; wait
 
 clean:
 	rm -rf .venv .node demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -23,6 +23,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 POLL_SECONDS = 0.05
+LARGEST_PIECE = 1 << 20
+"""Elements of a range; at 20 to 40 ns each, tens of milliseconds."""
 
 
 class Progress(NamedTuple):
@@ -152,8 +154,12 @@ class Job:
             raise
         return [results[i] for i in range(len(todo))]
 
-    def ranges(self, n: int, *, smallest: int = 1) -> list[tuple[int, int]]:
-        """[0, n) in at most ``threads`` pieces of nearly equal size, none under ``smallest`` but the last."""
-        pieces = max(1, min(self.threads, n // max(1, smallest)))
+    def ranges(self, n: int, *, smallest: int = 1, largest: int = LARGEST_PIECE) -> list[tuple[int, int]]:
+        """[0, n) in pieces of nearly equal size, for :meth:`map`.
+
+        One for each thread, but none shorter than ``smallest`` (if n is not), and none longer
+        than ``largest``: a kernel that looks at no flag has to end soon after a cancellation.
+        """
+        pieces = max(1, min(self.threads, n // max(1, smallest)), -(-n // largest))
         bounds = [n * i // pieces for i in range(pieces + 1)]
         return list(pairwise(bounds))

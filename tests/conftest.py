@@ -69,12 +69,14 @@ class Scale:
     """Largest transform that is compared with the definition."""
     log_large: int
     """Largest transform that is checked at a few places."""
+    large: int
+    """Points in the tests of blocks, shared inversions and threads."""
     busy: int
     """Points with which an operation takes longer than the tests of cancellation wait."""
 
 
-_SCALES = {"reference": Scale(points=3, edge_points=3, log_ntt=6, log_large=8, busy=300)}
-_COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, busy=1 << 16)
+_SCALES = {"reference": Scale(points=3, edge_points=3, log_ntt=6, log_large=8, large=20, busy=300)}
+_COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, large=20_011, busy=1 << 16)
 
 OpenBackend = Callable[[Job], Backend]
 

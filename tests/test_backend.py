@@ -430,17 +430,16 @@ def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Ran
 
 
 def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> None:
-    """2^i·P, (2^i − 1)·P and −2^i·P for every i, alone: no window, carry or top bit is lost."""
+    """2^i·P, (2^i − 1)·P and −2^i·P in turn, alone: no window, carry or top bit is lost."""
     curve = backend.curve
     E, P = spec(curve, group), point(curve, group, 3)
     bases = backend.prepare_bases(group, point_words(curve, group, [3]))
     step = 1 if scale.points > 100 else 37
     power = P
     for i in range(curve.r.bit_length() - 1):
-        if i % step == 0:
-            cases = {1 << i: power, (1 << i) - 1: E.add(power, E.neg(P)), curve.r - (1 << i): E.neg(power)}
-            for k, expected in cases.items():
-                assert backend.msm(bases, scalar_words(backend, [k])) == expected, k
+        cases = [(1 << i, power), ((1 << i) - 1, E.add(power, E.neg(P))), (curve.r - (1 << i), E.neg(power))]
+        for k, expected in cases[i // step % 3 :: 3] if i % step == 0 else ():
+            assert backend.msm(bases, scalar_words(backend, [k])) == expected, k
         power = E.add(power, power)
 
 
@@ -493,6 +492,18 @@ def test_msm_of_many_equal_points(
     logs = [rng.choice((5, -5, 10)) for _ in range(n)]
     scalars = SCALAR_KINDS[kind](rng, curve.r, n)
     bases = backend.prepare_bases(group, point_words(curve, group, logs))
+    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+
+
+@pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "one bit set", "16 bits"])
+def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Random, kind: str) -> None:
+    """More points than one block, window or thread takes."""
+    curve, n = backend.curve, scale.large
+    distinct = [0, *random_logs(rng, 510), 1, -1]
+    logs = (distinct * (n // len(distinct) + 1))[:n]
+    points = np.resize(point_words(curve, group, distinct), (n, group.words(curve)))
+    scalars = SCALAR_KINDS[kind](rng, curve.r, n)
+    bases = backend.prepare_bases(group, points)
     assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
 
 
@@ -587,6 +598,18 @@ def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: r
         got = backend.sparse_combination(group, given, starts, columns, factors)
         assert got.shape == (len(rows), group.words(curve))
         assert from_words(curve, group, got) == expected
+
+
+def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
+    """More products than share an inversion, a block or a thread."""
+    curve, n = backend.curve, scale.large
+    logs = [0, 1, -1, 2, *range(-60, 60), 5]
+    expected = np.resize(point_words(curve, group, logs), (n, group.words(curve)))
+    factors = np.resize(scalar_words(backend, [k % curve.r for k in logs]), (n, curve.scalar.limbs))
+    G = point_words(curve, group, [1])
+    assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
+    starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
+    assert np.array_equal(backend.sparse_combination(group, G, starts, columns, factors), expected)
 
 
 def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:

@@ -380,7 +380,10 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
     def run(task: tuple[int, int]) -> None:
         w, part = task
         lo, hi = (int(reach[w]) * part // parts, int(reach[w]) * (part + 1) // parts)
-        space = spare.pop() if spare else _Workspace(-(-int(reach[0]) // parts) + 1, half, 2 * widest)
+        try:
+            space = spare.pop()
+        except IndexError:
+            space = _Workspace(-(-int(reach[0]) // parts) + 1, half, 2 * widest)
         signed = w < windows - 1
         _sort_window(recoded, limbs, order, lo, hi, c * w, c, signed, space.starts, space.entries)
         for points, total in zip(bases, sums, strict=True):

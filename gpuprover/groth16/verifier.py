@@ -12,6 +12,7 @@ small exponents test). A batch that fails is halved until the false proofs stand
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Sequence
 
 from gpuprover.backend import Backend, Group
@@ -33,14 +34,18 @@ class _KeyCache:
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: dict[VerificationKey, Words] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: VerificationKey, backend: Backend, source: str) -> Words:
-        ic = self._entries.pop(key, None)
+        """The key's IC as words, after a check of all of its points."""
+        with self._lock:
+            ic = self._entries.pop(key, None)
         if ic is None:
             ic = _checked_ic(key, backend, source)
-        self._entries[key] = ic
-        while len(self._entries) > self._size:
-            self._entries.pop(next(iter(self._entries)))
+        with self._lock:
+            self._entries[key] = ic
+            while len(self._entries) > self._size:
+                del self._entries[next(iter(self._entries))]
         return ic
 
 

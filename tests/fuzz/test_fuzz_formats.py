@@ -37,7 +37,7 @@ relaxed = settings(
     ],
 )
 quick = settings(relaxed, max_examples=150)
-long = settings(relaxed, max_examples=20_000)
+long = settings(relaxed, max_examples=4000)
 
 curves = pytest.mark.parametrize("curve", [c.name for c in CURVES])
 
@@ -152,7 +152,7 @@ def test_proving_with_a_damaged_witness(
 
 @pytest.mark.slow
 @curves
-@settings(relaxed, max_examples=5000)
+@settings(relaxed, max_examples=1500)
 @given(key=st.just([]) | any_mutations, witness=st.just([]) | any_mutations)
 def test_proving_with_damaged_files_for_long(curve: str, key: Any, witness: Any, tmp_path: Any) -> None:
     data = mutated(SEEDS[f"{curve}.zkey"], key), mutated(SEEDS[f"{curve}.wtns"], witness)
