@@ -35,9 +35,9 @@ def prove_rows(
     walls: list[float] = []
     theirs: dict[str, list[float]] = {peer: [] for peer in peers}
     with tempfile.TemporaryDirectory() as folder:
-        names = {
-            "zkey": zkey,
-            "wtns": wtns,
+        names: dict[str, str] = {
+            "zkey": str(zkey),
+            "wtns": str(wtns),
             "proof": f"{folder}/proof.json",
             "public": f"{folder}/public.json",
         }

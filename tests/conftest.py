@@ -16,7 +16,8 @@ from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 
-SEED = os.environ.get("GPUPROVER_SEED") or secrets.token_hex(8)
+# Set in the environment, so that the processes of pytest-xdist share it.
+SEED = os.environ.setdefault("GPUPROVER_SEED", secrets.token_hex(8))
 
 
 def pytest_report_header() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gpuprover.formats.groth16_json import (
     proof_to_json,
     verification_key_to_json,
 )
+from gpuprover.formats.json_files import read_json
 from gpuprover.formats.zkey import load_key
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -41,18 +41,20 @@ def test_verification_key(curve: CurveParams) -> None:
     assert key.verification_key == document(curve, "vkey")
 
 
-def test_verification_keys_of_snarkjs() -> None:
-    """The document of each shared key, pairing included, byte for byte."""
-    folder = os.environ.get("GPUPROVER_TEST_DATA")
-    if not folder:
-        pytest.skip("GPUPROVER_TEST_DATA is not set")
-    paths = sorted(Path(folder, "groth16").glob("*.groth16.zkey"))
+def test_verification_keys_of_snarkjs(data_dir: Path) -> None:
+    """The document of each key, pairing included, byte for byte; proofs and signals are read."""
+    paths = sorted((data_dir / "groth16").glob("*.groth16.zkey"))
     assert paths
     for path in paths:
         expected = path.with_suffix("").with_suffix(".groth16.vkey.json").read_text()
         key = load_key(path)
         assert json.dumps(key.verification_key, indent=1) == expected
         assert parse_verification_key(json.loads(expected)) == key.vk
+        name = path.name.split(".")[0]
+        for proof in sorted(path.parent.glob(f"{name}.*.proof.json")):
+            parse_proof(read_json(proof), key.curve, str(proof))
+        signals = read_json(path.parent / f"{name}.public.json")
+        assert len(parse_public_signals(signals, key.curve, key.n_public)) == key.n_public
 
 
 @both_curves

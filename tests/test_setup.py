@@ -15,6 +15,7 @@ from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circ
 from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.errors import Cancelled, InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
+from gpuprover.formats import zkey
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import read_r1cs
 from gpuprover.formats.zkey import ProvingKey, load_key
@@ -24,6 +25,11 @@ from gpuprover.job import Job
 from gpuprover.limbs import words_to_ints
 
 VECTORS = Path(__file__).parent / "vectors"
+
+
+@pytest.fixture
+def cpu() -> Backend:
+    return open_backend("cpu", BN254, Job(threads=2))
 
 
 def vector(curve: CurveParams, suffix: str) -> Path:
@@ -162,12 +168,20 @@ def test_two_insecure_keys_differ_everywhere(backend: Backend, tmp_path: Path) -
     assert not np.array_equal(one.h, two.h)
 
 
+@pytest.mark.parametrize("name", ["multiplier2", "poseidon2", "merkle20"])
+def test_sections_of_snarkjs_keys(name: str, data_dir: Path, tmp_path: Path, cpu: Backend) -> None:
+    """Keys after a contribution: all but the header's δ, C, H and the contributions stay as they were."""
+    folder = data_dir / "groth16"
+    circuit, ptau = read_r1cs(folder / f"{name}.r1cs"), read_ptau(data_dir / "pot14_final.ptau")
+    setup_from_ptau(circuit, ptau, tmp_path / "k.zkey", cpu)
+    ours = dict(unpack((tmp_path / "k.zkey").read_bytes())[2])
+    theirs = dict(unpack((folder / f"{name}.groth16.zkey").read_bytes())[2])
+    for section in (zkey.PROTOCOL, zkey.IC, zkey.COEFFICIENTS, zkey.A, zkey.B1, zkey.B2):
+        assert ours[section] == theirs[section], zkey.SECTIONS[section]
+    assert ours[zkey.CONTRIBUTIONS][:64] == theirs[zkey.CONTRIBUTIONS][:64], "circuit hash"
+
+
 # Refusals ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cpu() -> Backend:
-    return open_backend("cpu", BN254, Job(threads=2))
 
 
 def test_small_or_foreign_ceremonies(cpu: Backend, tmp_path: Path) -> None:

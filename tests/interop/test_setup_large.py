@@ -1,4 +1,4 @@
-"""Setup from 2^15 rows on, where snarkjs's circuit hash takes a point more, which may lie outside the section."""
+"""Setup from 2^15 rows on: snarkjs's circuit hash takes a point more, which may lie outside the section."""
 
 from __future__ import annotations
 
