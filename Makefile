@@ -3,7 +3,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PY := .venv/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# Twice quiet: errors only.
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
 TESTS ?= tests
 WORKERS ?= 2
 

@@ -121,7 +121,10 @@ class Backend(Protocol):
         ...
 
     def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
-        """The memory of one proof with a key of this shape; at most ``budget`` bytes if that can be.
+        """The memory of one proof with a key of this shape.
+
+        ``budget`` bounds, in bytes, what the backend allocates: tables, arena and staging, and
+        the key where it is copied. Pages of a mapped key do not count: they can be dropped.
 
         Raises:
             OutOfMemory: it cannot be done within the budget.

