@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,40 @@ def opened(backend_name: str, curve: CurveParams) -> OpenBackend:
 def backend(opened: OpenBackend) -> Backend:
     """Every registered backend × every curve, with two threads."""
     return opened(Job(threads=2))
+
+
+# GPUPROVER_REQUIRE=data,interop fails every test that skips for want of GPUPROVER_TEST_DATA or of the
+# Node.js packages: what .ci/run relies on.
+REASONS = {"data": "GPUPROVER_TEST_DATA", "interop": "Node.js"}
+
+
+def missing_requirement(reason: str) -> str | None:
+    """The name in GPUPROVER_REQUIRE for whose want a test skipped, if any."""
+    for name in filter(None, os.environ.get("GPUPROVER_REQUIRE", "").split(",")):
+        if REASONS[name] in reason:
+            return name
+    return None
+
+
+def refuse_skip(report: Any) -> None:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    name = missing_requirement(reason)
+    if name is not None:
+        report.outcome = "failed"
+        report.longrepr = f"GPUPROVER_REQUIRE={name}, but: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    report = yield
+    refuse_skip(report)
+    return report

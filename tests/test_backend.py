@@ -12,6 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import OpenBackend, Scale
+from gpuprover import reference
+from gpuprover.backend import (
+    Backend,
+    Form,
+    Group,
+    KeyHeader,
+    device_names,
+    open_backend,
+    resolve_device,
+)
+from gpuprover.curves import BN254, CurveParams
+from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
+from gpuprover.job import Job
+from gpuprover.limbs import ints_to_words, words_to_ints
+from gpuprover.polynomial import Coset, Direction, Domain, Order
 from samples import (
     POINT_KINDS,
     SCALAR_KINDS,
@@ -30,23 +47,6 @@ from samples import (
     to_words,
     unaligned,
 )
-
-from conftest import OpenBackend, Scale
-from gpuprover import reference
-from gpuprover.backend import (
-    Backend,
-    Form,
-    Group,
-    KeyHeader,
-    device_names,
-    open_backend,
-    resolve_device,
-)
-from gpuprover.curves import BN254, CurveParams
-from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
-from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words, words_to_ints
-from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 SIZES = [0, 1, 2, 3, 31, 32, 33, 255, 1000]
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from test_witness import write_program
 
 from gpuprover import errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.wtns import read_witness, write_witness
+from test_witness import write_program
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 
@@ -174,7 +174,6 @@ def test_zkey_info_and_check(run: Run, made: Files) -> None:
 
 def test_zkey_check_names_the_section_and_the_point(run: Run, bn254: Files) -> None:
     from containers import edit
-
     from gpuprover.formats.zkey import B2
 
     def swap_x_and_y(section: bytearray) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import field_edges
 
 from gpuprover import reference
 from gpuprover.cpu.field import (
@@ -27,6 +26,7 @@ from gpuprover.cpu.jit import jit
 from gpuprover.cpu.msm import address
 from gpuprover.curves import CURVES
 from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_field, words_to_ints
+from samples import field_edges
 
 FIELDS = {
     f"{params.name}, degree {degree}": Field(params, degree)

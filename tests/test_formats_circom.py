@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from containers import edit, pack, put, reordered, unpack
 
+from containers import edit, pack, put, reordered, unpack
 from gpuprover.circuits import bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsupportedFile

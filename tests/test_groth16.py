@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from containers import edit, put, reordered
 
 import gpuprover
+from containers import edit, put, reordered
 from gpuprover.backend import open_backend
 from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CurveParams
@@ -351,9 +351,8 @@ def test_verify_refuses_every_change(chain: Made) -> None:
 
 def test_points_outside_the_subgroup_are_refused(rng: random.Random) -> None:
     """On BLS12-381 both groups have cofactors: a point on the curve need not be in the group."""
-    from samples import square_root
-
     from gpuprover.backend import Group
+    from samples import square_root
 
     curve = BLS12_381
     vkey = json.loads((VECTORS / "chain5.bls12-381.vkey.json").read_text())

@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import pytest
-from samples import field_edges, from_words, point, point_words, random_logs, to_words, unaligned
 
 from gpuprover.backend import Group
 from gpuprover.curves import CurveParams
@@ -18,6 +17,7 @@ from gpuprover.limbs import (
     words_to_field,
     words_to_ints,
 )
+from samples import field_edges, from_words, point, point_words, random_logs, to_words, unaligned
 
 
 @pytest.mark.parametrize("limbs", [1, 4, 6])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from containers import edit, make_ptau, put, reference_key, unpack
 
+from containers import edit, make_ptau, put, reference_key, unpack
 from gpuprover import reference
 from gpuprover.backend import Backend, open_backend
 from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circuit, poseidon_circuit

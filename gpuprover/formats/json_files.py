@@ -14,6 +14,11 @@ MAX_JSON_BYTES = 256 << 20
 MAX_DIGITS = 400
 """Of a number in a document; the widest field element here has 116 decimal digits."""
 
+MAX_DEPTH = 256
+"""Of arrays and objects in each other. Python's parser recurses, and crashes the process where somebody
+raised the recursion limit, as py_ecc does."""
+
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _DECIMAL = re.compile(f"[0-9]{{1,{MAX_DIGITS}}}")
 _HEX = re.compile(f"0[xX][0-9a-fA-F]{{1,{MAX_DIGITS}}}")
 
@@ -24,7 +29,7 @@ def read_json(path: Pathish) -> Any:
     Raises:
         InvalidInput: the file cannot be opened.
         MalformedFile: not UTF-8, not JSON, a name twice in one object, numbers of more than 400
-            digits, NaN, nesting beyond what Python's parser bears, more than 256 MiB.
+            digits, NaN, nested deeper than 256, more than 256 MiB.
     """
     file, size = open_regular(path)
     with file:
@@ -63,13 +68,28 @@ def parse_json(data: bytes | str, source: str) -> Any:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         if not text.strip():
             fail("the file is empty, expected JSON")
+        if _deeper_than(MAX_DEPTH, text):
+            fail(f"nested too deeply, expected at most {MAX_DEPTH} levels")
         return json.loads(text, parse_int=integer, parse_constant=constant, object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         fail(f"byte {error.start} is not UTF-8, expected JSON")
     except json.JSONDecodeError as error:
         fail(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
-    except RecursionError:
-        fail("nested too deeply")
+
+
+def _deeper_than(limit: int, text: str) -> bool:
+    if text.count("[") + text.count("{") <= limit:
+        return False
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        token = match[0]
+        if token in "[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif token in "]}":
+            depth -= 1
+    return False
 
 
 def dump_json(document: Any) -> bytes:

@@ -17,7 +17,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
 from containers import Sections, pack, unpack  # noqa: E402
-
 from gpuprover.curves import CURVES  # noqa: E402
 from gpuprover.errors import MAX_MESSAGE, ProverError  # noqa: E402
 from gpuprover.formats.groth16_json import (  # noqa: E402

@@ -134,11 +134,11 @@ def test_wrong_witness_is_refused_where_snarkjs_is_silent(case: Any, oracle: Any
 
 @pytest.mark.slow
 def test_ceremony_of_a_larger_circuit(oracle: Any, tmp_path: Path) -> None:
-    """A ptau of power 12 with a beacon, two contributions to the key; snarkjs checks the whole ceremony."""
+    """A ptau of power 11 with a beacon, two contributions to the key; snarkjs checks the whole ceremony."""
     r1cs, wtns = tmp_path / "c.r1cs", tmp_path / "c.wtns"
-    merkle_circuit(8, BN254).write(r1cs, wtns)
+    merkle_circuit(4, BN254).write(r1cs, wtns)
     powers = [tmp_path / f"{i}.ptau" for i in range(4)]
-    oracle("powersOfTau.newAccumulator", "bn128", 12, powers[0])
+    oracle("powersOfTau.newAccumulator", "bn128", 11, powers[0])
     oracle("powersOfTau.contribute", powers[0], powers[1], "tests", "no secret at all")
     oracle("powersOfTau.beacon", powers[1], powers[2], "tests", "00" * 31 + "01", 10)
     oracle("powersOfTau.preparePhase2", powers[2], powers[3])

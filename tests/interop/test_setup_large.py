@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers import make_ptau
 
 import gpuprover
+from containers import make_ptau
 from gpuprover.backend import open_backend
 from gpuprover.circuits import chain_circuit
 from gpuprover.curves import CURVES, CurveParams

@@ -9,7 +9,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 from containers import make_ptau, reference_key  # noqa: E402
-
 from gpuprover import reference  # noqa: E402
 from gpuprover.backend import open_backend  # noqa: E402
 from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
