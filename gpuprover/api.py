@@ -71,7 +71,10 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
         unknown = set(source) - {"inputs", "wasm"}
         if unknown or "wasm" not in source or not isinstance(source.get("inputs"), Mapping):
             raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}")
-        found, words = calculate_witness(source["wasm"], source["inputs"], job=job, memory_limit=memory_limit)
+        with job.phase("calculate witness"):
+            found, words = calculate_witness(
+                source["wasm"], source["inputs"], job=job, memory_limit=memory_limit
+            )
         return Witness(found, words, fspath(source["wasm"]))
     words = _witness_words(source, curve)
     check_witness_values(words, curve, "witness", "values")
