@@ -47,12 +47,14 @@ class Rows:
     def __init__(self, path: Path | None) -> None:
         import numba
 
+        from gpuprover.cpu.path import cpu_path
+
         self._path = path
         self._common = {
             "commit": commit(),
             "cpu": cpu_model(),
             "cpus": os.cpu_count(),
-            "path": "portable",
+            "path": cpu_path().name,
             "python": platform.python_version(),
             "numba": numba.__version__,
         }

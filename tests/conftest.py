@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
+from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
@@ -83,9 +84,31 @@ _COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, large=2
 OpenBackend = Callable[[Job], Backend]
 
 
-@pytest.fixture(params=_REGISTRY)
-def backend_name(request: pytest.FixtureRequest) -> str:
-    return request.param
+PORTABLE = "portable"
+"""In place of a backend's name: the CPU backend, forced to its portable path."""
+
+
+@pytest.fixture(params=[*_REGISTRY, PORTABLE])
+def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != PORTABLE:
+        return request.param
+    monkeypatch.setenv("PROVER_CPU_PATH", PORTABLE)
+    return "cpu"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Runs on the portable path what runs on another path by default, and nothing twice."""
+
+    def repeats(item: pytest.Item) -> bool:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None or callspec.params.get("backend_name") != PORTABLE:
+            return False
+        return cpu_path().name == PORTABLE or not ("msm" in item.name or "blinding" in item.name)
+
+    repeated = [item for item in items if repeats(item)]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not repeats(item)]
 
 
 @pytest.fixture

@@ -86,10 +86,14 @@ def _cpu_model() -> tuple[str, set[str]]:
 
 def _cpu_path() -> Record:
     """The arithmetic that the ``cpu`` backend uses here, and why."""
-    return {
-        "path": "portable",
-        "why": "64-bit limbs with 128-bit products, compiled for this CPU: the only path in this version",
-    }
+    from gpuprover.cpu.path import cpu_path
+    from gpuprover.errors import ProverError
+
+    try:
+        path = cpu_path()
+    except ProverError as error:
+        return {"path": None, "why": error.message}
+    return {"path": path.name, "why": path.reason}
 
 
 def _memory(settings: Settings) -> Record:

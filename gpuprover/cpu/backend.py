@@ -13,6 +13,7 @@ from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
 from gpuprover.cpu import combine, curve, msm, ntt, pairing, vector
 from gpuprover.cpu.field import Field
 from gpuprover.cpu.msm import Points, address
+from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import AffineG1, AffineG2, CurveParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
@@ -70,6 +71,7 @@ class CpuBackend:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
+        self.path = cpu_path()
         self._scalar = Field(curve.scalar)
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
 
@@ -243,7 +245,7 @@ class CpuBackend:
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Points:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
-        return Points(self._coordinates[group], points)
+        return Points.of(self._coordinates[group], points, self.path.name)
 
     def msm(self, bases: Points, scalars: Words | CpuVector) -> HostPoint:
         return self.msm_many([bases], scalars)[0]

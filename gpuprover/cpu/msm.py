@@ -30,16 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
-from gpuprover.cpu.curve import add_pairs, copy_point, is_infinity, load_xyzz, store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, load, prefetch, store, zero
+from gpuprover.cpu.batch import add_batch, scratch_point, take_base
+from gpuprover.cpu.curve import copy_point, is_infinity, load_xyzz, store_xyzz
+from gpuprover.cpu.field import Field, element_bytes, prefetch, store, zero
 from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.lanes import LaneField
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words
 
-SEGMENT = 2048
-"""Entries summed at a time: two buffers of points and the prefixes stay in a second-level cache of 1 MiB."""
-STRANDS = 128
-"""Running sums side by side in a reduction; one inversion serves twice as many additions."""
+SEGMENT = 4096
+"""Entries summed at a time at most (half on the portable path): what a second-level cache holds."""
+STRANDS = 256
+"""Running sums side by side in a reduction (half as many on the portable path)."""
 REDUCTION_COST = 2.6
 """A bucket's share of the reduction, in affine additions (two, and the strands' overhead)."""
 SORT_COST = 0.06
@@ -137,9 +139,10 @@ def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entrie
 
 
 @jit
-def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
+def _accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
     """Adds the sorted entries into affine buckets, all infinity at first.
 
+    B and F are the field as bases and as scratch hold its elements.
     ``room`` holds 3·SEGMENT points.
     """
     segment = len(kinds)
@@ -171,10 +174,10 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 pairs += 1
                 i += 2
             else:
-                copy_point(F, bases, np.int64(entries[position + i]), first, out)
+                take_base(F, bases, np.int64(entries[position + i]), first, out)
                 i += 1
             out += 1
-        add_pairs(F, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
+        add_batch(B, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
         position += m
         # Further rounds pair what stands side by side.
         source, target = first, second
@@ -196,7 +199,7 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 key[out] = k
                 more |= out > 0 and key[out - 1] == k
                 out += 1
-            add_pairs(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
+            add_batch(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
             source, target = target, source
             m = out
         # A bucket may have begun in an earlier segment.
@@ -209,7 +212,7 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 p_index[pairs], q_index[pairs], out_index[pairs] = b, i, b
                 pairs += 1
         if pairs > 0:
-            add_pairs(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
+            add_batch(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
 
 
 @jit
@@ -235,17 +238,16 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
             return
         for k in range(strands):
             p_index[k], q_index[k], out_index[k] = k, base + k * length + j, k
-        add_pairs(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
+        add_batch(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
     total = curve.identity(F)
     run = curve.identity(F)
     weighted = curve.identity(F)
     for k in range(strands - 1, -1, -1):
-        x, y = load(F, room, 2 * k), load(F, room, 2 * k + 1)
+        x, y = scratch_point(F, room, k)
         # The last run has not been added to its total yet.
         total = curve.add_affine(F, total, x, y)
-        total = curve.add_affine(
-            F, total, load(F, room, 2 * (strands + k)), load(F, room, 2 * (strands + k) + 1)
-        )
+        x_total, y_total = scratch_point(F, room, strands + k)
+        total = curve.add_affine(F, total, x_total, y_total)
         if k > 0:
             run = curve.add_affine(F, run, x, y)
             weighted = curve.add(F, weighted, run)
@@ -295,7 +297,6 @@ class _Workspace:
     def __init__(self, entries: int, buckets: int, words: int) -> None:
         strands = min(buckets, STRANDS)
         batch = max(SEGMENT, 2 * strands)
-        self.strands = strands
         self.entries = np.empty(entries, dtype=np.uint32)
         self.starts = np.empty(buckets + 2, dtype=np.int64)
         self.room = np.empty(3 * SEGMENT * words, dtype=np.uint64)
@@ -313,10 +314,28 @@ def workspace_bytes(words: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class Points:
-    """Affine points in memory: uint64[n, 2·F.words], any alignment."""
+    """Affine points in memory: uint64[n, 2·field.words], any alignment.
 
+    Attributes:
+        plain: the coordinates' field.
+        field, scratch: the same field as the chosen path takes bases and keeps partial sums.
+        segment, strands: the batch sizes that the path is fastest with.
+    """
+
+    plain: Field
     field: Field
+    scratch: Field
     words: Words
+    segment: int
+    strands: int
+
+    @classmethod
+    def of(cls, plain: Field, words: Words, path: str) -> Points:
+        """``path``: see :mod:`gpuprover.cpu.path`."""
+        if path == "portable":
+            return cls(plain, plain, plain, words, SEGMENT // 2, STRANDS // 2)
+        bases, scratch = (LaneField(plain.params, plain.degree, raw=raw) for raw in (True, False))
+        return cls(plain, bases, scratch, words, SEGMENT, STRANDS)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -387,23 +406,24 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
         signed = w < windows - 1
         _sort_window(recoded, limbs, order, lo, hi, c * w, c, signed, space.starts, space.entries)
         for points, total in zip(bases, sums, strict=True):
-            F, words = points.field, 2 * points.field.words
+            F, words = points.scratch, 2 * points.field.words
             # The same memory serves both groups; rows of this group are laid out from its start.
-            table = space.buckets.reshape(-1)[: (4 * space.strands + half) * words]
-            table[4 * space.strands * words :] = 0
+            strands = min(half, points.strands)
+            table = space.buckets.reshape(-1)[: (4 * strands + half) * words]
+            table[4 * strands * words :] = 0
             room = address(table)
-            buckets = room + 8 * 4 * space.strands * words
+            buckets = room + 8 * 4 * strands * words
             _accumulate(
-                F, address(points.words), space.starts, space.entries, buckets, address(space.room),
-                space.kinds[:SEGMENT], space.key, *space.indices, job.stop,
+                points.field, F, address(points.words), space.starts, space.entries, buckets,
+                address(space.room), space.kinds[: points.segment], space.key, *space.indices, job.stop,
             )  # fmt: skip
             out = address(total) + 8 * 4 * F.words * (w * parts + part)
-            _reduce(F, room, half, space.strands, space.kinds, *space.indices, out, job.stop)
+            _reduce(F, room, half, strands, space.kinds, *space.indices, out, job.stop)
         spare.append(space)
 
     job.map(run, tasks, progress=True)
     for points, total, result in zip(bases, sums, results, strict=True):
-        F = points.field
+        F = points.plain
         scratch = np.empty((6, F.words), dtype=np.uint64)
         _horner(F, address(total), windows, c, parts, address(scratch))
         curve.normalise(F, address(scratch), address(result), address(scratch[4:]), 1)

@@ -1,0 +1,675 @@
+"""Eight field elements at a time: AVX-512 IFMA on 52-bit limbs, as Numba values.
+
+An element of eight lanes is a tuple of <8 × i64> vectors, limb by limb, in Montgomery form
+with radix 2^(52·L); ranges are lazy: a product of a and b is below p·(1 + a·b/(p²·capacity)),
+capacity = 2^(52·L)/p, which is 84 for BN254 and 2^35 for BLS12-381. Limbs are in [0, 2^52).
+
+Bases stand in memory with radix 2^(64·limbs). To turn them into the lanes' form would take a
+product a coordinate; instead they are taken for points of an isomorphic curve, (u²·x, u³·y) with u a
+power of two, for which a shift of a few bits will do (:class:`LaneForm`). The formulas of
+addition do not contain b, so they hold there too, and only sums are ever mapped back.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.datamodel import models
+from numba.core.extending import intrinsic, lower_builtin, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+from gpuprover.cpu.field import I64, ElementType, Field, FieldType
+from gpuprover.curves import FieldParams
+
+LANES = 8
+LIMB_BITS = 52
+LIMB_MASK = (1 << LIMB_BITS) - 1
+BOUND = 5
+"""Coordinates in scratch memory are below BOUND·p (negated ones at most that)."""
+V = ir.VectorType(I64, LANES)
+
+
+@dataclass(frozen=True)
+class LaneForm:
+    """How a field's elements stand in lanes.
+
+    Attributes:
+        limbs: 52-bit limbs.
+        e: the isomorphism's u = 2^e.
+        reductions: single-limb Montgomery steps on loading a base.
+        shift_x, shift_y: bits by which a base's coordinates are shifted to the left before them.
+    """
+
+    limbs: int
+    e: int
+    reductions: int
+    shift_x: int
+    shift_y: int
+
+
+@lru_cache
+def lane_form(f: FieldParams) -> LaneForm:
+    """The form with the smallest shifts whose loaded coordinates stay below BOUND·p.
+
+    A loaded x is x·2^(64·limbs + shift − 52·reductions), which has to be u²·x·2^(52·L); y likewise with u³.
+    """
+    limbs = -(-(f.bits + 5) // LIMB_BITS)
+    excess = LIMB_BITS * limbs - 64 * f.limbs
+    for reductions in range(3):
+        for e in range(0, -64, -1):
+            shift_x = 2 * e + excess + LIMB_BITS * reductions
+            shift_y = 3 * e + excess + LIMB_BITS * reductions
+            room = LIMB_BITS * limbs - f.bits
+            if shift_x < 0 or shift_y < 0 or max(shift_x, shift_y) > room:
+                continue
+            largest = max(shift_x, shift_y)
+            loaded = 2.0 ** (largest - LIMB_BITS * reductions) + (1 if reductions else 0)
+            if loaded <= BOUND - 1:
+                return LaneForm(limbs, e, reductions, shift_x, shift_y)
+    raise ValueError(f"no lane form for {f.name}")
+
+
+class LaneFieldType(FieldType):
+    """The Numba type of a :class:`LaneField`."""
+
+    def __init__(self, params: FieldParams, degree: int, raw: bool) -> None:
+        super().__init__(params, degree)
+        self.raw = raw
+        self.name = f"LaneField[{params.name}, {degree}, {'bases' if raw else 'scratch'}]"
+
+
+class LaneField(Field):
+    """A field whose batches of additions run in lanes, as an argument of kernels.
+
+    ``raw``: its points in memory are bases, in the files' form; else they are scratch, in the lanes' form.
+    """
+
+    def __init__(self, params: FieldParams, degree: int = 1, *, raw: bool = False) -> None:
+        super().__init__(params, degree)
+        self._numba_type_ = LaneFieldType(params, degree, raw)
+
+
+class LanesType(types.Type):
+    """The Numba type of eight elements."""
+
+    def __init__(self, params: FieldParams, degree: int) -> None:
+        self.params, self.degree = params, degree
+        super().__init__(name=f"Lanes[{params.name}, {degree}]")
+
+
+def _limbs_of(f: FieldParams) -> int:
+    return lane_form(f).limbs
+
+
+def _llvm(t: LanesType) -> Any:
+    prime = ir.LiteralStructType([V] * _limbs_of(t.params))
+    return prime if t.degree == 1 else ir.LiteralStructType([prime, prime])
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: LanesType) -> None:
+        super().__init__(dmm, fe_type, _llvm(fe_type))
+
+
+register_model(LaneFieldType)(models.OpaqueModel)
+
+
+# Limbs ---------------------------------------------------------------------------------------
+
+Limbs = list[Any]
+
+
+def _splat(c: int) -> Any:
+    return ir.Constant(V, [c & ((1 << 64) - 1)] * LANES)
+
+
+def _constant(value: int, n: int) -> Limbs:
+    """A constant below 2^(52n + 12) as limbs, the top one taking what is left."""
+    return [
+        _splat((value >> (LIMB_BITS * i)) & (LIMB_MASK if i < n - 1 else (1 << 64) - 1)) for i in range(n)
+    ]
+
+
+def _take(b: ir.IRBuilder, x: Any) -> Limbs:
+    return [b.extract_value(x, i) for i in range(len(x.type.elements))]
+
+
+def _make(b: ir.IRBuilder, parts: list[Any]) -> Any:
+    result = ir.Constant(ir.LiteralStructType([p.type for p in parts]), ir.Undefined)
+    for i, p in enumerate(parts):
+        result = b.insert_value(result, p, i)
+    return result
+
+
+def _carry(b: ir.IRBuilder, t: Limbs) -> Limbs:
+    """Signed carries: limbs into [0, 2^52), the top one keeps the sign."""
+    out = list(t)
+    for i in range(len(t) - 1):
+        out[i + 1] = b.add(out[i + 1], b.ashr(out[i], _splat(LIMB_BITS)))
+        out[i] = b.and_(out[i], _splat(LIMB_MASK))
+    return out
+
+
+def _multiply_add(b: ir.IRBuilder, half: str, acc: Any, x: Any, y: Any) -> Any:
+    name = f"llvm.x86.avx512.vpmadd52{half}.uq.512"
+    function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(V, [V, V, V]), name)
+    return b.call(function, [acc, x, y])
+
+
+def _reduction_step(b: ir.IRBuilder, f: FieldParams, acc: Limbs, ps: Limbs) -> Limbs:
+    """(acc + m·p)/2^52 with m such that it divides; acc has n + 1 limbs, unnormalised, and the result n."""
+    n = len(acc) - 1
+    zero = _splat(0)
+    m = _multiply_add(b, "l", zero, acc[0], _splat(-pow(f.modulus, -1, 1 << LIMB_BITS)))
+    for j in range(n):
+        acc[j] = _multiply_add(b, "l", acc[j], m, ps[j])
+    for j in range(n):
+        acc[j + 1] = _multiply_add(b, "h", acc[j + 1], m, ps[j])
+    acc[1] = b.add(acc[1], b.lshr(acc[0], _splat(LIMB_BITS)))
+    return acc[1:]
+
+
+def _product(b: ir.IRBuilder, f: FieldParams, x: Limbs, y: Limbs) -> Limbs:
+    n = len(x)
+    ps = _constant(f.modulus, n)
+    acc: Limbs = [_splat(0)] * n
+    for i in range(n):
+        acc = [*acc, _splat(0)]
+        for j in range(n):
+            acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
+        for j in range(n):
+            acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
+        acc = _reduction_step(b, f, acc, ps)
+    return _carry(b, acc)
+
+
+def _mul(b: ir.IRBuilder, f: FieldParams, x: Limbs, y: Limbs) -> Limbs:
+    name = f"gpuprover.mul8.{f.name}"
+    function = b.module.globals.get(name)
+    if function is None:
+        kind = ir.LiteralStructType([V] * len(x))
+        function = ir.Function(b.module, ir.FunctionType(kind, [kind, kind]), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("alwaysinline" if len(x) <= 5 else "noinline")
+        inner = ir.IRBuilder(function.append_basic_block())
+        p, q = function.args
+        inner.ret(_make(inner, _product(inner, f, _take(inner, p), _take(inner, q))))
+    return _take(b, b.call(function, [_make(b, x), _make(b, y)]))
+
+
+def _add(b: ir.IRBuilder, x: Limbs, y: Limbs) -> Limbs:
+    return _carry(b, [b.add(p, q) for p, q in zip(x, y, strict=True)])
+
+
+def _sub(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs, *ys: Limbs) -> Limbs:
+    """x − Σ ys + k·p."""
+    out = [b.add(p, c) for p, c in zip(x, _constant(k * f.modulus, len(x)), strict=True)]
+    for y in ys:
+        out = [b.sub(p, q) for p, q in zip(out, y, strict=True)]
+    return _carry(b, out)
+
+
+def _sub_if(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs) -> Limbs:
+    """x − k·p where that is not negative."""
+    d = _carry(b, [b.sub(p, c) for p, c in zip(x, _constant(k * f.modulus, len(x)), strict=True)])
+    negative = b.icmp_signed("<", d[-1], _splat(0))
+    return [b.select(negative, p, q) for p, q in zip(x, d, strict=True)]
+
+
+# Both degrees: lists of one or two lists of limbs ---------------------------------------------
+
+
+def _components(b: ir.IRBuilder, t: LanesType, x: Any) -> list[Limbs]:
+    return [_take(b, x)] if t.degree == 1 else [_take(b, part) for part in _take(b, x)]
+
+
+def _assemble(b: ir.IRBuilder, parts: list[Limbs]) -> Any:
+    made = [_make(b, part) for part in parts]
+    return made[0] if len(made) == 1 else _make(b, made)
+
+
+def _lanes_mul(b: ir.IRBuilder, f: FieldParams, x: list[Limbs], y: list[Limbs]) -> list[Limbs]:
+    """Degree 1: below 2p for x·y <= 84p². Degree 2: below 4p for x < 10p, y < 4p."""
+    if len(x) == 1:
+        return [_mul(b, f, x[0], y[0])]
+    v0, v1 = _mul(b, f, x[0], y[0]), _mul(b, f, x[1], y[1])
+    cross = _mul(b, f, _add(b, x[0], x[1]), _add(b, y[0], y[1]))
+    return [_sub(b, f, 2, v0, v1), _sub_if(b, f, 4, _sub(b, f, 4, cross, v0, v1))]
+
+
+def _lanes_square(b: ir.IRBuilder, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
+    """Below 2.4p for x < 5p (degree 1: < 6p)."""
+    if len(x) == 1:
+        return [_mul(b, f, x[0], x[0])]
+    c0 = _mul(b, f, _add(b, x[0], x[1]), _sub(b, f, BOUND, x[0], x[1]))
+    half = _mul(b, f, x[0], x[1])
+    return [c0, _add(b, half, half)]
+
+
+@infer_global(operator.mul)
+class _Mul(AbstractTemplate):
+    def generic(self, args: Any, kws: Any) -> Any:
+        if len(args) == 2 and isinstance(args[0], LanesType) and args[0] == args[1]:
+            return signature(args[0], *args)
+        return None
+
+
+@lower_builtin(operator.mul, LanesType, LanesType)
+def _lower_mul(context: Any, b: Any, sig: Any, args: Any) -> Any:
+    t = sig.return_type
+    if t.degree == 1:
+        return _assemble(b, _lanes_mul(b, t.params, *(_components(b, t, a) for a in args)))
+    name = f"gpuprover.mul8x2.{t.params.name}"
+    function = b.module.globals.get(name)
+    if function is None:
+        kind = _llvm(t)
+        function = ir.Function(b.module, ir.FunctionType(kind, [kind, kind]), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block())
+        p, q = (_components(inner, t, a) for a in function.args)
+        inner.ret(_assemble(inner, _lanes_mul(inner, t.params, p, q)))
+    return b.call(function, args)
+
+
+@intrinsic
+def lanes_square(typingctx: Any, x: Any) -> Any:
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _assemble(b, _lanes_square(b, x.params, _components(b, x, args[0])))
+
+    return x(x), codegen
+
+
+def _map_components(b: ir.IRBuilder, t: LanesType, emit: Callable[..., Limbs], *args: Any) -> Any:
+    """``emit(*limbs)`` on each component of elements of type t."""
+    columns = zip(*(_components(b, t, a) for a in args), strict=True)
+    return _assemble(b, [emit(*parts) for parts in columns])
+
+
+@intrinsic
+def lanes_sub(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
+    """x − y + k·p, for y <= k·p; k is a literal."""
+    if not isinstance(k, types.IntegerLiteral) or not isinstance(x, LanesType):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda *parts: _sub(b, x.params, k.literal_value, *parts), *args[:2])
+
+    return x(x, y, k), codegen
+
+
+@intrinsic
+def lanes_sub2(typingctx: Any, x: Any, y: Any, z: Any, k: Any) -> Any:
+    """x − y − z + k·p, for y + z <= k·p; k is a literal."""
+    if not isinstance(k, types.IntegerLiteral) or not isinstance(x, LanesType):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda *parts: _sub(b, x.params, k.literal_value, *parts), *args[:3])
+
+    return x(x, y, z, k), codegen
+
+
+@intrinsic
+def lanes_sub_if(typingctx: Any, x: Any, k: Any) -> Any:
+    """x − k·p where that is not negative; k is a literal."""
+    if not isinstance(k, types.IntegerLiteral) or not isinstance(x, LanesType):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda part: _sub_if(b, x.params, k.literal_value, part), args[0])
+
+    return x(x, k), codegen
+
+
+@intrinsic
+def lanes_add(typingctx: Any, x: Any, y: Any) -> Any:
+    """x + y."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda p, q: _add(b, p, q), *args)
+
+    return x(x, y), codegen
+
+
+@intrinsic
+def lanes_one(typingctx: Any, F: Any) -> Any:
+    t = LanesType(F.params, F.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        n = _limbs_of(F.params)
+        unit = _constant((1 << (LIMB_BITS * n)) % F.params.modulus, n)
+        return _assemble(b, [unit] if F.degree == 1 else [unit, [_splat(0)] * n])
+
+    return t(F), codegen
+
+
+@intrinsic
+def lanes_zero(typingctx: Any, F: Any) -> Any:
+    t = LanesType(F.params, F.degree)
+    n = _limbs_of(F.params)
+    return t(F), lambda c, b, sig, args: _assemble(b, [[_splat(0)] * n] * F.degree)
+
+
+@intrinsic
+def lanes_maybe_zero(typingctx: Any, x: Any, k: Any) -> Any:
+    """Bit mask of lanes that may be 0 mod p, for x < k·p: true for all that are, else by chance in 2^−49."""
+    if not isinstance(k, types.IntegerLiteral):
+        return None
+    bound = k.literal_value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        result = None
+        for part in _components(b, x, args[0]):
+            any_multiple = None
+            for multiple in range(bound):
+                low = _splat((multiple * x.params.modulus) & LIMB_MASK)
+                equal = b.icmp_unsigned("==", part[0], low)
+                any_multiple = equal if any_multiple is None else b.or_(any_multiple, equal)
+            result = any_multiple if result is None else b.and_(result, any_multiple)
+        return b.zext(b.bitcast(result, ir.IntType(LANES)), I64)
+
+    return types.int64(x, k), codegen
+
+
+@intrinsic
+def lanes_select(typingctx: Any, mask: Any, x: Any, y: Any) -> Any:
+    """x in the lanes of the bit mask, y elsewhere."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        bits = b.bitcast(b.trunc(args[0], ir.IntType(LANES)), ir.VectorType(ir.IntType(1), LANES))
+        xs, ys = _components(b, x, args[1]), _components(b, x, args[2])
+        return _assemble(
+            b,
+            [[b.select(bits, p, q) for p, q in zip(a, c, strict=True)] for a, c in zip(xs, ys, strict=True)],
+        )
+
+    return x(types.int64, x, y), codegen
+
+
+# Memory ----------------------------------------------------------------------------------------
+
+
+def _vector_at(b: ir.IRBuilder, address: Any, offset: int) -> Any:
+    return b.inttoptr(b.add(address, I64(offset)), V.as_pointer())
+
+
+def _shuffle(b: ir.IRBuilder, x: Any, y: Any, indices: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), indices)
+    return b.shuffle_vector(x, y, mask)
+
+
+def _transpose(b: ir.IRBuilder, rows: Limbs) -> Limbs:
+    """8×8 transposition in three rounds of two-vector shuffles."""
+    for distance in (1, 2, 4):
+        out: Limbs = [None] * LANES
+        for i in range(LANES):
+            if i & distance:
+                continue
+            j = i | distance
+            low = [k if not k & distance else LANES + (k ^ distance) for k in range(LANES)]
+            high = [k ^ distance if not k & distance else LANES + k for k in range(LANES)]
+            out[i] = _shuffle(b, rows[i], rows[j], low)
+            out[j] = _shuffle(b, rows[i], rows[j], high)
+        rows = out
+    return rows
+
+
+def _block_offsets(words: int) -> list[int]:
+    """Where blocks of eight words begin that cover ``words`` words; the last may overlap the one before."""
+    return [min(at, words - LANES) for at in range(0, words, LANES)]
+
+
+def _words_to_limbs(b: ir.IRBuilder, words: Limbs, shift: int, n: int) -> Limbs:
+    """The value shifted left by ``shift`` bits, as n limbs."""
+    out = []
+    for j in range(n):
+        start = LIMB_BITS * j - shift
+        limb = None
+        for i, w in enumerate(words):
+            offset = 64 * i - start
+            if offset <= -64 or offset >= LIMB_BITS:
+                continue
+            piece = b.shl(w, _splat(offset)) if offset > 0 else b.lshr(w, _splat(-offset)) if offset else w
+            limb = piece if limb is None else b.or_(limb, piece)
+        out.append(b.and_(limb, _splat(LIMB_MASK)) if limb is not None else _splat(0))
+    return out
+
+
+def _limbs_to_words(b: ir.IRBuilder, limbs: Limbs, n: int) -> Limbs:
+    out = []
+    for i in range(n):
+        word = None
+        for j, limb in enumerate(limbs):
+            offset = LIMB_BITS * j - 64 * i
+            if offset <= -LIMB_BITS or offset >= 64:
+                continue
+            piece = (
+                b.shl(limb, _splat(offset))
+                if offset > 0
+                else b.lshr(limb, _splat(-offset))
+                if offset
+                else limb
+            )
+            word = piece if word is None else b.or_(word, piece)
+        out.append(word)
+    return out
+
+
+@intrinsic
+def gather_points(typingctx: Any, F: Any, base: Any, indices: Any) -> Any:
+    """Eight points: (x, y, bit mask of infinities), negated where bit 31 of the index is set.
+
+    ``indices`` is the address of eight int64. Bases are brought into the lanes' form by shifts.
+    """
+    if not isinstance(F, LaneFieldType):
+        return None
+    t = LanesType(F.params, F.degree)
+    result = types.Tuple((t, t, types.int64))
+    is_raw = F.raw
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        f = F.params
+        form = lane_form(f)
+        per_point = 2 * F.degree * f.limbs
+        words: dict[int, Any] = {}
+        index = b.load(b.inttoptr(args[2], V.as_pointer()), align=8)
+        plain = b.and_(index, _splat(0x7FFFFFFF))
+        starts = []
+        for lane in range(LANES):
+            i = b.extract_element(plain, ir.IntType(32)(lane))
+            starts.append(b.add(args[1], b.mul(i, I64(8 * per_point))))
+        for at in _block_offsets(per_point):
+            rows = [b.load(_vector_at(b, start, 8 * at), align=1) for start in starts]
+            for k, column in enumerate(_transpose(b, rows)):
+                words[at + k] = column
+        everything = words[0]
+        for k in range(1, per_point):
+            everything = b.or_(everything, words[k])
+        infinite = b.icmp_unsigned("==", everything, _splat(0))
+        ps = _constant(f.modulus, form.limbs)
+
+        def coordinate(first: int, shift: int) -> Limbs:
+            column = [words[first + k] for k in range(f.limbs)]
+            limbs = _words_to_limbs(b, column, shift if is_raw else 0, form.limbs)
+            for _ in range(form.reductions if is_raw else 0):
+                limbs = _carry(b, _reduction_step(b, f, [*limbs, _splat(0)], ps))
+            return limbs
+
+        xs = [coordinate(k * f.limbs, form.shift_x) for k in range(F.degree)]
+        ys = [coordinate((F.degree + k) * f.limbs, form.shift_y) for k in range(F.degree)]
+        minus = b.icmp_unsigned("!=", b.and_(index, _splat(0x80000000)), _splat(0))
+        minus = b.and_(minus, b.not_(infinite))  # infinity stays all zeros
+        zero = [_splat(0)] * form.limbs
+        negated = [_sub(b, f, BOUND, zero, y) for y in ys]
+        ys = [
+            [b.select(minus, q, p) for p, q in zip(y, z, strict=True)]
+            for y, z in zip(ys, negated, strict=True)
+        ]
+        mask = b.zext(b.bitcast(infinite, ir.IntType(LANES)), I64)
+        return context.make_tuple(b, result, [_assemble(b, xs), _assemble(b, ys), mask])
+
+    return result(F, types.int64, types.int64), codegen
+
+
+@intrinsic
+def scatter_points(typingctx: Any, F: Any, base: Any, indices: Any, x: Any, y: Any, skip: Any) -> Any:
+    """Writes eight points below 2^(64·limbs) to scratch at ``indices``, except lanes of the mask ``skip``."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        f = F.params
+        per_point = 2 * F.degree * f.limbs
+        words = []
+        for value in (args[3], args[4]):
+            for limbs in _components(b, x, value):
+                words += _limbs_to_words(b, limbs, f.limbs)
+        blocks = {
+            at: _transpose(b, [words[at + k] for k in range(LANES)]) for at in _block_offsets(per_point)
+        }
+        index = b.load(b.inttoptr(args[2], V.as_pointer()), align=8)
+        for lane in range(LANES):
+            skipped = b.trunc(b.lshr(args[5], I64(lane)), ir.IntType(1))
+            with b.if_then(b.not_(skipped), likely=True):
+                i = b.extract_element(index, ir.IntType(32)(lane))
+                start = b.add(args[1], b.mul(i, I64(8 * per_point)))
+                for at, rows in blocks.items():
+                    b.store(rows[lane], _vector_at(b, start, 8 * at), align=1)
+        return context.get_dummy_value()
+
+    return types.void(F, types.int64, types.int64, x, y, types.int64), codegen
+
+
+@intrinsic
+def load_lanes(typingctx: Any, F: Any, address: Any, i: Any) -> Any:
+    """Element ``i`` of an array of eight-lane elements, limb by limb."""
+    t = LanesType(F.params, F.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        n = _limbs_of(F.params)
+        start = b.add(args[1], b.mul(args[2], I64(64 * n * F.degree)))
+        parts = [
+            [b.load(_vector_at(b, start, 64 * (n * k + j)), align=8) for j in range(n)]
+            for k in range(F.degree)
+        ]
+        return _assemble(b, parts)
+
+    return t(F, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_lanes(typingctx: Any, address: Any, i: Any, x: Any) -> Any:
+    """Writes element ``i`` of an array of eight-lane elements."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        n = _limbs_of(x.params)
+        start = b.add(args[0], b.mul(args[1], I64(64 * n * x.degree)))
+        for k, limbs in enumerate(_components(b, x, args[2])):
+            for j, limb in enumerate(limbs):
+                b.store(limb, _vector_at(b, start, 64 * (n * k + j)), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, x), codegen
+
+
+@intrinsic
+def store_elements(typingctx: Any, F: Any, address: Any, x: Any) -> Any:
+    """Writes the eight elements one after the other, as words, for scalar code; values below 2^(64·limbs)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        limbs, degree = F.params.limbs, F.degree
+        pointer = I64.as_pointer()
+        for k, part in enumerate(_components(b, x, args[2])):
+            for w, column in enumerate(_limbs_to_words(b, part, limbs)):
+                for lane in range(LANES):
+                    offset = 8 * ((lane * degree + k) * limbs + w)
+                    at = b.inttoptr(b.add(args[1], I64(offset)), pointer)
+                    b.store(b.extract_element(column, ir.IntType(32)(lane)), at, align=8)
+        return context.get_dummy_value()
+
+    return types.void(F, types.int64, x), codegen
+
+
+@intrinsic
+def load_elements(typingctx: Any, F: Any, address: Any) -> Any:
+    """Inverse of :func:`store_elements`."""
+    t = LanesType(F.params, F.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        limbs, degree = F.params.limbs, F.degree
+        parts = []
+        for k in range(degree):
+            columns = []
+            for w in range(limbs):
+                column = ir.Constant(V, ir.Undefined)
+                for lane in range(LANES):
+                    offset = 8 * ((lane * degree + k) * limbs + w)
+                    at = b.inttoptr(b.add(args[1], I64(offset)), I64.as_pointer())
+                    column = b.insert_element(column, b.load(at, align=8), ir.IntType(32)(lane))
+                columns.append(column)
+            parts.append(_words_to_limbs(b, columns, 0, _limbs_of(F.params)))
+        return _assemble(b, parts)
+
+    return t(F, types.int64), codegen
+
+
+# Between the forms, one element at a time --------------------------------------------------------
+
+
+def _form_factor(name: str, doc: str, power: Callable[[FieldParams, LaneForm], int]) -> Any:
+    """A power of two in Montgomery form with radix 2^(64·limbs)."""
+
+    def factor(typingctx: Any, F: Any) -> Any:
+        element = ElementType(F.params, F.degree)
+
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            f = F.params
+            value = pow(2, power(f, lane_form(f)), f.modulus) * f.R % f.modulus
+            c0 = ir.IntType(64 * f.limbs)(value)
+            return c0 if F.degree == 1 else _make(b, [c0, c0.type(0)])
+
+        return element(F), codegen
+
+    factor.__name__, factor.__doc__ = name, doc
+    return intrinsic(factor)
+
+
+def _excess(f: FieldParams, form: LaneForm) -> int:
+    return LIMB_BITS * form.limbs - 64 * f.limbs
+
+
+into_x = _form_factor(
+    "into_x", "x of a base times this is x in the lanes' form.", lambda f, m: _excess(f, m) + 2 * m.e
+)
+into_y = _form_factor("into_y", "Likewise for y.", lambda f, m: _excess(f, m) + 3 * m.e)
+out_of_x = _form_factor("out_of_x", "The inverse of into_x.", lambda f, m: -_excess(f, m) - 2 * m.e)
+out_of_y = _form_factor("out_of_y", "The inverse of into_y.", lambda f, m: -_excess(f, m) - 3 * m.e)
+inverse_factor = _form_factor(
+    "inverse_factor",
+    "The inverse of a lane, computed as a scalar, times this is its inverse as a lane.",
+    lambda f, m: 2 * _excess(f, m),
+)
+
+
+@intrinsic
+def canonical(typingctx: Any, x: Any) -> Any:
+    """A value below 8p that was read from lanes, in [0, p)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        def reduced(value: Any) -> Any:
+            for k in (4, 2, 1):
+                multiple = value.type(k * x.params.modulus)
+                value = b.select(b.icmp_unsigned("<", value, multiple), value, b.sub(value, multiple))
+            return value
+
+        if x.degree == 1:
+            return reduced(args[0])
+        return _make(b, [reduced(b.extract_value(args[0], i)) for i in (0, 1)])
+
+    return x(x), codegen
