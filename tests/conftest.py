@@ -103,7 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         if callspec is None or callspec.params.get("backend_name") != PORTABLE:
             return False
-        return cpu_path().name == PORTABLE or not ("msm" in item.name or "blinding" in item.name)
+        return cpu_path().name == PORTABLE or not (
+            any(part in item.name for part in ("msm", "coset", "blinding"))
+        )
 
     repeated = [item for item in items if repeats(item)]
     if repeated:

@@ -277,6 +277,29 @@ def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> 
         assert download(backend, v) == evaluations
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("log_n", [10, 12, 13, 15])
+def test_to_coset_is_two_transforms(
+    opened: OpenBackend, scale: Scale, rng: random.Random, log_n: int, threads: int
+) -> None:
+    """Against the single transforms, at sizes where the path may differ; extreme values too."""
+    backend = opened(Job(threads=threads))
+    domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))
+    n, r = domain.size, backend.curve.r
+    vectors = {
+        "random": random_scalars(backend, rng, n),
+        "all r - 1": [r - 1] * n,
+        "0 and r - 1": [(i % 2) * (r - 1) for i in range(n)],
+        "first only": [1] + [0] * (n - 1),
+        "last only": [0] * (n - 1) + [r - 1],
+    }
+    for name, values in vectors.items():
+        got = backend.to_coset_in_place(upload(backend, values), domain, Coset.ODD)
+        want = backend.ntt(upload(backend, values), domain, Direction.INVERSE)
+        backend.ntt(want, domain, Direction.FORWARD, coset=Coset.ODD)
+        assert np.array_equal(backend.download(got), backend.download(want)), name
+
+
 @pytest.mark.parametrize("log_n", [3, 10])
 def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> None:
     domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))

@@ -102,11 +102,12 @@ class CpuBackend:
     def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
         scalar, base = self.curve.scalar.bytes, self.curve.base.bytes
         key = (2 * header.g1_points + 4 * header.g2_points) * base + header.n_coefficients * (12 + scalar)
-        tables = ntt.table_bytes(self.curve.scalar, header.domain_size.bit_length() - 1)
-        # Quotient: three vectors and the witness; afterwards one vector, its canonical and recoded forms, and
-        # the sorted entries of each thread.
-        quotient = 3 * header.domain_size * scalar
-        workspace = self.job.threads * (msm.workspace_bytes(self.curve.g2_words, header.largest_msm))
+        domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
+        tables, copy = ntt.coset_bytes(domain, self.path.name)
+        # Quotient: three vectors, a working copy of one, and the witness; afterwards one vector, its
+        # canonical and recoded forms, and the sorted entries of each thread.
+        quotient = 3 * header.domain_size * scalar + copy
+        workspace = self.job.threads * msm.workspace_bytes(self.curve.g2_words, header.largest_msm)
         sums = (
             header.domain_size * scalar + 2 * header.largest_msm * scalar + 6 * header.largest_msm + workspace
         )
@@ -181,7 +182,7 @@ class CpuBackend:
     def to_coset_in_place(self, v: CpuVector, domain: Domain, coset: Coset) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.to_coset(v.words, domain, coset, self.job)
+        ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
         return v
 
     # Sparse products -------------------------------------------------------------------

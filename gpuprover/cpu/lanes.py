@@ -407,10 +407,10 @@ def _shuffle(b: ir.IRBuilder, x: Any, y: Any, indices: list[int]) -> Any:
 
 
 def _transpose(b: ir.IRBuilder, rows: Limbs) -> Limbs:
-    """8×8 transposition in three rounds of two-vector shuffles."""
-    for distance in (1, 2, 4):
-        out: Limbs = [None] * LANES
-        for i in range(LANES):
+    """8×8 transposition in three rounds of two-vector shuffles; of four rows, each half as a 4×4 matrix."""
+    for distance in (1, 2, 4)[: 3 if len(rows) == LANES else 2]:
+        out: Limbs = [None] * len(rows)
+        for i in range(len(rows)):
             if i & distance:
                 continue
             j = i | distance
@@ -617,6 +617,60 @@ def load_elements(typingctx: Any, F: Any, address: Any) -> Any:
         return _assemble(b, parts)
 
     return t(F, types.int64), codegen
+
+
+@intrinsic
+def load_words(typingctx: Any, F: Any, address: Any, i: Any) -> Any:
+    """Elements 8i … 8i + 7 of a vector of four-word elements of a prime field, as they stand."""
+    if not isinstance(F, FieldType) or F.degree != 1 or F.params.limbs != 4:
+        return None
+    t = LanesType(F.params, 1)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        start = b.add(args[1], b.mul(args[2], I64(8 * LANES * 4)))
+        quarter = ir.VectorType(I64, 4)
+        rows = []
+        for k in range(LANES):
+            at = b.inttoptr(b.add(start, I64(32 * k)), quarter.as_pointer())
+            rows.append(b.load(at, align=8))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
+        pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
+        return _make(b, _words_to_limbs(b, _transpose(b, pairs), 0, _limbs_of(F.params)))
+
+    return t(F, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_words(typingctx: Any, address: Any, i: Any, stride: Any, x: Any) -> Any:
+    """Writes eight canonical elements as four words each, to elements i, i + stride, i + 2·stride, …"""
+    if not isinstance(x, LanesType) or x.degree != 1 or x.params.limbs != 4:
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        columns = _limbs_to_words(b, _take(b, args[3]), 4)
+        quarter = ir.VectorType(I64, 4)
+        for k, row in enumerate(_transpose(b, columns)):
+            for half in (0, 1):
+                index = b.add(args[1], b.mul(args[2], I64(k + 4 * half)))
+                at = b.inttoptr(b.add(args[0], b.mul(index, I64(32))), quarter.as_pointer())
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), 4), [4 * half + j for j in range(4)])
+                b.store(b.shuffle_vector(row, row, mask), at, align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, x), codegen
+
+
+@intrinsic
+def transpose_lanes(typingctx: Any, xs: Any) -> Any:
+    """A tuple of eight: lane j of result i is lane i of argument j."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        values = [_take(b, b.extract_value(args[0], i)) for i in range(LANES)]
+        columns = [_transpose(b, list(limb)) for limb in zip(*values, strict=True)]
+        results = [_make(b, [column[i] for column in columns]) for i in range(LANES)]
+        return context.make_tuple(b, xs, results)
+
+    return xs(xs), codegen
 
 
 # Between the forms, one element at a time --------------------------------------------------------

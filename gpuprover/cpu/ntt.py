@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 
+from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.field import Field, load, one, store
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.vector import scale_powers, scale_powers_reversed
@@ -157,11 +158,15 @@ def drop_tables() -> None:
     """Gives the twiddle tables' memory back."""
     with _table_lock:
         _tables.clear()
+    ntt_lanes.drop_tables()
 
 
-def table_bytes(params: FieldParams, log_n: int) -> int:
-    """Bytes of the table for a domain of 2^log_n."""
-    return params.bytes << max(1, log_n)
+def coset_bytes(domain: Domain, path: str) -> tuple[int, int]:
+    """(table, working copy) in bytes that :func:`to_coset` takes beside its vector."""
+    if path == "ifma" and ntt_lanes.supports(domain):
+        size = ntt_lanes.block_bytes(domain)
+        return size, size
+    return domain.field.bytes << max(1, domain.log_n), 0
 
 
 def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job) -> None:
@@ -210,8 +215,7 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
     if not bit_reversed:
         job.map(lambda r: scale_powers(F, data, constants.ctypes.data, r[0], r[1]), pieces)
         return
-    # i -> i + 1 clears t trailing ones and sets the next bit: so does rev(i), at the other end.
-    jumps = [(1 << (log_n - 1 - t)) - sum(1 << (log_n - 1 - s) for s in range(t)) for t in range(log_n)]
+    jumps = ntt_lanes.reversed_steps(log_n)
     steps = field_to_words(params, [pow(base, jump, p) for jump in jumps] or [1])
     job.map(
         lambda r: scale_powers_reversed(F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]),
@@ -235,9 +239,15 @@ def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Cos
         reverse_in_place(v, domain, job)
 
 
-def to_coset(v: Words, domain: Domain, coset: Coset, job: Job) -> None:
-    """Evaluations on ⟨ω⟩ -> evaluations on the coset, with one scaling pass between two transforms."""
+def to_coset(v: Words, domain: Domain, coset: Coset, job: Job, path: str) -> None:
+    """Evaluations on ⟨ω⟩ -> evaluations on the coset, with one scaling pass between two transforms.
+
+    ``path``: see :mod:`gpuprover.cpu.path`.
+    """
     if coset is Coset.NONE:
+        return
+    if path == "ifma" and ntt_lanes.supports(domain):
+        ntt_lanes.to_coset(v, domain, job)
         return
     _transform(v, domain, in_time=False, inverted=True, job=job)
     scale_in_place(v, domain, pow(domain.size, -1, domain.field.modulus), domain.coset_generator, True, job)
