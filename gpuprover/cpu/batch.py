@@ -19,8 +19,8 @@ import numpy as np
 from numba.core.extending import overload
 
 from gpuprover.cpu.curve import add_pairs, copy_point
-from gpuprover.cpu.field import element_bytes, inverse, load, negate_if, one, store, zero
-from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.field import element_bytes, inverse, load, negate_if, one, plain, store, zero
+from gpuprover.cpu.jit import inline
 from gpuprover.cpu.lanes import (
     LaneFieldType,
     canonical,
@@ -98,7 +98,6 @@ def _classify(F, x1, y1, x2, y2, inf1, inf2, maybe, tail, room, kinds, at):
     kinds[at + 5] = tail
 
 
-@jit
 def add_pairs_in_lanes(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
     groups = (n + 7) >> 3
     for k in range(n, 8 * groups):
@@ -118,13 +117,13 @@ def add_pairs_in_lanes(F, ps, p_index, qs, q_index, out, out_index, n, prefix, k
         maybe = lanes_maybe_zero(d, 10)
         kinds[8 * g] = 0
         if inf1 | inf2 | maybe | tail:
-            _classify(F, x1, y1, x2, y2, inf1, inf2, maybe, tail, room, kinds, 8 * g)
+            _classify(plain(F), x1, y1, x2, y2, inf1, inf2, maybe, tail, room, kinds, 8 * g)
             d = lanes_select(np.int64(kinds[8 * g + 1]), lanes_add(y1, y1), d)
             ones = np.int64(kinds[8 * g + 2] | kinds[8 * g + 3] | kinds[8 * g + 4] | kinds[8 * g + 5])
             d = lanes_select(ones, unit, d)
         store_lanes(prefix, g, total)
         total = d * total
-    total = _invert(F, total, room)
+    total = _invert(plain(F), total, room)
     for g in range(groups - 1, -1, -1):
         x1, y1, inf1 = gather_points(F, ps, pi + 64 * g)
         x2, y2, inf2 = gather_points(F, qs, qi + 64 * g)
@@ -180,13 +179,7 @@ def add_batch(
 
 @overload(add_batch)
 def _add_batch(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
-    if isinstance(F, LaneFieldType):
-        return lambda F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds: add_pairs_in_lanes(
-            F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds
-        )
-    return lambda F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds: add_pairs(
-        F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds
-    )
+    return add_pairs_in_lanes if isinstance(F, LaneFieldType) else add_pairs.py_func
 
 
 def take_base(F: Any, bases: Any, index: Any, out: Any, o: Any) -> None:

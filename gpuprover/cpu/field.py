@@ -378,6 +378,14 @@ bare_one = _constant("bare_one", "x·bare_one(F) takes x out of Montgomery form.
 
 
 @intrinsic
+def plain(typingctx: Any, F: Any) -> Any:
+    """The same field without what a path adds to its type, so that its functions are compiled once."""
+    if not isinstance(F, FieldType):
+        return None
+    return FieldType(F.params, F.degree)(F), lambda context, b, sig, args: context.get_dummy_value()
+
+
+@intrinsic
 def element_bytes(typingctx: Any, F: Any) -> Any:
     """Bytes of an element in memory, a constant."""
     if not isinstance(F, FieldType):

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from gpuprover.cpu import curve
 from gpuprover.cpu.batch import add_batch, scratch_point, take_base
 from gpuprover.cpu.curve import copy_point, is_infinity, load_xyzz, store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, prefetch, store, zero
+from gpuprover.cpu.field import Field, element_bytes, plain, prefetch, store, zero
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.lanes import LaneField
 from gpuprover.job import Job
@@ -239,23 +239,24 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
         for k in range(strands):
             p_index[k], q_index[k], out_index[k] = k, base + k * length + j, k
         add_batch(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
-    total = curve.identity(F)
-    run = curve.identity(F)
-    weighted = curve.identity(F)
+    G = plain(F)
+    total = curve.identity(G)
+    run = curve.identity(G)
+    weighted = curve.identity(G)
     for k in range(strands - 1, -1, -1):
         x, y = scratch_point(F, room, k)
         # The last run has not been added to its total yet.
-        total = curve.add_affine(F, total, x, y)
+        total = curve.add_affine(G, total, x, y)
         x_total, y_total = scratch_point(F, room, strands + k)
-        total = curve.add_affine(F, total, x_total, y_total)
+        total = curve.add_affine(G, total, x_total, y_total)
         if k > 0:
-            run = curve.add_affine(F, run, x, y)
-            weighted = curve.add(F, weighted, run)
+            run = curve.add_affine(G, run, x, y)
+            weighted = curve.add(G, weighted, run)
     steps = length
     while steps > 1:
-        weighted = curve.double(F, weighted)
+        weighted = curve.double(G, weighted)
         steps >>= 1
-    store_xyzz(F, out, 0, curve.add(F, total, weighted))
+    store_xyzz(G, out, 0, curve.add(G, total, weighted))
 
 
 @jit
