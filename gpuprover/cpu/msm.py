@@ -38,8 +38,8 @@ from gpuprover.cpu.lanes import LaneField
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words
 
-SEGMENT = 4096
-"""Entries summed at a time at most (half on the portable path): what a second-level cache holds."""
+SEGMENT_BYTES = 1 << 19
+"""Bytes of points summed at a time (half on the portable path), with as much again twice beside them."""
 STRANDS = 256
 """Running sums side by side in a reduction (half as many on the portable path)."""
 REDUCTION_COST = 2.6
@@ -143,7 +143,7 @@ def _accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index
     """Adds the sorted entries into affine buckets, all infinity at first.
 
     B and F are the field as bases and as scratch hold its elements.
-    ``room`` holds 3·SEGMENT points.
+    ``room`` holds three segments' points; ``kinds`` is as long as a segment.
     """
     segment = len(kinds)
     size = segment * 2 * element_bytes(F)
@@ -293,24 +293,24 @@ def choose_window(counts: NDArray[np.int64]) -> int:
 
 
 class _Workspace:
-    """Scratch of one thread: sorted entries, segment buffers, buckets."""
+    """Scratch of one thread: sorted entries, segment buffers, buckets; ``words`` of the widest point."""
 
-    def __init__(self, entries: int, buckets: int, words: int) -> None:
+    def __init__(self, entries: int, buckets: int, words: int, segment: int) -> None:
         strands = min(buckets, STRANDS)
-        batch = max(SEGMENT, 2 * strands)
+        batch = max(segment, 2 * strands)
         self.entries = np.empty(entries, dtype=np.uint32)
         self.starts = np.empty(buckets + 2, dtype=np.int64)
-        self.room = np.empty(3 * SEGMENT * words, dtype=np.uint64)
+        self.room = np.empty(3 * SEGMENT_BYTES // 8, dtype=np.uint64)
         self.buckets = np.empty((4 * strands + buckets, words), dtype=np.uint64)
         self.kinds = np.empty(batch, dtype=np.uint8)
-        self.key = np.empty(SEGMENT, dtype=np.uint32)
+        self.key = np.empty(segment, dtype=np.uint32)
         self.indices = (np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64))
 
 
 def workspace_bytes(words: int, n: int) -> int:
     """Scratch of one thread for n points of ``words`` words, at the widest window."""
     buckets = min(1 << (MAX_WINDOW - 1), n)
-    return 8 * words * (3 * SEGMENT + 4 * min(STRANDS, buckets) + buckets) + 8 * buckets + 4 * n
+    return 3 * SEGMENT_BYTES + 8 * words * (4 * min(STRANDS, buckets) + buckets) + 8 * buckets + 4 * n
 
 
 @dataclass(frozen=True)
@@ -333,10 +333,11 @@ class Points:
     @classmethod
     def of(cls, plain: Field, words: Words, path: str) -> Points:
         """``path``: see :mod:`gpuprover.cpu.path`."""
+        segment = 1 << (SEGMENT_BYTES // (16 * plain.words)).bit_length() - 1
         if path == "portable":
-            return cls(plain, plain, plain, words, SEGMENT // 2, STRANDS // 2)
+            return cls(plain, plain, plain, words, segment // 2, STRANDS // 2)
         bases, scratch = (LaneField(plain.params, plain.degree, raw=raw) for raw in (True, False))
-        return cls(plain, bases, scratch, words, SEGMENT, STRANDS)
+        return cls(plain, bases, scratch, words, segment, STRANDS)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -394,6 +395,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
     parts = max(1, min(-(-job.threads // windows), n // (4 * half) or 1))
     tasks = [(w, part) for w in range(windows) for part in range(parts) if reach[w]]
     widest = max(b.field.words for b in bases)
+    segment = max(b.segment for b in bases)
     spare: list[_Workspace] = []
     sums = [np.zeros((windows * parts, 4 * b.field.words), dtype=np.uint64) for b in bases]
 
@@ -403,7 +405,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
         try:
             space = spare.pop()
         except IndexError:
-            space = _Workspace(-(-int(reach[0]) // parts) + 1, half, 2 * widest)
+            space = _Workspace(-(-int(reach[0]) // parts) + 1, half, 2 * widest, segment)
         signed = w < windows - 1
         _sort_window(recoded, limbs, order, lo, hi, c * w, c, signed, space.starts, space.entries)
         for points, total in zip(bases, sums, strict=True):
