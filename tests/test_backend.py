@@ -300,6 +300,21 @@ def test_to_coset_is_two_transforms(
         assert np.array_equal(backend.download(got), backend.download(want)), name
 
 
+def test_msm_again_and_again(
+    opened: OpenBackend, group: Group, scale: Scale, curve: CurveParams, rng: random.Random
+) -> None:
+    """Threads that share memory by mistake are right most of the time."""
+    backend = opened(Job(threads=4))
+    n = scale.large // 7
+    table = point_words(curve, group, range(-40, 41))
+    for _ in range(12 if scale.large > 1000 else 1):
+        logs = [rng.randrange(-40, 41) for _ in range(n)]
+        scalars = SCALAR_KINDS[rng.choice(list(SCALAR_KINDS))](rng, curve.r, n)
+        bases = backend.prepare_bases(group, table[np.array(logs) + 40])
+        got = backend.msm(bases, scalar_words(backend, scalars))
+        assert got == combination(curve, group, logs, scalars)
+
+
 @pytest.mark.parametrize("log_n", [3, 10])
 def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> None:
     domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))

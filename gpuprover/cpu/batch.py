@@ -153,6 +153,8 @@ def add_pairs_in_lanes(F, ps, p_index, qs, q_index, out, out_index, n, prefix, k
             y3 = lanes_select(np.int64(kinds[8 * g + 4]), nothing, y3)
             skip = np.int64(kinds[8 * g + 5])
         scatter_points(F, out, oi + 64 * g, x3, y3, skip)
+    # Keeps the room: Numba frees an array after the last use that it sees, and an address is none.
+    scratch[0] = 0
 
 
 # One name for both paths ---------------------------------------------------------------------------
