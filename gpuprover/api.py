@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Pathish = str | PathLike[str]
 WitnessLike = Pathish | bytes | Sequence[int] | Words | Mapping[str, Any]
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,16 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
     if isinstance(source, Mapping):
         from gpuprover.witness import calculate_witness
 
-        unknown = set(source) - {"inputs", "wasm"}
-        if unknown or "wasm" not in source or not isinstance(source.get("inputs"), Mapping):
-            raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}")
+        unknown = set(source) - {"inputs", "wasm", "fuel"}
+        if unknown or "wasm" not in source or "inputs" not in source:
+            raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}, and perhaps 'fuel'")
         with job.phase("calculate witness"):
             found, words = calculate_witness(
-                source["wasm"], source["inputs"], job=job, memory_limit=memory_limit
+                source["wasm"],
+                source["inputs"],
+                job=job,
+                fuel=source.get("fuel"),
+                memory_limit=memory_limit,
             )
         return Witness(found, words, fspath(source["wasm"]))
     words = _witness_words(source, curve)
@@ -97,17 +100,6 @@ def _witness_words(values: Sequence[int] | Words, curve: CurveParams) -> Words:
         ) from None
 
 
-def _memory_budget(memory_limit: int | None) -> int | None:
-    """Bytes that a limit in MiB leaves beyond what the process holds already."""
-    if memory_limit is None:
-        return None
-    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
-        raise InvalidInput(
-            f"memory_limit: expected MiB as a whole number of at least 1, found {memory_limit!r}"
-        )
-    return memory_limit * _MIB - memory.resident_anonymous()
-
-
 def prove(
     key: ProvingKey | Pathish,
     witness: WitnessLike,
@@ -126,7 +118,7 @@ def prove(
     Args:
         key: from :func:`load_key`, or a path.
         witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
-            ``{"inputs": {...}, "wasm": path}``.
+            ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: at most this many; default ``PROVER_THREADS`` or the CPUs of this process.
         memory_limit: MiB for the whole process, the mapped key not counted.
@@ -142,7 +134,6 @@ def prove(
     from gpuprover.groth16 import prover
 
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
-    budget = _memory_budget(memory_limit)
     name = resolve_device(device)
     before = memory.resident()
     memory.reset_peak()
@@ -153,7 +144,7 @@ def prove(
         values = _load_witness(witness, key.curve, job, memory_limit)
         prover.check_witness_fits(key, values)
         backend = open_backend(name, key.curve, job)
-        backend.plan(key.plan_header, budget)
+        backend.plan(key.plan_header, memory.budget(memory_limit))
         with job.phase("check key header"):
             key.check_header_subgroups(backend)
         proof = prover.prove(key, values, backend, _checked_blinding(blinding))
@@ -277,16 +268,17 @@ def setup(
     """
     from gpuprover.formats.ptau import read_ptau
     from gpuprover.formats.r1cs import read_r1cs
-    from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
+    from gpuprover.groth16.setup import memory_needed, setup_from_ptau, setup_insecure
 
     if (ptau is None) is not insecure:
         raise InvalidInput("setup: expected either a ptau file or insecure, not both and not neither")
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
-    _memory_budget(memory_limit)
     name = resolve_device(device)
+    budget = memory.budget(memory_limit)
     try:
         with job.phase("read circuit"):
-            circuit = read_r1cs(r1cs)
+            circuit = read_r1cs(r1cs, budget, job.check)
+        memory.require(memory_needed(circuit, ptau is not None), budget, f"the set-up for {circuit.source}")
         backend = open_backend(name, circuit.curve, job)
         if ptau is not None:
             return setup_from_ptau(circuit, read_ptau(ptau), zkey, backend)

@@ -50,8 +50,7 @@ def whole_number(text: str, where: str, *, low: int = 1, high: int = 1 << 40) ->
         not (stripped.isascii() and stripped.isdigit() and len(stripped) <= 20)
         or not low <= int(stripped) <= high
     ):
-        expected = f"from {low} to {high}" if high < 1 << 40 else f"of at least {low}"
-        raise InvalidInput(f"{where}: expected a whole number {expected}, found {text[:40]!r}")
+        raise InvalidInput(f"{where}: expected a whole number from {low} to {high}, found {text[:40]!r}")
     return int(stripped)
 
 

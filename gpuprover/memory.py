@@ -1,4 +1,4 @@
-"""This process's memory, as the operating system counts it."""
+"""This process's memory, as the operating system counts it, and limits on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+from gpuprover.errors import InvalidInput, OutOfMemory
+
+MIB = 1 << 20
+CODE_BYTES = 48 << 20
+"""Numba and the compiled kernels, which are loaded when first used."""
 
 _STATUS = Path("/proc/self/status")
 
@@ -45,3 +51,24 @@ def peak() -> int:
     """Bytes of the largest resident memory since :func:`reset_peak`."""
     value = _status_bytes("VmHWM")
     return value if value is not None else _lifetime_peak()
+
+
+def budget(limit: int | None) -> int | None:
+    """Bytes that a limit in MiB leaves beyond what the process holds and its code takes; None for no limit.
+
+    Raises:
+        InvalidInput: the limit is no whole number of at least 1.
+    """
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidInput(f"memory_limit: expected MiB as a whole number of at least 1, found {limit!r}")
+    return max(0, limit * MIB - resident_anonymous() - CODE_BYTES)
+
+
+def require(need: int, budget: int | None, what: str) -> None:
+    """Raises OutOfMemory if ``what``, which takes ``need`` bytes, does not fit the budget in bytes."""
+    if budget is not None and need > budget:
+        raise OutOfMemory(
+            f"memory limit: {what} needs {-(-need // MIB)} MiB, the limit leaves {budget // MIB} MiB"
+        )

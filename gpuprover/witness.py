@@ -405,7 +405,10 @@ class _Program:
         return MalformedFile(self.path, part, _first_line(text))
 
     def _out_of_fuel(self) -> Timeout:
-        return Timeout(f"{self.path}: the limit of {self.fuel} instructions is reached; raise it with fuel=")
+        return Timeout(
+            f"{self.path}: the limit of {self.fuel} instructions is reached; "
+            "if the circuit is as large as that, allow more with --fuel (in Python: fuel)"
+        )
 
 
 def _watched(job: Job, interrupt: Callable[[], None], work: Callable[[], T]) -> T:

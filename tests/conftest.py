@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ import pytest
 from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CURVES, CurveParams
-from gpuprover.errors import DeviceError
+from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
+from running import Ran, Run
 
 # Set in the environment, so that the processes of pytest-xdist share it.
 SEED = os.environ.setdefault("GPUPROVER_SEED", secrets.token_hex(8))
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -169,3 +175,18 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     report = yield
     refuse_skip(report)
     return report
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process; its messages are short lines, never a traceback."""
+    from gpuprover.cli import main
+
+    def run(*arguments: object) -> Ran:
+        code = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert all(len(line) <= MAX_MESSAGE for line in err.splitlines() if not line.startswith("{"))
+        return Ran(code, out, err)
+
+    return run

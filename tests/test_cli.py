@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -26,33 +26,9 @@ import gpuprover
 from gpuprover import errors
 from gpuprover.cli import commands, main
 from gpuprover.cli.parser import build_parser
+from running import Ran, Run
 
 PROOF = {"pi_a": ["1", "2", "1"], "protocol": "groth16", "curve": "bn128"}
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def answer(self) -> dict[str, Any]:
-        lines = self.out.splitlines()
-        assert len(lines) == 1, self.out
-        record: dict[str, Any] = json.loads(lines[0])
-        return record
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def run(*arguments: object) -> Ran:
-        code = main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        assert all(len(line) <= errors.MAX_MESSAGE for line in err.splitlines() if not line.startswith("{"))
-        return Ran(code, out, err)
-
-    return run
 
 
 @pytest.fixture
@@ -112,7 +88,7 @@ def nothing_written(files: dict[str, Path]) -> bool:
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["prove", "--help"], ["zkey", "export", "--help"], ["--version"]]
 )
-def test_help_and_version_go_to_stdout(run: Callable[..., Ran], arguments: list[str]) -> None:
+def test_help_and_version_go_to_stdout(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(("usage: gpuprover", "gpuprover "))
@@ -176,9 +152,7 @@ def test_argument_orders_and_common_options(line: str) -> None:
         (["frob\x1b[31m\nnicate"], "invalid choice"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(
-    run: Callable[..., Ran], arguments: list[str], says: str
-) -> None:
+def test_bad_arguments_are_one_line_and_exit_code_2(run: Run, arguments: list[str], says: str) -> None:
     ran = run(*arguments)
     assert ran.code == errors.EXIT_BAD_INPUT
     assert ran.out == ""
@@ -191,7 +165,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert as_json.answer["error"]["kind"] == "InvalidInput"
 
 
-def test_bad_environment_is_named(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_environment_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROVER_THREADS", "many")
     ran = run("doctor")
     assert ran.code == errors.EXIT_BAD_INPUT
@@ -206,7 +180,7 @@ def test_bad_environment_is_named(run: Callable[..., Ran], monkeypatch: pytest.M
     ],
 )
 def test_devices_that_cannot_be_had_are_refused_by_name(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path], device: str, code: int, says: str
+    run: Run, prover: StandIn, files: dict[str, Path], device: str, code: int, says: str
 ) -> None:
     ran = run(*prove_arguments(files), "--device", device)
     assert ran.code == code
@@ -218,7 +192,7 @@ def test_devices_that_cannot_be_had_are_refused_by_name(
 
 
 def test_prove_passes_its_options_and_writes_as_snarkjs_does(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
+    run: Run, prover: StandIn, files: dict[str, Path]
 ) -> None:
     options = ["--device", "CPU", "--threads", 3, "--memory-limit", 512, "--timeout", 9, "--no-verify"]
     ran = run(*prove_arguments(files), *options)
@@ -234,7 +208,7 @@ def test_prove_passes_its_options_and_writes_as_snarkjs_does(
     assert ran.err == ""
 
 
-def test_prove_answers_in_json(run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]) -> None:
+def test_prove_answers_in_json(run: Run, prover: StandIn, files: dict[str, Path]) -> None:
     prover.warnings = ("can be forged",)
     ran = run(*prove_arguments(files), "--json")
     assert ran.code == 0
@@ -247,17 +221,13 @@ def test_prove_answers_in_json(run: Callable[..., Ran], prover: StandIn, files: 
     assert json.loads(ran.err) == {"warning": f"{files['zkey']}: can be forged"}
 
 
-def test_quiet_prints_nothing_but_warnings(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
-) -> None:
+def test_quiet_prints_nothing_but_warnings(run: Run, prover: StandIn, files: dict[str, Path]) -> None:
     assert run(*prove_arguments(files), "--quiet") == Ran(0, "", "")
     prover.warnings = ("can be forged",)
     assert run(*prove_arguments(files), "--quiet") == Ran(0, "", f"warning: {files['zkey']}: can be forged\n")
 
 
-def test_progress_goes_to_stderr_as_json_lines(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
-) -> None:
+def test_progress_goes_to_stderr_as_json_lines(run: Run, prover: StandIn, files: dict[str, Path]) -> None:
     from gpuprover.job import Progress
 
     prover.work = lambda limits: limits["progress"](Progress("quotient", 0.5, 1.25))
@@ -268,7 +238,7 @@ def test_progress_goes_to_stderr_as_json_lines(
 
 
 def test_a_symbolic_link_is_written_through_and_modes_follow_the_umask(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path], tmp_path: Path
+    run: Run, prover: StandIn, files: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "p.json"
@@ -294,7 +264,7 @@ def test_a_symbolic_link_is_written_through_and_modes_follow_the_umask(
     ],
 )
 def test_unusable_outputs_are_found_before_the_work(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path], change: dict[str, str], says: str
+    run: Run, prover: StandIn, files: dict[str, Path], change: dict[str, str], says: str
 ) -> None:
     folder = files["zkey"].parent
     ran = run(*prove_arguments({**files, **{name: folder / path for name, path in change.items()}}))
@@ -305,7 +275,7 @@ def test_unusable_outputs_are_found_before_the_work(
 
 
 def test_a_folder_without_permission_is_named(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, prover: StandIn, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     ran = run(*prove_arguments(files))
@@ -316,7 +286,7 @@ def test_a_folder_without_permission_is_named(
 @pytest.mark.parametrize("broken", ["proof", "public"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_leaves_neither_output(
-    run: Callable[..., Ran],
+    run: Run,
     prover: StandIn,
     files: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -339,9 +309,7 @@ def test_a_full_disk_leaves_neither_output(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_device_is_written_in_place(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
-) -> None:
+def test_a_device_is_written_in_place(run: Run, prover: StandIn, files: dict[str, Path]) -> None:
     ran = run("prove", files["zkey"], files["witness"], "/dev/full", files["public"])
     assert ran.code == errors.EXIT_RESOURCES
     assert "error: DeviceError: /dev/full: " in ran.err
@@ -390,7 +358,7 @@ FAILURES: list[tuple[BaseException, int, str]] = [
 
 @pytest.mark.parametrize(("error", "code", "says"), FAILURES, ids=lambda value: str(value)[:30])
 def test_every_failure_is_one_line_and_an_exit_code(
-    run: Callable[..., Ran],
+    run: Run,
     prover: StandIn,
     files: dict[str, Path],
     error: BaseException,
@@ -446,7 +414,7 @@ def _wait_for_cancel(limits: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_the_work(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path], number: signal.Signals
+    run: Run, prover: StandIn, files: dict[str, Path], number: signal.Signals
 ) -> None:
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
 
@@ -461,9 +429,7 @@ def test_a_signal_cancels_the_work(
     assert {n: signal.getsignal(n) for n in before} == before
 
 
-def test_work_that_does_not_look_is_interrupted(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
-) -> None:
+def test_work_that_does_not_look_is_interrupted(run: Run, prover: StandIn, files: dict[str, Path]) -> None:
     begun = time.monotonic()
 
     def work(limits: dict[str, Any]) -> None:
@@ -477,7 +443,7 @@ def test_work_that_does_not_look_is_interrupted(
 
 
 def test_a_signal_just_before_the_writing_leaves_no_output(
-    run: Callable[..., Ran], prover: StandIn, files: dict[str, Path]
+    run: Run, prover: StandIn, files: dict[str, Path]
 ) -> None:
     prover.work = lambda limits: limits["cancel"].set()
     assert run(*prove_arguments(files)).code == 130

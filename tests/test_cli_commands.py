@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,30 +22,10 @@ from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.wtns import read_witness, write_witness
-from test_witness import write_program
+from running import Ran, Run
+from test_witness import FOREVER, write_program
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> Ran:
-        code = main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        assert all(len(line) <= errors.MAX_MESSAGE for line in err.splitlines() if not line.startswith("{"))
-        return Ran(code, out, err)
-
-    return run
 
 
 class Files(NamedTuple):
@@ -186,6 +166,44 @@ def test_zkey_check_names_the_section_and_the_point(run: Run, bn254: Files) -> N
     assert f"error: MalformedFile: {bn254.c_zkey}: section 7 (B2 points): point 3 is off the curve" in ran.err
 
 
+ONES = b"\xff" * 32
+
+
+@pytest.mark.parametrize(
+    ("section", "offset", "value", "kind", "says"),
+    [
+        (1, 0, b"\2", "UnsupportedFile", "expected a groth16 key, found a plonk key"),
+        (2, 4, ONES, "UnsupportedFile", "primes of no known curve"),
+        (2, 84, ONES, "MalformedFile", "alpha1"),
+        (3, 32, ONES, "MalformedFile", "point 0"),
+        (4, 0, ONES[:4], "MalformedFile", "records of 44 bytes"),
+        (4, 4, b"\2", "MalformedFile", "record 0: matrix 2, expected below 2"),
+        (4, 16, ONES, "MalformedFile", "record 0: value not below the prime"),
+        (5, 2 * 64, ONES, "MalformedFile", "point 2"),
+        (6, 3 * 64 + 32, b"\1", "MalformedFile", "point 3"),
+        (7, 2 * 128 + 96, ONES, "MalformedFile", "point 2"),
+        (8, 1 * 64, ONES[:1], "MalformedFile", "point 1"),
+        (9, 5 * 64 + 63, b"\x70", "MalformedFile", "point 5"),
+        (10, 64, ONES[:4], "MalformedFile", "ends within"),
+    ],
+)
+def test_zkey_check_of_damage_in_every_section(
+    run: Run, bn254: Files, section: int, offset: int, value: bytes, kind: str, says: str
+) -> None:
+    from containers import edit, put
+    from gpuprover.formats.zkey import SECTIONS
+
+    good = bn254.c_zkey.read_bytes()
+    assert run("zkey", "check", bn254.c_zkey).code == 0
+    bn254.c_zkey.write_bytes(edit(good, section, put(offset, value)))
+    ran = run("zkey", "check", bn254.c_zkey, "--json")
+    assert ran.code == errors.EXIT_BAD_INPUT
+    error = json.loads(ran.out)["error"]
+    assert error["kind"] == kind
+    assert error["message"].startswith(f"{bn254.c_zkey}: section {section} ({SECTIONS[section]})")
+    assert says in error["message"]
+
+
 def test_exports(run: Run, bn254: Files) -> None:
     assert run("zkey", "export", "verificationkey", bn254.c_zkey, bn254.w_json, "--quiet").code == 0
     assert json.loads(bn254.w_json.read_text()) == json.loads(bn254.v_json.read_text())
@@ -213,6 +231,40 @@ def squares(tmp_path: Path, run: Run) -> Files:
     files.in_json.write_text(json.dumps({"a": ["3", 9]}))
     assert run("setup", files.c_r1cs, files.c_zkey, "--insecure", "--quiet").code == 0
     return files
+
+
+def _documented_answers() -> dict[str, set[str]]:
+    """README's table of JSON answers: command -> names."""
+    text = (
+        (VECTORS.parents[1] / "README.md").read_text().partition("### JSON answers")[2].partition("\n## ")[0]
+    )
+    answers = {}
+    for row in re.findall(r"^\| (`.*`) \| (.*) \|$", text, re.MULTILINE):
+        commands, names = (re.findall(r"`([^`]+)`", cell) for cell in row)
+        answers |= {command: set(names) for command in commands}
+    return answers
+
+
+def test_json_answers_are_documented(run: Run, bn254: Files, squares: Files) -> None:
+    c, q = bn254, squares
+    calls: dict[str, list[object]] = {
+        "prove": [c.c_zkey, c.c_wtns, c.q_json, c.t_json],
+        "fullprove": [q.in_json, q.c_wasm, q.c_zkey, q.p_json, q.s_json],
+        "verify": [c.v_json, c.s_json, c.p_json],
+        "setup": [c.c_r1cs, c.a_zkey, "--insecure"],
+        "wtns calculate": [q.c_wasm, q.in_json, q.w_wtns],
+        "wtns check": [c.c_r1cs, c.c_wtns],
+        "zkey info": [c.c_zkey],
+        "zkey check": [c.c_zkey],
+        "zkey export verificationkey": [c.c_zkey, c.w_json],
+        "zkey export solidityverifier": [c.c_zkey, c.v_sol],
+        "zkey export soliditycalldata": [c.s_json, c.p_json],
+        "doctor": [],
+        "warmup": ["--curve", "bn254"],
+    }
+    assert _documented_answers().keys() == calls.keys()
+    for command, names in _documented_answers().items():
+        assert run(*command.split(), *calls[command], "--json").answer.keys() == names, command
 
 
 @pytest.mark.parametrize("group", [[], ["groth16"]], ids=["", "groth16"])
@@ -249,10 +301,32 @@ def test_fullprove_with_bad_inputs(
     outputs = [squares.p_json, squares.s_json]
     ran = run("fullprove", squares.in_json, squares.c_wasm, squares.c_zkey, *outputs)
     assert (ran.code, ran.out) == (code, "")
-    assert f"error: {kind}: " in ran.err
-    assert says in ran.err
+    named = squares.in_json if kind == "InvalidInput" else squares.c_wasm
+    error = ran.err.splitlines()[-1]
+    assert error.startswith(f"error: {kind}: {named}: ")
+    assert says in error
     assert "1234567890123" not in ran.err
+    if kind != "InvalidInput":
+        return
+    calculated = run("wtns", "calculate", squares.c_wasm, squares.in_json, squares.w_wtns)
+    assert (calculated.code, calculated.err) == (code, error + "\n")
+    assert not squares.w_wtns.exists()
     assert not any(path.exists() for path in outputs)
+
+
+def test_fuel_of_a_witness_program(run: Run, squares: Files) -> None:
+    arguments = ["wtns", "calculate", squares.c_wasm, squares.in_json, squares.w_wtns]
+    write_program(squares.c_wasm, compute=FOREVER)
+    proofs = [squares.c_zkey, squares.p_json, squares.s_json]
+    for command in (arguments, ["fullprove", squares.in_json, squares.c_wasm, *proofs]):
+        ran = run(*command, "--fuel", 10**6)
+        assert ran.code == errors.EXIT_RESOURCES
+        assert f"error: Timeout: {squares.c_wasm}: the limit of 1000000 instructions is reached" in ran.err
+        assert "--fuel" in ran.err
+        assert run(*command, "--fuel", "0").code == errors.EXIT_BAD_INPUT
+    assert not squares.w_wtns.exists()
+    write_program(squares.c_wasm)
+    assert run(*arguments, "--fuel", 10**6, "--quiet").code == 0
 
 
 def test_doctor(run: Run) -> None:
@@ -414,25 +488,42 @@ def test_calldata_of_a_curve_without_precompiles_is_refused(run: Run) -> None:
 # Whole processes -------------------------------------------------------------------
 
 
-def test_ctrl_c_in_the_middle_of_a_setup(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "phase"),
+    [
+        ("setup c.r1cs a.zkey --insecure", "read circuit"),
+        ("setup c.r1cs a.zkey --insecure", "A points"),
+        ("prove c.zkey c.wtns p.json s.json --threads 1", "msm A B"),
+    ],
+)
+def test_ctrl_c_in_the_middle_of_the_work(tmp_path: Path, run: Run, line: str, phase: str) -> None:
     files = Files(tmp_path)
-    chain_circuit(1 << 17).write(files.c_r1cs, files.c_wtns)
+    chain_circuit(1 << 16).write(files.c_r1cs, files.c_wtns)
+    if line.startswith("prove"):
+        assert run("setup", files.c_r1cs, files.c_zkey, "--insecure", "--quiet").code == 0
     before = sorted(tmp_path.iterdir())
     child = subprocess.Popen(
-        [sys.executable, "-m", "gpuprover", "setup", files.c_r1cs, files.c_zkey, "--insecure", "--json"],
+        [sys.executable, "-m", "gpuprover", *line.split(), "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(VECTORS.parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert child.stderr is not None
-    assert "phase" in child.stderr.readline()  # it is at work
-    time.sleep(0.5)
+    while f'"phase": "{phase}"' not in (told := child.stderr.readline()):
+        assert told, "the phase never began"
+    time.sleep(0.1)
     begun = time.monotonic()
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == errors.EXIT_CANCELLED, err
     assert time.monotonic() - begun < 10
-    assert json.loads(out)["error"]["kind"] == "Cancelled"
+    assert json.loads(out)["error"] == {
+        "kind": "Cancelled",
+        "message": "interrupted; no output was written",
+        "exit_code": 130,
+    }
     assert "Traceback" not in err
     assert "Exception" not in err
     assert sorted(tmp_path.iterdir()) == before

@@ -43,7 +43,7 @@ def test_bad_threads_are_refused_by_the_name_of_their_source(text: str) -> None:
 
 
 def test_other_bad_values_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"^--memory-limit: expected a whole number of at least 1"):
+    with pytest.raises(InvalidInput, match=r"^--memory-limit: expected a whole number from 1 to"):
         load_settings({"memory_limit": "0"}, {})
     with pytest.raises(InvalidInput, match=r"^--device: "):
         load_settings({"device": " "}, {})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 from py_ecc.bls12_381 import bls12_381_curve
 from py_ecc.bn128 import bn128_curve
 from py_ecc.fields import bls12_381_FQ, bn128_FQ
 
 from gpuprover import reference
+from gpuprover.backend import Group
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, curve_by_name
 from gpuprover.polynomial import Domain
+from samples import curve_point, has_cofactor
 
 FIELDS = [field for c in CURVES for field in (c.base, c.scalar)]
 
@@ -114,6 +119,32 @@ def test_domains(curve: CurveParams) -> None:
 def test_generators_have_order_r(curve: CurveParams) -> None:
     assert reference.g1(curve).in_subgroup(curve.g1)
     assert reference.g2(curve).in_subgroup(curve.g2)
+
+
+def test_orders_behind_the_subgroup_tests(curve: CurveParams, rng: random.Random) -> None:
+    """What pairing.subgroup_check relies on, with orders from the trace and points of the whole curves."""
+    q, r, t, x = curve.q, curve.r, curve.trace, curve.seed
+    order = q + 1 - t
+    # Over Fq2 the trace is t² − 2q; the sextic twists' traces are (±t2 ± 3f)/2 with t2² + 3f² = 4q².
+    t2 = t * t - 2 * q
+    f = math.isqrt((4 * q * q - t2 * t2) // 3)
+    assert 3 * f * f == 4 * q * q - t2 * t2
+    twists = [q * q + 1 - (a * t2 + b * 3 * f) // 2 for a in (1, -1) for b in (1, -1)]
+    (twist,) = [n for n in twists if n % r == 0]
+    for E, group, n in (
+        (reference.g1(curve), Group.G1, order),
+        (reference.g2(curve), Group.G2, twist),
+    ):
+        P = curve_point(curve, group, rng)
+        assert E.scalar_mul(P, n) is None
+        assert has_cofactor(curve, group) is (n != r)
+    # ψ(P) = (t − 1)P puts P into the kernel of both orders, and so of r alone.
+    assert math.gcd(order, twist) == r
+    if curve.family == "BN":
+        assert order == r
+    else:
+        # (βx, y) = −x²P puts P into the kernel of x⁴ − x² + 1.
+        assert x**4 - x**2 + 1 == r
 
 
 def test_tower_is_irreducible(curve: CurveParams) -> None:

@@ -190,4 +190,4 @@ def test_integers_in_documents() -> None:
 def test_shown_is_short_and_printable() -> None:
     assert shown("a\nb\x1b[31m") == r'"a\nb\u001b[31m"'
     assert len(shown("x" * 1000)) == 40
-    assert shown([1, 2, 3]) == "list"
+    assert (shown([1, 2, 3]), shown({"a": 1})) == ("a list", "an object")

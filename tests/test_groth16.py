@@ -271,8 +271,14 @@ def test_memory_limit(chain: Made) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_peak_memory_of_a_proof(long: Made) -> None:
+@pytest.mark.parametrize("log_domain", [15, pytest.param(17, marks=pytest.mark.slow)])
+def test_peak_memory_of_a_proof(tmp_path: Path, request: pytest.FixtureRequest, log_domain: int) -> None:
     """At most the key's size + 350 MB + six scalar vectors of the domain, for the whole process."""
+    if log_domain == 15:
+        long = request.getfixturevalue("long")
+    else:
+        long = make(tmp_path, chain_circuit((1 << log_domain) - 200))
+    assert gpuprover.load_key(long.zkey).log_domain == log_domain
     code = (
         "import gpuprover, sys\n"
         "result = gpuprover.prove(sys.argv[1], sys.argv[2], threads=2)\n"
@@ -280,7 +286,7 @@ def test_peak_memory_of_a_proof(long: Made) -> None:
     )
     command = [sys.executable, "-c", code, str(long.zkey), str(long.wtns)]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
-    bound = long.zkey.stat().st_size + 350_000_000 + 6 * 32 * 32768
+    bound = long.zkey.stat().st_size + 350_000_000 + 6 * (32 << log_domain)
     print(f"peak {peak / 1e6:.0f} MB, bound {bound / 1e6:.0f} MB")
     assert peak <= bound
 

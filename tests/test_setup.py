@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import gpuprover
 from containers import edit, make_ptau, put, reference_key, unpack
-from gpuprover import reference
+from gpuprover import memory, reference
 from gpuprover.backend import Backend, open_backend
 from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circuit, poseidon_circuit
-from gpuprover.curves import BLS12_381, BN254, CurveParams
-from gpuprover.errors import Cancelled, InvalidInput, MalformedFile, UnsupportedFile
+from gpuprover.curves import BLS12_381, BN254, CurveParams, curve_by_name
+from gpuprover.errors import Cancelled, InvalidInput, MalformedFile, OutOfMemory, UnsupportedFile
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey
 from gpuprover.formats.ptau import read_ptau
-from gpuprover.formats.r1cs import read_r1cs
+from gpuprover.formats.r1cs import _reading_bytes, read_r1cs
 from gpuprover.formats.zkey import ProvingKey, load_key
 from gpuprover.groth16 import setup as module
 from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
@@ -181,6 +185,83 @@ def test_sections_of_snarkjs_keys(name: str, data_dir: Path, tmp_path: Path, cpu
         assert len(ours[section]) == len(theirs[section]), zkey.SECTIONS[section]
 
 
+# Memory ---------------------------------------------------------------------------
+
+_GROWTH = """
+import sys, threading
+import gpuprover
+from gpuprover import memory
+
+r1cs, zkey, ptau = sys.argv[1:]
+before, seen, done = memory.resident_anonymous(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.001):
+        seen.append(memory.resident_anonymous())
+
+thread = threading.Thread(target=watch)
+thread.start()
+gpuprover.setup(r1cs, zkey, ptau=ptau or None, insecure=not ptau, threads=2)
+done.set()
+thread.join()
+print(max(seen) - before)
+"""
+
+
+def _needs(r1cs: Path, ceremony: bool) -> int:
+    circuit = read_r1cs(r1cs)
+    reading = _reading_bytes(r1cs.stat().st_size, circuit.n_constraints, circuit.curve)
+    return memory.CODE_BYTES + max(reading, module.memory_needed(circuit, ceremony))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("kind", ["bn254", "bls12-381", "ceremony"])
+def test_estimated_memory(tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
+    """What a setup is said to need is what a whole process takes, and not much more."""
+    if kind == "ceremony":
+        data = request.getfixturevalue("data_dir")
+        r1cs, ptau = data / "groth16" / "merkle20.r1cs", str(data / "pot14_final.ptau")
+    else:
+        r1cs, ptau = tmp_path / "c.r1cs", ""
+        chain_circuit(65_000, curve_by_name(kind)).write(r1cs, tmp_path / "c.wtns")
+    command = [sys.executable, "-c", _GROWTH, str(r1cs), str(tmp_path / "k.zkey"), ptau]
+    environment = {**os.environ, "PYTHONPATH": str(VECTORS.parents[1])}
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment)
+    grown, need = int(ran.stdout), _needs(r1cs, bool(ptau))
+    print(f"{grown >> 20} MiB of {need >> 20} MiB")
+    assert need / 3 < grown <= need
+
+
+@pytest.mark.parametrize("ptau", [None, vector(BN254, "ptau")], ids=["insecure", "ceremony"])
+def test_memory_limit(tmp_path: Path, ptau: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = vector(BN254, "r1cs")
+    phases: list[str] = []
+
+    def setup(limit: int) -> None:
+        gpuprover.setup(
+            circuit,
+            tmp_path / "k.zkey",
+            ptau=ptau,
+            insecure=ptau is None,
+            memory_limit=limit,
+            progress=lambda p: phases.append(p.phase),
+        )
+
+    with pytest.raises(OutOfMemory, match=r"^memory limit: reading .*\.r1cs needs 1 MiB, the limit leaves 0"):
+        setup(1)
+    # Enough to read the circuit, not for the blocks of the setup.
+    monkeypatch.setattr(memory, "resident_anonymous", lambda: 0)
+    with pytest.raises(OutOfMemory, match=r"^memory limit: the set-up for .*\.r1cs needs \d+ MiB"):
+        setup((memory.CODE_BYTES >> 20) + 10)
+    assert set(phases) == {"read circuit"}
+    assert list(tmp_path.iterdir()) == []
+    setup((memory.CODE_BYTES >> 20) + 100)
+    assert (tmp_path / "k.zkey").exists()
+    for limit in (0, -1, 1.5, True):
+        with pytest.raises(InvalidInput, match="memory_limit"):
+            setup(limit)  # type: ignore[arg-type]
+
+
 # Refusals ------------------------------------------------------------------------
 
 
@@ -247,6 +328,22 @@ def test_cancelled_setup_leaves_nothing(tmp_path: Path) -> None:
             setup_insecure(chain_circuit(5).r1cs, tmp_path / "k.zkey", backend)
         assert (tmp_path / "k.zkey").read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [tmp_path / "k.zkey"]
+
+
+def test_reading_a_circuit_is_cancelled_too(tmp_path: Path) -> None:
+    """Also between the reports of progress: a large circuit takes a while to read."""
+    chain_circuit(1 << 16).write(tmp_path / "c.r1cs", tmp_path / "c.wtns")
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise Cancelled("now")
+
+    with pytest.raises(Cancelled):
+        read_r1cs(tmp_path / "c.r1cs", check=check)
+    assert looks == 3
 
 
 def test_progress_names_the_sections(tmp_path: Path) -> None:

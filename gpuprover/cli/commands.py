@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import BOLD, DIM, GREEN, RED, format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import seconds
+from gpuprover.config import seconds, whole_number
 from gpuprover.errors import EXIT_INVALID, EXIT_OK, Cancelled, InvalidInput, UnsatisfiedWitness
 
 if TYPE_CHECKING:
@@ -82,8 +82,24 @@ def fullprove(args: Namespace, context: Context) -> int:
     from gpuprover.formats.json_files import read_json
 
     check_paths([args.inputs, args.wasm, args.zkey], [args.proof, args.public])
-    witness = {"inputs": read_json(args.inputs), "wasm": args.wasm}
-    return _prove(args, context, witness, [args.inputs, args.wasm, args.zkey])
+    witness = {"inputs": read_json(args.inputs), "wasm": args.wasm, "fuel": _fuel(args)}
+    with _named_inputs(args.inputs):
+        return _prove(args, context, witness, [args.inputs, args.wasm, args.zkey])
+
+
+@contextmanager
+def _named_inputs(path: str) -> Iterator[None]:
+    """Puts the file's name before what is wrong with a circuit's inputs."""
+    try:
+        yield
+    except InvalidInput as error:
+        if not error.message.startswith("circuit inputs: "):
+            raise
+        raise InvalidInput(f"{path}: {error.message}") from None
+
+
+def _fuel(args: Namespace) -> int | None:
+    return None if args.fuel is None else whole_number(args.fuel, "--fuel", high=10**18)
 
 
 def _prove(args: Namespace, context: Context, witness: Any, inputs: list[str]) -> int:
@@ -177,10 +193,12 @@ def wtns_calculate(args: Namespace, context: Context) -> int:
 
     check_paths([args.wasm, args.inputs], [args.witness])
     check_device(context)
-    inputs = read_json(args.inputs)
-    with context.work("witness") as limits:
+    inputs, fuel = read_json(args.inputs), _fuel(args)
+    with _named_inputs(args.inputs), context.work("witness") as limits:
         job = job_of(limits)
-        curve, words = calculate_witness(args.wasm, inputs, job=job, memory_limit=limits["memory_limit"])
+        curve, words = calculate_witness(
+            args.wasm, inputs, job=job, fuel=fuel, memory_limit=limits["memory_limit"]
+        )
         job.check()
         write_witness(args.witness, curve.scalar, words)
     record = {"ok": True, "witness": args.witness, "values": len(words), "curve": curve.name}
@@ -189,12 +207,13 @@ def wtns_calculate(args: Namespace, context: Context) -> int:
 
 
 def wtns_check(args: Namespace, context: Context) -> int:
+    from gpuprover import memory
     from gpuprover.backend import open_backend
     from gpuprover.formats.r1cs import check_witness, read_r1cs
     from gpuprover.formats.wtns import read_witness
 
     device = check_device(context)
-    r1cs = read_r1cs(args.r1cs)
+    r1cs = read_r1cs(args.r1cs, memory.budget(context.settings.memory_limit))
     witness = read_witness(args.witness)
     with context.work("check") as limits:
         job = job_of(limits)

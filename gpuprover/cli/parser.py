@@ -20,6 +20,7 @@ exit codes:
 
 environment:
   PROVER_DEVICE, PROVER_THREADS, PROVER_MEMORY_LIMIT   defaults of the options of that name
+  PROVER_CPU_PATH                                      ifma or portable; default: by the CPU's features
   GPUPROVER_CACHE_DIR                                  folder of compiled code
   GPUPROVER_DEBUG=1                                    traceback of an internal error
 
@@ -84,6 +85,12 @@ def _add_proving_options(parser: Parser) -> None:
     parser.add_argument("--timeout", metavar="SECONDS", help="give up after this time")
 
 
+def _add_fuel(parser: Parser) -> None:
+    parser.add_argument(
+        "--fuel", metavar="N", help="WebAssembly instructions that the program may run; default: 10^11"
+    )
+
+
 def _prove(parser: Parser) -> None:
     _files(parser, zkey="CIRCUIT.zkey", witness="WITNESS.wtns", proof="PROOF.json", public="PUBLIC.json")
     _add_proving_options(parser)
@@ -99,6 +106,7 @@ def _fullprove(parser: Parser) -> None:
         public="PUBLIC.json",
     )
     _add_proving_options(parser)
+    _add_fuel(parser)
 
 
 def _verify(parser: Parser) -> None:
@@ -174,6 +182,7 @@ def build_parser() -> Parser:
     wtns = root.group("wtns", "calculate or check a witness")
     calculate = wtns.command("calculate", "commands:wtns_calculate", "calculate a witness from inputs")
     _files(calculate, wasm="CIRCUIT.wasm", inputs="INPUT.json", witness="WITNESS.wtns")
+    _add_fuel(calculate)
     check = wtns.command(
         "check", "commands:wtns_check", "check a witness against every constraint of its circuit"
     )

@@ -11,12 +11,14 @@ Source: https://github.com/iden3/r1csfile/blob/master/doc/r1cs_bin_format.md
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover import memory
 from gpuprover.curves import CurveParams
 from gpuprover.errors import UnsupportedFile, WitnessMismatch
 from gpuprover.formats.binfile import BinFile, Source, write_binfile
@@ -36,6 +38,10 @@ SECTIONS = {
     GATE_USES: "custom gate uses",
 }
 VERSION = 1
+
+_CHECK_EVERY = 1 << 16
+LOOP_BYTES = 3 * 48
+"""Memory of the parsing loop's lists for each constraint: two entries and an integer a combination."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +107,27 @@ class R1CS:
         return self.n_pub_out + self.n_pub_in
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the matrices."""
+        return sum(m.starts.nbytes + m.wires.nbytes + m.values.nbytes for m in self.matrices)
+
+    @property
     def matrices(self) -> tuple[SparseRows, SparseRows, SparseRows]:
         return self.a, self.b, self.c
 
 
-def read_r1cs(source: Source) -> R1CS:
+def read_r1cs(source: Source, budget: int | None = None, check: Callable[[], None] = lambda: None) -> R1CS:
     """Reads and checks a constraint system, given as a path or as the file's bytes.
+
+    Args:
+        budget: bytes that reading may take; the mapped file does not count.
+        check: called often; ends the reading by an exception (:meth:`gpuprover.job.Job.check`).
 
     Raises:
         InvalidInput: the file cannot be opened.
         MalformedFile: truncated, inconsistent counts, wires or coefficients out of range.
         UnsupportedFile: another version or field, or custom gates.
+        OutOfMemory: it would take more than the budget.
     """
     file = BinFile(source, "r1cs", range(1, VERSION + 1), SECTIONS)
     header = file.cursor(HEADER)
@@ -137,11 +153,24 @@ def read_r1cs(source: Source) -> R1CS:
     if LABELS in file:
         labels = file.exactly(LABELS, 8 * n_wires, f"{n_wires} labels of 8 bytes").view("<u8")
 
-    a, b, c = _constraints(file, curve, n_constraints, n_wires)
+    need = _reading_bytes(len(file.view(CONSTRAINTS)), n_constraints, curve)
+    memory.require(need, budget, f"reading {file.path}")
+    a, b, c = _constraints(file, curve, n_constraints, n_wires, check)
     return R1CS(curve, n_wires, n_pub_out, n_pub_in, n_prv_in, n_labels, a, b, c, labels, file.path)
 
 
-def _constraints(file: BinFile, curve: CurveParams, count: int, n_wires: int) -> list[SparseRows]:
+def _reading_bytes(size: int, constraints: int, curve: CurveParams) -> int:
+    """What :func:`_constraints` takes at its peak for a section of ``size`` bytes."""
+    term = 4 + curve.scalar.bytes
+    terms = max(0, size - 12 * constraints) // term
+    # All terms, their split into matrices with the largest twice, their matrix; a flag for each word.
+    arrays = terms * (3 * term + 1) + size // 4
+    return arrays + constraints * (LOOP_BYTES + 3 * 16)
+
+
+def _constraints(
+    file: BinFile, curve: CurveParams, count: int, n_wires: int, check: Callable[[], None]
+) -> list[SparseRows]:
     part, content = file.name(CONSTRAINTS), file.view(CONSTRAINTS)
     combinations = 3 * count
     if len(content) % 4 or len(content) < 4 * combinations:
@@ -154,6 +183,8 @@ def _constraints(file: BinFile, curve: CurveParams, count: int, n_wires: int) ->
     counts, heads, position = [0] * combinations, [0] * combinations, 0
     end = len(words)
     for i in range(combinations):
+        if i % _CHECK_EVERY == 0:
+            check()
         if position >= end:
             file.fail(part, f"ends before constraint {i // 3} of {count}: truncated?")
         terms = words[position]
@@ -174,6 +205,7 @@ def _constraints(file: BinFile, curve: CurveParams, count: int, n_wires: int) ->
 
     matrices = []
     for m, name in enumerate("ABC"):
+        check()
         mine = terms[which == m]
         starts = np.zeros(count + 1, dtype=np.int64)
         np.cumsum(lengths[:, m], out=starts[1:])

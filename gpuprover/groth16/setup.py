@@ -36,7 +36,7 @@ from gpuprover.formats import zkey as zk
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.formats.ptau import PowersOfTau
-from gpuprover.formats.r1cs import R1CS, SparseRows
+from gpuprover.formats.r1cs import LOOP_BYTES, R1CS, SparseRows
 from gpuprover.formats.zkey import KeyLayout, KeyPoints, KeyWriter, coefficient_dtype, write_zkey
 from gpuprover.limbs import (
     Words,
@@ -66,6 +66,27 @@ class SetupResult:
     circuit_hash: bytes
     domain_size: int
     warnings: tuple[str, ...]
+
+
+def memory_needed(r1cs: R1CS, ceremony: bool) -> int:
+    """Bytes at the peak of a setup, the circuit included, mapped files not; a little more than measured.
+
+    A ceremony's setup holds every matrix by wire, and their sum for K; a local secret's the values of the
+    polynomials at τ. Either adds a block of points in G2 with its tables.
+    """
+    curve = r1cs.curve
+    term, scalar = 4 + curve.scalar.bytes, curve.scalar.bytes
+    terms = [m.nnz for m in r1cs.matrices]
+    n, wires, block = 1 << _log_domain(r1cs), r1cs.n_wires, 6 * _TERMS * 8 * curve.g2_words
+    if ceremony:
+        # By wire, and joined with indices of 24 bytes; K's shifted wires.
+        work = sum(terms) * (2 * term + 4) + 24 * sum(terms) + block
+    else:
+        evaluation = max(terms) * (2 * term + 32) + (4 * wires + n) * scalar
+        coset = (5 * wires + 7 * n) * scalar
+        work = max(evaluation, coset, (6 * wires + 2 * n) * scalar + block)
+    # What parsing took stays with the process's heap.
+    return r1cs.nbytes + LOOP_BYTES * r1cs.n_constraints + work
 
 
 # From a ceremony ---------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the parsers, for as long as one likes (not part of any suite).
 
     pip install atheris
-    PYTHONPATH=. python tests/fuzz/atheris_formats.py -max_total_time=600 -artifact_prefix=/tmp/
+    PYTHONPATH=. python tests/fuzz/atheris_formats.py -max_total_time=600
 
 An input is a choice of a seed file and mutations of it, or after a first byte of 255 the
 bytes of a file as they are. Anything but a typed error or a sound parse is a crash.
