@@ -52,8 +52,8 @@ class Rows:
         self._path = path
         self._common = {
             "commit": commit(),
-            "cpu": cpu_model(),
-            "cpus": os.cpu_count(),
+            "processor": cpu_model(),
+            "processors": os.cpu_count(),
             "path": cpu_path().name,
             "python": platform.python_version(),
             "numba": numba.__version__,
@@ -62,6 +62,7 @@ class Rows:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, operation: str, **figures: Any) -> None:
+        assert not figures.keys() & self._common.keys()
         row = {"operation": operation, **figures, **self._common, "load": round(os.getloadavg()[0], 2)}
         row["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         shown = ", ".join(f"{k} {v}" for k, v in figures.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -311,6 +312,39 @@ def test_several_python_threads_prove_at_once(chain: Made) -> None:
     assert not errors
     assert len({json.dumps(r.proof) for r in results}) == 12
     assert all(gpuprover.verify(key.vk, r.public_signals, r.proof) for r in results)
+
+
+_CROWD = """
+import sys, threading
+import gpuprover
+
+key, failures = gpuprover.load_key(sys.argv[1]), []
+
+def work():
+    try:
+        for _ in range(3):
+            gpuprover.prove(key, sys.argv[2], threads=2)
+    except BaseException as error:
+        failures.append(error)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failures)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of glibc's malloc")
+def test_no_kernel_uses_memory_that_it_has_freed(tmp_path: Path, curve: CurveParams) -> None:
+    """Freed memory is overwritten, and all threads take theirs from one heap: what is used too long shows."""
+    made = make(tmp_path, chain_circuit(1000, curve))
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_PERTURB_": "160"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", _CROWD, str(made.zkey), str(made.wtns)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
 
 
 def test_progress_and_timings(chain: Made) -> None:
