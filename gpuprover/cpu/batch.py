@@ -99,6 +99,11 @@ def _classify(F, x1, y1, x2, y2, inf1, inf2, maybe, tail, room, kinds, at):
 
 
 def add_pairs_in_lanes(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
+    """:func:`gpuprover.cpu.curve.add_pairs`, eight at a time.
+
+    ``prefix`` has room for one eight-lane element a group of eight pairs. In ``kinds`` a group has eight
+    bytes: whether it is special, then the lanes that double, take p, take q, cancel or do not exist.
+    """
     groups = (n + 7) >> 3
     for k in range(n, 8 * groups):
         p_index[k], q_index[k], out_index[k] = 0, 0, 0

@@ -180,13 +180,13 @@ def linear_combination(F, points, scalars, words, n, out):
 
 @inline
 def _load_y(F, base, index):
-    return negate_if(load(F, base, 2 * (index & 0x7FFFFFFF) + 1), index & 0x80000000)
+    return negate_if(load(F, base, 2 * (index & INDEX_MASK) + 1), index & NEGATE)
 
 
 @inline
 def copy_point(F, source, index, out, o):
     """out[o] = ±source[index]."""
-    store(out, 2 * o, load(F, source, 2 * (index & 0x7FFFFFFF)))
+    store(out, 2 * o, load(F, source, 2 * (index & INDEX_MASK)))
     store(out, 2 * o + 1, _load_y(F, source, index))
 
 
@@ -208,23 +208,23 @@ def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
     nothing = zero(F)
     for k in range(n):
         p, q = p_index[k], q_index[k]
-        x1, x2 = load(F, ps, 2 * (p & 0x7FFFFFFF)), load(F, qs, 2 * (q & 0x7FFFFFFF))
+        x1, x2 = load(F, ps, 2 * (p & INDEX_MASK)), load(F, qs, 2 * (q & INDEX_MASK))
         d = x2 - x1
-        kind = 0
+        kind = _ADD
         if x1 == nothing or x2 == nothing or d == nothing:
             y1, y2 = _load_y(F, ps, p), _load_y(F, qs, q)
             if x2 == nothing and y2 == nothing:
-                kind = 2
+                kind = _TAKE_P
             elif x1 == nothing and y1 == nothing:
-                kind = 3
+                kind = _TAKE_Q
             elif d == nothing:
                 if y1 == y2 and y1 != nothing:
-                    kind = 1
+                    kind = _DOUBLE
                     d = y1 + y1
                 else:
-                    kind = 4
+                    kind = _INFINITY
         kinds[k] = kind
-        if kind <= 1:
+        if kind <= _DOUBLE:
             store(prefix, k, total)
             total = total * d
     # 2. One inversion. 3. Back again: each denominator's inverse, and the chord or tangent.
@@ -232,11 +232,11 @@ def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
     for k in range(n - 1, -1, -1):
         p, q, o = p_index[k], q_index[k], out_index[k]
         kind = kinds[k]
-        if kind <= 1:
-            x1, y1 = load(F, ps, 2 * (p & 0x7FFFFFFF)), _load_y(F, ps, p)
-            x2, y2 = load(F, qs, 2 * (q & 0x7FFFFFFF)), _load_y(F, qs, q)
+        if kind <= _DOUBLE:
+            x1, y1 = load(F, ps, 2 * (p & INDEX_MASK)), _load_y(F, ps, p)
+            x2, y2 = load(F, qs, 2 * (q & INDEX_MASK)), _load_y(F, qs, q)
             t = load(F, prefix, k) * total
-            if kind == 0:
+            if kind == _ADD:
                 total = total * (x2 - x1)
                 slope = (y2 - y1) * t
             else:
@@ -246,9 +246,9 @@ def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
             x3 = square(slope) - x1 - x2
             store(out, 2 * o, x3)
             store(out, 2 * o + 1, slope * (x1 - x3) - y1)
-        elif kind == 2:
+        elif kind == _TAKE_P:
             copy_point(F, ps, p, out, o)
-        elif kind == 3:
+        elif kind == _TAKE_Q:
             copy_point(F, qs, q, out, o)
         else:
             store(out, 2 * o, nothing)
