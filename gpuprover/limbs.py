@@ -114,3 +114,8 @@ def canonical_from_montgomery(field: FieldParams, words: Words) -> Words:
             reduced[:, i] = t[i]
         result[start : start + block] = reduced.view("<u8")
     return result
+
+
+def address(array: NDArray[np.generic]) -> int:
+    """Where an array's data begin; the caller keeps the array alive."""
+    return int(array.__array_interface__["data"][0])

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
 from gpuprover.cpu import combine, curve, msm, ntt, pairing, vector
 from gpuprover.cpu.field import Field
-from gpuprover.cpu.msm import Points, address
+from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import AffineG1, AffineG2, CurveParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
     Words,
+    address,
     field_to_words,
     g1_to_words,
     g2_to_words,
@@ -107,7 +108,11 @@ class CpuBackend:
         # Quotient: three vectors, a working copy of one, and the witness; afterwards one vector, its
         # canonical and recoded forms, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
-        workspace = self.job.threads * msm.workspace_bytes(self.curve.g2_words, header.largest_msm)
+        fields = [
+            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).field
+            for F in self._coordinates.values()
+        ]
+        workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
         sums = (
             header.domain_size * scalar + 2 * header.largest_msm * scalar + 6 * header.largest_msm + workspace
         )
@@ -256,7 +261,7 @@ class CpuBackend:
             if len(b) != len(scalars):
                 raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
         results = msm.msm(bases, self._canonical(scalars), self.job)
-        groups = [Group.G1 if b.field.degree == 1 else Group.G2 for b in bases]
+        groups = [Group.G1 if b.plain.degree == 1 else Group.G2 for b in bases]
         return [self._decode(g, r) for g, r in zip(groups, results, strict=True)]
 
     def linear_combination(

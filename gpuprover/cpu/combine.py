@@ -12,9 +12,9 @@ from gpuprover.cpu import curve
 from gpuprover.cpu.curve import add_pairs, store_xyzz
 from gpuprover.cpu.field import Field, element_bytes, load
 from gpuprover.cpu.jit import jit
-from gpuprover.cpu.msm import address, recode, signed_digit
+from gpuprover.cpu.msm import recode, signed_digit
 from gpuprover.job import Job
-from gpuprover.limbs import Words, ints_to_words
+from gpuprover.limbs import Words, address, ints_to_words
 
 BATCH = 1024
 """Results that share one inversion."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -32,6 +32,10 @@ LIMB_BITS = 52
 LIMB_MASK = (1 << LIMB_BITS) - 1
 BOUND = 5
 """Coordinates in scratch memory are below BOUND·p (negated ones at most that)."""
+INDEX_BITS = 0x7FFFFFFF
+"""Of a base's index as uint32; the bit above says that the base is to be negated."""
+NOWHERE = 0xFFFFFFFF
+"""The index of the point at infinity."""
 V = ir.VectorType(I64, LANES)
 
 
@@ -168,24 +172,27 @@ def _reduction_step(b: ir.IRBuilder, f: FieldParams, acc: Limbs, ps: Limbs) -> L
     n = len(acc) - 1
     zero = _splat(0)
     m = _multiply_add(b, "l", zero, acc[0], _splat(-pow(f.modulus, -1, 1 << LIMB_BITS)))
-    for j in range(n):
+    for j in range(1, n):
         acc[j] = _multiply_add(b, "l", acc[j], m, ps[j])
     for j in range(n):
         acc[j + 1] = _multiply_add(b, "h", acc[j + 1], m, ps[j])
-    acc[1] = b.add(acc[1], b.lshr(acc[0], _splat(LIMB_BITS)))
+    # m·p's lowest 52 bits make those of acc[0] zero: what they carry is acc[0]/2^52, rounded up.
+    acc[1] = b.add(acc[1], b.lshr(b.add(acc[0], _splat(LIMB_MASK)), _splat(LIMB_BITS)))
     return acc[1:]
 
 
-def _product(b: ir.IRBuilder, f: FieldParams, x: Limbs, y: Limbs) -> Limbs:
-    n = len(x)
+def _product(b: ir.IRBuilder, f: FieldParams, *factors: tuple[Limbs, Limbs]) -> Limbs:
+    """Σ x·y over pairs of factors, with one reduction: below p·(1 + Σ x·y/(p²·capacity))."""
+    n = len(factors[0][0])
     ps = _constant(f.modulus, n)
     acc: Limbs = [_splat(0)] * n
     for i in range(n):
         acc = [*acc, _splat(0)]
-        for j in range(n):
-            acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
-        for j in range(n):
-            acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
+        for x, y in factors:
+            for j in range(n):
+                acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
+            for j in range(n):
+                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
         acc = _reduction_step(b, f, acc, ps)
     return _carry(b, acc)
 
@@ -200,7 +207,7 @@ def _mul(b: ir.IRBuilder, f: FieldParams, x: Limbs, y: Limbs) -> Limbs:
         function.attributes.add("alwaysinline" if len(x) <= 5 else "noinline")
         inner = ir.IRBuilder(function.append_basic_block())
         p, q = function.args
-        inner.ret(_make(inner, _product(inner, f, _take(inner, p), _take(inner, q))))
+        inner.ret(_make(inner, _product(inner, f, (_take(inner, p), _take(inner, q)))))
     return _take(b, b.call(function, [_make(b, x), _make(b, y)]))
 
 
@@ -210,10 +217,7 @@ def _add(b: ir.IRBuilder, x: Limbs, y: Limbs) -> Limbs:
 
 def _sub(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs, *ys: Limbs) -> Limbs:
     """x − Σ ys + k·p."""
-    out = [b.add(p, c) for p, c in zip(x, _constant(k * f.modulus, len(x)), strict=True)]
-    for y in ys:
-        out = [b.sub(p, q) for p, q in zip(out, y, strict=True)]
-    return _carry(b, out)
+    return _carry(b, _sum(b, f, k, x, *ys))
 
 
 def _sub_if(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs) -> Limbs:
@@ -221,6 +225,37 @@ def _sub_if(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs) -> Limbs:
     d = _carry(b, [b.sub(p, c) for p, c in zip(x, _constant(k * f.modulus, len(x)), strict=True)])
     negative = b.icmp_signed("<", d[-1], _splat(0))
     return [b.select(negative, p, q) for p, q in zip(x, d, strict=True)]
+
+
+@lru_cache
+def _multiples(f: FieldParams) -> list[int]:
+    """Entry q: the largest multiple of p that is at most q·2^bits; for :func:`_reduce`."""
+    table = [(q << f.bits) // f.modulus * f.modulus for q in range(LANES)]
+    # The quotient is read off limbs that have not been carried, a few units of the top limb too high.
+    slack = 4 << (LIMB_BITS * (_limbs_of(f) - 1))
+    assert all((q << f.bits) - m > slack for q, m in enumerate(table) if q)
+    return table
+
+
+def _reduce(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
+    """A value in [0, 8·2^bits), limbs not carried, -> below 2^bits + p, which is below 3p."""
+    n = len(x)
+    name = "llvm.x86.avx512.permvar.di.512"
+    choose = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(V, [V, V]), name)
+    quotient = b.ashr(x[-1], _splat(f.bits - LIMB_BITS * (n - 1)))
+    out = []
+    for i, limb in enumerate(x):
+        entries = [m >> (LIMB_BITS * i) & (LIMB_MASK if i < n - 1 else -1) for m in _multiples(f)]
+        out.append(b.sub(limb, b.call(choose, [ir.Constant(V, entries), quotient])))
+    return _carry(b, out)
+
+
+def _sum(b: ir.IRBuilder, f: FieldParams, k: int, x: Limbs, *ys: Limbs) -> Limbs:
+    """x − Σ ys + k·p, limbs not carried."""
+    out = [b.add(p, c) for p, c in zip(x, _constant(k * f.modulus, len(x)), strict=True)]
+    for y in ys:
+        out = [b.sub(p, q) for p, q in zip(out, y, strict=True)]
+    return out
 
 
 # Both degrees: lists of one or two lists of limbs ---------------------------------------------
@@ -236,21 +271,22 @@ def _assemble(b: ir.IRBuilder, parts: list[Limbs]) -> Any:
 
 
 def _lanes_mul(b: ir.IRBuilder, f: FieldParams, x: list[Limbs], y: list[Limbs]) -> list[Limbs]:
-    """Degree 1: below 2p for x·y <= 84p². Degree 2: below 4p for x < 10p, y < 4p."""
+    """Below 2p. Degree 1: for x·y <= 84p². Degree 2: for x < 10p, y < 4p.
+
+    Degree 2 takes four products, as many multiplications as Karatsuba's three: two share a reduction.
+    """
     if len(x) == 1:
         return [_mul(b, f, x[0], y[0])]
-    v0, v1 = _mul(b, f, x[0], y[0]), _mul(b, f, x[1], y[1])
-    cross = _mul(b, f, _add(b, x[0], x[1]), _add(b, y[0], y[1]))
-    return [_sub(b, f, 2, v0, v1), _sub_if(b, f, 4, _sub(b, f, 4, cross, v0, v1))]
+    minus = _sub(b, f, 4, [_splat(0)] * len(y[1]), y[1])
+    return [_product(b, f, (x[0], y[0]), (x[1], minus)), _product(b, f, (x[0], y[1]), (x[1], y[0]))]
 
 
 def _lanes_square(b: ir.IRBuilder, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
-    """Below 2.4p for x < 5p (degree 1: < 6p)."""
+    """Below 2.2p for x < 5p (degree 1: < 6p); below 1.2p for x < 1.2p."""
     if len(x) == 1:
         return [_mul(b, f, x[0], x[0])]
     c0 = _mul(b, f, _add(b, x[0], x[1]), _sub(b, f, BOUND, x[0], x[1]))
-    half = _mul(b, f, x[0], x[1])
-    return [c0, _add(b, half, half)]
+    return [c0, _mul(b, f, _add(b, x[0], x[0]), x[1])]
 
 
 @infer_global(operator.mul)
@@ -330,6 +366,30 @@ def lanes_sub_if(typingctx: Any, x: Any, k: Any) -> Any:
 
 
 @intrinsic
+def lanes_sub_reduced(typingctx: Any, x: Any, y: Any) -> Any:
+    """x − y below 2^bits + p, for x < 3p and y < 3p."""
+    if not isinstance(x, LanesType):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda *parts: _reduce(b, x.params, _sum(b, x.params, 3, *parts)), *args)
+
+    return x(x, y), codegen
+
+
+@intrinsic
+def lanes_sub2_reduced(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
+    """x − y − z below 2^bits + p, for x < 1.5p and y + z < 5p."""
+    if not isinstance(x, LanesType):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda *parts: _reduce(b, x.params, _sum(b, x.params, 5, *parts)), *args)
+
+    return x(x, y, z), codegen
+
+
+@intrinsic
 def lanes_add(typingctx: Any, x: Any, y: Any) -> Any:
     """x + y."""
 
@@ -377,6 +437,102 @@ def lanes_maybe_zero(typingctx: Any, x: Any, k: Any) -> Any:
         return b.zext(b.bitcast(result, ir.IntType(LANES)), I64)
 
     return types.int64(x, k), codegen
+
+
+def _zero_lanes(b: ir.IRBuilder, limbs: Limbs, value: int = 0) -> Any:
+    """Whether a lane's limbs are those of ``value``, lane by lane."""
+    differing = None
+    for limb, c in zip(limbs, _constant(value, len(limbs)), strict=True):
+        d = b.xor(limb, c) if value else limb
+        differing = d if differing is None else b.or_(differing, d)
+    return b.icmp_unsigned("==", differing, _splat(0))
+
+
+def _bit_mask(b: ir.IRBuilder, lanes: Any) -> Any:
+    return b.zext(b.bitcast(lanes, ir.IntType(LANES)), I64)
+
+
+@intrinsic
+def lanes_all_zero(typingctx: Any, x: Any) -> Any:
+    """Bit mask of the lanes whose limbs are all zero."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        result = None
+        for part in _components(b, x, args[0]):
+            zero = _zero_lanes(b, part)
+            result = zero if result is None else b.and_(result, zero)
+        return _bit_mask(b, result)
+
+    return types.int64(x), codegen
+
+
+@intrinsic
+def lanes_multiple_of_p(typingctx: Any, x: Any) -> Any:
+    """Bit mask of the lanes that are 0 or p, which below 2p are those that are 0 in the field."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        result = None
+        for part in _components(b, x, args[0]):
+            multiple = b.or_(_zero_lanes(b, part), _zero_lanes(b, part, x.params.modulus))
+            result = multiple if result is None else b.and_(result, multiple)
+        return _bit_mask(b, result)
+
+    return types.int64(x), codegen
+
+
+@intrinsic
+def lanes_rotate(typingctx: Any, x: Any, k: Any) -> Any:
+    """Lane i is lane (i + k) mod 8 of x; k is a literal."""
+    if not isinstance(k, types.IntegerLiteral):
+        return None
+    indices = [(i + k.literal_value) % LANES for i in range(LANES)]
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _map_components(b, x, lambda part: [_shuffle(b, v, v, indices) for v in part], args[0])
+
+    return x(x, k), codegen
+
+
+@intrinsic
+def lanes_first(typingctx: Any, x: Any) -> Any:
+    """Lane 0 as an element, for lanes below 2^(64·limbs); not reduced."""
+    element = ElementType(x.params, x.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        wide = ir.IntType(64 * x.params.limbs)
+        values = []
+        for part in _components(b, x, args[0]):
+            value = wide(0)
+            for i, limb in enumerate(part):
+                lane = b.zext(b.extract_element(limb, ir.IntType(32)(0)), wide)
+                value = b.or_(value, b.shl(lane, wide(LIMB_BITS * i)))
+            values.append(value)
+        return values[0] if x.degree == 1 else _make(b, values)
+
+    return element(x), codegen
+
+
+@intrinsic
+def lanes_splat(typingctx: Any, F: Any, x: Any) -> Any:
+    """The element x in every lane, its bits as they stand."""
+    t = LanesType(F.params, F.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        n = _limbs_of(F.params)
+        values = [args[1]] if F.degree == 1 else [b.extract_value(args[1], i) for i in (0, 1)]
+        parts = []
+        for value in values:
+            limbs = []
+            for i in range(n):
+                start = LIMB_BITS * i
+                bits = b.lshr(value, value.type(start)) if start < value.type.width else value.type(0)
+                limb = b.and_(b.trunc(bits, I64), I64(LIMB_MASK))
+                first = b.insert_element(ir.Constant(V, ir.Undefined), limb, ir.IntType(32)(0))
+                limbs.append(_shuffle(b, first, first, [0] * LANES))
+            parts.append(limbs)
+        return _assemble(b, parts)
+
+    return t(F, x), codegen
 
 
 @intrinsic
@@ -461,6 +617,58 @@ def _limbs_to_words(b: ir.IRBuilder, limbs: Limbs, n: int) -> Limbs:
             word = piece if word is None else b.or_(word, piece)
         out.append(word)
     return out
+
+
+@intrinsic
+def gather_bases(typingctx: Any, F: Any, base: Any, indices: Any) -> Any:
+    """(x, y) of eight bases in the files' form, negated where bit 31 of the index is set; below 2^bits + p.
+
+    ``indices`` is the address of eight uint32. Infinity, all zeros, stays so; :data:`NOWHERE` stands for it.
+    """
+    t = LanesType(F.params, F.degree)
+    result = types.UniTuple(t, 2)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        f = F.params
+        form = lane_form(f)
+        per_point = 2 * F.degree * f.limbs
+        narrow = b.inttoptr(args[2], ir.VectorType(ir.IntType(32), LANES).as_pointer())
+        index = b.zext(b.load(narrow, align=4), V)
+        nowhere = b.icmp_unsigned("==", index, _splat(NOWHERE))
+        offsets = b.mul(b.and_(index, _splat(INDEX_BITS)), _splat(8 * per_point))
+        offsets = b.select(nowhere, _splat(0), offsets)
+        starts = [b.add(args[1], b.extract_element(offsets, ir.IntType(32)(k))) for k in range(LANES)]
+        words: dict[int, Any] = {}
+        for at in _block_offsets(per_point):
+            rows = [b.load(_vector_at(b, start, 8 * at), align=1) for start in starts]
+            for k, column in enumerate(_transpose(b, rows)):
+                words[at + k] = column
+        x_words = reduce(b.or_, (words[k] for k in range(per_point // 2)))
+        y_words = reduce(b.or_, (words[k] for k in range(per_point // 2, per_point)))
+        no_y = b.icmp_unsigned("==", y_words, _splat(0))
+        infinite = b.or_(nowhere, b.and_(no_y, b.icmp_unsigned("==", x_words, _splat(0))))
+        minus = b.icmp_unsigned("!=", b.and_(index, _splat(INDEX_BITS + 1)), _splat(0))
+        zero = [_splat(0)] * form.limbs
+        ps = _constant(f.modulus, form.limbs)
+
+        def coordinate(first: int, shift: int, signed: bool) -> Limbs:
+            column = [words[first + k] for k in range(f.limbs)]
+            limbs = _words_to_limbs(b, column, shift, form.limbs)
+            for _ in range(form.reductions):
+                limbs = _carry(b, _reduction_step(b, f, [*limbs, _splat(0)], ps))
+            if signed:
+                negated = _sum(b, f, BOUND - 1, zero, limbs)
+                limbs = [b.select(minus, q, p) for p, q in zip(limbs, negated, strict=True)]
+            return [b.select(infinite, _splat(0), p) for p in _reduce(b, f, limbs)]
+
+        xs = [coordinate(k * f.limbs, form.shift_x, False) for k in range(F.degree)]
+        ys = [coordinate((F.degree + k) * f.limbs, form.shift_y, True) for k in range(F.degree)]
+        # A damaged key may hold (x, 0): a y of p keeps it from being taken for infinity.
+        odd = b.and_(no_y, b.not_(infinite))
+        ys[0] = [b.select(odd, c, y) for c, y in zip(ps, ys[0], strict=True)]
+        return context.make_tuple(b, result, [_assemble(b, xs), _assemble(b, ys)])
+
+    return result(F, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -579,6 +787,30 @@ def store_lanes(typingctx: Any, address: Any, i: Any, x: Any) -> Any:
 
 
 @intrinsic
+def vector_bytes(typingctx: Any, F: Any) -> Any:
+    """Bytes of an eight-lane element in memory, a constant."""
+    return types.int64(F), lambda context, b, sig, args: I64(64 * _limbs_of(F.params) * F.degree)
+
+
+@intrinsic
+def is_prime_field(typingctx: Any, F: Any) -> Any:
+    """Whether F is of degree 1, a constant."""
+    return types.boolean(F), lambda context, b, sig, args: ir.IntType(1)(F.degree == 1)
+
+
+@intrinsic
+def copy_word(typingctx: Any, source: Any, target: Any) -> Any:
+    """Copies the 64-bit word at one address to another."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        a, c = (b.inttoptr(x, I64.as_pointer()) for x in args)
+        b.store(b.load(a, align=8), c, align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def store_elements(typingctx: Any, F: Any, address: Any, x: Any) -> Any:
     """Writes the eight elements one after the other, as words, for scalar code; values below 2^(64·limbs)."""
 
@@ -671,6 +903,27 @@ def transpose_lanes(typingctx: Any, xs: Any) -> Any:
         return context.make_tuple(b, xs, results)
 
     return xs(xs), codegen
+
+
+def _lane_factor(name: str, doc: str, power: Callable[[FieldParams, LaneForm], int]) -> Any:
+    """A power of two as an integer mod p, in every lane: a factor that changes the form."""
+
+    def factor(typingctx: Any, F: Any) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            f, n = F.params, _limbs_of(F.params)
+            c0 = _constant(pow(2, power(f, lane_form(f)), f.modulus), n)
+            return _assemble(b, [c0] if F.degree == 1 else [c0, [_splat(0)] * n])
+
+        return LanesType(F.params, F.degree)(F), codegen
+
+    factor.__name__, factor.__doc__ = name, doc
+    return intrinsic(factor)
+
+
+files_x = _lane_factor(
+    "files_x", "x in the lanes' form times this is x in the files'.", lambda f, m: 64 * f.limbs - 2 * m.e
+)
+files_y = _lane_factor("files_y", "Likewise for y.", lambda f, m: 64 * f.limbs - 3 * m.e)
 
 
 # Between the forms, one element at a time --------------------------------------------------------

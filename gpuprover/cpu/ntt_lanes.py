@@ -39,10 +39,9 @@ from gpuprover.cpu.lanes import (
     store_words,
     transpose_lanes,
 )
-from gpuprover.cpu.msm import address
 from gpuprover.curves import FieldParams
 from gpuprover.job import Job
-from gpuprover.limbs import Words
+from gpuprover.limbs import Words, address
 from gpuprover.polynomial import Domain
 
 SMALLEST = 12

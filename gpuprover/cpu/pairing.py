@@ -30,9 +30,8 @@ from gpuprover.backend import Group
 from gpuprover.cpu import curve
 from gpuprover.cpu.field import ElementType, Field, inverse, load, one, pair, part, square, store, zero
 from gpuprover.cpu.jit import inline, jit
-from gpuprover.cpu.msm import address
 from gpuprover.curves import CURVES, CurveParams
-from gpuprover.limbs import Words, field_to_words, ints_to_words
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 
 LINE = 3
 """Elements of Fq2 in one line."""
