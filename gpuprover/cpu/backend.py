@@ -176,7 +176,7 @@ class CpuBackend:
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.ntt(v.words, domain, direction, order, coset, self.job)
+        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
         return v
 
     def to_coset_in_place(self, v: CpuVector, domain: Domain, coset: Coset) -> CpuVector:

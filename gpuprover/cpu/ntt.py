@@ -223,8 +223,16 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
     )
 
 
-def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job) -> None:
-    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`."""
+def ntt(
+    v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job, path: str
+) -> None:
+    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`.
+
+    ``path``: see :mod:`gpuprover.cpu.path`.
+    """
+    if path == "ifma" and ntt_lanes.supports(domain):
+        ntt_lanes.ntt(v, domain, direction, order, coset, job)
+        return
     p = domain.field.modulus
     inverted = direction is Direction.INVERSE
     in_time = order is Order.REVERSED_TO_NATURAL

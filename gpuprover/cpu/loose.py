@@ -1,0 +1,162 @@
+"""Sums and products of eight lanes that leave carries for later; whole vectors in and out of memory.
+
+A loose value has signed 64-bit limbs of any size below 2^62; the number that they make is what
+counts, and is not negative. Sums are vertical additions then. Only a product needs limbs below 2^52, of its
+first factor: it carries that one, and its own result is loose again, limbs below 2^57. The
+second factor has its limbs carried and is below p, as twiddles are; the first is below the
+capacity (84p for BN254, 35p for BLS12-381's scalars), and then the product is below 2p.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic
+
+from gpuprover.cpu.field import I64
+from gpuprover.cpu.lanes import (
+    LANES,
+    LIMB_BITS,
+    LaneFieldType,
+    LanesType,
+    Limbs,
+    _carry,
+    _constant,
+    _limbs_of,
+    _make,
+    _multiply_add,
+    _reduction_step,
+    _splat,
+    _sub_if,
+    _take,
+    _transpose,
+    _words_to_limbs,
+)
+from gpuprover.curves import FieldParams
+
+
+def _is_prime(x: Any) -> bool:
+    return isinstance(x, LanesType) and x.degree == 1
+
+
+@intrinsic
+def plus(typingctx: Any, x: Any, y: Any) -> Any:
+    """x + y."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        pairs = zip(_take(b, args[0]), _take(b, args[1]), strict=True)
+        return _make(b, [b.add(p, q) for p, q in pairs])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def minus(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
+    """x − y + k·p, for y <= k·p; k is a literal."""
+    if not _is_prime(x) or not isinstance(k, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        xs, ys = _take(b, args[0]), _take(b, args[1])
+        multiple = _constant(k.literal_value * x.params.modulus, len(xs))
+        triples = zip(xs, ys, multiple, strict=True)
+        return _make(b, [b.sub(b.add(p, c), q) for p, q, c in triples])
+
+    return x(x, x, k), codegen
+
+
+@intrinsic
+def carried(typingctx: Any, x: Any) -> Any:
+    """The same number with limbs in [0, 2^52)."""
+    if not _is_prime(x):
+        return None
+    return x(x), lambda context, b, sig, args: _make(b, _carry(b, _take(b, args[0])))
+
+
+@intrinsic
+def times(typingctx: Any, x: Any, y: Any) -> Any:
+    """x·y, below 2p, for a loose x and a carried y < p."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        f = x.params
+        xs, ys = _carry(b, _take(b, args[0])), _take(b, args[1])
+        n = len(xs)
+        ps = _constant(f.modulus, n)
+        acc: Limbs = [_splat(0)] * n
+        for i in range(n):
+            acc = [*acc, _splat(0)]
+            for j in range(n):
+                acc[j] = _multiply_add(b, "l", acc[j], xs[j], ys[i])
+            for j in range(n):
+                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], xs[j], ys[i])
+            acc = _reduction_step(b, f, acc, ps)
+        return _make(b, acc)
+
+    return x(x, x), codegen
+
+
+def _settle(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
+    """x − q·p below 2p, with q = ⌊top limb·⌊capacity⌋/2^52⌋ (Barrett).
+
+    For want of a multiply-subtract, q·(2^260 − p) is added, and q·2^260 subtracted from what passes the top limb.
+    """
+    n = len(x)
+    whole = 1 << (LIMB_BITS * n)
+    x = _carry(b, x)
+    q = _multiply_add(b, "h", _splat(0), x[-1], _splat(whole // f.modulus))
+    x.append(b.sub(_splat(0), q))
+    for j, c in enumerate(_constant(whole - f.modulus, n)):
+        x[j] = _multiply_add(b, "l", x[j], q, c)
+        x[j + 1] = _multiply_add(b, "h", x[j + 1], q, c)
+    x[n - 1] = b.add(x[n - 1], b.shl(x[n], _splat(LIMB_BITS)))
+    return x[:n]
+
+
+@intrinsic
+def settle(typingctx: Any, x: Any) -> Any:
+    """The same mod p, below 2p, for x below the capacity."""
+    if not _is_prime(x):
+        return None
+    return x(x), lambda context, b, sig, args: _make(b, _settle(b, x.params, _take(b, args[0])))
+
+
+@intrinsic
+def lowest(typingctx: Any, x: Any) -> Any:
+    """The same mod p, in [0, p) and with its limbs carried, for x below the capacity."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        settled = _carry(b, _settle(b, x.params, _take(b, args[0])))
+        return _make(b, _sub_if(b, x.params, 1, settled))
+
+    return x(x), codegen
+
+
+@intrinsic
+def gather_words(typingctx: Any, F: Any, address: Any, i: Any, stride: Any, shift: Any) -> Any:
+    """Elements i, i + stride, … i + 7·stride of a vector of four-word elements, times 2^shift (a literal)."""
+    if not isinstance(F, LaneFieldType) or F.degree != 1 or F.params.limbs != 4:
+        return None
+    if not isinstance(shift, types.IntegerLiteral):
+        return None
+    t = LanesType(F.params, 1)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        quarter = ir.VectorType(I64, 4)
+        rows = []
+        for k in range(LANES):
+            index = b.add(args[2], b.mul(args[3], I64(k)))
+            at = b.inttoptr(b.add(args[1], b.mul(index, I64(32))), quarter.as_pointer())
+            rows.append(b.load(at, align=8))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
+        pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
+        return _make(b, _words_to_limbs(b, _transpose(b, pairs), shift.literal_value, _limbs_of(F.params)))
+
+    return t(F, types.int64, types.int64, types.int64, shift), codegen
