@@ -77,6 +77,25 @@ def carried(typingctx: Any, x: Any) -> Any:
     return x(x), lambda context, b, sig, args: _make(b, _carry(b, _take(b, args[0])))
 
 
+def _products(b: ir.IRBuilder, f: FieldParams, *pairs: tuple[Limbs, Limbs]) -> list[Limbs]:
+    """Loose products of loose and carried factors, limb by limb in turns: each waits on its own results."""
+    carried = [(_carry(b, x), y) for x, y in pairs]
+    n = len(pairs[0][0])
+    ps = _constant(f.modulus, n)
+    sums: list[Limbs] = [[_splat(0)] * n for _ in pairs]
+    for i in range(n):
+        for k, (x, y) in enumerate(carried):
+            acc = [*sums[k], _splat(0)]
+            for j in range(n):
+                acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
+            for j in range(n):
+                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
+            sums[k] = acc
+        for k in range(len(carried)):
+            sums[k] = _reduction_step(b, f, sums[k], ps)
+    return sums
+
+
 @intrinsic
 def times(typingctx: Any, x: Any, y: Any) -> Any:
     """x·y, below 2p, for a loose x and a carried y < p."""
@@ -84,21 +103,24 @@ def times(typingctx: Any, x: Any, y: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        f = x.params
-        xs, ys = _carry(b, _take(b, args[0])), _take(b, args[1])
-        n = len(xs)
-        ps = _constant(f.modulus, n)
-        acc: Limbs = [_splat(0)] * n
-        for i in range(n):
-            acc = [*acc, _splat(0)]
-            for j in range(n):
-                acc[j] = _multiply_add(b, "l", acc[j], xs[j], ys[i])
-            for j in range(n):
-                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], xs[j], ys[i])
-            acc = _reduction_step(b, f, acc, ps)
-        return _make(b, acc)
+        return _make(b, _products(b, x.params, (_take(b, args[0]), _take(b, args[1])))[0])
 
     return x(x, x), codegen
+
+
+@intrinsic
+def times_both(typingctx: Any, x1: Any, y1: Any, x2: Any, y2: Any) -> Any:
+    """(x1·y1, x2·y2), both as :func:`times`, in less time than one after the other."""
+    if not _is_prime(x1):
+        return None
+    result = types.UniTuple(x1, 2)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        parts = [_take(b, a) for a in args]
+        first, second = _products(b, x1.params, (parts[0], parts[1]), (parts[2], parts[3]))
+        return context.make_tuple(b, result, [_make(b, first), _make(b, second)])
+
+    return result(x1, x1, x1, x1), codegen
 
 
 def _settle(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover.cpu.field import prefetch
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.lanes import (
     LANES,
@@ -41,7 +42,7 @@ from gpuprover.cpu.lanes import (
     store_words,
     transpose_lanes,
 )
-from gpuprover.cpu.loose import carried, gather_words, lowest, minus, plus, settle, times
+from gpuprover.cpu.loose import carried, gather_words, lowest, minus, plus, settle, times, times_both
 from gpuprover.cpu.msm import address
 from gpuprover.curves import FieldParams
 from gpuprover.job import Job
@@ -55,6 +56,8 @@ LOG_ROW = 10
 LARGEST_LOG_ROW = 12
 LOG_BUFFER = 10
 """Likewise for the columns that are taken together."""
+LIMBS = 5
+BLOCK_BYTES = 8 * LANES * LIMBS
 Blocks = NDArray[np.uint64]
 
 NOTHING, FACTOR, POWERS = 0, 1, 2
@@ -91,15 +94,20 @@ def _down_stages(F, data, first, rows, width, table, pitch, column):
                     j = r * pitch + column + c
                     x0, x2 = load_lanes(F, data, i), load_lanes(F, data, i + 2 * s)
                     y0 = plus(x0, x2)
-                    y2 = times(minus(x0, x2, 4), load_lanes(F, table, 2 * q * pitch + j))
                     x1, x3 = load_lanes(F, data, i + s), load_lanes(F, data, i + 3 * s)
                     y1 = plus(x1, x3)
-                    y3 = times(minus(x1, x3, 4), load_lanes(F, table, 3 * q * pitch + j))
+                    y2, y3 = times_both(
+                        minus(x0, x2, 4),
+                        load_lanes(F, table, 2 * q * pitch + j),
+                        minus(x1, x3, 4),
+                        load_lanes(F, table, 3 * q * pitch + j),
+                    )
                     w = load_lanes(F, table, q * pitch + j)
                     store_lanes(data, i, settle(plus(y0, y1)))
                     store_lanes(data, i + 2 * s, plus(y2, y3))
-                    store_lanes(data, i + s, times(minus(y0, y1, 8), w))
-                    store_lanes(data, i + 3 * s, times(minus(y2, y3, 2), w))
+                    z1, z3 = times_both(minus(y0, y1, 8), w, minus(y2, y3, 2), w)
+                    store_lanes(data, i + s, z1)
+                    store_lanes(data, i + 3 * s, z3)
         h = q
 
 
@@ -115,12 +123,15 @@ def _up_stages(F, data, first, rows, width, table, pitch, column):
                     i = start + r * width + c
                     j = r * pitch + column + c
                     w = load_lanes(F, table, q * pitch + j)
+                    x1, x3 = times_both(load_lanes(F, data, i + s), w, load_lanes(F, data, i + 3 * s), w)
                     x2 = load_lanes(F, data, i + 2 * s)
-                    x3 = times(load_lanes(F, data, i + 3 * s), w)
-                    y2 = times(plus(x2, x3), load_lanes(F, table, 2 * q * pitch + j))
-                    y3 = times(minus(x2, x3, 2), load_lanes(F, table, 3 * q * pitch + j))
+                    y2, y3 = times_both(
+                        plus(x2, x3),
+                        load_lanes(F, table, 2 * q * pitch + j),
+                        minus(x2, x3, 2),
+                        load_lanes(F, table, 3 * q * pitch + j),
+                    )
                     x0 = load_lanes(F, data, i)
-                    x1 = times(load_lanes(F, data, i + s), w)
                     y0, y1 = plus(x0, x1), minus(x0, x1, 2)
                     store_lanes(data, i, plus(y0, y2))
                     store_lanes(data, i + s, plus(y1, y3))
@@ -136,6 +147,12 @@ def _up_stages(F, data, first, rows, width, table, pitch, column):
                 b = times(load_lanes(F, data, k), load_lanes(F, table, (q + r) * pitch + column + c))
                 store_lanes(data, i, plus(a, b))
                 store_lanes(data, k, minus(a, b, 2))
+
+
+@inline
+def _prefetch_lines(start, length):
+    for line in range(0, length, 64):
+        prefetch(start + line)
 
 
 @inline
@@ -173,13 +190,16 @@ def _down_eight(F, room, small):
     x0, x1, x2, x3, x4, x5, x6, x7 = _load_eight(F, room, 0)
     w1, w2, w3 = load_lanes(F, small, 0), load_lanes(F, small, 1), load_lanes(F, small, 2)
     x0, x4 = plus(x0, x4), minus(x0, x4, 4)
-    x1, x5 = plus(x1, x5), times(minus(x1, x5, 4), w1)
-    x2, x6 = plus(x2, x6), times(minus(x2, x6, 4), w2)
-    x3, x7 = plus(x3, x7), times(minus(x3, x7, 4), w3)
+    x1, x5 = plus(x1, x5), minus(x1, x5, 4)
+    x2, x6 = plus(x2, x6), minus(x2, x6, 4)
+    x3, x7 = plus(x3, x7), minus(x3, x7, 4)
+    x5, x7 = times_both(x5, w1, x7, w3)
+    x6 = times(x6, w2)
     x0, x2 = plus(x0, x2), minus(x0, x2, 8)
-    x1, x3 = plus(x1, x3), times(minus(x1, x3, 8), w2)
+    x1, x3 = plus(x1, x3), minus(x1, x3, 8)
     x4, x6 = plus(x4, x6), minus(x4, x6, 2)
-    x5, x7 = plus(x5, x7), times(minus(x5, x7, 2), w2)
+    x5, x7 = plus(x5, x7), minus(x5, x7, 2)
+    x3, x7 = times_both(x3, w2, x7, w2)
     x0, x1 = plus(x0, x1), minus(x0, x1, 16)
     x2, x3 = plus(x2, x3), minus(x2, x3, 2)
     x4, x5 = plus(x4, x5), minus(x4, x5, 4)
@@ -196,12 +216,13 @@ def _up_eight(F, room, small):
     x2, x3 = plus(x2, x3), minus(x2, x3, 2)
     x4, x5 = plus(x4, x5), minus(x4, x5, 2)
     x6, x7 = plus(x6, x7), minus(x6, x7, 2)
-    x3, x7 = times(x3, w2), times(x7, w2)
+    x3, x7 = times_both(x3, w2, x7, w2)
     x0, x2 = plus(x0, x2), minus(x0, x2, 3)
     x1, x3 = plus(x1, x3), minus(x1, x3, 2)
     x4, x6 = plus(x4, x6), minus(x4, x6, 3)
     x5, x7 = plus(x5, x7), minus(x5, x7, 2)
-    x5, x6, x7 = times(x5, w1), times(x6, w2), times(x7, w3)
+    x5, x7 = times_both(x5, w1, x7, w3)
+    x6 = times(x6, w2)
     x0, x4 = plus(x0, x4), minus(x0, x4, 5)
     x1, x5 = plus(x1, x5), minus(x1, x5, 2)
     x2, x6 = plus(x2, x6), minus(x2, x6, 2)
@@ -266,6 +287,11 @@ def _columns_down(F, words, head, work, buffer, table, factors, rows, pitch, wid
                     place, stride = n - 8 * block, -1
                 elif mirrored:
                     source = head
+                ahead = block + 8 * pitch if r + 8 < rows else block
+                if mirrored:
+                    ahead = n // 8 - ahead
+                _prefetch_lines(words + 256 * ahead, 256)
+                _prefetch_lines(table + BLOCK_BYTES * block, BLOCK_BYTES)
                 x = gather_words(F, source, place, stride, 0)
                 if scaling == 1:
                     x = times(x, load_lanes(F, factors, 0))
@@ -290,7 +316,10 @@ def _columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scal
         powers = rows * width
         for r in range(rows):
             for c in range(width):
-                x = load_lanes(F, work, r * pitch + column + c)
+                block = r * pitch + column + c
+                _prefetch_lines(work + BLOCK_BYTES * (block + 8 * pitch), BLOCK_BYTES)
+                _prefetch_lines(table + BLOCK_BYTES * block, BLOCK_BYTES)
+                x = load_lanes(F, work, block)
                 store_lanes(buffer, r * width + c, settle(x))
         _up_stages(F, buffer, 0, rows, width, table, pitch, column)
         if scaling == 2:
@@ -362,12 +391,18 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
             if down:
                 _down_eight(F, room, small)
             if scaling == 1:
-                for c in range(8):
-                    store_lanes(room, c, times(load_lanes(F, room, c), scale))
+                for c in range(4):
+                    x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
+                    x, y = times_both(x, scale, y, scale)
+                    store_lanes(room, c, x)
+                    store_lanes(room, c + 4, y)
             elif scaling == 2:
-                for c in range(8):
-                    x = times(load_lanes(F, room, c), load_lanes(F, factors, c))
-                    store_lanes(room, c, times(x, scale))
+                for c in range(4):
+                    x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
+                    x, y = times_both(x, load_lanes(F, factors, c), y, load_lanes(F, factors, c + 4))
+                    x, y = times_both(x, scale, y, scale)
+                    store_lanes(room, c, x)
+                    store_lanes(room, c + 4, y)
                 ones = 0
                 while (g >> ones) & 1:
                     ones += 1
@@ -472,8 +507,13 @@ def reversed_steps(bits: int) -> list[int]:
     return [(1 << (bits - 1 - t)) - sum(1 << (bits - 1 - s) for s in range(t)) for t in range(bits)]
 
 
+def has_lanes(field: FieldParams) -> bool:
+    """Whether the field's elements are of four words, and of :data:`LIMBS` limbs."""
+    return field.limbs == 4 and lane_form(field).limbs == LIMBS
+
+
 def supports(domain: Domain) -> bool:
-    return SMALLEST <= domain.log_n <= LARGEST and domain.field.limbs == 4
+    return SMALLEST <= domain.log_n <= LARGEST and has_lanes(domain.field)
 
 
 def _reverse(i: int, bits: int) -> int:
