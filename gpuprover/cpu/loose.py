@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.core.extending import intrinsic
+from numpy.typing import NDArray
 
 from gpuprover.cpu.field import I64
+from gpuprover.cpu.jit import inline
 from gpuprover.cpu.lanes import (
     LANES,
     LIMB_BITS,
+    LIMB_MASK,
     LaneFieldType,
     LanesType,
     Limbs,
@@ -33,8 +37,35 @@ from gpuprover.cpu.lanes import (
     _take,
     _transpose,
     _words_to_limbs,
+    lane_form,
+    lanes_one,
 )
 from gpuprover.curves import FieldParams
+
+
+Blocks = NDArray[np.uint64]
+"""Elements in lanes: uint64[n, limbs, 8]."""
+LIMBS = 5
+BLOCK_BYTES = 8 * LANES * LIMBS
+
+
+def has_lanes(field: FieldParams) -> bool:
+    """Whether the field's elements are of four words, and of :data:`LIMBS` limbs in lanes."""
+    return field.limbs == 4 and lane_form(field).limbs == LIMBS
+
+
+def lane_blocks(params: FieldParams, values: list[int]) -> Blocks:
+    """Integers mod p, eight to a block, in the lanes' form -> uint64[len/8, limbs, 8]."""
+    limbs = lane_form(params).limbs
+    radix = 1 << (LIMB_BITS * limbs)
+    scaled = [v * radix % params.modulus for v in values]
+    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for v in scaled] for i in range(limbs)]
+    return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
+
+
+def splats(params: FieldParams, values: list[int]) -> Blocks:
+    """Each value in all lanes of a block of its own."""
+    return lane_blocks(params, [v for value in values for v in [value] * LANES])
 
 
 def _is_prime(x: Any) -> bool:
@@ -161,6 +192,14 @@ def lowest(typingctx: Any, x: Any) -> Any:
     return x(x), codegen
 
 
+def _gathered(b: ir.IRBuilder, f: FieldParams, starts: list[Any], align: int, shift: int) -> Limbs:
+    quarter = ir.VectorType(I64, 4)
+    rows = [b.load(b.inttoptr(at, quarter.as_pointer()), align=align) for at in starts]
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
+    pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
+    return _words_to_limbs(b, _transpose(b, pairs), shift, _limbs_of(f))
+
+
 @intrinsic
 def gather_words(typingctx: Any, F: Any, address: Any, i: Any, stride: Any, shift: Any) -> Any:
     """Elements i, i + stride, … i + 7·stride of a vector of four-word elements, times 2^shift (a literal)."""
@@ -171,14 +210,57 @@ def gather_words(typingctx: Any, F: Any, address: Any, i: Any, stride: Any, shif
     t = LanesType(F.params, 1)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        quarter = ir.VectorType(I64, 4)
-        rows = []
+        starts = []
         for k in range(LANES):
             index = b.add(args[2], b.mul(args[3], I64(k)))
-            at = b.inttoptr(b.add(args[1], b.mul(index, I64(32))), quarter.as_pointer())
-            rows.append(b.load(at, align=8))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
-        pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
-        return _make(b, _words_to_limbs(b, _transpose(b, pairs), shift.literal_value, _limbs_of(F.params)))
+            starts.append(b.add(args[1], b.mul(index, I64(32))))
+        return _make(b, _gathered(b, F.params, starts, 8, shift.literal_value))
 
     return t(F, types.int64, types.int64, types.int64, shift), codegen
+
+
+@intrinsic
+def gather_at(typingctx: Any, F: Any, addresses: Any, shift: Any) -> Any:
+    """The elements at eight addresses, which need not be aligned, times 2^shift (a literal)."""
+    if not isinstance(F, LaneFieldType) or F.degree != 1 or F.params.limbs != 4:
+        return None
+    if not isinstance(shift, types.IntegerLiteral):
+        return None
+    t = LanesType(F.params, 1)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        starts = []
+        for k in range(LANES):
+            at = b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer())
+            starts.append(b.load(at, align=8))
+        return _make(b, _gathered(b, F.params, starts, 1, shift.literal_value))
+
+    return t(F, types.int64, shift), codegen
+
+
+@intrinsic
+def zero_mask(typingctx: Any, x: Any) -> Any:
+    """Bit mask of the lanes that are 0, for values in [0, p) with carried limbs."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        first, *others = _take(b, args[0])
+        for limb in others:
+            first = b.or_(first, limb)
+        mask = b.icmp_unsigned("==", first, _splat(0))
+        return b.zext(b.bitcast(mask, ir.IntType(LANES)), I64)
+
+    return types.int64(x), codegen
+
+
+@inline
+def lane_power(F, x, exponent):
+    """x^exponent, carried and below 1.1p, for a carried x < p and an int64 exponent >= 0."""
+    y = lanes_one(F)
+    while exponent > 0:
+        if exponent & 1:
+            y = carried(times(y, x))
+        x = carried(times(x, x))
+        exponent >>= 1
+    return y

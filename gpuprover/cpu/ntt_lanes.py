@@ -26,14 +26,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpuprover.cpu.field import prefetch
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.lanes import (
     LANES,
-    LIMB_BITS,
-    LIMB_MASK,
     LaneField,
     lane_form,
     lanes_one,
@@ -42,8 +39,24 @@ from gpuprover.cpu.lanes import (
     store_words,
     transpose_lanes,
 )
-from gpuprover.cpu.loose import carried, gather_words, lowest, minus, plus, settle, times, times_both
+from gpuprover.cpu.loose import (
+    BLOCK_BYTES,
+    Blocks,
+    carried,
+    gather_words,
+    has_lanes,
+    lane_blocks,
+    lane_power,
+    lowest,
+    minus,
+    plus,
+    settle,
+    splats,
+    times,
+    times_both,
+)
 from gpuprover.cpu.msm import address
+from gpuprover.cpu.vector_lanes import power_blocks
 from gpuprover.curves import FieldParams
 from gpuprover.job import Job
 from gpuprover.limbs import Words
@@ -56,9 +69,6 @@ LOG_ROW = 10
 LARGEST_LOG_ROW = 12
 LOG_BUFFER = 10
 """Likewise for the columns that are taken together."""
-LIMBS = 5
-BLOCK_BYTES = 8 * LANES * LIMBS
-Blocks = NDArray[np.uint64]
 
 NOTHING, FACTOR, POWERS = 0, 1, 2
 """Scaling: none, by one factor, by a factor and powers of a base."""
@@ -231,18 +241,6 @@ def _up_eight(F, room, small):
 
 
 @inline
-def _lane_power(F, x, exponent):
-    """x^exponent, carried and below 1.1p, for an int64 exponent >= 0."""
-    y = lanes_one(F)
-    while exponent > 0:
-        if exponent & 1:
-            y = carried(times(y, x))
-        x = carried(times(x, x))
-        exponent >>= 1
-    return y
-
-
-@inline
 def _reversed_bits(i, bits):
     r = 0
     for _ in range(bits):
@@ -255,11 +253,11 @@ def _reversed_bits(i, bits):
 def _column_factors(F, factors, width, column, pitch, room, at):
     """Leaves the factors of the first row's blocks in ``room``; returns that from a row to the next."""
     step = load_lanes(F, factors, 1)
-    current = carried(times(_lane_power(F, step, column), load_lanes(F, factors, 0)))
+    current = carried(times(lane_power(F, step, column), load_lanes(F, factors, 0)))
     for c in range(width):
         store_lanes(room, at + c, current)
         current = carried(times(current, step))
-    return _lane_power(F, step, pitch)
+    return lane_power(F, step, pitch)
 
 
 @jit
@@ -360,7 +358,7 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
         g0 = row * groups
         scale = load_lanes(F, factors, 8)
         if scaling == 2:
-            scale = carried(times(_lane_power(F, load_lanes(F, factors, 9), _reversed_bits(g0, bits)), scale))
+            scale = carried(times(lane_power(F, load_lanes(F, factors, 9), _reversed_bits(g0, bits)), scale))
         for g in range(g0, g0 + groups):
             at = g if apart else 8 * g
             if from_words:
@@ -426,20 +424,6 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
 # Tables ------------------------------------------------------------------------------------------------
 
 
-def _lanes_of(params: FieldParams, values: list[int]) -> Blocks:
-    """Integers mod p, eight to a block, in the lanes' form -> uint64[len/8, limbs, 8]."""
-    limbs = lane_form(params).limbs
-    radix = 1 << (LIMB_BITS * limbs)
-    scaled = [v * radix % params.modulus for v in values]
-    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for v in scaled] for i in range(limbs)]
-    return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
-
-
-def _splats(params: FieldParams, values: list[int]) -> Blocks:
-    """Each value in all lanes of a block of its own."""
-    return _lanes_of(params, [v for value in values for v in [value] * LANES])
-
-
 @jit
 def _grow_table(F, table, steps, first, last):
     """Blocks h … 2h − 1 of the stages h = 2^first … 2^(last−1) blocks: consecutive powers, eight to a block.
@@ -476,7 +460,7 @@ def _twiddles(params: FieldParams, log_n: int) -> Blocks:
             for s in range(log_n - 3):
                 root = params.root_of_unity(s + 4)
                 steps += [pow(root, k, p) for k in range(LANES)] + [pow(root, LANES, p)] * LANES
-            packed = _lanes_of(params, steps)
+            packed = lane_blocks(params, steps)
             _grow_table(LaneField(params), address(grown), address(packed), have, log_n - 3)
             _tables[params.name] = table = grown
     return table
@@ -507,25 +491,12 @@ def reversed_steps(bits: int) -> list[int]:
     return [(1 << (bits - 1 - t)) - sum(1 << (bits - 1 - s) for s in range(t)) for t in range(bits)]
 
 
-def has_lanes(field: FieldParams) -> bool:
-    """Whether the field's elements are of four words, and of :data:`LIMBS` limbs."""
-    return field.limbs == 4 and lane_form(field).limbs == LIMBS
-
-
 def supports(domain: Domain) -> bool:
     return SMALLEST <= domain.log_n <= LARGEST and has_lanes(domain.field)
 
 
 def _reverse(i: int, bits: int) -> int:
     return int(format(i, f"0{bits}b")[::-1], 2)
-
-
-@lru_cache(maxsize=64)
-def _natural_factors(domain: Domain, factor: int, base: int) -> Blocks:
-    """For scaling by factor·base^i in natural order; see :func:`_columns_down`."""
-    p = domain.field.modulus
-    ramp = [factor * pow(base, i, p) % p for i in range(LANES)]
-    return _lanes_of(domain.field, ramp + [pow(base, LANES, p)] * LANES)
 
 
 @lru_cache(maxsize=64)
@@ -544,13 +515,15 @@ def _reversed_factors(domain: Domain, factor: int, base: int, together: bool) ->
         inner += [pow(base, far + lane, p) for lane in lanes]
     outer = pow(base, LANES, p) if together else base
     steps = [pow(outer, jump, p) for jump in reversed_steps(bits)]
-    return np.concatenate([_lanes_of(domain.field, inner), _splats(domain.field, [factor, outer, *steps, 1])])
+    return np.concatenate(
+        [lane_blocks(domain.field, inner), splats(domain.field, [factor, outer, *steps, 1])]
+    )
 
 
 @lru_cache(maxsize=8)
 def _small_roots(params: FieldParams) -> Blocks:
     p, eighth = params.modulus, params.root_of_unity(3)
-    return _splats(params, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
+    return splats(params, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
 
 
 class _Split(NamedTuple):
@@ -642,14 +615,14 @@ def _transform(
         return np.empty((blocks, limbs, LANES), dtype=np.uint64)
 
     def columns_down(r: tuple[int, int]) -> None:
-        room, factors = buffer(split.buffer), _natural_factors(domain, *first)
+        room, factors = buffer(split.buffer), power_blocks(params, *first)
         _columns_down(
             F, words, address(head), work, address(room), table, address(factors), rows, pitch, width,
             mirrored, _mode(first), r[0], r[1], job.stop,
         )  # fmt: skip
 
     def columns_up(r: tuple[int, int]) -> None:
-        room, factors = buffer(split.buffer), _natural_factors(domain, *last)
+        room, factors = buffer(split.buffer), power_blocks(params, *last)
         _columns_up(
             F, work, words, address(room), table, address(factors), rows, pitch, width, _mode(last),
             r[0], r[1], job.stop,
