@@ -108,8 +108,8 @@ class CpuBackend:
         scalar, base = self.curve.scalar.bytes, self.curve.base.bytes
         key = (2 * header.g1_points + 4 * header.g2_points) * base + header.n_coefficients * (12 + scalar)
         domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
-        tables, copy = ntt.coset_bytes(domain, self.path.name)
-        # Quotient: three vectors, a working copy of one, and the witness; afterwards one vector, its
+        tables, copy = ntt.coset_bytes(domain, self.path.name, self.job.threads)
+        # Quotient: three vectors, a working copy of one, buffers, and the witness; afterwards one vector, its
         # canonical and recoded forms, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
         workspace = self.job.threads * msm.workspace_bytes(self.curve.g2_words, header.largest_msm)
@@ -131,7 +131,7 @@ class CpuBackend:
     def _each(
         self, n: int, portable: Callable[[int, int], object], in_lanes: Callable[[int, int], object]
     ) -> None:
-        """Runs a kernel on ranges of [0, n): of blocks of eight elements where there are lanes, then of the rest."""
+        """Runs a kernel on ranges of [0, n); with lanes, one on blocks of eight, the other on the rest."""
         blocks = n // LANES if self._lanes is not None else 0
         if blocks:
             pieces = self.job.ranges(blocks, smallest=SMALLEST_PIECE // LANES)

@@ -42,7 +42,6 @@ from gpuprover.cpu.lanes import (
 )
 from gpuprover.curves import FieldParams
 
-
 Blocks = NDArray[np.uint64]
 """Elements in lanes: uint64[n, limbs, 8]."""
 LIMBS = 5
@@ -157,7 +156,7 @@ def times_both(typingctx: Any, x1: Any, y1: Any, x2: Any, y2: Any) -> Any:
 def _settle(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
     """x − q·p below 2p, with q = ⌊top limb·⌊capacity⌋/2^52⌋ (Barrett).
 
-    For want of a multiply-subtract, q·(2^260 − p) is added, and q·2^260 subtracted from what passes the top limb.
+    For want of a multiply-subtract, q·(2^260 − p) is added, and q·2^260 subtracted from what passes the top.
     """
     n = len(x)
     whole = 1 << (LIMB_BITS * n)

@@ -161,11 +161,11 @@ def drop_tables() -> None:
     ntt_lanes.drop_tables()
 
 
-def coset_bytes(domain: Domain, path: str) -> tuple[int, int]:
-    """(table, working copy) in bytes that :func:`to_coset` takes beside its vector."""
+def coset_bytes(domain: Domain, path: str, threads: int) -> tuple[int, int]:
+    """(table, working copy and buffers) in bytes that :func:`to_coset` takes beside its vector."""
     if path == "ifma" and ntt_lanes.supports(domain):
         size = ntt_lanes.block_bytes(domain)
-        return size, size
+        return size, size + ntt_lanes.buffer_bytes(domain, threads)
     return domain.field.bytes << max(1, domain.log_n), 0
 
 

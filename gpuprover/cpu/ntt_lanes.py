@@ -76,7 +76,7 @@ NOTHING, FACTOR, POWERS = 0, 1, 2
 
 @inline
 def _down_stages(F, data, first, rows, width, table, pitch, column):
-    """All stages of distances rows/2 … 1 rows, by frequency, on ``rows`` rows of ``width`` blocks from ``first``.
+    """All stages of distances rows/2 … 1 rows, by frequency, on rows of ``width`` blocks from ``first``.
 
     They are the columns from ``column`` of a matrix with ``pitch`` columns; below 4p in and out.
     """
@@ -265,8 +265,8 @@ def _columns_down(F, words, head, work, buffer, table, factors, rows, pitch, wid
                   lo, hi, stop):  # fmt: skip
     """The long stages by frequency, from a vector in natural order to ``work``; tiles [lo, hi) of columns.
 
-    ``mirrored``: element i stands at −i mod n, the first eight in ``head``. ``buffer``: (rows + 1)·width blocks.
-    ``factors``: a factor times the powers 0 … 7 of a base; the eighth in all lanes.
+    ``mirrored``: element i is taken from −i mod n, the first eight from ``head``. ``scaling``: NOTHING,
+    FACTOR or POWERS, with ``factors`` from :func:`power_blocks`. ``buffer``: (rows + 1)·width blocks.
     """
     n = 8 * rows * pitch
     for tile in range(lo, hi):
@@ -337,15 +337,17 @@ def _columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scal
 
 @jit
 def _rows(F, work, words, head, table, small, factors, order, room, size, parts, apart, bits,
-          down, up, from_words, to_words, mirrored, scaling, lo, hi, stop):  # fmt: skip
-    """What is left by frequency, scaling, and what is first by time; rows [lo, hi) of ``size`` blocks of ``work``.
+          down, up, mirrored, scaling, lo, hi, stop):  # fmt: skip
+    """The short stages by frequency, scaling, the short stages by time; rows [lo, hi) of ``size`` blocks.
 
-    ``parts``: 1, or 8 with rows ``apart`` blocks from each other that are taken together. Eight blocks are
-    transposed at a time, 64 elements: those of group g are at first(g) + order[lane] in ``work``. ``bits`` is the
-    size of a group's number. The group's place in ``words`` is 64g, or, with ``parts`` or its blocks ``apart``,
-    the reversal of g, for natural order. ``from_words``, ``to_words``: the vector is read, or written, here.
-    ``mirrored``: it is read as in :func:`_columns_down`, but bit-reversed; ``head`` holds the first 64 elements.
-    ``factors``: for each of a group's transposed blocks; a factor; a base; from group to group.
+    Eight blocks of ``work``, 64 elements, are transposed at a time: group g's are ``order[lane]`` blocks from
+    8g. The group's number has ``bits`` bits, and its place in ``words`` is 64g. With ``apart`` the result is
+    in natural order: the group's blocks are that far from each other, from g on, all in one row, or in
+    ``parts`` = 8 rows that are taken together, and eight neighbours of the result are written at once.
+
+    ``down``, ``up``: whether there are stages by frequency, by time; the vector is read here without the
+    former, and written here without the latter. ``mirrored``: it is read as in :func:`_columns_down`, but
+    from bit-reversed order, the first 64 elements from ``head``. ``factors``: see :func:`_reversed_factors`.
     """
     for row in range(lo, hi):
         if stop[0] != 0:
@@ -361,7 +363,7 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
             scale = carried(times(lane_power(F, load_lanes(F, factors, 9), _reversed_bits(g0, bits)), scale))
         for g in range(g0, g0 + groups):
             at = g if apart else 8 * g
-            if from_words:
+            if not down:
                 source, place, stride = words, 64 * g, 1
                 if mirrored and g == 0:
                     source = head
@@ -407,7 +409,7 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
                 scale = carried(times(scale, load_lanes(F, factors, 10 + ones)))
             if up:
                 _up_eight(F, room, small)
-            if not to_words:
+            if up:
                 _store_eight(work, at, transpose_lanes(_load_eight(F, room, 0)))
             elif apart:
                 place = 8 * _reversed_bits(g, bits)
@@ -478,9 +480,8 @@ def block_bytes(domain: Domain) -> int:
 
 
 def buffer_bytes(domain: Domain, threads: int) -> int:
-    """Bytes of all threads' buffers at most."""
-    split = max((_split(domain, 1, together) for together in (False, True)), key=lambda s: s.buffer)
-    return threads * split.buffer * LANES * 8 * lane_form(domain.field).limbs
+    """Bytes of all threads' buffers in :func:`to_coset`."""
+    return threads * _split(domain, threads, together=False).buffer * BLOCK_BYTES
 
 
 def reversed_steps(bits: int) -> list[int]:
@@ -499,12 +500,19 @@ def _reverse(i: int, bits: int) -> int:
     return int(format(i, f"0{bits}b")[::-1], 2)
 
 
+_powers = lru_cache(maxsize=64)(power_blocks)
+"""For scaling in natural order; see :func:`_columns_down`."""
+
+
 @lru_cache(maxsize=64)
 def _reversed_factors(domain: Domain, factor: int, base: int, together: bool) -> Blocks:
     """For scaling by factor·base^rev(i) in bit-reversed order; see :func:`_rows`.
 
-    A place is (group, lane, c), so rev is rev(c)·n/8 + rev(lane)·n/64 + rev(group); with groups that
-    are ``together`` in natural order it is (lane, group, c) with lanes reversed: rev(c)·n/8 + 8·rev(group) + lane.
+    One block for each of a group's transposed blocks; the factor; the base from group to group, by reversed
+    number; its powers for the steps from one reversed number to the next.
+
+    Place (group, lane, c) has rev = rev(c)·n/8 + rev(lane)·n/64 + rev(group). With groups ``together`` in
+    natural order it is (lane, group, c), with lanes reversed: rev(c)·n/8 + 8·rev(group) + lane.
     """
     p, log_n = domain.field.modulus, domain.log_n
     bits = log_n - 6
@@ -615,14 +623,14 @@ def _transform(
         return np.empty((blocks, limbs, LANES), dtype=np.uint64)
 
     def columns_down(r: tuple[int, int]) -> None:
-        room, factors = buffer(split.buffer), power_blocks(params, *first)
+        room, factors = buffer(split.buffer), _powers(params, *first)
         _columns_down(
             F, words, address(head), work, address(room), table, address(factors), rows, pitch, width,
             mirrored, _mode(first), r[0], r[1], job.stop,
         )  # fmt: skip
 
     def columns_up(r: tuple[int, int]) -> None:
-        room, factors = buffer(split.buffer), power_blocks(params, *last)
+        room, factors = buffer(split.buffer), _powers(params, *last)
         _columns_up(
             F, work, words, address(room), table, address(factors), rows, pitch, width, _mode(last),
             r[0], r[1], job.stop,
@@ -634,7 +642,7 @@ def _transform(
         room, factors = buffer(LANES), _reversed_factors(domain, *middle, together)
         _rows(
             F, work, words, address(head), table, address(_small_roots(params)), address(factors), order,
-            address(room), pitch, parts, apart, domain.log_n - 6, down, up, not down, not up, mirrored,
+            address(room), pitch, parts, apart, domain.log_n - 6, down, up, mirrored,
             _mode(middle), r[0], r[1], job.stop,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ shifted by four bits on loading, where it is not a constant.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import numpy as np
 
 from gpuprover.cpu.batch import _invert
 from gpuprover.cpu.field import load, load_u32, plain, store, zero
@@ -30,7 +30,6 @@ from gpuprover.curves import FieldParams
 ADD, SUB, MUL, MULTIPLY_SUBTRACT = 0, 1, 2, 3
 
 
-@lru_cache(maxsize=64)
 def power_blocks(params: FieldParams, factor: int, base: int) -> Blocks:
     """factor·base^i for i = 0 … 7, and base^8 in all lanes: what :func:`scale` takes."""
     p = params.modulus
@@ -107,12 +106,12 @@ def spmv(F, outs, matrices, matrix_stride, rows, row_stride, columns, column_str
         if not last:
             row = load_u32(rows + k * row_stride)
             if row_lo <= row < row_hi:
+                # Written in any case, and kept if the scalar is not 0: which it is, no branch can foresee.
                 x = scalars + 32 * load_u32(columns + k * column_stride)
-                if load(G, x, 0) != nothing:
-                    waiting[0, count] = x
-                    waiting[1, count] = values + k * value_stride
-                    waiting[2, count] = outs[load_u32(matrices + k * matrix_stride)] + 32 * row
-                    count += 1
+                waiting[0, count] = x
+                waiting[1, count] = values + k * value_stride
+                waiting[2, count] = outs[load_u32(matrices + k * matrix_stride)] + 32 * row
+                count += np.int64(load(G, x, 0) != nothing)
             elif strict:
                 return 0
             k += 1
