@@ -614,7 +614,8 @@ def _transform(
         else [i and (3 << (i.bit_length() - 1)) - 1 - i for i in range(64)]
     )
     head = v[images]
-    pieces = 1 if job.threads == 1 else 4 * job.threads
+    # A few pieces for each thread, as one may be slower; but a piece should take longer than handing it out.
+    pieces = 1 if job.threads == 1 else job.threads * max(1, min(4, n >> 17))
 
     def ranges(count: int) -> list[tuple[int, int]]:
         return job.ranges(count, largest=-(-count // pieces))
