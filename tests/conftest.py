@@ -92,6 +92,19 @@ OpenBackend = Callable[[Job], Backend]
 
 PORTABLE = "portable"
 """In place of a backend's name: the CPU backend, forced to its portable path."""
+TWO_PATHS = (
+    "msm",
+    "blinding",
+    "coset",
+    "ntt",
+    "upload",
+    "pointwise",
+    "scale_powers",
+    "inverse",
+    "spmv",
+    "plan",
+)
+"""Parts of the names of tests of what differs between the paths."""
 
 
 @pytest.fixture(params=[*_REGISTRY, PORTABLE])
@@ -109,9 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         if callspec is None or callspec.params.get("backend_name") != PORTABLE:
             return False
-        return cpu_path().name == PORTABLE or not (
-            any(part in item.name for part in ("msm", "coset", "blinding"))
-        )
+        return cpu_path().name == PORTABLE or not any(part in item.name for part in TWO_PATHS)
 
     repeated = [item for item in items if repeats(item)]
     if repeated:

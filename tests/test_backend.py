@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -222,8 +223,8 @@ def test_pointwise_in_many_pieces(opened: OpenBackend, backend_name: str, rng: r
         a, b = (random_scalars(backend, rng, n) for _ in range(2))
         u, v = upload(backend, a), upload(backend, b)
         assert download(backend, backend.mul(u, v)) == [x * y % r for x, y in zip(a, b, strict=True)]
-        product = backend.mul(u, backend.batch_inverse(u))
-        assert download(backend, product) == [1 if x else 0 for x in a]
+        ones = backend.mul(u, backend.batch_inverse(u))
+        assert download(backend, ones) == [1 if x else 0 for x in a]
         backend.scale_powers_in_place(u, 5, 3)
         factors = [5]
         for _ in range(n - 1):
@@ -356,6 +357,32 @@ def test_large_ntt(opened: OpenBackend, scale: Scale, rng: random.Random, thread
         assert download(backend, v) == x
 
 
+@pytest.mark.parametrize("threads", [1, 3, 64])
+@pytest.mark.parametrize("log_n", [9, 12, 15])
+def test_orders_of_an_ntt_agree(
+    opened: OpenBackend, scale: Scale, rng: random.Random, log_n: int, threads: int
+) -> None:
+    """The same values whatever the order, and an inverse that takes them back; extreme values too."""
+    backend = opened(Job(threads=threads))
+    domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))
+    n, r = domain.size, backend.curve.r
+    places = np.array(reference.bit_reverse(list(range(n))))
+    vectors = (random_scalars(backend, rng, n), [r - 1] * n, [i % 2 * (r - 1) for i in range(n)])
+    for values, coset in product(vectors, Coset):
+        words = scalar_words(backend, values)
+        y = words
+        for direction in Direction:
+            x, v = y, backend.upload(y)
+            y = backend.download(backend.ntt(v, domain, direction, coset=coset))
+            v = backend.upload(x)
+            backend.ntt(v, domain, direction, Order.NATURAL_TO_REVERSED, coset)
+            assert np.array_equal(backend.download(v), y[places]), (direction, coset)
+            v = backend.upload(x[places])
+            backend.ntt(v, domain, direction, Order.REVERSED_TO_NATURAL, coset)
+            assert np.array_equal(backend.download(v), y), (direction, coset)
+        assert np.array_equal(y, words)
+
+
 def test_ntts_of_two_sizes_take_turns(backend: Backend, rng: random.Random) -> None:
     """Tables are cached by domain: one must not be taken for another."""
     for log_n in (5, 2, 5, 0, 6, 2):
@@ -426,6 +453,31 @@ def test_spmv_of_plain_and_reversed_arrays(backend: Backend, rng: random.Random,
     for parts in (plain, backwards):
         m = backend.prepare_matrices(2, 10, parts["m"], parts["r"], parts["c"], parts["v"], form)
         assert [download(backend, v) for v in backend.spmv(m, scalar_words(backend, s))] == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("order", ["rows", "none", "one row last"])
+def test_spmv_on_threads(
+    opened: OpenBackend, scale: Scale, rng: random.Random, threads: int, order: str
+) -> None:
+    """Entries in the order of their rows, where threads may share them out by place, and in others."""
+    backend = opened(Job(threads=threads))
+    r, rows, columns = backend.curve.r, 40, 30
+    n = 5000 if scale.points > 100 else 200
+    drawn = [(rng.randrange(2), rng.randrange(rows), rng.randrange(columns)) for _ in range(n)]
+    # One row has more entries than a thread's share, some rows have none.
+    drawn += [(rng.randrange(2), 17, rng.randrange(columns)) for _ in range(n)]
+    drawn = [(m, row if row % 5 else 0, c) for m, row, c in drawn]
+    if order != "none":
+        drawn.sort(key=lambda entry: entry[1])
+    if order == "one row last":
+        drawn.append((0, 3, 0))
+    entries = [(*place, v) for place, v in zip(drawn, random_scalars(backend, rng, len(drawn)), strict=True)]
+    array = records(backend, entries, Form.DOUBLE_MONTGOMERY)
+    m = backend.prepare_matrices(2, rows, *(array[k] for k in "mrcv"), Form.DOUBLE_MONTGOMERY)
+    s = [rng.choice((0, 1, r - 1, rng.randrange(r))) for _ in range(columns)]
+    got = backend.spmv(m, scalar_words(backend, s))
+    assert [download(backend, v) for v in got] == products(2, rows, entries, s, r)
 
 
 def test_spmv_without_entries(backend: Backend) -> None:
@@ -855,8 +907,9 @@ LONG = [
 def test_cancel(opened: OpenBackend, curve: CurveParams, scale: Scale, name: str) -> None:
     """A cancelled operation, or a later one, raises Cancelled soon after the event is set."""
     cancel = threading.Event()
-    ready = long_operations(opened, curve, 4)[name](opened(Job()))
-    ready(opened(Job(threads=2)))  # compiles
+    # Compiles; short vectors would not reach all kernels.
+    few = scale.large if name in ("ntt", "spmv", "batch_inverse") else 4
+    long_operations(opened, curve, few)[name](opened(Job()))(opened(Job(threads=2)))
     operation = long_operations(opened, curve, scale.busy)[name](opened(Job()))
     backend = opened(Job(threads=2, cancel=cancel))
     moment: list[float] = []

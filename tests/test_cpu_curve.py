@@ -23,9 +23,8 @@ from gpuprover.cpu.curve import (
 )
 from gpuprover.cpu.field import Field, load, square, store
 from gpuprover.cpu.jit import jit
-from gpuprover.cpu.msm import address
 from gpuprover.curves import CurveParams
-from gpuprover.limbs import Words, field_to_words, words_to_field
+from gpuprover.limbs import Words, address, field_to_words, words_to_field
 from samples import curve_point, from_words, generator, spec, square_root, to_words
 
 # The group law --------------------------------------------------------------------------

@@ -24,9 +24,8 @@ from gpuprover.cpu.field import (
     zero,
 )
 from gpuprover.cpu.jit import jit
-from gpuprover.cpu.msm import address
 from gpuprover.curves import CURVES
-from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_field, words_to_ints
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
 from samples import field_edges
 
 FIELDS = {

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
-from gpuprover.cpu import combine, curve, msm, ntt, pairing, vector
+from gpuprover.cpu import combine, curve, msm, ntt, pairing, vector, vector_lanes
 from gpuprover.cpu.field import Field
+from gpuprover.cpu.lanes import LANES, LaneField
+from gpuprover.cpu.loose import has_lanes
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.vector_lanes import power_blocks
 from gpuprover.curves import AffineG1, AffineG2, CurveParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
@@ -74,6 +77,8 @@ class CpuBackend:
         self.curve, self.job = curve, job
         self.path = cpu_path()
         self._scalar = Field(curve.scalar)
+        in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
+        self._lanes = LaneField(curve.scalar) if in_lanes else None
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
 
     # Memory ------------------------------------------------------------------------
@@ -104,8 +109,8 @@ class CpuBackend:
         scalar, base = self.curve.scalar.bytes, self.curve.base.bytes
         key = (2 * header.g1_points + 4 * header.g2_points) * base + header.n_coefficients * (12 + scalar)
         domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
-        tables, copy = ntt.coset_bytes(domain, self.path.name)
-        # Quotient: three vectors, a working copy of one, and the witness; afterwards one vector, its
+        tables, copy = ntt.coset_bytes(domain, self.path.name, self.job.threads)
+        # Quotient: three vectors, a working copy of one, buffers, and the witness; afterwards one vector, its
         # canonical and recoded forms, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
         fields = [
@@ -128,19 +133,39 @@ class CpuBackend:
 
     # Vectors -------------------------------------------------------------------------
 
-    def _ranges(self, n: int) -> list[tuple[int, int]]:
-        return self.job.ranges(n, smallest=SMALLEST_PIECE)
+    def _each(
+        self, n: int, portable: Callable[[int, int], object], in_lanes: Callable[[int, int], object]
+    ) -> None:
+        """Runs a kernel on ranges of [0, n); with lanes, one on blocks of eight, the other on the rest."""
+        blocks = n // LANES if self._lanes is not None else 0
+        if blocks:
+            pieces = self.job.ranges(blocks, smallest=SMALLEST_PIECE // LANES)
+            self.job.map(lambda r: in_lanes(r[0], r[1]), pieces)
+        rest = LANES * blocks
+        if rest < n:
+            pieces = self.job.ranges(n - rest, smallest=SMALLEST_PIECE)
+            self.job.map(lambda r: portable(rest + r[0], rest + r[1]), pieces)
 
     def _convert(self, operation: int, source: Words, out: Words) -> None:
-        F, a, o = self._scalar, address(source), address(out)
-        self.job.map(lambda r: vector.convert(F, operation, a, o, r[0], r[1]), self._ranges(len(source)))
+        F, L, a, o = self._scalar, self._lanes, address(source), address(out)
+        p = self.curve.scalar
+        factor = power_blocks(p, p.R if operation == vector.TO_MONTGOMERY else p.R_inverse, 1)
+        self._each(
+            len(source),
+            lambda lo, hi: vector.convert(F, operation, a, o, lo, hi),
+            lambda lo, hi: vector_lanes.scale(L, a, o, address(factor), False, lo, hi),
+        )
 
     def _pointwise(self, operation: int, a: CpuVector, b: CpuVector) -> CpuVector:
         if len(a) != len(b):
             raise ValueError(f"vectors of lengths {len(a)} and {len(b)}")
         out = CpuVector(np.empty_like(a.words))
-        F, pa, pb, po = self._scalar, a.address, b.address, out.address
-        self.job.map(lambda r: vector.pointwise(F, operation, pa, pb, po, r[0], r[1]), self._ranges(len(a)))
+        F, L, pa, pb, po = self._scalar, self._lanes, a.address, b.address, out.address
+        self._each(
+            len(a),
+            lambda lo, hi: vector.pointwise(F, operation, pa, pb, po, lo, hi),
+            lambda lo, hi: vector_lanes.pointwise(L, operation, pa, pb, pa, po, lo, hi),
+        )
         return out
 
     def add(self, a: CpuVector, b: CpuVector) -> CpuVector:
@@ -155,20 +180,36 @@ class CpuBackend:
     def multiply_subtract_in_place(self, a: CpuVector, b: CpuVector, c: CpuVector) -> CpuVector:
         if not len(a) == len(b) == len(c):
             raise ValueError(f"vectors of lengths {len(a)}, {len(b)} and {len(c)}")
-        F, pa, pb, pc = self._scalar, a.address, b.address, c.address
-        self.job.map(lambda r: vector.multiply_subtract(F, pa, pb, pc, r[0], r[1]), self._ranges(len(a)))
+        F, L, pa, pb, pc = self._scalar, self._lanes, a.address, b.address, c.address
+        operation = vector_lanes.MULTIPLY_SUBTRACT
+        self._each(
+            len(a),
+            lambda lo, hi: vector.multiply_subtract(F, pa, pb, pc, lo, hi),
+            lambda lo, hi: vector_lanes.pointwise(L, operation, pa, pb, pc, pa, lo, hi),
+        )
         return a
 
     def scale_powers_in_place(self, v: CpuVector, factor: int, base: int) -> CpuVector:
+        F, L, a = self._scalar, self._lanes, v.address
         constants = field_to_words(self.curve.scalar, [factor, base])
-        F, a, c = self._scalar, v.address, address(constants)
-        self.job.map(lambda r: vector.scale_powers(F, a, c, r[0], r[1]), self._ranges(len(v)))
+        c, powers = address(constants), power_blocks(self.curve.scalar, factor, base)
+        self._each(
+            len(v),
+            lambda lo, hi: vector.scale_powers(F, a, c, lo, hi),
+            lambda lo, hi: vector_lanes.scale(L, a, a, address(powers), base != 1, lo, hi),
+        )
         return v
 
     def batch_inverse(self, v: CpuVector) -> CpuVector:
         out = CpuVector(np.empty_like(v.words))
-        F, a, o = self._scalar, v.address, out.address
-        self.job.map(lambda r: vector.batch_inverse(F, a, o, r[0], r[1]), self._ranges(len(v)))
+        F, L, a, o = self._scalar, self._lanes, v.address, out.address
+        factor = power_blocks(self.curve.scalar, pow(2, -8, self.curve.r), 1)
+
+        def in_lanes(lo: int, hi: int) -> None:
+            room = np.empty((3 * LANES, self._scalar.words), dtype=np.uint64)
+            vector_lanes.batch_inverse(L, a, o, address(factor), address(room), lo, hi)
+
+        self._each(len(v), lambda lo, hi: vector.batch_inverse(F, a, o, lo, hi), in_lanes)
         return out
 
     def ntt(
@@ -181,7 +222,7 @@ class CpuBackend:
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.ntt(v.words, domain, direction, order, coset, self.job)
+        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
         return v
 
     def to_coset_in_place(self, v: CpuVector, domain: Domain, coset: Coset) -> CpuVector:
@@ -214,28 +255,60 @@ class CpuBackend:
 
     def spmv(self, m: CpuMatrices, scalars: Words) -> list[CpuVector]:
         scalars = _own(scalars)
-        outs = [
-            CpuVector(np.zeros((m.rows, self.curve.scalar.limbs), dtype=np.uint64)) for _ in range(m.count)
-        ]
-        F, n = self._scalar, len(m.values)
-        # Every task reads the indices of all entries, and multiplies those of its matrix and rows.
-        pieces = -(-self.job.threads // m.count)
-        bounds = [m.rows * i // pieces for i in range(pieces + 1)]
-        tasks = [(k, lo, hi) for k in range(m.count) for lo, hi in pairwise(bounds)]
-        values, source = address(m.values), address(scalars)
-
-        def run(task: tuple[int, int, int]) -> None:
-            k, lo, hi = task
-            vector.spmv(
-                F, k, address(m.matrix_index), m.matrix_index.strides[0],
-                address(m.row_index), m.row_index.strides[0],
-                address(m.column_index), m.column_index.strides[0], values, m.stride, source, outs[k].address,
-                n, lo, hi, self.job.stop,
-            )  # fmt: skip
-
-        if n:
-            self.job.map(run, tasks)
+        limbs = self.curve.scalar.limbs
+        outs = [CpuVector(np.zeros((m.rows, limbs), dtype=np.uint64)) for _ in range(m.count)]
+        if len(m.values) and not self._spmv_in_order(m, scalars, outs):
+            for out in outs:
+                out.words[:] = 0
+            # Every task reads the rows of all entries, and multiplies those of its own.
+            bounds = [m.rows * i // self.job.threads for i in range(self.job.threads + 1)]
+            n = len(m.values)
+            self.job.map(
+                lambda rows: self._spmv_part(m, scalars, outs, False, (0, n), rows), list(pairwise(bounds))
+            )
         return outs
+
+    def _spmv_in_order(self, m: CpuMatrices, scalars: Words, outs: list[CpuVector]) -> bool:
+        """Shares the entries out by place; False, with the work half done, if their rows are not in order."""
+        n, rows = len(m.values), m.row_index
+        cuts, firsts = [0], [0]
+        for i in range(1, self.job.threads):
+            cut = max(cuts[-1], n * i // self.job.threads)
+            # On to the first entry of a row: that row and all further ones are another task's.
+            while cut < n:
+                (changes,) = np.nonzero(rows[cut : cut + 1024] != rows[max(0, cut - 1)])
+                cut += int(changes[0]) if len(changes) else 1024
+                if len(changes):
+                    break
+            cuts.append(min(cut, n))
+            firsts.append(int(rows[cut]) if cut < n else m.rows)
+        if firsts != sorted(firsts):
+            return False
+        tasks = list(zip(pairwise([*cuts, n]), pairwise([*firsts, m.rows]), strict=True))
+        return all(self.job.map(lambda t: self._spmv_part(m, scalars, outs, True, *t), tasks))
+
+    def _spmv_part(
+        self,
+        m: CpuMatrices,
+        scalars: Words,
+        outs: list[CpuVector],
+        strict: bool,
+        entries: tuple[int, int],
+        rows: tuple[int, int],
+    ) -> bool:
+        """One task's share of a product: see :func:`gpuprover.cpu.vector.spmv`."""
+        starts = np.array([out.address for out in outs], dtype=np.int64)
+        arrays = (
+            starts, address(m.matrix_index), m.matrix_index.strides[0],
+            address(m.row_index), m.row_index.strides[0],
+            address(m.column_index), m.column_index.strides[0], address(m.values), m.stride, address(scalars),
+        )  # fmt: skip
+        bounds = (strict, *entries, *rows, self.job.stop)
+        if self._lanes is None:
+            return bool(vector.spmv(self._scalar, *arrays, *bounds))
+        waiting = np.zeros((3, LANES), dtype=np.int64)
+        products = np.empty((LANES, self._scalar.words), dtype=np.uint64)
+        return bool(vector_lanes.spmv(self._lanes, *arrays, waiting, address(products), *bounds))
 
     # Points ------------------------------------------------------------------------------
 

@@ -161,11 +161,11 @@ def drop_tables() -> None:
     ntt_lanes.drop_tables()
 
 
-def coset_bytes(domain: Domain, path: str) -> tuple[int, int]:
-    """(table, working copy) in bytes that :func:`to_coset` takes beside its vector."""
+def coset_bytes(domain: Domain, path: str, threads: int) -> tuple[int, int]:
+    """(table, working copy and buffers) in bytes that :func:`to_coset` takes beside its vector."""
     if path == "ifma" and ntt_lanes.supports(domain):
         size = ntt_lanes.block_bytes(domain)
-        return size, size
+        return size, size + ntt_lanes.buffer_bytes(domain, threads)
     return domain.field.bytes << max(1, domain.log_n), 0
 
 
@@ -223,8 +223,16 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
     )
 
 
-def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job) -> None:
-    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`."""
+def ntt(
+    v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job, path: str
+) -> None:
+    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`.
+
+    ``path``: see :mod:`gpuprover.cpu.path`.
+    """
+    if path == "ifma" and ntt_lanes.supports(domain):
+        ntt_lanes.ntt(v, domain, direction, order, coset, job)
+        return
     p = domain.field.modulus
     inverted = direction is Direction.INVERSE
     in_time = order is Order.REVERSED_TO_NATURAL

@@ -1,234 +1,428 @@
-"""Evaluations on a domain to evaluations on a coset, eight butterflies at a time.
+"""The number-theoretic transform in eight lanes.
+
+A transform takes two passes over memory. The vector, a matrix of ``rows`` × ``pitch`` blocks of eight
+consecutive elements, goes through the stages of long distances by columns, a few at a time in a buffer that
+fits the cache, and through the others by rows. Stages of distance 4, 2 and 1 pair elements of one block;
+eight blocks are transposed, so that they pair vectors again.
+
+Decimation in frequency goes from natural order to bit-reversed, decimation in time back (Gentleman, Sande
+1966; Cooley, Tukey 1965). Where natural order is wanted at both ends, the rows that are transposed together
+are those whose elements are neighbours in the result. An inverse transform is a forward one of the
+elements in the order of −i (mod n): so one table serves both. Two stages are done at once (radix 4).
 
 The transform is linear, so data keep their Montgomery form: only twiddles and scale factors
 are in the lanes' form (radix 2^260), in which a product leaves the other factor's form alone.
 
-In memory a block is eight consecutive elements, limb by limb. Stages of distance 8 and more pair
-whole blocks. Those of distance 4, 2 and 1 pair elements of one block; eight blocks are
-transposed, so that they pair vectors again. Both transforms use the forward table: a
-forward transform in place of the inverse yields the coefficients in the order of −k, and
-likewise the evaluations at the end, which are written back in reverse.
-
-Ranges (Harvey, "Faster arithmetic for number-theoretic transforms", 2014): below 2p between the
-stages of the first transform, below 4p between those of the second; one conditional
-subtraction a butterfly.
+Ranges (Harvey, "Faster arithmetic for number-theoretic transforms", 2014), with loose limbs (loose.py).
+Frequency: inputs of two stages below 4p, sums of four below 16p, of which every second stage settles.
+Time: nothing is settled, each stage adds 2p: from 9p at most, after the scaling between two
+transforms and three stages without it, to 33p in the longest row; columns begin settled.
 """
 
 from __future__ import annotations
 
 import threading
-from functools import partial
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gpuprover.cpu.field import load, store
+from gpuprover.cpu.field import prefetch
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.lanes import (
     LANES,
-    LIMB_BITS,
-    LIMB_MASK,
     LaneField,
     lane_form,
-    lanes_add,
-    lanes_sub,
-    lanes_sub_if,
+    lanes_one,
     load_lanes,
-    load_words,
     store_lanes,
     store_words,
     transpose_lanes,
 )
+from gpuprover.cpu.loose import (
+    BLOCK_BYTES,
+    Blocks,
+    carried,
+    gather_words,
+    has_lanes,
+    lane_blocks,
+    lane_power,
+    lowest,
+    minus,
+    plus,
+    settle,
+    splats,
+    times,
+    times_both,
+)
+from gpuprover.cpu.vector_lanes import power_blocks
 from gpuprover.curves import FieldParams
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address
-from gpuprover.polynomial import Domain
+from gpuprover.polynomial import Coset, Direction, Domain, Order
 
-SMALLEST = 12
-"""log₂ of the smallest domain; below it there is nothing to gain."""
-LOG_CACHED = 11
-"""log₂ of the blocks that are taken through all their stages at once: 640 kB with their twiddles."""
-Blocks = NDArray[np.uint64]
+SMALLEST, LARGEST = 8, 30
+"""log₂ of the domains: of smaller ones the constants take longer, of larger ones values grow too large."""
+LOG_ROW = 10
+"""log₂ of a row's blocks: 640 kB with their twiddles."""
+LARGEST_LOG_ROW = 12
+LOG_BUFFER = 10
+"""Likewise for the columns that are taken together."""
 
-
-@inline
-def _frequency(F, data, table, h, lo, hi):
-    """Butterflies [lo, hi) of distance h, in blocks: (a, b) -> (a + b, (a − b)·w), all below 2p."""
-    for t in range(lo, hi):
-        j = t & (h - 1)
-        i = 2 * (t - j) + j
-        a, b = load_lanes(F, data, i), load_lanes(F, data, i + h)
-        store_lanes(data, i, lanes_sub_if(lanes_add(a, b), 2))
-        store_lanes(data, i + h, lanes_sub(a, b, 2) * load_lanes(F, table, h + j))
+NOTHING, FACTOR, POWERS = 0, 1, 2
+"""Scaling: none, by one factor, by a factor and powers of a base."""
 
 
 @inline
-def _time(F, data, table, h, lo, hi):
-    """Butterflies [lo, hi) of distance h, in blocks: (a, b) -> (a + b·w, a − b·w), all below 4p."""
-    for t in range(lo, hi):
-        j = t & (h - 1)
-        i = 2 * (t - j) + j
-        a = lanes_sub_if(load_lanes(F, data, i), 2)
-        b = load_lanes(F, data, i + h) * load_lanes(F, table, h + j)
-        store_lanes(data, i, lanes_add(a, b))
-        store_lanes(data, i + h, lanes_sub(a, b, 2))
+def _down_stages(F, data, first, rows, width, table, pitch, column):
+    """All stages of distances rows/2 … 1 rows, by frequency, on rows of ``width`` blocks from ``first``.
 
-
-@jit
-def _stage(F, data, table, h, lo, hi, in_time):
-    if in_time:
-        _time(F, data, table, h, lo, hi)
-    else:
-        _frequency(F, data, table, h, lo, hi)
-
-
-@inline
-def _down(a, b):
-    """A butterfly without a twiddle, below 2p."""
-    return lanes_sub_if(lanes_add(a, b), 2), lanes_sub_if(lanes_sub(a, b, 2), 2)
-
-
-@inline
-def _down_by(a, b, w):
-    return lanes_sub_if(lanes_add(a, b), 2), lanes_sub(a, b, 2) * w
-
-
-@inline
-def _up(a, b):
-    """A butterfly without a twiddle, from below 2p to below 2p."""
-    return lanes_sub_if(lanes_add(a, b), 2), lanes_sub_if(lanes_sub(a, b, 2), 2)
-
-
-@inline
-def _up_by(a, b, w):
-    c = b * w
-    return lanes_sub_if(lanes_add(a, c), 2), lanes_sub_if(lanes_sub(a, c, 2), 2)
-
-
-@inline
-def _middle(F, data, small, inner, first, current, steps, lo, hi):
-    """Last three stages of the first transform, scaling, first three of the second; groups of 64 elements.
-
-    ``small``: ω₈, ω₄, ω₈³ in every lane. ``inner``: eight blocks of factors by place in the group; ``first``:
-    likewise for group 0. ``current``: the factor of group lo; ``steps``: from a group's to the next one's.
+    They are the columns from ``column`` of a matrix with ``pitch`` columns; below 4p in and out.
     """
-    w1, w2, w3 = load_lanes(F, small, 0), load_lanes(F, small, 1), load_lanes(F, small, 2)
-    scale = load_lanes(F, current, 0)
-    for group in range(lo, hi):
-        at = 8 * group
-        x0, x1, x2, x3, x4, x5, x6, x7 = transpose_lanes(
-            (
-                load_lanes(F, data, at),
-                load_lanes(F, data, at + 1),
-                load_lanes(F, data, at + 2),
-                load_lanes(F, data, at + 3),
-                load_lanes(F, data, at + 4),
-                load_lanes(F, data, at + 5),
-                load_lanes(F, data, at + 6),
-                load_lanes(F, data, at + 7),
-            )
-        )
-        x0, x4 = _down(x0, x4)
-        x1, x5 = _down_by(x1, x5, w1)
-        x2, x6 = _down_by(x2, x6, w2)
-        x3, x7 = _down_by(x3, x7, w3)
-        x0, x2 = _down(x0, x2)
-        x1, x3 = _down_by(x1, x3, w2)
-        x4, x6 = _down(x4, x6)
-        x5, x7 = _down_by(x5, x7, w2)
-        x0, x1 = _down(x0, x1)
-        x2, x3 = _down(x2, x3)
-        x4, x5 = _down(x4, x5)
-        x6, x7 = _down(x6, x7)
-
-        factors = first if group == 0 else inner
-        x0 = x0 * load_lanes(F, factors, 0) * scale
-        x1 = x1 * load_lanes(F, factors, 1) * scale
-        x2 = x2 * load_lanes(F, factors, 2) * scale
-        x3 = x3 * load_lanes(F, factors, 3) * scale
-        x4 = x4 * load_lanes(F, factors, 4) * scale
-        x5 = x5 * load_lanes(F, factors, 5) * scale
-        x6 = x6 * load_lanes(F, factors, 6) * scale
-        x7 = x7 * load_lanes(F, factors, 7) * scale
-        ones = 0
-        while (group >> ones) & 1:
-            ones += 1
-        scale = scale * load_lanes(F, steps, ones)
-
-        x0, x1 = _up(x0, x1)
-        x2, x3 = _up(x2, x3)
-        x4, x5 = _up(x4, x5)
-        x6, x7 = _up(x6, x7)
-        x0, x2 = _up(x0, x2)
-        x1, x3 = _up_by(x1, x3, w2)
-        x4, x6 = _up(x4, x6)
-        x5, x7 = _up_by(x5, x7, w2)
-        x0, x4 = _up(x0, x4)
-        x1, x5 = _up_by(x1, x5, w1)
-        x2, x6 = _up_by(x2, x6, w2)
-        x3, x7 = _up_by(x3, x7, w3)
-        y0, y1, y2, y3, y4, y5, y6, y7 = transpose_lanes((x0, x1, x2, x3, x4, x5, x6, x7))
-        store_lanes(data, at, y0)
-        store_lanes(data, at + 1, y1)
-        store_lanes(data, at + 2, y2)
-        store_lanes(data, at + 3, y3)
-        store_lanes(data, at + 4, y4)
-        store_lanes(data, at + 5, y5)
-        store_lanes(data, at + 6, y6)
-        store_lanes(data, at + 7, y7)
-
-
-@jit
-def _cached_part(F, data, table, size, start, small, inner, first, current, steps, stop):
-    """All short stages of blocks [start, start + size), and what lies between the transforms."""
-    if stop[0] != 0:
-        return
-    lo, hi = start >> 1, (start + size) >> 1
-    h = size >> 1
-    while h >= 1:
-        _frequency(F, data, table, h, lo, hi)
+    h = rows
+    bits = 0
+    while 1 << bits < rows:
+        bits += 1
+    if bits & 1:
         h >>= 1
-    _middle(F, data, small, inner, first, current, steps, start >> 3, (start + size) >> 3)
-    h = 1
-    while h < size:
-        _time(F, data, table, h, lo, hi)
-        h *= 2
+        for r in range(h):
+            for c in range(width):
+                i = first + r * width + c
+                k = i + h * width
+                a, b = load_lanes(F, data, i), load_lanes(F, data, k)
+                store_lanes(data, i, settle(plus(a, b)))
+                w = load_lanes(F, table, (h + r) * pitch + column + c)
+                store_lanes(data, k, times(minus(a, b, 4), w))
+    while h >= 4:
+        q = h >> 2
+        s = q * width
+        for start in range(first, first + rows * width, h * width):
+            for r in range(q):
+                for c in range(width):
+                    i = start + r * width + c
+                    j = r * pitch + column + c
+                    x0, x2 = load_lanes(F, data, i), load_lanes(F, data, i + 2 * s)
+                    y0 = plus(x0, x2)
+                    x1, x3 = load_lanes(F, data, i + s), load_lanes(F, data, i + 3 * s)
+                    y1 = plus(x1, x3)
+                    y2, y3 = times_both(
+                        minus(x0, x2, 4),
+                        load_lanes(F, table, 2 * q * pitch + j),
+                        minus(x1, x3, 4),
+                        load_lanes(F, table, 3 * q * pitch + j),
+                    )
+                    w = load_lanes(F, table, q * pitch + j)
+                    store_lanes(data, i, settle(plus(y0, y1)))
+                    store_lanes(data, i + 2 * s, plus(y2, y3))
+                    z1, z3 = times_both(minus(y0, y1, 8), w, minus(y2, y3, 2), w)
+                    store_lanes(data, i + s, z1)
+                    store_lanes(data, i + 3 * s, z3)
+        h = q
+
+
+@inline
+def _up_stages(F, data, first, rows, width, table, pitch, column):
+    """All stages of distances 1 … rows/2 rows, by time; see :func:`_down_stages`. Each adds 2p."""
+    q = 1
+    while 4 * q <= rows:
+        s = q * width
+        for start in range(first, first + rows * width, 4 * s):
+            for r in range(q):
+                for c in range(width):
+                    i = start + r * width + c
+                    j = r * pitch + column + c
+                    w = load_lanes(F, table, q * pitch + j)
+                    x1, x3 = times_both(load_lanes(F, data, i + s), w, load_lanes(F, data, i + 3 * s), w)
+                    x2 = load_lanes(F, data, i + 2 * s)
+                    y2, y3 = times_both(
+                        plus(x2, x3),
+                        load_lanes(F, table, 2 * q * pitch + j),
+                        minus(x2, x3, 2),
+                        load_lanes(F, table, 3 * q * pitch + j),
+                    )
+                    x0 = load_lanes(F, data, i)
+                    y0, y1 = plus(x0, x1), minus(x0, x1, 2)
+                    store_lanes(data, i, plus(y0, y2))
+                    store_lanes(data, i + s, plus(y1, y3))
+                    store_lanes(data, i + 2 * s, minus(y0, y2, 2))
+                    store_lanes(data, i + 3 * s, minus(y1, y3, 2))
+        q *= 4
+    if q < rows:
+        for r in range(q):
+            for c in range(width):
+                i = first + r * width + c
+                k = i + q * width
+                a = load_lanes(F, data, i)
+                b = times(load_lanes(F, data, k), load_lanes(F, table, (q + r) * pitch + column + c))
+                store_lanes(data, i, plus(a, b))
+                store_lanes(data, k, minus(a, b, 2))
+
+
+@inline
+def _prefetch_lines(start, length):
+    for line in range(0, length, 64):
+        prefetch(start + line)
+
+
+@inline
+def _load_eight(F, data, at):
+    return (
+        load_lanes(F, data, at),
+        load_lanes(F, data, at + 1),
+        load_lanes(F, data, at + 2),
+        load_lanes(F, data, at + 3),
+        load_lanes(F, data, at + 4),
+        load_lanes(F, data, at + 5),
+        load_lanes(F, data, at + 6),
+        load_lanes(F, data, at + 7),
+    )
+
+
+@inline
+def _store_eight(data, at, x):
+    store_lanes(data, at, x[0])
+    store_lanes(data, at + 1, x[1])
+    store_lanes(data, at + 2, x[2])
+    store_lanes(data, at + 3, x[3])
+    store_lanes(data, at + 4, x[4])
+    store_lanes(data, at + 5, x[5])
+    store_lanes(data, at + 6, x[6])
+    store_lanes(data, at + 7, x[7])
+
+
+@inline
+def _down_eight(F, room, small):
+    """The last three stages by frequency on eight blocks: from below 4p to below 32p.
+
+    ``small``: ω₈, ω₄, ω₈³ in every lane.
+    """
+    x0, x1, x2, x3, x4, x5, x6, x7 = _load_eight(F, room, 0)
+    w1, w2, w3 = load_lanes(F, small, 0), load_lanes(F, small, 1), load_lanes(F, small, 2)
+    x0, x4 = plus(x0, x4), minus(x0, x4, 4)
+    x1, x5 = plus(x1, x5), minus(x1, x5, 4)
+    x2, x6 = plus(x2, x6), minus(x2, x6, 4)
+    x3, x7 = plus(x3, x7), minus(x3, x7, 4)
+    x5, x7 = times_both(x5, w1, x7, w3)
+    x6 = times(x6, w2)
+    x0, x2 = plus(x0, x2), minus(x0, x2, 8)
+    x1, x3 = plus(x1, x3), minus(x1, x3, 8)
+    x4, x6 = plus(x4, x6), minus(x4, x6, 2)
+    x5, x7 = plus(x5, x7), minus(x5, x7, 2)
+    x3, x7 = times_both(x3, w2, x7, w2)
+    x0, x1 = plus(x0, x1), minus(x0, x1, 16)
+    x2, x3 = plus(x2, x3), minus(x2, x3, 2)
+    x4, x5 = plus(x4, x5), minus(x4, x5, 4)
+    x6, x7 = plus(x6, x7), minus(x6, x7, 4)
+    _store_eight(room, 0, (x0, x1, x2, x3, x4, x5, x6, x7))
+
+
+@inline
+def _up_eight(F, room, small):
+    """The first three stages by time on eight blocks: from below 1.1p to below 9p."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = _load_eight(F, room, 0)
+    w1, w2, w3 = load_lanes(F, small, 0), load_lanes(F, small, 1), load_lanes(F, small, 2)
+    x0, x1 = plus(x0, x1), minus(x0, x1, 2)
+    x2, x3 = plus(x2, x3), minus(x2, x3, 2)
+    x4, x5 = plus(x4, x5), minus(x4, x5, 2)
+    x6, x7 = plus(x6, x7), minus(x6, x7, 2)
+    x3, x7 = times_both(x3, w2, x7, w2)
+    x0, x2 = plus(x0, x2), minus(x0, x2, 3)
+    x1, x3 = plus(x1, x3), minus(x1, x3, 2)
+    x4, x6 = plus(x4, x6), minus(x4, x6, 3)
+    x5, x7 = plus(x5, x7), minus(x5, x7, 2)
+    x5, x7 = times_both(x5, w1, x7, w3)
+    x6 = times(x6, w2)
+    x0, x4 = plus(x0, x4), minus(x0, x4, 5)
+    x1, x5 = plus(x1, x5), minus(x1, x5, 2)
+    x2, x6 = plus(x2, x6), minus(x2, x6, 2)
+    x3, x7 = plus(x3, x7), minus(x3, x7, 2)
+    _store_eight(room, 0, (x0, x1, x2, x3, x4, x5, x6, x7))
+
+
+@inline
+def _reversed_bits(i, bits):
+    r = 0
+    for _ in range(bits):
+        r = (r << 1) | (i & 1)
+        i >>= 1
+    return r
+
+
+@inline
+def _column_factors(F, factors, width, column, pitch, room, at):
+    """Leaves the factors of the first row's blocks in ``room``; returns that from a row to the next."""
+    step = load_lanes(F, factors, 1)
+    current = carried(times(lane_power(F, step, column), load_lanes(F, factors, 0)))
+    for c in range(width):
+        store_lanes(room, at + c, current)
+        current = carried(times(current, step))
+    return lane_power(F, step, pitch)
 
 
 @jit
-def _to_blocks(F, words, data, lo, hi):
-    for i in range(lo, hi):
-        store_lanes(data, i, load_words(F, words, i))
+def _columns_down(F, words, head, work, buffer, table, factors, rows, pitch, width, mirrored, scaling,
+                  lo, hi, stop):  # fmt: skip
+    """The long stages by frequency, from a vector in natural order to ``work``; tiles [lo, hi) of columns.
+
+    ``mirrored``: element i is taken from −i mod n, the first eight from ``head``. ``scaling``: NOTHING,
+    FACTOR or POWERS, with ``factors`` from :func:`power_blocks`. ``buffer``: (rows + 1)·width blocks.
+    """
+    n = 8 * rows * pitch
+    for tile in range(lo, hi):
+        if stop[0] != 0:
+            return
+        column = tile * width
+        powers = rows * width
+        if scaling == 2:
+            step = _column_factors(F, factors, width, column, pitch, buffer, powers)
+            row_factor = lanes_one(F)
+        for r in range(rows):
+            for c in range(width):
+                block = r * pitch + column + c
+                source, place, stride = words, 8 * block, 1
+                if mirrored and block > 0:
+                    place, stride = n - 8 * block, -1
+                elif mirrored:
+                    source = head
+                ahead = block + 8 * pitch if r + 8 < rows else block
+                if mirrored:
+                    ahead = n // 8 - ahead
+                _prefetch_lines(words + 256 * ahead, 256)
+                _prefetch_lines(table + BLOCK_BYTES * block, BLOCK_BYTES)
+                x = gather_words(F, source, place, stride, 0)
+                if scaling == 1:
+                    x = times(x, load_lanes(F, factors, 0))
+                elif scaling == 2:
+                    x = times(times(x, load_lanes(F, buffer, powers + c)), row_factor)
+                store_lanes(buffer, r * width + c, x)
+            if scaling == 2:
+                row_factor = carried(times(row_factor, step))
+        _down_stages(F, buffer, 0, rows, width, table, pitch, column)
+        for r in range(rows):
+            for c in range(width):
+                store_lanes(work, r * pitch + column + c, load_lanes(F, buffer, r * width + c))
 
 
 @jit
-def _from_blocks(F, data, words, n, lo, hi, room):
-    """words[(n − i) mod n] = data[i], canonical, for blocks [lo, hi); ``room`` holds eight elements."""
-    for k in range(lo, hi):
-        x = lanes_sub_if(lanes_sub_if(load_lanes(F, data, k), 2), 1)
-        if k > 0:
-            store_words(words, n - 8 * k, -1, x)
-            continue
-        store_words(room, 0, 1, x)
-        for j in range(8):
-            store(words, (n - j) % n, load(F, room, j))
+def _columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scaling, lo, hi, stop):
+    """The long stages by time, from ``work`` to a vector in natural order; see :func:`_columns_down`."""
+    for tile in range(lo, hi):
+        if stop[0] != 0:
+            return
+        column = tile * width
+        powers = rows * width
+        for r in range(rows):
+            for c in range(width):
+                block = r * pitch + column + c
+                _prefetch_lines(work + BLOCK_BYTES * (block + 8 * pitch), BLOCK_BYTES)
+                _prefetch_lines(table + BLOCK_BYTES * block, BLOCK_BYTES)
+                x = load_lanes(F, work, block)
+                store_lanes(buffer, r * width + c, settle(x))
+        _up_stages(F, buffer, 0, rows, width, table, pitch, column)
+        if scaling == 2:
+            step = _column_factors(F, factors, width, column, pitch, buffer, powers)
+            row_factor = lanes_one(F)
+        for r in range(rows):
+            for c in range(width):
+                x = load_lanes(F, buffer, r * width + c)
+                if scaling == 1:
+                    x = times(x, load_lanes(F, factors, 0))
+                elif scaling == 2:
+                    x = times(times(x, load_lanes(F, buffer, powers + c)), row_factor)
+                store_words(words, 8 * (r * pitch + column + c), 1, lowest(x))
+            if scaling == 2:
+                row_factor = carried(times(row_factor, step))
+
+
+@jit
+def _rows(F, work, words, head, table, small, factors, order, room, size, parts, apart, bits,
+          down, up, mirrored, scaling, lo, hi, stop):  # fmt: skip
+    """The short stages by frequency, scaling, the short stages by time; rows [lo, hi) of ``size`` blocks.
+
+    Eight blocks of ``work``, 64 elements, are transposed at a time: group g's are ``order[lane]`` blocks from
+    8g. The group's number has ``bits`` bits, and its place in ``words`` is 64g. With ``apart`` the result is
+    in natural order: the group's blocks are that far from each other, from g on, all in one row, or in
+    ``parts`` = 8 rows that are taken together, and eight neighbours of the result are written at once.
+
+    ``down``, ``up``: whether there are stages by frequency, by time; the vector is read here without the
+    former, and written here without the latter. ``mirrored``: it is read as in :func:`_columns_down`, but
+    from bit-reversed order, the first 64 elements from ``head``. ``factors``: see :func:`_reversed_factors`.
+    """
+    for row in range(lo, hi):
+        if stop[0] != 0:
+            return
+        start = row * size
+        if down:
+            for part in range(parts):
+                _down_stages(F, work, part * apart + start, size, 1, table, 1, 0)
+        groups = size * parts >> 3
+        g0 = row * groups
+        scale = load_lanes(F, factors, 8)
+        if scaling == 2:
+            scale = carried(times(lane_power(F, load_lanes(F, factors, 9), _reversed_bits(g0, bits)), scale))
+        for g in range(g0, g0 + groups):
+            at = g if apart else 8 * g
+            if not down:
+                source, place, stride = words, 64 * g, 1
+                if mirrored and g == 0:
+                    source = head
+                elif mirrored:
+                    top = 1
+                    while 2 * top <= g:
+                        top *= 2
+                    place, stride = 64 * (3 * top - 1 - g) + 63, -1
+                for c in range(8):
+                    store_lanes(room, c, gather_words(F, source, place + c * stride, 8 * stride, 0))
+            else:
+                x = transpose_lanes(
+                    (
+                        load_lanes(F, work, at + np.int64(order[0])),
+                        load_lanes(F, work, at + np.int64(order[1])),
+                        load_lanes(F, work, at + np.int64(order[2])),
+                        load_lanes(F, work, at + np.int64(order[3])),
+                        load_lanes(F, work, at + np.int64(order[4])),
+                        load_lanes(F, work, at + np.int64(order[5])),
+                        load_lanes(F, work, at + np.int64(order[6])),
+                        load_lanes(F, work, at + np.int64(order[7])),
+                    )
+                )
+                _store_eight(room, 0, x)
+            if down:
+                _down_eight(F, room, small)
+            if scaling == 1:
+                for c in range(4):
+                    x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
+                    x, y = times_both(x, scale, y, scale)
+                    store_lanes(room, c, x)
+                    store_lanes(room, c + 4, y)
+            elif scaling == 2:
+                for c in range(4):
+                    x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
+                    x, y = times_both(x, load_lanes(F, factors, c), y, load_lanes(F, factors, c + 4))
+                    x, y = times_both(x, scale, y, scale)
+                    store_lanes(room, c, x)
+                    store_lanes(room, c + 4, y)
+                ones = 0
+                while (g >> ones) & 1:
+                    ones += 1
+                scale = carried(times(scale, load_lanes(F, factors, 10 + ones)))
+            if up:
+                _up_eight(F, room, small)
+            if up:
+                _store_eight(work, at, transpose_lanes(_load_eight(F, room, 0)))
+            elif apart:
+                place = 8 * _reversed_bits(g, bits)
+                for c in range(8):
+                    far = _reversed_bits(c, 3) << (bits + 3)
+                    store_words(words, place + far, 1, lowest(load_lanes(F, room, c)))
+            else:
+                for c in range(8):
+                    store_words(words, 64 * g + c, 8, lowest(load_lanes(F, room, c)))
+        if up:
+            _up_stages(F, work, start, size, 1, table, 1, 0)
 
 
 # Tables ------------------------------------------------------------------------------------------------
-
-
-def _lanes_of(params: FieldParams, values: list[int]) -> Blocks:
-    """Integers mod p, eight to a block, in the lanes' form -> uint64[len/8, limbs, 8]."""
-    limbs = lane_form(params).limbs
-    radix = 1 << (LIMB_BITS * limbs)
-    scaled = [v * radix % params.modulus for v in values]
-    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for v in scaled] for i in range(limbs)]
-    return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
-
-
-def _splats(params: FieldParams, values: list[int]) -> Blocks:
-    """Each value in all lanes of a block of its own."""
-    return _lanes_of(params, [v for value in values for v in [value] * LANES])
 
 
 @jit
@@ -267,7 +461,7 @@ def _twiddles(params: FieldParams, log_n: int) -> Blocks:
             for s in range(log_n - 3):
                 root = params.root_of_unity(s + 4)
                 steps += [pow(root, k, p) for k in range(LANES)] + [pow(root, LANES, p)] * LANES
-            packed = _lanes_of(params, steps)
+            packed = lane_blocks(params, steps)
             _grow_table(LaneField(params), address(grown), address(packed), have, log_n - 3)
             _tables[params.name] = table = grown
     return table
@@ -284,6 +478,11 @@ def block_bytes(domain: Domain) -> int:
     return lane_form(domain.field).limbs * 8 << domain.log_n
 
 
+def buffer_bytes(domain: Domain, threads: int) -> int:
+    """Bytes of all threads' buffers in :func:`to_coset`."""
+    return threads * _split(domain, threads, together=False).buffer * BLOCK_BYTES
+
+
 def reversed_steps(bits: int) -> list[int]:
     """rev(i + 1) − rev(i) by the count of trailing ones of i, for the reversal of ``bits`` bits.
 
@@ -293,60 +492,193 @@ def reversed_steps(bits: int) -> list[int]:
 
 
 def supports(domain: Domain) -> bool:
-    return domain.log_n >= SMALLEST and domain.field.limbs == 4
+    return SMALLEST <= domain.log_n <= LARGEST and has_lanes(domain.field)
+
+
+def _reverse(i: int, bits: int) -> int:
+    return int(format(i, f"0{bits}b")[::-1], 2)
+
+
+_powers = lru_cache(maxsize=64)(power_blocks)
+"""For scaling in natural order; see :func:`_columns_down`."""
+
+
+@lru_cache(maxsize=64)
+def _reversed_factors(domain: Domain, factor: int, base: int, together: bool) -> Blocks:
+    """For scaling by factor·base^rev(i) in bit-reversed order; see :func:`_rows`.
+
+    One block for each of a group's transposed blocks; the factor; the base from group to group, by reversed
+    number; its powers for the steps from one reversed number to the next.
+
+    Place (group, lane, c) has rev = rev(c)·n/8 + rev(lane)·n/64 + rev(group). With groups ``together`` in
+    natural order it is (lane, group, c), with lanes reversed: rev(c)·n/8 + 8·rev(group) + lane.
+    """
+    p, log_n = domain.field.modulus, domain.log_n
+    bits = log_n - 6
+    inner = []
+    for c in range(LANES):
+        far = _reverse(c, 3) << (log_n - 3)
+        lanes = [lane if together else _reverse(lane, 3) << (log_n - 6) for lane in range(LANES)]
+        inner += [pow(base, far + lane, p) for lane in lanes]
+    outer = pow(base, LANES, p) if together else base
+    steps = [pow(outer, jump, p) for jump in reversed_steps(bits)]
+    return np.concatenate(
+        [lane_blocks(domain.field, inner), splats(domain.field, [factor, outer, *steps, 1])]
+    )
+
+
+@lru_cache(maxsize=8)
+def _small_roots(params: FieldParams) -> Blocks:
+    p, eighth = params.modulus, params.root_of_unity(3)
+    return splats(params, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
+
+
+class _Split(NamedTuple):
+    """A vector as a matrix of blocks, and what is worked on at once.
+
+    Attributes:
+        rows, pitch: of the matrix.
+        width: columns that are taken together.
+        parts: rows that are taken together.
+    """
+
+    rows: int
+    pitch: int
+    width: int
+    parts: int
+
+    @property
+    def buffer(self) -> int:
+        """Blocks in a buffer of columns and their factors."""
+        return (self.rows + 1) * self.width
+
+
+def _split(domain: Domain, threads: int, together: bool) -> _Split:
+    log_blocks = domain.log_n - 3
+    log_row = min(LARGEST_LOG_ROW, max(LOG_ROW, (log_blocks + 1) // 2))
+    log_threads = (threads - 1).bit_length()
+    if together:
+        log_row -= 2
+        if log_blocks > log_row + 2:
+            log_row = max(0, min(log_row, log_blocks - 3 - log_threads))
+        else:
+            log_row = log_blocks
+    else:
+        log_row = max(3, min(log_row, log_blocks - (log_threads if domain.log_n > 10 else 0)))
+    rows, pitch = 1 << (log_blocks - log_row), 1 << log_row
+    width = max(4, (1 << LOG_BUFFER) // rows)
+    width = max(1, min(width, pitch, max(4, pitch >> log_threads)))
+    return _Split(rows, pitch, width, LANES if together and rows > 1 else 1)
+
+
+Scale = tuple[int, int]
+"""(factor, base): element i is multiplied by factor·base^i."""
+
+
+def _mode(scale: Scale) -> int:
+    factor, base = scale
+    return POWERS if base != 1 else FACTOR if factor != 1 else NOTHING
+
+
+def _transform(
+    v: Words,
+    domain: Domain,
+    job: Job,
+    *,
+    down: bool,
+    up: bool,
+    mirrored: bool,
+    together: bool = False,
+    first: Scale = (1, 1),
+    middle: Scale = (1, 1),
+    last: Scale = (1, 1),
+) -> None:
+    """Frequency from natural order, time to natural order, or one after the other, in place.
+
+    ``first``, ``middle``, ``last``: scaling on the way, by place before frequency and after time, by reversed
+    place between; only the scalings on the way are looked at. Others: see :func:`_rows`.
+    """
+    params, n = domain.field, domain.size
+    F = LaneField(params)
+    rows, pitch, width, parts = split = _split(domain, job.threads, together)
+    table_blocks = _twiddles(params, domain.log_n)
+    limbs = lane_form(params).limbs
+    work_blocks = np.empty((n // LANES, limbs, LANES), dtype=np.uint64)
+    words, table, work = address(v), address(table_blocks), address(work_blocks)
+    apart = n // LANES // LANES if together else 0
+    # The elements whose mirror images are not in one piece.
+    images = (
+        [-i % n for i in range(LANES)]
+        if down
+        else [i and (3 << (i.bit_length() - 1)) - 1 - i for i in range(64)]
+    )
+    head = v[images]
+    # A few pieces for each thread, as one may be slower; but a piece should take longer than handing it out.
+    pieces = 1 if job.threads == 1 else job.threads * max(1, min(4, n >> 17))
+
+    def ranges(count: int) -> list[tuple[int, int]]:
+        return job.ranges(count, largest=-(-count // pieces))
+
+    def buffer(blocks: int) -> Blocks:
+        return np.empty((blocks, limbs, LANES), dtype=np.uint64)
+
+    def columns_down(r: tuple[int, int]) -> None:
+        room, factors = buffer(split.buffer), _powers(params, *first)
+        _columns_down(
+            F, words, address(head), work, address(room), table, address(factors), rows, pitch, width,
+            mirrored, _mode(first), r[0], r[1], job.stop,
+        )  # fmt: skip
+
+    def columns_up(r: tuple[int, int]) -> None:
+        room, factors = buffer(split.buffer), _powers(params, *last)
+        _columns_up(
+            F, work, words, address(room), table, address(factors), rows, pitch, width, _mode(last),
+            r[0], r[1], job.stop,
+        )  # fmt: skip
+
+    order = np.array([_reverse(i, 3) * apart if together else i for i in range(LANES)], dtype=np.int64)
+
+    def whole_rows(r: tuple[int, int]) -> None:
+        room, factors = buffer(LANES), _reversed_factors(domain, *middle, together)
+        _rows(
+            F, work, words, address(head), table, address(_small_roots(params)), address(factors), order,
+            address(room), pitch, parts, apart, domain.log_n - 6, down, up, mirrored,
+            _mode(middle), r[0], r[1], job.stop,
+        )  # fmt: skip
+
+    tiles = ranges(pitch // width)
+    if down:
+        job.map(columns_down, tiles)
+    job.map(whole_rows, ranges(rows // parts))
+    if up:
+        job.map(columns_up, tiles)
+
+
+def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job) -> None:
+    """See :meth:`gpuprover.backend.Backend.ntt`."""
+    p = domain.field.modulus
+    g = 1 if coset is Coset.NONE else domain.coset_generator
+    inverse = direction is Direction.INVERSE
+    before = (1, 1) if inverse else (1, g)
+    after = (pow(domain.size, -1, p), pow(g, -1, p)) if inverse else (1, 1)
+    if order is Order.REVERSED_TO_NATURAL:
+        _transform(v, domain, job, down=False, up=True, mirrored=inverse, middle=before, last=after)
+    else:
+        together = order is Order.NATURAL_TO_NATURAL
+        _transform(
+            v,
+            domain,
+            job,
+            down=True,
+            up=False,
+            mirrored=inverse,
+            together=together,
+            first=before,
+            middle=after,
+        )
 
 
 def to_coset(v: Words, domain: Domain, job: Job) -> None:
     """Evaluations on ⟨ω⟩ -> evaluations on g·⟨ω⟩, in place, both in natural order; see ntt.py."""
-    params, log_n, n = domain.field, domain.log_n, domain.size
-    p, g = params.modulus, domain.coset_generator
-    F = LaneField(params)
-    table_blocks = _twiddles(params, log_n)
-    table = address(table_blocks)
-    blocks = n // LANES
-    work = np.empty((blocks, lane_form(params).limbs, LANES), dtype=np.uint64)
-    data = address(work)
-
-    def reverse(i: int, bits: int) -> int:
-        return int(format(i, f"0{bits}b")[::-1], 2)
-
-    # The first transform leaves n·c_{−k} at place rev(k), to be scaled by g^(n − k)/n, and by 1/n for k = 0.
-    # With 64 places to a group, rev(64s + q) = rev(s) + rev₆(q)·n/64.
-    inverse_g = pow(g, -1, p)
-    places = [pow(inverse_g, reverse(q, 6) << (log_n - 6), p) for q in range(64)]
-    by_vector = [places[8 * lane + e] for e in range(LANES) for lane in range(LANES)]
-    inner = _lanes_of(params, by_vector)
-    first = _lanes_of(params, [pow(g, -n, p), *by_vector[1:]])
-    outer_bits = log_n - 6
-    factor = pow(g, n, p) * pow(n, -1, p) % p
-    jumps = reversed_steps(outer_bits)
-    steps = _splats(params, [*(pow(inverse_g, jump, p) for jump in jumps), 1])
-    eighth = params.root_of_unity(3)
-    small = _splats(params, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
-
-    size = min(blocks, 1 << LOG_CACHED)
-    while size > 8 and blocks // size < job.threads:
-        size //= 2
-    pieces = job.ranges(blocks // 2, smallest=1 << 8, largest=1 << 17)
-
-    def cached(part: int) -> None:
-        start = part * size
-        current = _splats(params, [factor * pow(inverse_g, reverse(start >> 3, outer_bits), p) % p])
-        _cached_part(
-            F, data, table, size, start, address(small), address(inner), address(first), address(current),
-            address(steps), job.stop,
-        )  # fmt: skip
-
-    def stage(h: int, in_time: bool, bounds: tuple[int, int]) -> None:
-        _stage(F, data, table, h, bounds[0], bounds[1], in_time)
-
-    long = [size << s for s in range((blocks // size).bit_length() - 1)]
-    everything = job.ranges(blocks, smallest=1 << 8, largest=1 << 17)
-    job.map(lambda r: _to_blocks(F, address(v), data, r[0], r[1]), everything)
-    for h in reversed(long):
-        job.map(partial(stage, h, False), pieces)
-    job.map(cached, range(blocks // size))
-    for h in long:
-        job.map(partial(stage, h, True), pieces)
-    room = np.empty((LANES, params.limbs), dtype=np.uint64)
-    job.map(lambda r: _from_blocks(F, data, address(v), n, r[0], r[1], address(room)), everything)
+    scale = (pow(domain.size, -1, domain.field.modulus), domain.coset_generator)
+    _transform(v, domain, job, down=True, up=True, mirrored=True, middle=scale)

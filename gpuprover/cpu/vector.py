@@ -114,22 +114,25 @@ def batch_inverse(F, a, out, lo, hi):
 
 
 @jit
-def spmv(F, matrix, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
-         scalars, out, n, row_lo, row_hi, stop):  # fmt: skip
-    """out[row] += value·scalar over the n entries of matrix ``matrix`` with row in [row_lo, row_hi).
+def spmv(F, outs, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
+         scalars, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
+    """outs[matrix][row] += value·scalar over the entries [lo, hi) with row in [row_lo, row_hi).
 
-    Indices are uint32 and lie, as the values do, the given numbers of bytes apart; values
-    are c·R², scalars canonical, so products are Montgomery. Zero scalars cost a look.
+    ``outs``: int64, the addresses of the matrices' results. Indices are uint32 and lie, as the values do, the
+    given numbers of bytes apart; values are c·R², scalars canonical, so products are Montgomery. Zero scalars
+    cost a look. Returns 0, with the work half done, if ``strict`` and another row occurs, else 1.
     """
     nothing = zero(F)
-    for k in range(n):
+    for k in range(lo, hi):
         if k & 0xFFFF == 0 and stop[0] != 0:
-            return
-        if load_u32(matrices + k * matrix_stride) != matrix:
-            continue
+            return 1
         row = load_u32(rows + k * row_stride)
         if row < row_lo or row >= row_hi:
+            if strict:
+                return 0
             continue
         x = load(F, scalars, load_u32(columns + k * column_stride))
         if x != nothing:
+            out = outs[load_u32(matrices + k * matrix_stride)]
             store(out, row, load(F, out, row) + load(F, values + k * value_stride, 0) * x)
+    return 1

@@ -19,6 +19,7 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
     inner = Job(threads=1)
     backend = CpuBackend(curve, inner)
     words = ints_to_words(range(1, 5), curve.scalar.limbs)
+    longer = np.tile(words, (3, 1))  # a block of eight lanes, where there are any, and a rest
     domain = Domain(curve.scalar, 2)
     index = np.zeros(1, dtype=np.uint32)
     points = {
@@ -27,11 +28,12 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
     }
 
     def vectors() -> None:
-        v = backend.upload(words)
+        v = backend.upload(longer)
         backend.add(v, v)
         backend.batch_inverse(v)
         backend.multiply_subtract_in_place(v, v, v)
         backend.scale_powers_in_place(v, 1, 2)
+        v = backend.upload(words)
         backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_NATURAL, Coset.ODD)
         backend.to_coset_in_place(v, domain, Coset.ODD)
         long = Domain(curve.scalar, 12)  # long enough for the path with lanes, where there is one

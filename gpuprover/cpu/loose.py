@@ -1,0 +1,265 @@
+"""Sums and products of eight lanes that leave carries for later; whole vectors in and out of memory.
+
+A loose value has signed 64-bit limbs of any size below 2^62; the number that they make is what
+counts, and is not negative. Sums are vertical additions then. Only a product needs limbs below 2^52, of its
+first factor: it carries that one, and its own result is loose again, limbs below 2^57. The
+second factor has its limbs carried and is below p, as twiddles are; the first is below the
+capacity (84p for BN254, 35p for BLS12-381's scalars), and then the product is below 2p.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic
+from numpy.typing import NDArray
+
+from gpuprover.cpu.field import I64
+from gpuprover.cpu.jit import inline
+from gpuprover.cpu.lanes import (
+    LANES,
+    LIMB_BITS,
+    LIMB_MASK,
+    LaneFieldType,
+    LanesType,
+    Limbs,
+    _carry,
+    _constant,
+    _limbs_of,
+    _make,
+    _multiply_add,
+    _reduction_step,
+    _splat,
+    _sub_if,
+    _take,
+    _transpose,
+    _words_to_limbs,
+    lane_form,
+    lanes_one,
+)
+from gpuprover.curves import FieldParams
+
+Blocks = NDArray[np.uint64]
+"""Elements in lanes: uint64[n, limbs, 8]."""
+LIMBS = 5
+BLOCK_BYTES = 8 * LANES * LIMBS
+
+
+def has_lanes(field: FieldParams) -> bool:
+    """Whether the field's elements are of four words, and of :data:`LIMBS` limbs in lanes."""
+    return field.limbs == 4 and lane_form(field).limbs == LIMBS
+
+
+def lane_blocks(params: FieldParams, values: list[int]) -> Blocks:
+    """Integers mod p, eight to a block, in the lanes' form -> uint64[len/8, limbs, 8]."""
+    limbs = lane_form(params).limbs
+    radix = 1 << (LIMB_BITS * limbs)
+    scaled = [v * radix % params.modulus for v in values]
+    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for v in scaled] for i in range(limbs)]
+    return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
+
+
+def splats(params: FieldParams, values: list[int]) -> Blocks:
+    """Each value in all lanes of a block of its own."""
+    return lane_blocks(params, [v for value in values for v in [value] * LANES])
+
+
+def _is_prime(x: Any) -> bool:
+    return isinstance(x, LanesType) and x.degree == 1
+
+
+@intrinsic
+def plus(typingctx: Any, x: Any, y: Any) -> Any:
+    """x + y."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        pairs = zip(_take(b, args[0]), _take(b, args[1]), strict=True)
+        return _make(b, [b.add(p, q) for p, q in pairs])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def minus(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
+    """x − y + k·p, for y <= k·p; k is a literal."""
+    if not _is_prime(x) or not isinstance(k, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        xs, ys = _take(b, args[0]), _take(b, args[1])
+        multiple = _constant(k.literal_value * x.params.modulus, len(xs))
+        triples = zip(xs, ys, multiple, strict=True)
+        return _make(b, [b.sub(b.add(p, c), q) for p, q, c in triples])
+
+    return x(x, x, k), codegen
+
+
+@intrinsic
+def carried(typingctx: Any, x: Any) -> Any:
+    """The same number with limbs in [0, 2^52)."""
+    if not _is_prime(x):
+        return None
+    return x(x), lambda context, b, sig, args: _make(b, _carry(b, _take(b, args[0])))
+
+
+def _products(b: ir.IRBuilder, f: FieldParams, *pairs: tuple[Limbs, Limbs]) -> list[Limbs]:
+    """Loose products of loose and carried factors, limb by limb in turns: each waits on its own results."""
+    carried = [(_carry(b, x), y) for x, y in pairs]
+    n = len(pairs[0][0])
+    ps = _constant(f.modulus, n)
+    sums: list[Limbs] = [[_splat(0)] * n for _ in pairs]
+    for i in range(n):
+        for k, (x, y) in enumerate(carried):
+            acc = [*sums[k], _splat(0)]
+            for j in range(n):
+                acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
+            for j in range(n):
+                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
+            sums[k] = acc
+        for k in range(len(carried)):
+            sums[k] = _reduction_step(b, f, sums[k], ps)
+    return sums
+
+
+@intrinsic
+def times(typingctx: Any, x: Any, y: Any) -> Any:
+    """x·y, below 2p, for a loose x and a carried y < p."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _make(b, _products(b, x.params, (_take(b, args[0]), _take(b, args[1])))[0])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def times_both(typingctx: Any, x1: Any, y1: Any, x2: Any, y2: Any) -> Any:
+    """(x1·y1, x2·y2), both as :func:`times`, in less time than one after the other."""
+    if not _is_prime(x1):
+        return None
+    result = types.UniTuple(x1, 2)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        parts = [_take(b, a) for a in args]
+        first, second = _products(b, x1.params, (parts[0], parts[1]), (parts[2], parts[3]))
+        return context.make_tuple(b, result, [_make(b, first), _make(b, second)])
+
+    return result(x1, x1, x1, x1), codegen
+
+
+def _settle(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
+    """x − q·p below 2p, with q = ⌊top limb·⌊capacity⌋/2^52⌋ (Barrett).
+
+    For want of a multiply-subtract, q·(2^260 − p) is added, and q·2^260 subtracted from what passes the top.
+    """
+    n = len(x)
+    whole = 1 << (LIMB_BITS * n)
+    x = _carry(b, x)
+    q = _multiply_add(b, "h", _splat(0), x[-1], _splat(whole // f.modulus))
+    x.append(b.sub(_splat(0), q))
+    for j, c in enumerate(_constant(whole - f.modulus, n)):
+        x[j] = _multiply_add(b, "l", x[j], q, c)
+        x[j + 1] = _multiply_add(b, "h", x[j + 1], q, c)
+    x[n - 1] = b.add(x[n - 1], b.shl(x[n], _splat(LIMB_BITS)))
+    return x[:n]
+
+
+@intrinsic
+def settle(typingctx: Any, x: Any) -> Any:
+    """The same mod p, below 2p, for x below the capacity."""
+    if not _is_prime(x):
+        return None
+    return x(x), lambda context, b, sig, args: _make(b, _settle(b, x.params, _take(b, args[0])))
+
+
+@intrinsic
+def lowest(typingctx: Any, x: Any) -> Any:
+    """The same mod p, in [0, p) and with its limbs carried, for x below the capacity."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        settled = _carry(b, _settle(b, x.params, _take(b, args[0])))
+        return _make(b, _sub_if(b, x.params, 1, settled))
+
+    return x(x), codegen
+
+
+def _gathered(b: ir.IRBuilder, f: FieldParams, starts: list[Any], align: int, shift: int) -> Limbs:
+    quarter = ir.VectorType(I64, 4)
+    rows = [b.load(b.inttoptr(at, quarter.as_pointer()), align=align) for at in starts]
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
+    pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
+    return _words_to_limbs(b, _transpose(b, pairs), shift, _limbs_of(f))
+
+
+@intrinsic
+def gather_words(typingctx: Any, F: Any, address: Any, i: Any, stride: Any, shift: Any) -> Any:
+    """Elements i, i + stride, … i + 7·stride of a vector of four-word elements, times 2^shift (a literal)."""
+    if not isinstance(F, LaneFieldType) or F.degree != 1 or F.params.limbs != 4:
+        return None
+    if not isinstance(shift, types.IntegerLiteral):
+        return None
+    t = LanesType(F.params, 1)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        starts = []
+        for k in range(LANES):
+            index = b.add(args[2], b.mul(args[3], I64(k)))
+            starts.append(b.add(args[1], b.mul(index, I64(32))))
+        return _make(b, _gathered(b, F.params, starts, 8, shift.literal_value))
+
+    return t(F, types.int64, types.int64, types.int64, shift), codegen
+
+
+@intrinsic
+def gather_at(typingctx: Any, F: Any, addresses: Any, shift: Any) -> Any:
+    """The elements at eight addresses, which need not be aligned, times 2^shift (a literal)."""
+    if not isinstance(F, LaneFieldType) or F.degree != 1 or F.params.limbs != 4:
+        return None
+    if not isinstance(shift, types.IntegerLiteral):
+        return None
+    t = LanesType(F.params, 1)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        starts = []
+        for k in range(LANES):
+            at = b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer())
+            starts.append(b.load(at, align=8))
+        return _make(b, _gathered(b, F.params, starts, 1, shift.literal_value))
+
+    return t(F, types.int64, shift), codegen
+
+
+@intrinsic
+def zero_mask(typingctx: Any, x: Any) -> Any:
+    """Bit mask of the lanes that are 0, for values in [0, p) with carried limbs."""
+    if not _is_prime(x):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        first, *others = _take(b, args[0])
+        for limb in others:
+            first = b.or_(first, limb)
+        mask = b.icmp_unsigned("==", first, _splat(0))
+        return b.zext(b.bitcast(mask, ir.IntType(LANES)), I64)
+
+    return types.int64(x), codegen
+
+
+@inline
+def lane_power(F, x, exponent):
+    """x^exponent, carried and below 1.1p, for a carried x < p and an int64 exponent >= 0."""
+    y = lanes_one(F)
+    while exponent > 0:
+        if exponent & 1:
+            y = carried(times(y, x))
+        x = carried(times(x, x))
+        exponent >>= 1
+    return y
