@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,35 @@ def test_any_values(name: str, data: st.DataObject) -> None:
     value = integer | st.sampled_from(field_edges(p))
     element = value if F.degree == 1 else st.tuples(value, value)
     check(F, data.draw(st.lists(st.tuples(element, element), max_size=8)))
+
+
+@jit
+def _inverses(F, a, out, n):
+    for i in range(n):
+        store(out, i, inverse(load(F, a, i)))
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if FIELDS[name].degree == 1])
+def test_inverses(name: str, rng: random.Random) -> None:
+    """Words whose leading or lowest bits agree with the modulus' longest, and those of any length."""
+    F = FIELDS[name]
+    p = F.params.modulus
+    words = [
+        *field_edges(p),
+        *(1 << k for k in range(p.bit_length())),
+        *(p >> k for k in range(p.bit_length())),
+    ]
+    words += [p - (1 << k) for k in range(p.bit_length())]
+    words += [k * p // n + e for n in range(2, 9) for k in range(1, n) for e in (-1, 0, 1)]
+    words += [p ^ 1 << k for k in range(1, p.bit_length() - 1)]
+    words += [rng.getrandbits(rng.randrange(1, p.bit_length() + 1)) for _ in range(500)]
+    words = [w % p for w in words]
+    a = ints_to_words(words, F.params.limbs)
+    out = np.empty_like(a)
+    _inverses(F, address(a), address(out), len(a))
+    R2 = F.params.R**2
+    expected = [R2 * pow(w, -1, p) % p if w else 0 for w in words]
+    assert words_to_ints(out) == expected
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -36,6 +36,7 @@ from numba.core.extending import (
 )
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
+from gpuprover.cpu.inversion import emit_inverse, join, split
 from gpuprover.curves import FieldParams
 
 I64, I128 = ir.IntType(64), ir.IntType(128)
@@ -119,14 +120,10 @@ def _prime_neg(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
     return b.select(b.icmp_unsigned("==", x, x.type(0)), x, b.sub(x.type(f.modulus), x))
 
 
-def _words(b: ir.IRBuilder, x: Any, n: int) -> list[Any]:
-    return [b.trunc(b.lshr(x, x.type(64 * i)) if i else x, I64) for i in range(n)]
-
-
 def _montgomery_product(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
     """x·y·R⁻¹ mod p, unrolled. Products and sums of words are 128-bit; none overflows."""
     n = f.limbs
-    xs, ys = _words(b, x, n), _words(b, y, n)
+    xs, ys = split(b, x, n), split(b, y, n)
     ps = [I64((f.modulus >> (64 * i)) & WORD_MASK) for i in range(n)]
 
     def multiply_add(left: Any, right: Any, *addends: Any) -> tuple[Any, Any]:
@@ -144,10 +141,7 @@ def _montgomery_product(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
             carry_x, tj = multiply_add(xs[j], y_word, t[j], carry_x)
             carry_p, t[j - 1] = multiply_add(m, ps[j], tj, carry_p)
         t[n - 1] = b.add(carry_x, carry_p)
-    result = x.type(0)
-    for i, w in enumerate(t):
-        result = b.or_(result, b.shl(b.zext(w, x.type), x.type(64 * i)))
-    return _reduce_once(b, result, f.modulus)
+    return _reduce_once(b, join(b, t), f.modulus)
 
 
 def _shared_function(
@@ -439,20 +433,22 @@ def pair(typingctx: Any, c0: Any, c1: Any) -> Any:
 
 
 @intrinsic
-def _inverse_exponent_word(typingctx: Any, x: Any, index: Any) -> Any:
-    """64-bit word ``index`` of p − 2."""
-    if not isinstance(x, ElementType):
+def _prime_inverse(typingctx: Any, x: Any) -> Any:
+    """1/x, and 0 for 0, by a shared function."""
+    if not isinstance(x, ElementType) or x.degree != 1:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        exponent = ir.IntType(64 * x.params.limbs)(x.params.modulus - 2)
-        return b.trunc(b.lshr(exponent, b.mul(b.zext(args[1], exponent.type), exponent.type(64))), I64)
+        def body(inner: ir.IRBuilder, value: Any) -> Any:
+            return emit_inverse(inner, x.params, value)
 
-    return types.uint64(x, types.uint64), codegen
+        return _shared_function(b, f"gpuprover.inverse.{x.params.name}", args, body, "noinline")
+
+    return x(x), codegen
 
 
 def inverse(x: Any) -> Any:
-    """1/x, and 0 for 0. A power by p − 2 in two-bit steps: about 350 products for 254 bits."""
+    """1/x, and 0 for 0, in variable time; see inversion.py."""
     raise TypeError("only for compiled code")
 
 
@@ -468,22 +464,4 @@ def _inverse(x):
             return pair(c0 * n, -(c1 * n))
 
         return invert_pair
-    steps = 32 * x.params.limbs
-
-    def invert(x):
-        x2 = x * x
-        x3 = x2 * x
-        y = x
-        started = False
-        for step in range(steps - 1, -1, -1):
-            if started:
-                y = y * y
-                y = y * y
-            bits = (_inverse_exponent_word(x, step >> 5) >> ((step & 31) * 2)) & 3
-            if bits != 0:
-                factor = x if bits == 1 else (x2 if bits == 2 else x3)
-                y = y * factor if started else factor
-                started = True
-        return y
-
-    return invert
+    return lambda x: _prime_inverse(x)
