@@ -205,6 +205,7 @@ class Backend(Protocol):
         """Σ scalars[i]·bases[i].
 
         ``scalars`` is a Vector, or canonical uint64[n, limbs]; n = len(bases).
+        Small ones may have fewer limbs.
         """
         ...
 

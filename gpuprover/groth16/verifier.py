@@ -4,7 +4,7 @@ e(π_a, π_b) = e(α, β)·e(Σ x_i·IC_i, γ)·e(π_c, δ), checked as one prod
 lines of β, γ and δ are kept by the backend between calls. The pairing check looks at the subgroup of
 π_b, too.
 
-A batch draws 128-bit random weights ρ and checks Π e(ρ_i·π_a,i, π_b,i) against the weighted
+A batch draws random weights ρ of 127 bits and checks Π e(ρ_i·π_a,i, π_b,i) against the weighted
 sums of the other three: n + 3 pairings with one final exponentiation (Bellare, Garay,
 Rabin, "Fast batch verification for modular exponentiation and digital signatures", 1998,
 small exponents test). A batch that fails is halved until the false proofs stand alone; the weights
@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover.backend import Backend, Bases, Group
+from gpuprover.backend import Backend, Group
 from gpuprover.curves import AffineG1, CurveParams
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words
 
-WEIGHT_BITS = 128
+WEIGHT_BITS = 127
+"""A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
 BATCH = 512
 """Proofs checked by one product; bounds the memory of a batch."""
 FEW_SIGNALS = 4
@@ -37,44 +38,46 @@ MANY_SIGNALS = 1024
 DIGIT_BITS = 8
 
 
-class _Inputs(NamedTuple):
-    """What is kept of a key: β, γ and δ as words, and IC as bases.
+class _Checked(NamedTuple):
+    """What is kept of a key whose points have been checked: β, γ and δ, and IC, as words.
 
-    With ``digits`` > 1, bases[i·digits + j] is 2^(8j)·IC_i, so that all bytes of all signals belong into the
-    same 255 buckets.
+    With ``digits`` > 1, ic[i·digits + j] is 2^(8j)·IC_i: then all bytes of all signals go into the same 255
+    buckets.
     """
 
     g2: Words
-    bases: Bases
+    ic: Words
     digits: int
 
 
 class _KeyCache:
-    """Keys whose points have been checked, with their IC as words."""
+    """Keys whose points have been checked. One that comes again gets its multiples of IC."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: dict[VerificationKey, _Inputs] = {}
+        self._entries: dict[VerificationKey, _Checked] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: VerificationKey, backend: Backend, source: str) -> _Inputs:
-        """The key's points as the backend takes them, after a check of all of them."""
+    def get(self, key: VerificationKey, backend: Backend, source: str) -> _Checked:
         with self._lock:
-            inputs = self._entries.pop(key, None)
-        if inputs is None:
-            inputs = _checked_inputs(key, backend, source)
+            checked = self._entries.pop(key, None)
+        if checked is None:
+            checked = _check_key(key, backend, source)
+        elif checked.digits == 1 and FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
+            digits = -(-key.curve.scalar.bits // DIGIT_BITS)
+            checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend), digits)
         with self._lock:
-            self._entries[key] = inputs
+            self._entries[key] = checked
             while len(self._entries) > self._size:
                 del self._entries[next(iter(self._entries))]
-        return inputs
+        return checked
 
 
 def _outside(source: str, part: str) -> MalformedFile:
     return MalformedFile(source, part, "the point is outside the subgroup of order r")
 
 
-def _checked_inputs(key: VerificationKey, backend: Backend, source: str) -> _Inputs:
+def _check_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
     curve = key.curve
     ic, g2 = g1_to_words(curve, key.ic), g2_to_words(curve, [key.beta2, key.gamma2, key.delta2])
     bad = backend.first_bad_point(Group.G2, g2)
@@ -85,11 +88,7 @@ def _checked_inputs(key: VerificationKey, backend: Backend, source: str) -> _Inp
     bad = backend.first_bad_point(Group.G1, ic)
     if bad >= 0:
         raise _outside(source, f"IC[{bad}]")
-    digits = 1
-    if FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
-        digits = -(-curve.scalar.bits // DIGIT_BITS)
-        ic = _shifted_multiples(ic, digits, backend)
-    return _Inputs(g2, backend.prepare_bases(Group.G1, ic), digits)
+    return _Checked(g2, ic, 1)
 
 
 def _shifted_multiples(points: Words, digits: int, backend: Backend) -> Words:
@@ -111,17 +110,16 @@ def _negative(curve: CurveParams, point: AffineG1) -> AffineG1:
     return None if point is None else (point[0], -point[1] % curve.q)
 
 
-def _input_point(key: VerificationKey, inputs: _Inputs, scalars: Sequence[int], backend: Backend) -> AffineG1:
+def _input_point(
+    key: VerificationKey, checked: _Checked, scalars: Sequence[int], backend: Backend
+) -> AffineG1:
     """Σ scalars[i]·IC_i for scalars in [0, r)."""
-    limbs = key.curve.scalar.limbs
     if len(scalars) <= FEW_SIGNALS + 1:
         return backend.linear_combination(Group.G1, key.ic, scalars)  # type: ignore[return-value]
-    words = ints_to_words(scalars, limbs)
-    if inputs.digits > 1:
-        digits = np.zeros((len(scalars) * inputs.digits, limbs), dtype=np.uint64)
-        digits[:, 0] = words.astype("<u8").view(np.uint8)[:, : inputs.digits].reshape(-1)
-        words = digits
-    return backend.msm(inputs.bases, words)  # type: ignore[return-value]
+    words = ints_to_words(scalars, key.curve.scalar.limbs)
+    if checked.digits > 1:
+        words = words.astype("<u8").view(np.uint8)[:, : checked.digits].astype(np.uint64).reshape(-1, 1)
+    return backend.msm(backend.prepare_bases(Group.G1, checked.ic), words)  # type: ignore[return-value]
 
 
 def verify(
@@ -139,14 +137,14 @@ def verify(
         MalformedFile: a point of key or proof lies outside its subgroup.
     """
     curve = key.curve
-    inputs = _keys.get(key, backend, key_source)
+    checked = _keys.get(key, backend, key_source)
     bad = backend.first_bad_point(Group.G1, g1_to_words(curve, [proof.a, proof.c]))
     if bad >= 0:
         raise _outside(proof_source, ("pi_a", "pi_c")[bad])
-    x = _input_point(key, inputs, [1, *public], backend)
+    x = _input_point(key, checked, [1, *public], backend)
     g1 = g1_to_words(curve, [_negative(curve, proof.a), key.alpha1, x, proof.c])
     b = g2_to_words(curve, [proof.b])
-    holds = backend.pairing_check(g1, np.concatenate([b, inputs.g2]), fixed=len(inputs.g2))
+    holds = backend.pairing_check(g1, np.concatenate([b, checked.g2]), fixed=len(checked.g2))
     if not holds and backend.first_bad_point(Group.G2, b) >= 0:
         raise _outside(proof_source, "pi_b")
     return holds
@@ -160,10 +158,10 @@ def verify_batch(
     Raises:
         MalformedFile: a point of the key lies outside its subgroup.
     """
-    inputs = _keys.get(key, backend, "verification key")
+    checked = _keys.get(key, backend, "verification key")
     results: list[bool] = []
     for start in range(0, len(statements), BATCH):
-        results += _Batch(key, inputs, statements[start : start + BATCH], backend).results()
+        results += _Batch(key, checked, statements[start : start + BATCH], backend).results()
     return results
 
 
@@ -173,11 +171,11 @@ class _Batch:
     def __init__(
         self,
         key: VerificationKey,
-        inputs: _Inputs,
+        checked: _Checked,
         statements: Sequence[tuple[Sequence[int], Proof]],
         backend: Backend,
     ) -> None:
-        self._key, self._inputs, self._backend = key, inputs, backend
+        self._key, self._checked, self._backend = key, checked, backend
         self._all = len(statements)
         curve = key.curve
         a = g1_to_words(curve, [proof.a for _, proof in statements])
@@ -188,7 +186,7 @@ class _Batch:
         self._b = g2_to_words(curve, [statements[i][1].b for i in self._chosen])
         self._public = [statements[i][0] for i in self._chosen]
         n = len(self._chosen)
-        self._weights = [secrets.randbits(WEIGHT_BITS - 1) + 1 for _ in range(n)]
+        self._weights = [secrets.randbits(WEIGHT_BITS) + 1 for _ in range(n)]
         self._weight_words = ints_to_words(self._weights, curve.scalar.limbs)
         self._a = backend.sparse_combination(
             Group.G1, a, np.arange(n + 1), np.arange(n, dtype=np.uint32), self._weight_words
@@ -226,10 +224,10 @@ class _Batch:
         sums = [sum(weights) % curve.r]
         for column in zip(*self._public[lo:hi], strict=True):
             sums.append(sum(map(mul, weights, column)) % curve.r)
-        x = _input_point(key, self._inputs, sums, backend)
+        x = _input_point(key, self._checked, sums, backend)
         alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
         c = backend.msm(backend.prepare_bases(Group.G1, self._c[lo:hi]), self._weight_words[lo:hi])
         sides = [_negative(curve, point) for point in (alpha, x, c)]  # type: ignore[arg-type]
         g1 = np.concatenate([self._a[lo:hi], g1_to_words(curve, sides)])
-        g2 = np.concatenate([self._b[lo:hi], self._inputs.g2])
-        return backend.pairing_check(g1, g2, fixed=len(self._inputs.g2))
+        g2 = np.concatenate([self._b[lo:hi], self._checked.g2])
+        return backend.pairing_check(g1, g2, fixed=len(self._checked.g2))
