@@ -205,6 +205,7 @@ class Backend(Protocol):
         """Σ scalars[i]·bases[i].
 
         ``scalars`` is a Vector, or canonical uint64[n, limbs]; n = len(bases).
+        Small ones may have fewer limbs.
         """
         ...
 
@@ -245,8 +246,12 @@ class Backend(Protocol):
 
     # Pairings ----------------------------------------------------------------------
 
-    def pairing_check(self, g1: Sequence[AffineG1], g2: Sequence[AffineG2]) -> bool:
-        """Whether Π e(g1[i], g2[i]) = 1, for points of the right subgroups."""
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
+
+        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
+        come again: a backend may keep what it computes from them alone.
+        """
         ...
 
 

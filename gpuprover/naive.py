@@ -224,9 +224,11 @@ class NaiveBackend:
 
     # Pairings ----------------------------------------------------------------------
 
-    def pairing_check(self, g1: Sequence[AffineG1], g2: Sequence[AffineG2]) -> bool:
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
         self.job.check()
-        return reference.pairing_check(self.curve, g1, g2)
+        if self.first_bad_point(Group.G2, g2) >= 0:
+            return False
+        return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
 
     # Helpers -----------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ from samples import (
     square_root,
     to_words,
     unaligned,
+    whole_order,
 )
 
 SIZES = [0, 1, 2, 3, 31, 32, 33, 255, 1000]
@@ -828,17 +829,69 @@ def test_pairing_check(backend: Backend, case: str) -> None:
     logs, expected = PAIRING_CASES[case]
     assert expected is (sum(a * b for a, b in logs) == 0)
     curve = backend.curve
-    P = [point(curve, Group.G1, a) for a, _ in logs]
-    Q = [point(curve, Group.G2, b) for _, b in logs]
-    assert backend.pairing_check(P, Q) is expected
+    P = point_words(curve, Group.G1, [a for a, _ in logs])
+    Q = point_words(curve, Group.G2, [b for _, b in logs])
+    for fixed in range(len(logs) + 1):
+        assert backend.pairing_check(P, Q, fixed) is expected
 
 
 def test_pairing_check_of_full_scalars(backend: Backend, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     a, b = rng.randrange(r), rng.randrange(r)
-    P, Q = point(curve, Group.G1, a), point(curve, Group.G2, b)
-    assert backend.pairing_check([P, curve.g1], [Q, point(curve, Group.G2, -a * b % r)])
-    assert not backend.pairing_check([P, curve.g1], [Q, point(curve, Group.G2, (1 - a * b) % r)])
+    P = point_words(curve, Group.G1, [a, 1])
+    assert backend.pairing_check(P, point_words(curve, Group.G2, [b, -a * b % r]))
+    assert not backend.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
+
+
+def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Random) -> None:
+    """More pairs than stand in memory at a time, infinity among them."""
+    curve = backend.curve
+    n = 200 if scale.points > 100 else 3
+    left, right = random_logs(rng, n), random_logs(rng, n)
+    left[n // 2] = right[n // 3] = 0
+    total = sum(a * b for a, b in zip(left, right, strict=True))
+    P = point_words(curve, Group.G1, [*left, 1])
+    assert backend.pairing_check(P, point_words(curve, Group.G2, [*right, -total]), 1)
+    assert not backend.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
+
+
+def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng: random.Random) -> None:
+    """Wherever they stand, and where the other point is infinity, which would hide them."""
+    curve, E = backend.curve, spec(backend.curve, Group.G2)
+    outside = curve_point(curve, Group.G2, rng)
+    small = E.scalar_mul(outside, curve.r)
+    bad = [outside, small, E.add(small, point(curve, Group.G2, 5)), E.neg(small)]
+    good = point_words(curve, Group.G2, [3, 4, 0])
+    P = point_words(curve, Group.G1, [4, -3, 1, 0])
+    assert backend.pairing_check(P, np.concatenate([good, good[:1]]))
+    for Q in bad:
+        words = to_words(curve, Group.G2, [Q])
+        for at in range(4):
+            for fixed in (0, 4):
+                points = np.insert(good, at, words[0], axis=0)
+                assert not backend.pairing_check(np.zeros_like(P), points, fixed)
+        assert not backend.pairing_check(P, np.concatenate([good, words]))
+
+
+SMALL_PRIMES = {"bn254": 10069, "bls12-381": 13}
+"""Divisors of the twists' cofactors."""
+
+
+def test_points_of_small_order_are_outside(backend: Backend, rng: random.Random) -> None:
+    """Their multiples meet the exceptions of the Miller loop's formulas."""
+    curve = backend.curve
+    E, prime = spec(curve, Group.G2), SMALL_PRIMES[curve.name]
+    order = whole_order(curve, Group.G2)
+    while order % prime == 0:
+        order //= prime
+    small = None
+    while small is None:
+        small = E.scalar_mul(curve_point(curve, Group.G2, rng), order)
+    while (multiple := E.scalar_mul(small, prime)) is not None:
+        small = multiple
+    words = to_words(curve, Group.G2, [small])
+    assert backend.first_bad_point(Group.G2, words) == 0
+    assert not backend.pairing_check(np.zeros((1, curve.g1_words), np.uint64), words)
 
 
 # Limits -------------------------------------------------------------------------------------
@@ -958,7 +1011,9 @@ def test_several_python_threads(
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
             assert backend.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
-        assert backend.pairing_check([curve.g1, None], [None, curve.g2])
+        assert backend.pairing_check(
+            point_words(curve, Group.G1, [1, 0]), point_words(curve, Group.G2, [0, 1])
+        )
 
     shared = opened(Job(threads=2))
     for backends in ([opened(Job(threads=2)) for _ in range(4)], [shared] * 4):

@@ -14,7 +14,7 @@ from gpuprover import reference
 from gpuprover.backend import Group
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, curve_by_name
 from gpuprover.polynomial import Domain
-from samples import curve_point, has_cofactor
+from samples import curve_point, has_cofactor, whole_order
 
 FIELDS = [field for c in CURVES for field in (c.base, c.scalar)]
 
@@ -124,13 +124,7 @@ def test_generators_have_order_r(curve: CurveParams) -> None:
 def test_orders_behind_the_subgroup_tests(curve: CurveParams, rng: random.Random) -> None:
     """What pairing.subgroup_check relies on, with orders from the trace and points of the whole curves."""
     q, r, t, x = curve.q, curve.r, curve.trace, curve.seed
-    order = q + 1 - t
-    # Over Fq2 the trace is t² − 2q; the sextic twists' traces are (±t2 ± 3f)/2 with t2² + 3f² = 4q².
-    t2 = t * t - 2 * q
-    f = math.isqrt((4 * q * q - t2 * t2) // 3)
-    assert 3 * f * f == 4 * q * q - t2 * t2
-    twists = [q * q + 1 - (a * t2 + b * 3 * f) // 2 for a in (1, -1) for b in (1, -1)]
-    (twist,) = [n for n in twists if n % r == 0]
+    order, twist = whole_order(curve, Group.G1), whole_order(curve, Group.G2)
     for E, group, n in (
         (reference.g1(curve), Group.G1, order),
         (reference.g2(curve), Group.G2, twist),
@@ -138,8 +132,18 @@ def test_orders_behind_the_subgroup_tests(curve: CurveParams, rng: random.Random
         P = curve_point(curve, group, rng)
         assert E.scalar_mul(P, n) is None
         assert has_cofactor(curve, group) is (n != r)
-    # ψ(P) = (t − 1)P puts P into the kernel of both orders, and so of r alone.
-    assert math.gcd(order, twist) == r
+    # A relation of ψ, coefficients from the lowest, puts P into the kernel of its norm, and so of r alone.
+    relations = {
+        "BN": [[x + 1, x, x, -2 * x], [6 * x + 2, 1, -1, 1]],
+        "BLS12": [[-x, 1]],
+    }
+    for relation in relations[curve.family]:
+        while len(relation) > 2:
+            top = relation.pop()  # ψ² = tψ − q
+            relation[-1] += t * top
+            relation[-2] -= q * top
+        a, b = relation
+        assert math.gcd(a * a + a * b * t + b * b * q, twist) == r
     if curve.family == "BN":
         assert order == r
     else:

@@ -26,7 +26,7 @@ from gpuprover.formats.zkey import ProvingKey, load_key
 from gpuprover.groth16 import setup as module
 from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
 from gpuprover.job import Job
-from gpuprover.limbs import words_to_ints
+from gpuprover.limbs import g1_to_words, g2_to_words, words_to_ints
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -49,7 +49,8 @@ def assert_proves(key: ProvingKey, circuit: Circuit, backend: Backend) -> None:
     def holds(public: list[int]) -> bool:
         x = G1.msm(plain.ic, (1, *public))
         left = [G1.neg(proof.a), plain.alpha_1, x, proof.c]
-        return backend.pairing_check(left, [proof.b, plain.beta_2, plain.gamma_2, plain.delta_2])
+        right = [proof.b, plain.beta_2, plain.gamma_2, plain.delta_2]
+        return backend.pairing_check(g1_to_words(key.curve, left), g2_to_words(key.curve, right))
 
     public = values[1 : key.n_public + 1]
     assert holds(public)

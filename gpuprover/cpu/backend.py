@@ -17,7 +17,7 @@ from gpuprover.cpu.loose import has_lanes
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cpu.vector_lanes import power_blocks
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.curves import CurveParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
@@ -393,7 +393,7 @@ class CpuBackend:
 
     # Pairings --------------------------------------------------------------------------------
 
-    def pairing_check(self, g1: Sequence[AffineG1], g2: Sequence[AffineG2]) -> bool:
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
         if len(g1) != len(g2):
             raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
-        return pairing.pairing_check(self.curve, g1_to_words(self.curve, g1), g2_to_words(self.curve, g2))
+        return pairing.pairing_check(self.curve, g1, g2, fixed, self.job)

@@ -29,14 +29,13 @@ from numba.core.extending import (
     NativeValue,
     intrinsic,
     lower_builtin,
-    overload,
     register_model,
     typeof_impl,
     unbox,
 )
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.inversion import emit_inverse, join, split
+from gpuprover.cpu.inversion import emit_inverse, join, shared_function, split
 from gpuprover.curves import FieldParams
 
 I64, I128 = ir.IntType(64), ir.IntType(128)
@@ -120,10 +119,14 @@ def _prime_neg(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
     return b.select(b.icmp_unsigned("==", x, x.type(0)), x, b.sub(x.type(f.modulus), x))
 
 
-def _montgomery_product(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
-    """x·y·R⁻¹ mod p, unrolled. Products and sums of words are 128-bit; none overflows."""
+def _montgomery_product(b: ir.IRBuilder, f: FieldParams, *factors: tuple[Any, Any]) -> Any:
+    """Σ x·y·R⁻¹ mod p over one or two pairs (x, y), unrolled. Products and sums of words are 128-bit.
+
+    None overflows: for k pairs the rows' sum stays below (k + 1)·p, and the result below 2p, as p < R/3 and
+    factors of two pairs may be p itself.
+    """
     n = f.limbs
-    xs, ys = split(b, x, n), split(b, y, n)
+    rows = [(split(b, x, n), split(b, y, n)) for x, y in factors]
     ps = [I64((f.modulus >> (64 * i)) & WORD_MASK) for i in range(n)]
 
     def multiply_add(left: Any, right: Any, *addends: Any) -> tuple[Any, Any]:
@@ -133,43 +136,33 @@ def _montgomery_product(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
         return b.trunc(b.lshr(wide, I128(64)), I64), b.trunc(wide, I64)
 
     t: list[Any] = [I64(0)] * n
-    for y_word in ys:
-        carry_x, t0 = multiply_add(xs[0], y_word, t[0])
-        m = b.mul(t0, I64(f.n0))
-        carry_p, _ = multiply_add(m, ps[0], t0)
+    for i in range(n):
+        carries = []
+        for xs, ys in rows:
+            carry, t[0] = multiply_add(xs[0], ys[i], t[0])
+            carries.append(carry)
+        m = b.mul(t[0], I64(f.n0))
+        carry_p, _ = multiply_add(m, ps[0], t[0])
         for j in range(1, n):
-            carry_x, tj = multiply_add(xs[j], y_word, t[j], carry_x)
+            tj = t[j]
+            for k, (xs, ys) in enumerate(rows):
+                carries[k], tj = multiply_add(xs[j], ys[i], tj, carries[k])
             carry_p, t[j - 1] = multiply_add(m, ps[j], tj, carry_p)
-        t[n - 1] = b.add(carry_x, carry_p)
+        t[n - 1] = carry_p
+        for carry in carries:
+            t[n - 1] = b.add(t[n - 1], carry)
     return _reduce_once(b, join(b, t), f.modulus)
 
 
-def _shared_function(
-    b: ir.IRBuilder, name: str, args: tuple[Any, ...], body: Callable[..., Any], attribute: str
-) -> Any:
-    """Calls the module's function ``name``, which is defined on first use."""
-    module = b.module
-    function = module.globals.get(name)
-    if function is None:
-        kinds = [a.type for a in args]
-        function = ir.Function(module, ir.FunctionType(kinds[0], kinds), name)
-        function.linkage = "linkonce_odr"
-        function.attributes.add(attribute)
-        inner = ir.IRBuilder(function.append_basic_block())
-        inner.ret(body(inner, *function.args))
-    return b.call(function, args)
-
-
-def _prime_mul(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
+def _prime_mul(b: ir.IRBuilder, f: FieldParams, *factors: Any) -> Any:
+    """x·y, or x·y + z·t."""
     # Six-word products are shared functions: inlined, they triple the code and save nothing.
     attribute = "alwaysinline" if f.limbs <= 4 else "noinline"
-    return _shared_function(
-        b,
-        f"gpuprover.mul.{f.name}",
-        (x, y),
-        lambda inner, p, q: _montgomery_product(inner, f, p, q),
-        attribute,
-    )
+
+    def body(inner: ir.IRBuilder, *xs: Any) -> Any:
+        return _montgomery_product(inner, f, *zip(xs[::2], xs[1::2], strict=True))
+
+    return shared_function(b, f"gpuprover.mul{len(factors)}.{f.name}", factors, body, attribute)
 
 
 _PRIME: dict[str, Callable[..., Any]] = {
@@ -188,13 +181,16 @@ def _pair(b: ir.IRBuilder, kind: Any, c0: Any, c1: Any) -> Any:
 
 
 def _extension_mul(b: ir.IRBuilder, f: FieldParams, x: Any, y: Any) -> Any:
-    """Karatsuba with u² = −1: three products."""
+    """(x0·y0 − x1·y1) + (x0·y1 + x1·y0)·u, each sum of products reduced once.
+
+    P. Longa, "Efficient algorithms for large prime characteristic fields and their application to bilinear
+    pairings" (2022, IACR ePrint 2022/367), section 3.
+    """
     x0, x1 = b.extract_value(x, 0), b.extract_value(x, 1)
     y0, y1 = b.extract_value(y, 0), b.extract_value(y, 1)
-    v0, v1 = _prime_mul(b, f, x0, y0), _prime_mul(b, f, x1, y1)
-    cross = _prime_mul(b, f, _prime_add(b, f, x0, x1), _prime_add(b, f, y0, y1))
-    c1 = _prime_sub(b, f, _prime_sub(b, f, cross, v0), v1)
-    return _pair(b, x.type, _prime_sub(b, f, v0, v1), c1)
+    minus_x1 = b.sub(x1.type(f.modulus), x1)
+    c0 = _prime_mul(b, f, x0, y0, minus_x1, y1)
+    return _pair(b, x.type, c0, _prime_mul(b, f, x0, y1, x1, y0))
 
 
 def _extension_square(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
@@ -212,11 +208,11 @@ def _emit(b: ir.IRBuilder, operation: str, t: ElementType, *args: Any) -> Any:
             return _prime_mul(b, f, args[0], args[0])
         return _PRIME[operation](b, f, *args)
     if operation == "mul":
-        name, product = f"gpuprover.mul2.{f.name}", _extension_mul
-        return _shared_function(b, name, args, lambda inner, *xs: product(inner, f, *xs), "noinline")
+        name, product = f"gpuprover.product2.{f.name}", _extension_mul
+        return shared_function(b, name, args, lambda inner, *xs: product(inner, f, *xs), "noinline")
     if operation == "square":
         name, square = f"gpuprover.square2.{f.name}", _extension_square
-        return _shared_function(b, name, args, lambda inner, *xs: square(inner, f, *xs), "noinline")
+        return shared_function(b, name, args, lambda inner, *xs: square(inner, f, *xs), "noinline")
     parts = [_PRIME[operation](b, f, *(b.extract_value(a, i) for a in args)) for i in (0, 1)]
     return _pair(b, args[0].type, *parts)
 
@@ -432,36 +428,25 @@ def pair(typingctx: Any, c0: Any, c1: Any) -> Any:
     return result(c0, c1), lambda context, b, sig, args: _pair(b, _llvm(result), *args)
 
 
+def _prime_inverse(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
+    def body(inner: ir.IRBuilder, value: Any) -> Any:
+        return emit_inverse(inner, f, value)
+
+    return shared_function(b, f"gpuprover.inverse.{f.name}", (x,), body, "noinline")
+
+
 @intrinsic
-def _prime_inverse(typingctx: Any, x: Any) -> Any:
-    """1/x, and 0 for 0, by a shared function."""
-    if not isinstance(x, ElementType) or x.degree != 1:
-        return None
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        def body(inner: ir.IRBuilder, value: Any) -> Any:
-            return emit_inverse(inner, x.params, value)
-
-        return _shared_function(b, f"gpuprover.inverse.{x.params.name}", args, body, "noinline")
-
-    return x(x), codegen
-
-
-def inverse(x: Any) -> Any:
+def inverse(typingctx: Any, x: Any) -> Any:
     """1/x, and 0 for 0, in variable time; see inversion.py."""
-    raise TypeError("only for compiled code")
-
-
-@overload(inverse)
-def _inverse(x):
     if not isinstance(x, ElementType):
         return None
-    if x.degree == 2:
+    f = x.params
 
-        def invert_pair(x):
-            c0, c1 = part(x, 0), part(x, 1)
-            n = inverse(square(c0) + square(c1))
-            return pair(c0 * n, -(c1 * n))
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        if x.degree == 1:
+            return _prime_inverse(b, f, args[0])
+        c0, c1 = b.extract_value(args[0], 0), b.extract_value(args[0], 1)
+        t = _prime_inverse(b, f, _prime_mul(b, f, c0, c0, c1, c1))  # 1/((c0 + c1·u)(c0 − c1·u))
+        return _pair(b, args[0].type, _prime_mul(b, f, c0, t), _prime_neg(b, f, _prime_mul(b, f, c1, t)))
 
-        return invert_pair
-    return lambda x: _prime_inverse(x)
+    return x(x), codegen

@@ -9,6 +9,7 @@ Zeros at the bottom are counted, not walked through. About 180 subtractions and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,22 @@ def join(b: ir.IRBuilder, words: list[Any]) -> Any:
     for i, w in enumerate(words):
         result = b.or_(result, b.shl(b.zext(w, wide), wide(64 * i)))
     return result
+
+
+def shared_function(
+    b: ir.IRBuilder, name: str, args: tuple[Any, ...], body: Callable[..., Any], attribute: str
+) -> Any:
+    """Calls the module's function ``name``, defined on first use; it returns what its first argument is."""
+    module = b.module
+    function = module.globals.get(name)
+    if function is None:
+        kinds = [a.type for a in args]
+        function = ir.Function(module, ir.FunctionType(kinds[0], kinds), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add(attribute)
+        inner = ir.IRBuilder(function.append_basic_block())
+        inner.ret(body(inner, *function.args))
+    return b.call(function, args)
 
 
 def _sum_of_products(b: ir.IRBuilder, n: int, *terms: Pair, signed: bool = False) -> list[Any]:
@@ -98,6 +115,14 @@ def _divided(b: ir.IRBuilder, f: FieldParams, x: Pair, y: Pair) -> Any:
 def emit_inverse(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
     """R²/x mod p, and 0 for 0: where x is in Montgomery form, the Montgomery form of the inverse."""
     n, wide = f.limbs, x.type
+    attribute = "alwaysinline" if n <= 4 else "noinline"  # as products are, and for their reasons
+
+    def combined(inner: ir.IRBuilder, x: Any, y: Any, p: Any, q: Any) -> Any:
+        return _shift_out(inner, _sum_of_products(inner, n, (x, p), (y, q)))
+
+    def divided(inner: ir.IRBuilder, x: Any, y: Any, p: Any, q: Any) -> Any:
+        return _divided(inner, f, (x, p), (y, q))
+
     entry = b.block
     names = ("block", "approximate", "shift", "subtract", "apply", "end")
     block, approximate, shift, subtract, apply, end = (b.append_basic_block(name) for name in names)
@@ -143,11 +168,11 @@ def emit_inverse(b: ir.IRBuilder, f: FieldParams, x: Any) -> Any:
     b.position_at_end(apply)
     results = []
     for p, q in ((f0, g0), (f3, g3)):
-        t = _sum_of_products(b, n, (a, p), (c, q))
-        negative = b.icmp_signed("<", t[n], I64(0))
-        t_wide = _shift_out(b, t)
+        t = shared_function(b, f"gpuprover.combined.{f.name}", (a, c, p, q), combined, attribute)
+        negative = b.icmp_signed("<", t, wide(0))
         p, q = (b.select(negative, b.neg(k), k) for k in (p, q))
-        results.append((b.select(negative, b.neg(t_wide), t_wide), _divided(b, f, (u, p), (v, q))))
+        w = shared_function(b, f"gpuprover.divided.{f.name}", (u, v, p, q), divided, attribute)
+        results.append((b.select(negative, b.neg(t), t), w))
     for phi, value in zip((a, u, c, v), (*results[0], *results[1]), strict=True):
         phi.add_incoming(value, apply)
     b.branch(block)

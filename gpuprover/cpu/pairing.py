@@ -6,8 +6,9 @@ as tuples of two. Steps:
 1. Lines: for each point of G2, the Miller loop's line coefficients in homogeneous
    coordinates (Aranha, Karabina, Longa, Gebotys, López, "Faster explicit formulas for computing
    pairings over ordinary curves", 2010, section 4); kept for points that come again, as
-   those of a verification key do.
-2. Miller loop for all pairs at once: one squaring of Fq12 a step.
+   those of a verification key do. Where the multiples end tells whether the point is in its
+   subgroup (:func:`subgroup_check`), so that test costs nothing.
+2. Miller loop for many pairs at once: one squaring of Fq12 a step.
 3. Final exponentiation: easy part, then for BN Scott, Benger, Charlemagne, Dominguez Perez,
    Kachisa, "On the final exponentiation…" (2009), for BLS12 Hayashida, Hayasaka, Teruya,
    "Efficient final exponentiation via cyclotomic structure…" (2020), which is a cube
@@ -31,10 +32,13 @@ from gpuprover.cpu import curve
 from gpuprover.cpu.field import ElementType, Field, inverse, load, one, pair, part, square, store, zero
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.curves import CURVES, CurveParams
+from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 
 LINE = 3
 """Elements of Fq2 in one line."""
+CHUNK = 64
+"""Pairs whose lines are in memory at a time, for each thread: 1.1 to 1.3 MB."""
 
 
 # The tower ---------------------------------------------------------------------------------
@@ -259,24 +263,37 @@ def _untwisted_frobenius(F, x, y, frobenius):
 
 
 @jit
-def _lines(F, point, digits, constants, is_bn, out):
-    """The lines of one affine point. ``constants``: 3b', then the two factors of ψ."""
-    x, y = load(F, point, 0), load(F, point, 1)
+def _lines(F, points, n, digits, constants, is_bn, out, per_point, stop):
+    """The lines of n affine points; the first point outside the subgroup, or −1.
+
+    ``constants``: 3b', then the two factors of ψ. The formulas are right but for T = ±Q, T of order
+    two and T = 0, which the multiples of a point of order r never are; Z is 0 from there on.
+    """
     three_b = load(F, constants, 0)
-    t = (x, y, one(F))
-    k = 0
-    for i in range(len(digits) - 2, -1, -1):
-        t = _double_step(F, t, three_b, out, k)
-        k += 1
-        if digits[i] != 0:
-            t = _add_step(F, t, x, y if digits[i] > 0 else -y, out, k)
+    frobenius = constants + 2 * 8 * _limbs(F)
+    for i in range(n):
+        if stop[0] != 0:
+            return -1
+        lines = out + i * per_point * LINE * 2 * 8 * _limbs(F)
+        x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
+        t = (x, y, one(F))
+        k = 0
+        for j in range(len(digits) - 2, -1, -1):
+            t = _double_step(F, t, three_b, lines, k)
             k += 1
-    if is_bn:
-        frobenius = constants + 2 * 8 * _limbs(F)
-        x1, y1 = _untwisted_frobenius(F, x, y, frobenius)
-        t = _add_step(F, t, x1, y1, out, k)
-        x2, y2 = _untwisted_frobenius(F, x1, y1, frobenius)
-        _add_step(F, t, x2, -y2, out, k + 1)
+            if digits[j] != 0:
+                t = _add_step(F, t, x, y if digits[j] > 0 else -y, lines, k)
+                k += 1
+        x, y = _untwisted_frobenius(F, x, y, frobenius)
+        if is_bn:
+            t = _add_step(F, t, x, y, lines, k)
+            x, y = _untwisted_frobenius(F, x, y, frobenius)
+            t = _add_step(F, t, x, -y, lines, k + 1)
+            x, y = _untwisted_frobenius(F, x, y, frobenius)
+        # BN: (6x + 2)Q + ψQ − ψ²Q = −ψ³Q. BLS12 with x < 0: −xQ = −ψQ.
+        if t[2] == zero(F) or t[0] != x * t[2] or t[1] != -y * t[2]:
+            return i
+    return -1
 
 
 def _limbs(F: Any) -> int:
@@ -353,9 +370,15 @@ def _hard_part_bls(Q, f, seed, powers):
     return mul12(c, mul12(cyclotomic_square(f), f))
 
 
+@inline
+def _load12(Q, address, i):
+    x = (load(Q, address, 6 * i), load(Q, address, 6 * i + 1), load(Q, address, 6 * i + 2))
+    return x, (load(Q, address, 6 * i + 3), load(Q, address, 6 * i + 4), load(Q, address, 6 * i + 5))
+
+
 @jit
-def _product_is_one(F, Q, g1, n, lines, per_point, digits, seed, powers, is_bn):
-    """Whether Π e(g1[i], point of lines i) = 1. F is Fq, Q is Fq2."""
+def _miller_loop(F, Q, g1, n, lines, per_point, digits, is_bn, out):
+    """out = the Miller loops' product over n pairs, in Fq12. F is Fq, Q is Fq2."""
     f = one12(Q)
     k = 0
     for i in range(len(digits) - 2, -1, -1):
@@ -370,6 +393,17 @@ def _product_is_one(F, Q, g1, n, lines, per_point, digits, seed, powers, is_bn):
         f = _apply_lines(F, Q, f, g1, n, lines, per_point, k + 1, is_bn)
     else:
         f = conjugate12(f)
+    for i in range(2):
+        for j in range(3):
+            store(out, 3 * i + j, f[i][j])
+
+
+@jit
+def _product_is_one(Q, factors, n, seed, powers, is_bn):
+    """Whether the product of n values of :func:`_miller_loop` is 1 after the final exponentiation."""
+    f = one12(Q)
+    for i in range(n):
+        f = mul12(f, _load12(Q, factors, i))
     f = mul12(conjugate12(f), inverse12(f))
     f = mul12(frobenius12(Q, frobenius12(Q, f, powers), powers), f)
     f = _hard_part_bn(Q, f, seed, powers) if is_bn else _hard_part_bls(Q, f, seed, powers)
@@ -429,30 +463,71 @@ def _constants(c: CurveParams) -> tuple[Words, Words]:
     return _fq2_words(c, [three_b, *twist_frobenius(c)]), _fq2_words(c, powers)  # type: ignore[list-item]
 
 
-@lru_cache(maxsize=64)
-def _prepared(c: CurveParams, point: bytes) -> Words:
-    """The lines of an affine G2 point given by its words."""
+def _lines_of(c: CurveParams, points: Words, stop: NDArray[np.uint8]) -> Words | None:
+    """The lines of affine, finite, contiguous points; None where one is outside the subgroup."""
     digits = _loop_digits(c)
     steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.family == "BN" else 0)
-    lines = np.empty((steps, LINE * 2 * c.base.limbs), dtype=np.uint64)
-    words = np.frombuffer(point, dtype=np.uint64)
+    lines = np.empty((len(points), steps, LINE * 2 * c.base.limbs), dtype=np.uint64)
     constants, _ = _constants(c)
-    _lines(Field(c.base, 2), address(words), digits, address(constants), c.family == "BN", address(lines))
-    return lines
+    outside = _lines(
+        Field(c.base, 2), address(points), len(points), digits, address(constants), c.family == "BN",
+        address(lines), steps, stop,
+    )  # fmt: skip
+    return lines if outside < 0 else None
 
 
-def pairing_check(c: CurveParams, g1: Words, g2: Words) -> bool:
-    """Whether Π e(g1[i], g2[i]) = 1 for affine points of the right subgroups."""
-    finite = [i for i in range(len(g1)) if g1[i].any() and g2[i].any()]
-    if not finite:
+@lru_cache(maxsize=64)
+def _kept_lines(c: CurveParams, points: bytes) -> Words | None:
+    words = np.frombuffer(points, dtype=np.uint64).reshape(-1, c.g2_words).copy()
+    return _lines_of(c, words, np.zeros(1, dtype=np.uint8))
+
+
+def _miller(c: CurveParams, g1: Words, lines: Words) -> Words:
+    """The Miller loops' product for affine points of G1, infinity among them, and as many points' lines."""
+    finite = np.asarray(g1.any(axis=1))
+    if not finite.all():
+        g1, lines = g1[finite], lines[finite]
+    out = np.empty(12 * c.base.limbs, dtype=np.uint64)
+    _miller_loop(
+        Field(c.base), Field(c.base, 2), address(g1), len(g1), address(lines), lines.shape[1],
+        _loop_digits(c), c.family == "BN", address(out),
+    )  # fmt: skip
+    return out
+
+
+def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, job: Job) -> bool:
+    """Whether all g2[i] are in their subgroup and Π e(g1[i], g2[i]) = 1.
+
+    Points are affine, on their curves, g1 in its subgroup. The lines of the last ``fixed`` of g2 are kept.
+    """
+    if not len(g1):
         return True
-    lines = np.stack([_prepared(c, g2[i].tobytes()) for i in finite])
-    points = np.ascontiguousarray(g1[finite])
+    finite = np.asarray(g2.any(axis=1))
+    varied = len(g1) - fixed
+    kept = [varied + i for i in range(fixed) if finite[varied + i]]
+    rows = np.flatnonzero(finite[:varied])
+    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)] or [rows]
+
+    def run(chunk: tuple[int, NDArray[np.int64]]) -> Words | None:
+        i, chosen = chunk
+        found = _lines_of(c, g2[chosen], job.stop)
+        points = g1[chosen]
+        if i == 0 and kept:  # shares the first chunk's squarings
+            extra = _kept_lines(c, g2[kept].tobytes())
+            if extra is None or found is None:
+                return None
+            found, points = np.concatenate([found, extra]), np.concatenate([points, g1[kept]])
+        return None if found is None else _miller(c, points, found)
+
+    factors = [f for f in job.map(run, [*enumerate(chunks)]) if f is not None]
+    if len(factors) < len(chunks):
+        return False
+    product = np.stack(factors)
     _, powers = _constants(c)
     return bool(
         _product_is_one(
-            Field(c.base), Field(c.base, 2), address(points), len(finite), address(lines), lines.shape[1],
-            _loop_digits(c), np.uint64(abs(c.seed)), address(powers), c.family == "BN",
+            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.seed)), address(powers),
+            c.family == "BN",
         )
     )  # fmt: skip
 
@@ -476,9 +551,16 @@ def _first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):
     return -1
 
 
+@inline
+def _psi(F, p, frobenius):
+    """ψ of an XYZZ point."""
+    x, y = _untwisted_frobenius(F, p[0], p[1], frobenius)
+    return (x, y, conjugate(p[2]), conjugate(p[3]))
+
+
 @jit
-def _first_outside_g2(F, points, frobenius, scalar, words, negative, lo, hi, stop):
-    """First i with ψ(P) ≠ ±scalar·P."""
+def _first_outside_g2(F, points, frobenius, scalar, words, is_bn, lo, hi, stop):
+    """First i that :func:`subgroup_check`'s relation does not hold for; ``scalar`` is |x|."""
     for i in range(lo, hi):
         if stop[0] != 0:
             return -1
@@ -486,8 +568,15 @@ def _first_outside_g2(F, points, frobenius, scalar, words, negative, lo, hi, sto
         if x == zero(F) and y == zero(F):
             continue
         p = curve.multiply(F, curve.from_affine(F, x, y), scalar, words, 0)
-        fx, fy = _untwisted_frobenius(F, x, y, frobenius)
-        p = curve.add_affine(F, p, fx, fy if negative else -fy)
+        if is_bn:
+            once = _psi(F, p, frobenius)
+            twice = _psi(F, once, frobenius)
+            xx, yy, zz, zzz = _psi(F, curve.double(F, twice), frobenius)
+            total = curve.add(F, curve.add(F, once, twice), (xx, -yy, zz, zzz))
+            p = curve.add_affine(F, curve.add(F, p, total), x, y)
+        else:
+            fx, fy = _untwisted_frobenius(F, x, y, frobenius)
+            p = curve.add_affine(F, p, fx, fy)
         if p[2] != zero(F):
             return i
     return -1
@@ -526,18 +615,22 @@ def subgroup_check(
 ) -> Callable[[tuple[int, int]], int]:
     """A function (lo, hi) -> first point on the curve but outside the subgroup, or −1.
 
-    With t the trace and λ = t − 1: on the twist ψ² − tψ + q = 0, so ψ(P) = λP gives
-    (q + 1 − t)·P = #E(Fq)·P = 0, and #E(Fq) shares only r with the twist's order. For BN,
-    #E(Fq) = r, and G1 is the whole curve. For BLS12, (βx, y) = −x²P gives (x⁴ − x² + 1)·P = r·P = 0.
-    Scott, "A note on group membership tests for G1, G2 and GT on BLS pairing-friendly curves" (2021).
+    On the twist, ψ² − tψ + q = 0. A relation a(ψ)P = 0 makes the norm of a(ψ) in Z[ψ] a multiple of P's
+    order, and where that norm has only r in common with the twist's order, it is a test. For BN, with seed x,
+    x + 1 + xψ + xψ² − 2xψ³ is one, and so is what the Miller loop ends with, 6x + 2 + ψ − ψ² + ψ³; for BLS12,
+    ψ − x. G1 is the whole curve for BN; for BLS12, (βx, y) = −x²P gives (x⁴ − x² + 1)·P = r·P = 0.
+    Scott, "A note on group membership tests for G1, G2 and GT on BLS pairing-friendly curves" (2021);
+    El Housni, Guillevic, Piellard, "Co-factor clearing and subgroup membership testing on pairing-friendly
+    curves" (2022).
     """
     limbs = c.scalar.limbs
     if group is Group.G2:
+        assert c.family == "BN" or c.seed < 0
         frobenius = _fq2_words(c, list(twist_frobenius(c)))
-        value = c.trace - 1
-        scalar = ints_to_words([abs(value)], limbs)[0]
+        scalar = ints_to_words([abs(c.seed)], limbs)[0]
+        is_bn = c.family == "BN"
         return lambda r: _first_outside_g2(
-            F, points, address(frobenius), scalar, limbs, value < 0, r[0], r[1], stop
+            F, points, address(frobenius), scalar, limbs, is_bn, r[0], r[1], stop
         )
     if c.cofactor_g1 == 1:
         return lambda r: -1

@@ -67,7 +67,7 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
         checks(Group.G1),
         sums(Group.G2),
         checks(Group.G2),
-        lambda: backend.pairing_check([curve.g1], [curve.g2]),
+        lambda: backend.pairing_check(points[Group.G1][:1], points[Group.G2][:1]),
         combinations(Group.G1),
         combinations(Group.G2),
     ]

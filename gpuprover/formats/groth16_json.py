@@ -38,6 +38,10 @@ class VerificationKey:
     delta2: AffineG2
     ic: tuple[AffineG1, ...]
 
+    def __hash__(self) -> int:
+        # Thousands of IC points would be hashed at every look-up; those of a set-up tell keys apart.
+        return hash((self.alpha1, self.gamma2, self.delta2, self.ic[:1]))
+
     @property
     def n_public(self) -> int:
         return len(self.ic) - 1

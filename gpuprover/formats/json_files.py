@@ -19,7 +19,6 @@ MAX_DEPTH = 256
 raised the recursion limit, as py_ecc does."""
 
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
-_DECIMAL = re.compile(f"[0-9]{{1,{MAX_DIGITS}}}")
 _HEX = re.compile(f"0[xX][0-9a-fA-F]{{1,{MAX_DIGITS}}}")
 
 
@@ -120,8 +119,8 @@ def parse_integer(value: object) -> int | None:
     if isinstance(value, int):
         return value if value >= 0 else None
     if isinstance(value, str):
-        if _DECIMAL.fullmatch(value):
-            return int(value)
+        if value.isascii() and value.isdecimal():
+            return int(value) if len(value) <= MAX_DIGITS else None
         if _HEX.fullmatch(value):
             return int(value, 16)
     return None

@@ -1,12 +1,14 @@
 """The Groth16 verifier: one proof, or many at once.
 
 e(π_a, π_b) = e(α, β)·e(Σ x_i·IC_i, γ)·e(π_c, δ), checked as one product of four pairings. The
-lines of β, γ and δ are kept by the backend between calls.
+lines of β, γ and δ are kept by the backend between calls. The pairing check looks at the subgroup of
+π_b, too.
 
-A batch draws 128-bit random weights ρ and checks Π e(ρ_i·π_a,i, π_b,i) against the weighted
+A batch draws random weights ρ of 127 bits and checks Π e(ρ_i·π_a,i, π_b,i) against the weighted
 sums of the other three: n + 3 pairings with one final exponentiation (Bellare, Garay,
 Rabin, "Fast batch verification for modular exponentiation and digital signatures", 1998,
-small exponents test). A batch that fails is halved until the false proofs stand alone.
+small exponents test). A batch that fails is halved until the false proofs stand alone; the weights
+stay, since no proof depends on them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Sequence
+from operator import mul
+from typing import NamedTuple
+
+import numpy as np
 
 from gpuprover.backend import Backend, Group
 from gpuprover.curves import AffineG1, CurveParams
@@ -21,47 +27,80 @@ from gpuprover.errors import MalformedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words
 
-WEIGHT_BITS = 128
-BATCH = 128
+WEIGHT_BITS = 127
+"""A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
+BATCH = 512
 """Proofs checked by one product; bounds the memory of a batch."""
 FEW_SIGNALS = 4
 """Up to so many public signals, double-and-add beats setting up buckets."""
+MANY_SIGNALS = 1024
+"""Up to so many, multiples of IC are kept with the key: 2 MB for BN254, 3 MB for BLS12-381."""
+DIGIT_BITS = 8
+
+
+class _Checked(NamedTuple):
+    """What is kept of a key whose points have been checked: β, γ and δ, and IC, as words.
+
+    With ``digits`` > 1, ic[i·digits + j] is 2^(8j)·IC_i: then all bytes of all signals go into the same 255
+    buckets.
+    """
+
+    g2: Words
+    ic: Words
+    digits: int
 
 
 class _KeyCache:
-    """Keys whose points have been checked, with their IC as words."""
+    """Keys whose points have been checked. One that comes again gets its multiples of IC."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: dict[VerificationKey, Words] = {}
+        self._entries: dict[VerificationKey, _Checked] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: VerificationKey, backend: Backend, source: str) -> Words:
-        """The key's IC as words, after a check of all of its points."""
+    def get(self, key: VerificationKey, backend: Backend, source: str) -> _Checked:
         with self._lock:
-            ic = self._entries.pop(key, None)
-        if ic is None:
-            ic = _checked_ic(key, backend, source)
+            checked = self._entries.pop(key, None)
+        if checked is None:
+            checked = _check_key(key, backend, source)
+        elif checked.digits == 1 and FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
+            digits = -(-key.curve.scalar.bits // DIGIT_BITS)
+            checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend), digits)
         with self._lock:
-            self._entries[key] = ic
+            self._entries[key] = checked
             while len(self._entries) > self._size:
                 del self._entries[next(iter(self._entries))]
-        return ic
+        return checked
 
 
-def _checked_ic(key: VerificationKey, backend: Backend, source: str) -> Words:
+def _outside(source: str, part: str) -> MalformedFile:
+    return MalformedFile(source, part, "the point is outside the subgroup of order r")
+
+
+def _check_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
     curve = key.curve
-    ic = g1_to_words(curve, key.ic)
-    names = ["vk_beta_2", "vk_gamma_2", "vk_delta_2"]
-    bad = backend.first_bad_point(Group.G2, g2_to_words(curve, [key.beta2, key.gamma2, key.delta2]))
+    ic, g2 = g1_to_words(curve, key.ic), g2_to_words(curve, [key.beta2, key.gamma2, key.delta2])
+    bad = backend.first_bad_point(Group.G2, g2)
     if bad >= 0:
-        raise MalformedFile(source, names[bad], "the point is outside the subgroup of order r")
+        raise _outside(source, ("vk_beta_2", "vk_gamma_2", "vk_delta_2")[bad])
     if backend.first_bad_point(Group.G1, g1_to_words(curve, [key.alpha1])) >= 0:
-        raise MalformedFile(source, "vk_alpha_1", "the point is outside the subgroup of order r")
+        raise _outside(source, "vk_alpha_1")
     bad = backend.first_bad_point(Group.G1, ic)
     if bad >= 0:
-        raise MalformedFile(source, f"IC[{bad}]", "the point is outside the subgroup of order r")
-    return ic
+        raise _outside(source, f"IC[{bad}]")
+    return _Checked(g2, ic, 1)
+
+
+def _shifted_multiples(points: Words, digits: int, backend: Backend) -> Words:
+    """2^(8j)·points[i] at i·digits + j."""
+    n, words = points.shape
+    out = np.empty((n, digits, words), dtype=np.uint64)
+    starts, columns = np.arange(n + 1), np.arange(n, dtype=np.uint32)
+    factor = np.tile(ints_to_words([1 << DIGIT_BITS], backend.curve.scalar.limbs), (n, 1))
+    for j in range(digits):
+        out[:, j] = points
+        points = backend.sparse_combination(Group.G1, points, starts, columns, factor)
+    return out.reshape(-1, words)
 
 
 _keys = _KeyCache(64)
@@ -71,25 +110,16 @@ def _negative(curve: CurveParams, point: AffineG1) -> AffineG1:
     return None if point is None else (point[0], -point[1] % curve.q)
 
 
-def _check_subgroups(proofs: Sequence[Proof], backend: Backend, sources: Sequence[str]) -> None:
-    """Raises MalformedFile for the first proof with a point outside its subgroup."""
-    curve = backend.curve
-    g1 = g1_to_words(curve, [point for proof in proofs for point in (proof.a, proof.c)])
-    bad = backend.first_bad_point(Group.G1, g1)
-    if bad >= 0:
-        part = ("pi_a", "pi_c")[bad % 2]
-        raise MalformedFile(sources[bad // 2], part, "the point is outside the subgroup of order r")
-    bad = backend.first_bad_point(Group.G2, g2_to_words(curve, [proof.b for proof in proofs]))
-    if bad >= 0:
-        raise MalformedFile(sources[bad], "pi_b", "the point is outside the subgroup of order r")
-
-
-def _input_point(key: VerificationKey, ic: Words, scalars: Sequence[int], backend: Backend) -> AffineG1:
-    """Σ scalars[i]·IC_i."""
+def _input_point(
+    key: VerificationKey, checked: _Checked, scalars: Sequence[int], backend: Backend
+) -> AffineG1:
+    """Σ scalars[i]·IC_i for scalars in [0, r)."""
     if len(scalars) <= FEW_SIGNALS + 1:
         return backend.linear_combination(Group.G1, key.ic, scalars)  # type: ignore[return-value]
     words = ints_to_words(scalars, key.curve.scalar.limbs)
-    return backend.msm(backend.prepare_bases(Group.G1, ic), words)  # type: ignore[return-value]
+    if checked.digits > 1:
+        words = words.astype("<u8").view(np.uint8)[:, : checked.digits].astype(np.uint64).reshape(-1, 1)
+    return backend.msm(backend.prepare_bases(Group.G1, checked.ic), words)  # type: ignore[return-value]
 
 
 def verify(
@@ -107,12 +137,17 @@ def verify(
         MalformedFile: a point of key or proof lies outside its subgroup.
     """
     curve = key.curve
-    ic = _keys.get(key, backend, key_source)
-    _check_subgroups([proof], backend, [proof_source])
-    x = _input_point(key, ic, [1, *public], backend)
-    return backend.pairing_check(
-        [_negative(curve, proof.a), key.alpha1, x, proof.c], [proof.b, key.beta2, key.gamma2, key.delta2]
-    )
+    checked = _keys.get(key, backend, key_source)
+    bad = backend.first_bad_point(Group.G1, g1_to_words(curve, [proof.a, proof.c]))
+    if bad >= 0:
+        raise _outside(proof_source, ("pi_a", "pi_c")[bad])
+    x = _input_point(key, checked, [1, *public], backend)
+    g1 = g1_to_words(curve, [_negative(curve, proof.a), key.alpha1, x, proof.c])
+    b = g2_to_words(curve, [proof.b])
+    holds = backend.pairing_check(g1, np.concatenate([b, checked.g2]), fixed=len(checked.g2))
+    if not holds and backend.first_bad_point(Group.G2, b) >= 0:
+        raise _outside(proof_source, "pi_b")
+    return holds
 
 
 def verify_batch(
@@ -123,49 +158,76 @@ def verify_batch(
     Raises:
         MalformedFile: a point of the key lies outside its subgroup.
     """
-    ic = _keys.get(key, backend, "verification key")
+    checked = _keys.get(key, backend, "verification key")
     results: list[bool] = []
     for start in range(0, len(statements), BATCH):
-        results += _verify_part(key, ic, statements[start : start + BATCH], backend)
+        results += _Batch(key, checked, statements[start : start + BATCH], backend).results()
     return results
 
 
-def _verify_part(
-    key: VerificationKey, ic: Words, statements: Sequence[tuple[Sequence[int], Proof]], backend: Backend
-) -> list[bool]:
-    if not statements:
-        return []
-    backend.job.check()
-    try:
-        _check_subgroups([proof for _, proof in statements], backend, ["proof"] * len(statements))
-        holds = _batch_holds(key, ic, statements, backend)
-    except MalformedFile:
-        holds = False
-    if holds or len(statements) == 1:
-        return [holds] * len(statements)
-    half = len(statements) // 2
-    return _verify_part(key, ic, statements[:half], backend) + _verify_part(
-        key, ic, statements[half:], backend
-    )
+class _Batch:
+    """Proofs of one key under their weights, which serve every part of the batch that has to be checked."""
 
+    def __init__(
+        self,
+        key: VerificationKey,
+        checked: _Checked,
+        statements: Sequence[tuple[Sequence[int], Proof]],
+        backend: Backend,
+    ) -> None:
+        self._key, self._checked, self._backend = key, checked, backend
+        self._all = len(statements)
+        curve = key.curve
+        a = g1_to_words(curve, [proof.a for _, proof in statements])
+        c = g1_to_words(curve, [proof.c for _, proof in statements])
+        outside = self._outside(a) | self._outside(c)
+        self._chosen = [i for i in range(len(statements)) if i not in outside]
+        a, self._c = a[self._chosen], c[self._chosen]
+        self._b = g2_to_words(curve, [statements[i][1].b for i in self._chosen])
+        self._public = [statements[i][0] for i in self._chosen]
+        n = len(self._chosen)
+        self._weights = [secrets.randbits(WEIGHT_BITS) + 1 for _ in range(n)]
+        self._weight_words = ints_to_words(self._weights, curve.scalar.limbs)
+        self._a = backend.sparse_combination(
+            Group.G1, a, np.arange(n + 1), np.arange(n, dtype=np.uint32), self._weight_words
+        )
 
-def _batch_holds(
-    key: VerificationKey, ic: Words, statements: Sequence[tuple[Sequence[int], Proof]], backend: Backend
-) -> bool:
-    curve = key.curve
-    r = curve.r
-    weights = [secrets.randbits(WEIGHT_BITS) | 1 for _ in statements]
-    sums = [sum(weights) % r]
-    for i in range(key.n_public):
-        sums.append(sum(w * public[i] for w, (public, _) in zip(weights, statements, strict=True)) % r)
-    x = _input_point(key, ic, sums, backend)
-    proofs = [proof for _, proof in statements]
-    words = ints_to_words(weights, curve.scalar.limbs)
-    c = backend.msm(backend.prepare_bases(Group.G1, g1_to_words(curve, [p.c for p in proofs])), words)
-    alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
-    weighted = [
-        _negative(curve, backend.linear_combination(Group.G1, [p.a], [w]))  # type: ignore[arg-type]
-        for p, w in zip(proofs, weights, strict=True)
-    ]
-    g1: list[AffineG1] = [*weighted, alpha, x, c]  # type: ignore[list-item]
-    return backend.pairing_check(g1, [*(p.b for p in proofs), key.beta2, key.gamma2, key.delta2])
+    def _outside(self, points: Words) -> set[int]:
+        """The points of G1 that are outside the subgroup."""
+        found: set[int] = set()
+        start = 0
+        while (bad := self._backend.first_bad_point(Group.G1, points[start:])) >= 0:
+            found.add(start + bad)
+            start += bad + 1
+        return found
+
+    def results(self) -> list[bool]:
+        """For each proof whether it holds."""
+        holds = [False] * self._all
+        for i, value in zip(self._chosen, self._part(0, len(self._chosen)), strict=True):
+            holds[i] = value
+        return holds
+
+    def _part(self, lo: int, hi: int) -> list[bool]:
+        self._backend.job.check()
+        if lo == hi:
+            return []
+        holds = self._all_hold(lo, hi)
+        if holds or hi - lo == 1:
+            return [holds] * (hi - lo)
+        middle = (lo + hi) // 2
+        return self._part(lo, middle) + self._part(middle, hi)
+
+    def _all_hold(self, lo: int, hi: int) -> bool:
+        key, backend = self._key, self._backend
+        curve, weights = key.curve, self._weights[lo:hi]
+        sums = [sum(weights) % curve.r]
+        for column in zip(*self._public[lo:hi], strict=True):
+            sums.append(sum(map(mul, weights, column)) % curve.r)
+        x = _input_point(key, self._checked, sums, backend)
+        alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
+        c = backend.msm(backend.prepare_bases(Group.G1, self._c[lo:hi]), self._weight_words[lo:hi])
+        sides = [_negative(curve, point) for point in (alpha, x, c)]  # type: ignore[arg-type]
+        g1 = np.concatenate([self._a[lo:hi], g1_to_words(curve, sides)])
+        g2 = np.concatenate([self._b[lo:hi], self._checked.g2])
+        return backend.pairing_check(g1, g2, fixed=len(self._checked.g2))
