@@ -291,6 +291,13 @@ class CpuBackend:
         F = self._coordinates[group]
         return combine.sparse_combination(F, points, starts, columns, values, self.curve.r, self.job)
 
+    def canonical_coordinates(self, points: Words) -> Words:
+        source, out = _own(points), np.empty(points.shape, dtype=np.uint64)
+        F, a, o = self._coordinates[Group.G1], address(source), address(out)
+        ranges = self._ranges(points.size // self.curve.base.limbs)
+        self.job.map(lambda r: vector.convert(F, vector.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
+        return out
+
     def first_bad_point(self, group: Group, points: Words) -> int:
         if not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
