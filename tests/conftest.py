@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if callspec is None or callspec.params.get("backend_name") != PORTABLE:
             return False
         return cpu_path().name == PORTABLE or not (
-            any(part in item.name for part in ("msm", "coset", "blinding"))
+            any(part in item.name for part in ("msm", "coset", "blinding", "fixed_base", "sparse", "many_results"))
         )
 
     repeated = [item for item in items if repeats(item)]

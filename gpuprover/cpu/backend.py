@@ -74,6 +74,7 @@ class CpuBackend:
         self.path = cpu_path()
         self._scalar = Field(curve.scalar)
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self._fixed: tuple[object, combine.FixedBase | None] = None, None
 
     # Memory ------------------------------------------------------------------------
 
@@ -275,8 +276,15 @@ class CpuBackend:
         return self._decode(group, result)
 
     def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | CpuVector) -> Words:
-        words = self._encode(group, [point])
-        return combine.fixed_base_mul(self._coordinates[group], words, self._canonical(scalars), self.job)
+        bits = self.curve.r.bit_length()
+        c = combine.fixed_base_window(len(scalars), bits)
+        known, base = self._fixed
+        # A set-up asks for the same point's multiples block after block.
+        if base is None or known != (group, point) or base.c < c:
+            F, words = self._coordinates[group], self._encode(group, [point])
+            base = combine.fixed_base(F, words, c, bits, self.path.name, self.job)
+            self._fixed = (group, point), base
+        return combine.fixed_base_mul(base, self._canonical(scalars), self.job)
 
     def sparse_combination(
         self,
@@ -286,10 +294,8 @@ class CpuBackend:
         columns: NDArray[np.uint32],
         values: Words,
     ) -> Words:
-        if not points.flags.c_contiguous:
-            points = np.ascontiguousarray(points)
-        F = self._coordinates[group]
-        return combine.sparse_combination(F, points, starts, columns, values, self.curve.r, self.job)
+        bases = self.prepare_bases(group, points)
+        return combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
 
     def canonical_coordinates(self, points: Words) -> Words:
         source, out = _own(points), np.empty(points.shape, dtype=np.uint64)

@@ -139,8 +139,8 @@ def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entrie
 
 
 @jit
-def _accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
-    """Adds the sorted entries into affine buckets, all infinity at first.
+def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
+    """Adds the sorted entries into affine buckets; bucket b has those in [starts[b], starts[b + 1]).
 
     B and F are the field as bases and as scratch hold its elements.
     ``room`` holds three segments' points; ``kinds`` is as long as a segment.
@@ -416,7 +416,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
             table[4 * strands * words :] = 0
             room = address(table)
             buckets = room + 8 * 4 * strands * words
-            _accumulate(
+            accumulate(
                 points.field, F, address(points.words), space.starts, space.entries, buckets,
                 address(space.room), space.kinds[: points.segment], space.key, *space.indices, job.stop,
             )  # fmt: skip
