@@ -105,13 +105,13 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs on the portable path what runs on another path by default, and nothing twice."""
 
+    two_paths = ("msm", "coset", "blinding", "fixed_base", "sparse", "many_results")
+
     def repeats(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
         if callspec is None or callspec.params.get("backend_name") != PORTABLE:
             return False
-        return cpu_path().name == PORTABLE or not (
-            any(part in item.name for part in ("msm", "coset", "blinding", "fixed_base", "sparse", "many_results"))
-        )
+        return cpu_path().name == PORTABLE or not any(part in item.name for part in two_paths)
 
     repeated = [item for item in items if repeats(item)]
     if repeated:
