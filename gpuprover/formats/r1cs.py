@@ -188,8 +188,16 @@ def _constraints(
     record = np.dtype([("wire", "<u4"), ("value", "<u8", (limbs,))])
     for first, stop in row_blocks([m.starts for m in matrices], _TERMS):
         check()
-        is_term, which = _layout(lengths[first:stop], stride)
         begin = 3 * first + stride * sum(int(m.starts[first]) for m in matrices)
+        if stop == first + 1:  # perhaps a long one: as it stands
+            for matrix in matrices:
+                to = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+                end = begin + 1 + stride * (to.stop - to.start)
+                mine = words[begin + 1 : end].view(record)
+                matrix.wires[to], matrix.values[to] = mine["wire"], mine["value"]
+                begin = end
+            continue
+        is_term, which = _layout(lengths[first:stop], stride)
         terms = words[begin : begin + len(is_term)][is_term].view(record)
         for m, matrix in enumerate(matrices):
             mine = terms[which == m]

@@ -49,6 +49,8 @@ from gpuprover.polynomial import Domain
 
 _TERMS = 1 << 16
 """Terms or points handled at once: some MB, and often enough a report of progress."""
+_ROW = 1 << 13
+"""Terms that a long sum takes as one row."""
 BLOCK_BYTES = 80 << 20
 """Memory of a block of points in G2 with its copies, and of a table of multiples."""
 _HASH_CHUNK = 1 << 14
@@ -192,6 +194,9 @@ def _combinations(
     Each part has its source, whose points the part's rows number.
     """
     for begin, stop in row_blocks([part.starts for part in parts], _TERMS, first, last):
+        if sum(int(part.starts[stop] - part.starts[begin]) for part in parts) > _TERMS:
+            yield _long_combination(backend, group, sources, parts, begin)
+            continue
         blocks = [part.block(begin, stop) for part in parts]
         if len(parts) == 1:
             (terms,), points = blocks, sources[0]
@@ -199,6 +204,21 @@ def _combinations(
             points = np.concatenate([s[b.wires] for s, b in zip(sources, blocks, strict=True)])
             terms = _join(*_numbered(blocks))
         yield backend.sparse_combination(group, points, terms.starts, terms.wires, terms.values)
+
+
+def _long_combination(
+    backend: Backend, group: Group, sources: Sequence[Words], parts: Sequence[_ByWire], wire: int
+) -> Words:
+    """The same for one wire of too many terms for a block, as the constant often is: a sum of sums."""
+    sums = []
+    for source, part in zip(sources, parts, strict=True):
+        for terms in part.pieces(wire):
+            sums.append(backend.sparse_combination(group, source, terms.starts, terms.wires, terms.values))
+            backend.job.check()
+    points = np.concatenate(sums)
+    whole = np.array([0, len(points)], dtype=np.int64)
+    ones = np.tile(ints_to_words([1], backend.curve.scalar.limbs), (len(points), 1))
+    return backend.sparse_combination(group, points, whole, np.arange(len(points), dtype=np.uint32), ones)
 
 
 def _numbered(blocks: Sequence[SparseRows]) -> Iterator[SparseRows]:
@@ -440,14 +460,25 @@ class _ByWire:
         begin, end = int(self.starts[first]), int(self.starts[last])
         values = self.matrix.values[self.order[begin:end]]
         terms = SparseRows(self.starts[first : last + 1] - begin, self.rows[begin:end], values)
-        if first >= self.public:
-            return terms
-        starts = np.clip(np.arange(first, last + 1, dtype=np.int64), None, self.public) - first
+        return terms if first >= self.public else _join(terms, self._public_rows(first, last))
+
+    def pieces(self, wire: int) -> Iterator[SparseRows]:
+        """The terms of one wire, a block at a time, each cut into rows that can be summed side by side."""
+        begin, end = int(self.starts[wire]), int(self.starts[wire + 1])
+        for at in range(begin, end, _TERMS):
+            stop = min(end, at + _TERMS)
+            starts = np.append(np.arange(0, stop - at, _ROW), stop - at)
+            yield SparseRows(starts, self.rows[at:stop], self.matrix.values[self.order[at:stop]])
+        if wire < self.public:
+            yield self._public_rows(wire, wire + 1)
+
+    def _public_rows(self, first: int, last: int) -> SparseRows:
+        starts = np.minimum(np.arange(first, last + 1, dtype=np.int64), self.public) - first
         count = int(starts[-1])
         rows = np.arange(count, dtype=np.uint32) + np.uint32(self.matrix.rows + first)
-        ones = np.zeros((count, values.shape[1]), dtype=np.uint64)
+        ones = np.zeros((count, self.matrix.values.shape[1]), dtype=np.uint64)
         ones[:, 0] = 1
-        return _join(terms, SparseRows(starts, rows, ones))
+        return SparseRows(starts, rows, ones)
 
 
 def _by_wire(r1cs: R1CS, matrix: SparseRows, public: int) -> _ByWire:
@@ -536,20 +567,30 @@ class _KeySections:
         """Row by row A's terms, then B's; last the rows of the public signals."""
         r1cs, record = self._r1cs, coefficient_dtype(self._curve)
         a, b, rows = r1cs.a, r1cs.b, r1cs.n_constraints
+
+        def fill(
+            block: NDArray[Any], to: Any, index: int, row: Any, matrix: SparseRows, terms: slice
+        ) -> None:
+            block["matrix"][to], block["constraint"][to] = index, row
+            block["signal"][to], block["value"][to] = matrix.wires[terms], self._twice(matrix.values[terms])
+
         for first, stop in row_blocks([a.starts, b.starts], _TERMS):
-            a_starts, b_starts = (m.starts[first : stop + 1] - m.starts[first] for m in (a, b))
-            block = np.empty(int(a_starts[-1] + b_starts[-1]), dtype=record)
-            for index, (matrix, before) in enumerate(((a, b_starts[:-1]), (b, a_starts[1:]))):
-                terms = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
-                lengths = np.diff(matrix.starts[first : stop + 1])
-                row = np.repeat(np.arange(first, stop, dtype=np.uint32), lengths)
-                to = np.arange(len(row)) + np.repeat(before, lengths)
-                block["matrix"][to], block["constraint"][to] = index, row
-                block["signal"][to], block["value"][to] = (
-                    matrix.wires[terms],
-                    self._twice(matrix.values[terms]),
-                )
-            yield block
+            if stop == first + 1:  # perhaps a long one
+                for index, matrix in enumerate((a, b)):
+                    begin, end = int(matrix.starts[first]), int(matrix.starts[stop])
+                    for at in range(begin, end, _TERMS):
+                        block = np.empty(min(_TERMS, end - at), dtype=record)
+                        fill(block, slice(None), index, first, matrix, slice(at, at + len(block)))
+                        yield block
+            else:
+                a_starts, b_starts = (m.starts[first : stop + 1] - m.starts[first] for m in (a, b))
+                block = np.empty(int(a_starts[-1] + b_starts[-1]), dtype=record)
+                for index, (matrix, before) in enumerate(((a, b_starts[:-1]), (b, a_starts[1:]))):
+                    terms = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+                    lengths = np.diff(matrix.starts[first : stop + 1])
+                    row = np.repeat(np.arange(first, stop, dtype=np.uint32), lengths)
+                    fill(block, np.arange(len(row)) + np.repeat(before, lengths), index, row, matrix, terms)
+                yield block
             self._backend.job.check()
             self._backend.job.report(stop / rows)
         public = np.zeros(r1cs.n_public + 1, dtype=record)
