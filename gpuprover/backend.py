@@ -237,6 +237,10 @@ class Backend(Protocol):
         """
         ...
 
+    def canonical_coordinates(self, points: Words) -> Words:
+        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
+        ...
+
     def first_bad_point(self, group: Group, points: Words) -> int:
         """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
 

@@ -212,6 +212,11 @@ class NaiveBackend:
             rows.append(self._sum(group, terms, factors[begin:end]))
         return self._to_words(group, rows)
 
+    def canonical_coordinates(self, points: Words) -> Words:
+        base = self.curve.base
+        values = words_to_field(base, points.reshape(-1, base.limbs))
+        return ints_to_words(values, base.limbs).reshape(points.shape)
+
     def first_bad_point(self, group: Group, points: Words) -> int:
         curve = self._group(group)
         limbs = self.curve.base.limbs

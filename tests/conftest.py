@@ -103,6 +103,9 @@ TWO_PATHS = (
     "inverse",
     "spmv",
     "plan",
+    "fixed_base",
+    "sparse",
+    "many_results",
 )
 """Parts of the names of tests of what differs between the paths."""
 

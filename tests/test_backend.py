@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -28,7 +29,7 @@ from gpuprover.backend import (
 from gpuprover.curves import BN254, CurveParams
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words, words_to_ints
+from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from samples import (
     POINT_KINDS,
@@ -701,6 +702,43 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
     starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
     assert np.array_equal(backend.sparse_combination(group, G, starts, columns, factors), expected)
+
+
+def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> None:
+    """A table that is kept serves the same point only, and grows with the number of multiples."""
+    curve = backend.curve
+    n = min(400, 2 * scale.points)
+    for log, count in ((1, 2), (1, n), (7, n), (7, 1), (1, 3)):
+        scalars = [curve.r - 1 - k * k for k in range(count)]
+        got = backend.fixed_base_mul(group, point(curve, group, log), scalar_words(backend, scalars))
+        assert from_words(curve, group, got) == [combination(curve, group, [log], [k]) for k in scalars]
+
+
+def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: Scale) -> None:
+    """Rows that take several batches, between short ones; many products at once."""
+    curve, n = backend.curve, scale.large
+    r, logs = curve.r, [3, -1, 0, *range(2, 60)]
+    kinds = [1, r - 1, 0, 1, 5, r - 7, 1, r // 3, 1]
+    columns = np.arange(n, dtype=np.uint32) % len(logs)
+    values = [kinds[k % len(kinds)] for k in range(n)]
+    starts = np.array([0, 1, 1, n // 3, n - 2, n], dtype=np.int64)
+    expected = [
+        combination(curve, group, [sum(logs[columns[k]] * values[k] for k in range(lo, hi)) % r], [1])
+        for lo, hi in itertools.pairwise(starts.tolist())
+    ]
+    got = backend.sparse_combination(
+        group, point_words(curve, group, logs), starts, columns, scalar_words(backend, values)
+    )
+    assert from_words(curve, group, got) == expected
+
+
+def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Random) -> None:
+    curve = backend.curve
+    points = point_words(curve, group, [0, 1, -1, *random_logs(rng, 5)])
+    for given in (points, unaligned(points), points[::2], points[:0]):
+        got, limbs = backend.canonical_coordinates(given), curve.base.limbs
+        assert got.shape == given.shape
+        assert words_to_ints(got.reshape(-1, limbs)) == words_to_field(curve.base, given.reshape(-1, limbs))
 
 
 def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:

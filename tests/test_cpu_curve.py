@@ -27,6 +27,16 @@ from gpuprover.curves import CurveParams
 from gpuprover.limbs import Words, address, field_to_words, words_to_field
 from samples import curve_point, from_words, generator, spec, square_root, to_words
 
+
+def test_no_point_has_order_two(curve: CurveParams, group: Group) -> None:
+    """What doublings in batches rely on."""
+    E, q = spec(curve, group), curve.q
+    order = (q if group is Group.G1 else q**2) - 1
+    # y = 0 would need a cube root of −b.
+    assert order % 3 == 0
+    assert reference.power(E.field, E.field.neg(E.b), order // 3) != E.field.one
+
+
 # The group law --------------------------------------------------------------------------
 
 

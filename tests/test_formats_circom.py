@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import stat
@@ -18,6 +19,7 @@ from gpuprover.circuits import bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsupportedFile
 from gpuprover.formats import ptau, zkey
+from gpuprover.formats import r1cs as module
 from gpuprover.formats.binfile import BinFile
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import read_r1cs, write_r1cs
@@ -212,6 +214,36 @@ def test_r1cs_round_trip(curve: CurveParams, make: Any, tmp_path: Path) -> None:
             np.testing.assert_array_equal(mine.values, theirs.values)
     write_r1cs(tmp_path / "again.r1cs", read_r1cs(tmp_path / "c.r1cs"))
     assert (tmp_path / "again.r1cs").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_r1cs_blocks_do_not_show(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constraints are read and written in blocks; a longer one makes a block of its own."""
+    r1cs = bits_circuit(40, seed=1).r1cs
+    write_r1cs(tmp_path / "whole.r1cs", r1cs)
+    monkeypatch.setattr(module, "_TERMS", size)
+    monkeypatch.setattr(module, "_ROWS", size)
+    again = read_r1cs(tmp_path / "whole.r1cs")
+    for mine, theirs in zip(again.matrices, r1cs.matrices, strict=True):
+        for name in ("starts", "wires", "values"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    write_r1cs(tmp_path / "blocks.r1cs", again)
+    assert (tmp_path / "blocks.r1cs").read_bytes() == (tmp_path / "whole.r1cs").read_bytes()
+
+
+def test_row_blocks() -> None:
+    """Blocks follow each other, and all but single rows keep within rows and terms."""
+    rng = np.random.default_rng(3)
+    starts = [np.cumsum([0, *rng.integers(0, 5, 60), 50, 0, 0, *rng.integers(0, 3, 9)]) for _ in range(2)]
+    for size in (1, 7, 40, 1000):
+        for first, last in ((0, None), (3, 64), (5, 5)):
+            blocks = list(module.row_blocks(starts, size, first, last))
+            bounds = [first, *(stop for _, stop in blocks)]
+            assert blocks == list(itertools.pairwise(bounds))
+            assert bounds[-1] == (72 if last is None else last)
+            for a, b in blocks:
+                fits = b - a <= size and sum(s[b] - s[a] for s in starts) <= size
+                assert fits or b == a + 1
 
 
 def constraint_bytes(size: int, *combinations: list[tuple[int, int]]) -> bytes:

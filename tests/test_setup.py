@@ -193,7 +193,7 @@ import sys, threading
 import gpuprover
 from gpuprover import memory
 
-r1cs, zkey, ptau = sys.argv[1:]
+r1cs, zkey, ptau, limit = sys.argv[1:]
 before, seen, done = memory.resident_anonymous(), [0], threading.Event()
 
 def watch():
@@ -202,11 +202,19 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-gpuprover.setup(r1cs, zkey, ptau=ptau or None, insecure=not ptau, threads=2)
+gpuprover.setup(r1cs, zkey, ptau=ptau or None, insecure=not ptau, threads=2, memory_limit=int(limit) or None)
 done.set()
 thread.join()
 print(max(seen) - before)
 """
+
+
+def _grown(r1cs: Path, zkey: Path, ptau: str = "", limit: int = 0) -> int:
+    """Anonymous memory that a process's set-up takes at its peak."""
+    command = [sys.executable, "-c", _GROWTH, str(r1cs), str(zkey), ptau, str(limit)]
+    environment = {**os.environ, "PYTHONPATH": str(VECTORS.parents[1])}
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment)
+    return int(ran.stdout)
 
 
 def _needs(r1cs: Path, ceremony: bool) -> int:
@@ -225,12 +233,31 @@ def test_estimated_memory(tmp_path: Path, request: pytest.FixtureRequest, kind: 
     else:
         r1cs, ptau = tmp_path / "c.r1cs", ""
         chain_circuit(65_000, curve_by_name(kind)).write(r1cs, tmp_path / "c.wtns")
-    command = [sys.executable, "-c", _GROWTH, str(r1cs), str(tmp_path / "k.zkey"), ptau]
-    environment = {**os.environ, "PYTHONPATH": str(VECTORS.parents[1])}
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment)
-    grown, need = int(ran.stdout), _needs(r1cs, bool(ptau))
+    grown, need = _grown(r1cs, tmp_path / "k.zkey", ptau), _needs(r1cs, bool(ptau))
     print(f"{grown >> 20} MiB of {need >> 20} MiB")
     assert need / 3 < grown <= need
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_key_is_streamed(tmp_path: Path) -> None:
+    """Under the limit that a set-up asks for, memory grows as the circuit and five vectors do.
+
+    That is little more than half of what the key grows by.
+    """
+    memories, keys = [], []
+    for log in (16, 18):
+        r1cs, zkey = tmp_path / f"{log}.r1cs", tmp_path / f"{log}.zkey"
+        circuit = chain_circuit((1 << log) - 3, BLS12_381)
+        circuit.write(r1cs, tmp_path / "c.wtns")
+        base = 40  # MiB of Python and NumPy, at most
+        memories.append(_grown(r1cs, zkey, limit=base + (_needs(r1cs, False) >> 20)))
+        keys.append(zkey.stat().st_size)
+    grown, key = memories[1] - memories[0], keys[1] - keys[0]
+    print(f"memory {grown >> 20} MiB, key {key >> 20} MiB")
+    vectors = 5 * 32 * 3 << 16
+    assert grown < circuit.r1cs.nbytes * 3 // 4 + vectors + (4 << 20)
+    assert grown < 0.6 * key
 
 
 @pytest.mark.parametrize("ptau", [None, vector(BN254, "ptau")], ids=["insecure", "ceremony"])

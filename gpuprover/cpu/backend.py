@@ -80,6 +80,7 @@ class CpuBackend:
         in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
         self._lanes = LaneField(curve.scalar) if in_lanes else None
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self._fixed: tuple[object, combine.FixedBase | None] = None, None
 
     # Memory ------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class CpuBackend:
         # canonical and recoded forms, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
         fields = [
-            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).field
+            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).scratch
             for F in self._coordinates.values()
         ]
         workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
@@ -353,8 +354,15 @@ class CpuBackend:
         return self._decode(group, result)
 
     def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | CpuVector) -> Words:
-        words = self._encode(group, [point])
-        return combine.fixed_base_mul(self._coordinates[group], words, self._canonical(scalars), self.job)
+        bits = self.curve.r.bit_length()
+        c = combine.fixed_base_window(len(scalars), bits)
+        known, base = self._fixed
+        # A set-up asks for the same point's multiples block after block.
+        if base is None or known != (group, point) or base.c < c:
+            F, words = self._coordinates[group], self._encode(group, [point])
+            base = combine.fixed_base(F, words, c, bits, self.path.name, self.job)
+            self._fixed = (group, point), base
+        return combine.fixed_base_mul(base, self._canonical(scalars), self.job)
 
     def sparse_combination(
         self,
@@ -364,10 +372,15 @@ class CpuBackend:
         columns: NDArray[np.uint32],
         values: Words,
     ) -> Words:
-        if not points.flags.c_contiguous:
-            points = np.ascontiguousarray(points)
-        F = self._coordinates[group]
-        return combine.sparse_combination(F, points, starts, columns, values, self.curve.r, self.job)
+        bases = self.prepare_bases(group, points)
+        return combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
+
+    def canonical_coordinates(self, points: Words) -> Words:
+        source, out = _own(points), np.empty(points.shape, dtype=np.uint64)
+        F, a, o = self._coordinates[Group.G1], address(source), address(out)
+        ranges = self._ranges(points.size // self.curve.base.limbs)
+        self.job.map(lambda r: vector.convert(F, vector.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
+        return out
 
     def first_bad_point(self, group: Group, points: Words) -> int:
         if not points.flags.c_contiguous:

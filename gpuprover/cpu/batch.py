@@ -162,6 +162,37 @@ def add_pairs_in_lanes(F, ps, p_index, qs, q_index, out, out_index, n, prefix, k
     scratch[0] = 0
 
 
+def double_in_lanes(F, points, n, prefix, kinds, index):
+    """:func:`double_batch`, eight at a time; ranges as for an addition. ``kinds`` is not used."""
+    groups = (n + 7) >> 3
+    # The last group's lanes beyond n repeat the last point, and are not written.
+    for k in range(8 * groups):
+        index[k] = min(k, n - 1)
+    i = index.ctypes.data
+    scratch = np.empty(8 * 4 * element_bytes(F) // 8, dtype=np.uint64)
+    unit = lanes_one(F)
+    total = unit
+    for g in range(groups):
+        _, y, infinite = gather_points(F, points, i + 64 * g)
+        store_lanes(prefix, g, total)
+        total = lanes_select(infinite, unit, lanes_add(y, y)) * total
+    total = _invert(plain(F), total, scratch.ctypes.data)
+    for g in range(groups - 1, -1, -1):
+        x, y, infinite = gather_points(F, points, i + 64 * g)
+        t = load_lanes(F, prefix, g) * total
+        total = lanes_select(infinite, unit, lanes_add(y, y)) * total
+        xx = lanes_square(x)
+        slope = lanes_add(lanes_add(xx, xx), xx) * t
+        x3 = lanes_sub_if(lanes_sub_if(lanes_sub2(lanes_square(slope), x, x, 10), 5), 5)
+        y3 = lanes_sub_if(lanes_sub(lanes_sub(x, x3, 5) * slope, y, 5), 5)
+        skip = infinite
+        if 8 * g + 8 > n:
+            skip |= (0xFF << (n - 8 * g)) & 0xFF
+        scatter_points(F, points, i + 64 * g, x3, y3, skip)
+    # See add_pairs_in_lanes.
+    scratch[0] = 0
+
+
 # One name for both paths ---------------------------------------------------------------------------
 
 
@@ -189,6 +220,24 @@ def _add_batch(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
     return add_pairs_in_lanes if isinstance(F, LaneFieldType) else add_pairs.py_func
 
 
+def double_batch(F: Any, points: Any, n: Any, prefix: Any, kinds: Any, index: Any) -> None:
+    """points[i] = 2·points[i] for i < n, none of order two. ``index`` is room as for :func:`add_batch`."""
+    raise TypeError("only for compiled code")
+
+
+@overload(double_batch)
+def _double_batch(F, points, n, prefix, kinds, index):
+    if isinstance(F, LaneFieldType):
+        return double_in_lanes
+
+    def double(F, points, n, prefix, kinds, index):
+        for i in range(n):
+            index[i] = i
+        add_pairs(F, points, index, points, index, points, index, n, prefix, kinds)
+
+    return double
+
+
 def take_base(F: Any, bases: Any, index: Any, out: Any, o: Any) -> None:
     """out[o] = ±bases[index], from the files' form into the form of scratch."""
     raise TypeError("only for compiled code")
@@ -206,6 +255,25 @@ def _take_base(F, bases, index, out, o):
         store(out, 2 * o + 1, y * into_y(F))
 
     return take
+
+
+def copy_signed(F: Any, source: Any, index: Any, out: Any, o: Any) -> None:
+    """out[o] = ±source[index], both scratch."""
+    raise TypeError("only for compiled code")
+
+
+@overload(copy_signed)
+def _copy_signed(F, source, index, out, o):
+    if not isinstance(F, LaneFieldType):
+        return lambda F, source, index, out, o: copy_point(F, source, index, out, o)
+
+    def copy(F, source, index, out, o):
+        i = index & 0x7FFFFFFF
+        y = negate_if(canonical(load(F, source, 2 * i + 1)), index & 0x80000000)
+        store(out, 2 * o, load(F, source, 2 * i))
+        store(out, 2 * o + 1, y)
+
+    return copy
 
 
 def scratch_point(F: Any, scratch: Any, i: Any) -> Any:

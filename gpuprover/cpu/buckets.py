@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
-from gpuprover.cpu.curve import add_pairs, copy_point, is_infinity, store_xyzz
+from gpuprover.cpu.batch import add_batch, take_base
+from gpuprover.cpu.curve import copy_point, is_infinity, store_xyzz
 from gpuprover.cpu.field import Field, element_bytes, load, prefetch, store, zero
 from gpuprover.cpu.jit import jit
 from gpuprover.limbs import address
@@ -38,9 +39,10 @@ class Costs(NamedTuple):
 
 
 @jit
-def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
-    """Adds the sorted entries into affine buckets, all infinity at first.
+def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
+    """Adds the sorted entries into affine buckets; bucket b has those in [starts[b], starts[b + 1]).
 
+    B and F are the field as bases and as scratch hold its elements.
     ``room`` holds three segments' points; ``kinds`` is as long as a segment.
     """
     segment = len(kinds)
@@ -72,10 +74,10 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 pairs += 1
                 i += 2
             else:
-                copy_point(F, bases, np.int64(entries[position + i]), first, out)
+                take_base(F, bases, np.int64(entries[position + i]), first, out)
                 i += 1
             out += 1
-        add_pairs(F, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
+        add_batch(B, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
         position += m
         # Further rounds pair what stands side by side.
         source, target = first, second
@@ -97,7 +99,7 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 key[out] = k
                 more |= out > 0 and key[out - 1] == k
                 out += 1
-            add_pairs(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
+            add_batch(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
             source, target = target, source
             m = out
         # A bucket may have begun in an earlier segment.
@@ -110,7 +112,7 @@ def _accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q
                 p_index[pairs], q_index[pairs], out_index[pairs] = b, i, b
                 pairs += 1
         if pairs > 0:
-            add_pairs(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
+            add_batch(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
 
 
 @jit
@@ -136,7 +138,7 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
             return
         for k in range(strands):
             p_index[k], q_index[k], out_index[k] = k, base + k * length + j, k
-        add_pairs(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
+        add_batch(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
     total = curve.identity(F)
     run = curve.identity(F)
     weighted = curve.identity(F)
@@ -195,8 +197,8 @@ class Buckets:
         """
         words, room, half, strands = 2 * F.words, address(self._table), self._half, self._strands
         self._table[4 * strands * words : (4 * strands + half) * words] = 0
-        _accumulate(
-            F, bases, starts, entries, room + 8 * 4 * strands * words,
+        accumulate(
+            F, F, bases, starts, entries, room + 8 * 4 * strands * words,
             address(self._room), self._kinds[: _segment(F)], self._key, *self._indices, stop,
         )  # fmt: skip
         _reduce(F, room, half, strands, self._kinds, *self._indices, out, stop)

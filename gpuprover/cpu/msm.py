@@ -169,17 +169,21 @@ class Points:
 
     Attributes:
         plain: the coordinates' field.
-        field: the same field as the chosen path computes in it.
+        field, scratch: the same field as the chosen path takes bases and keeps partial sums.
     """
 
     plain: Field
     field: Field
+    scratch: Field
     words: Words
 
     @classmethod
     def of(cls, plain: Field, words: Words, path: str) -> Points:
         """``path``: see :mod:`gpuprover.cpu.path`."""
-        return cls(plain, LaneField(plain.params, plain.degree) if path == "ifma" else plain, words)
+        if path == "portable":
+            return cls(plain, plain, plain, words)
+        bases, scratch = (LaneField(plain.params, plain.degree, raw=raw) for raw in (True, False))
+        return cls(plain, bases, scratch, words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -238,7 +242,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
         return results
     counts[0] = 0
     longest = int(np.flatnonzero(counts)[-1])
-    c = choose_window(counts, _buckets(bases[0].field).COSTS)
+    c = choose_window(counts, _buckets(bases[0].scratch).COSTS)
     windows = -(-(longest + 1) // c)
     half = 1 << (c - 1)
 
@@ -251,7 +255,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
     # More threads than windows: a window's entries are split, each part with its own buckets.
     parts = max(1, min(-(-job.threads // windows), n // (4 * half) or 1))
     tasks = [(w, part) for w in range(windows) for part in range(parts) if reach[w]]
-    fields = [b.field for b in bases]
+    fields = [b.scratch for b in bases]
     spare: list[_Workspace] = []
     sums = [np.zeros((windows * parts, 4 * b.plain.words), dtype=np.uint64) for b in bases]
 
@@ -278,7 +282,7 @@ def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
         for points, total in zip(bases, sums, strict=True):
             out = address(total) + 8 * 4 * points.plain.words * (w * parts + part)
             space.buckets.sum(
-                points.field,
+                points.scratch,
                 address(points.words),
                 space.starts,
                 space.entries,

@@ -11,7 +11,8 @@ Source: https://github.com/iden3/r1csfile/blob/master/doc/r1cs_bin_format.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,10 @@ SECTIONS = {
 }
 VERSION = 1
 
-_CHECK_EVERY = 1 << 16
-LOOP_BYTES = 3 * 48
-"""Memory of the parsing loop's lists for each constraint: two entries and an integer a combination."""
+_ROWS = 1 << 14
+"""Constraints whose lengths are looked up between two checks."""
+_TERMS = 1 << 16
+"""Terms that are read or written at once."""
 
 
 @dataclass(frozen=True)
@@ -163,56 +165,108 @@ def _reading_bytes(size: int, constraints: int, curve: CurveParams) -> int:
     """What :func:`_constraints` takes at its peak for a section of ``size`` bytes."""
     term = 4 + curve.scalar.bytes
     terms = max(0, size - 12 * constraints) // term
-    # All terms, their split into matrices with the largest twice, their matrix; a flag for each word.
-    arrays = terms * (3 * term + 1) + size // 4
-    return arrays + constraints * (LOOP_BYTES + 3 * 16)
+    # The matrices, the lengths of the combinations, and a block with its copies.
+    return terms * term + constraints * (3 * 8 + 3 * 4) + 8 * min(terms + constraints, _TERMS) * term
 
 
 def _constraints(
     file: BinFile, curve: CurveParams, count: int, n_wires: int, check: Callable[[], None]
 ) -> list[SparseRows]:
     part, content = file.name(CONSTRAINTS), file.view(CONSTRAINTS)
-    combinations = 3 * count
-    if len(content) % 4 or len(content) < 4 * combinations:
+    if len(content) % 4 or len(content) < 12 * count:
         file.fail(part, f"{len(content)} bytes cannot hold {count} constraints: truncated?")
-
-    # Lengths vary, so where each combination begins is known only after the one before it. A plain
-    # loop over u32 words does it at 60 ns a combination; all other work is on whole arrays.
-    words = content.data.cast("I") if sys.byteorder == "little" else content.view("<u4")
-    stride = 1 + 2 * curve.scalar.limbs
-    counts, heads, position = [0] * combinations, [0] * combinations, 0
-    end = len(words)
-    for i in range(combinations):
-        if i % _CHECK_EVERY == 0:
-            check()
-        if position >= end:
-            file.fail(part, f"ends before constraint {i // 3} of {count}: truncated?")
-        terms = words[position]
-        heads[i] = position
-        counts[i] = terms
-        position += 1 + stride * terms
-    if position != end:
-        found = "bytes follow the last constraint" if position < end else "the last constraint is cut off"
-        file.fail(part, f"{found}: expected {4 * position} bytes, found {len(content)}")
-
-    # Without the counts, what is left are the terms, one after another.
-    terms_only = np.ones(end, dtype=bool)
-    terms_only[heads] = False
-    record = np.dtype([("wire", "<u4"), ("value", "<u8", (curve.scalar.limbs,))])
-    terms = content.view("<u4")[terms_only].view(record)
-    lengths = np.array(counts, dtype=np.int64).reshape(count, 3)
-    which = np.repeat(np.tile(np.arange(3, dtype=np.uint8), count), lengths.ravel())
-
+    words, stride, limbs = content.view("<u4"), 1 + 2 * curve.scalar.limbs, curve.scalar.limbs
+    lengths = _lengths(file, words, stride, count, check)
     matrices = []
-    for m, name in enumerate("ABC"):
-        check()
-        mine = terms[which == m]
+    for m in range(3):
         starts = np.zeros(count + 1, dtype=np.int64)
         np.cumsum(lengths[:, m], out=starts[1:])
-        matrix = SparseRows(starts, np.ascontiguousarray(mine["wire"]), np.ascontiguousarray(mine["value"]))
+        nnz = int(starts[-1])
+        values = np.empty((nnz, limbs), dtype=np.uint64)
+        matrices.append(SparseRows(starts, np.empty(nnz, dtype=np.uint32), values))
+
+    record = np.dtype([("wire", "<u4"), ("value", "<u8", (limbs,))])
+    for first, stop in row_blocks([m.starts for m in matrices], _TERMS):
+        check()
+        begin = 3 * first + stride * sum(int(m.starts[first]) for m in matrices)
+        if stop == first + 1:  # perhaps a long one: as it stands
+            for matrix in matrices:
+                to = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+                end = begin + 1 + stride * (to.stop - to.start)
+                mine = words[begin + 1 : end].view(record)
+                matrix.wires[to], matrix.values[to] = mine["wire"], mine["value"]
+                begin = end
+            continue
+        is_term, which = _layout(lengths[first:stop], stride)
+        terms = words[begin : begin + len(is_term)][is_term].view(record)
+        for m, matrix in enumerate(matrices):
+            mine = terms[which == m]
+            to = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+            matrix.wires[to], matrix.values[to] = mine["wire"], mine["value"]
+    for name, matrix in zip("ABC", matrices, strict=True):
+        check()
         _check_ranges(file, part, name, matrix, curve, n_wires)
-        matrices.append(matrix)
     return matrices
+
+
+def _lengths(
+    file: BinFile, words: NDArray[np.uint32], stride: int, count: int, check: Callable[[], None]
+) -> NDArray[np.uint32]:
+    """Terms of every combination: uint32[count, 3].
+
+    Where each combination begins is known only after the one before it. A plain loop does it at
+    60 ns a combination; all other work is on whole blocks.
+    """
+    part, end, position = file.name(CONSTRAINTS), len(words), 0
+    little = words.data.cast("B").cast("I") if sys.byteorder == "little" else words
+    lengths = np.empty((count, 3), dtype=np.uint32)
+    for first in range(0, count, _ROWS):
+        check()
+        found = [0] * (3 * min(_ROWS, count - first))
+        for i in range(len(found)):
+            if position >= end:
+                file.fail(part, f"ends before constraint {first + i // 3} of {count}: truncated?")
+            terms = int(little[position])
+            found[i] = terms
+            position += 1 + stride * terms
+        lengths[first : first + _ROWS] = np.array(found, dtype=np.uint32).reshape(-1, 3)
+    if position != end:
+        found_bytes = (
+            "bytes follow the last constraint" if position < end else "the last constraint is cut off"
+        )
+        file.fail(part, f"{found_bytes}: expected {4 * position} bytes, found {4 * end}")
+    return lengths
+
+
+def row_blocks(
+    starts: Sequence[NDArray[np.int64]], size: int, first: int = 0, last: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Cuts rows [first, last), or all, into ranges of at most ``size`` rows and terms, or of one row.
+
+    ``starts`` are those of several matrices, whose terms count together.
+    """
+
+    def before(row: int) -> int:
+        return sum(int(s[row]) for s in starts)
+
+    last = len(starts[0]) - 1 if last is None else last
+    while first < last:
+        rows = range(first + 1, min(last, first + size) + 1)
+        stop = first + max(1, bisect_right(rows, before(first) + size, key=before))
+        yield first, stop
+        first = stop
+
+
+def _layout(lengths: NDArray[np.integer], stride: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """For rows with these lengths, uint[rows, 3]: which words belong to terms, and the matrix of each term.
+
+    What is left are the counts, one before each combination.
+    """
+    counts = lengths.reshape(-1).astype(np.int64)
+    sizes = 1 + stride * counts
+    is_term = np.ones(int(sizes.sum()), dtype=bool)
+    is_term[np.cumsum(sizes) - sizes] = False
+    return is_term, np.repeat(np.tile(np.arange(3, dtype=np.uint8), len(lengths)), counts)
 
 
 def _check_ranges(
@@ -233,7 +287,7 @@ def write_r1cs(path: Pathish, r1cs: R1CS) -> None:
     """Writes a constraint system as circom does, atomically."""
     scalar, count = r1cs.curve.scalar, r1cs.n_constraints
     labels = r1cs.labels if r1cs.labels is not None else np.arange(r1cs.n_wires, dtype=np.uint64)
-    content = _constraint_words(r1cs)
+    size = 4 * 3 * count + (4 + scalar.bytes) * sum(m.nnz for m in r1cs.matrices)
     with write_binfile(path, "r1cs", VERSION, 3) as out:
         with out.section(HEADER, 4 + scalar.bytes + 4 * 4 + 8 + 4) as section:
             section.u32(scalar.bytes)
@@ -241,28 +295,25 @@ def write_r1cs(path: Pathish, r1cs: R1CS) -> None:
             section.u32(r1cs.n_wires, r1cs.n_pub_out, r1cs.n_pub_in, r1cs.n_prv_in)
             section.u64(r1cs.n_labels)
             section.u32(count)
-        with out.section(CONSTRAINTS, content.nbytes) as section:
-            section.write(content)
+        with out.section(CONSTRAINTS, size) as section:
+            for first, stop in row_blocks([m.starts for m in r1cs.matrices], _TERMS):
+                section.write(_constraint_words(r1cs, first, stop))
         with out.section(LABELS, 8 * r1cs.n_wires) as section:
             section.write(labels.astype("<u8", copy=False))
 
 
-def _constraint_words(r1cs: R1CS) -> NDArray[np.uint32]:
-    """The constraints section as u32 words."""
-    count, stride = r1cs.n_constraints, 1 + 2 * r1cs.curve.scalar.limbs
-    lengths = np.stack([np.diff(m.starts) for m in r1cs.matrices], axis=1)
-    sizes = (1 + stride * lengths).ravel()
-    heads = np.cumsum(sizes) - sizes
-    words = np.zeros(int(sizes.sum()), dtype="<u4")
-    words[heads] = lengths.ravel()
-    is_term = np.ones(len(words), dtype=bool)
-    is_term[heads] = False
-    terms = np.empty((int(lengths.sum()), stride), dtype="<u4")
-    which = np.repeat(np.tile(np.arange(3, dtype=np.uint8), count), lengths.ravel())
+def _constraint_words(r1cs: R1CS, first: int, stop: int) -> NDArray[np.uint32]:
+    """The constraints in [first, stop) as u32 words."""
+    stride = 1 + 2 * r1cs.curve.scalar.limbs
+    lengths = np.stack([np.diff(m.starts[first : stop + 1]) for m in r1cs.matrices], axis=1)
+    is_term, which = _layout(lengths, stride)
+    terms = np.empty((len(which), stride), dtype="<u4")
     for m, matrix in enumerate(r1cs.matrices):
-        rows = np.flatnonzero(which == m)
-        terms[rows, 0] = matrix.wires
-        terms[rows, 1:] = np.ascontiguousarray(matrix.values, dtype="<u8").view("<u4")
+        rows, mine = which == m, slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+        terms[rows, 0] = matrix.wires[mine]
+        terms[rows, 1:] = np.ascontiguousarray(matrix.values[mine], dtype="<u8").view("<u4")
+    words = np.empty(len(is_term), dtype="<u4")
+    words[~is_term] = lengths.ravel()
     words[is_term] = terms.ravel()
     return words
 

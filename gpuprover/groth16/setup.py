@@ -36,11 +36,10 @@ from gpuprover.formats import zkey as zk
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.formats.ptau import PowersOfTau
-from gpuprover.formats.r1cs import LOOP_BYTES, R1CS, SparseRows
+from gpuprover.formats.r1cs import R1CS, SparseRows, row_blocks
 from gpuprover.formats.zkey import KeyLayout, KeyPoints, KeyWriter, coefficient_dtype, write_zkey
 from gpuprover.limbs import (
     Words,
-    canonical_from_montgomery,
     g1_to_words,
     g2_to_words,
     ints_to_words,
@@ -50,6 +49,10 @@ from gpuprover.polynomial import Domain
 
 _TERMS = 1 << 16
 """Terms or points handled at once: some MB, and often enough a report of progress."""
+_ROW = 1 << 13
+"""Terms that a long sum takes as one row."""
+BLOCK_BYTES = 80 << 20
+"""Memory of a block of points in G2 with its copies, and of a table of multiples."""
 _HASH_CHUNK = 1 << 14
 """snarkjs hashes the differences for H in chunks of so many; see :func:`_h_differences`."""
 
@@ -71,22 +74,19 @@ class SetupResult:
 def memory_needed(r1cs: R1CS, ceremony: bool) -> int:
     """Bytes at the peak of a setup, the circuit included, mapped files not; a little more than measured.
 
-    A ceremony's setup holds every matrix by wire, and their sum for K; a local secret's the values of the
-    polynomials at τ. Either adds a block of points in G2 with its tables.
+    The key goes to disk in blocks. What stays is, for a ceremony, the places of every matrix's terms by
+    wire; for a local secret the values of the polynomials at τ.
     """
     curve = r1cs.curve
-    term, scalar = 4 + curve.scalar.bytes, curve.scalar.bytes
-    terms = [m.nnz for m in r1cs.matrices]
-    n, wires, block = 1 << _log_domain(r1cs), r1cs.n_wires, 6 * _TERMS * 8 * curve.g2_words
+    scalar, longest = curve.scalar.bytes, max(m.nnz for m in r1cs.matrices)
+    n, wires = 1 << _log_domain(r1cs), r1cs.n_wires
     if ceremony:
-        # By wire, and joined with indices of 24 bytes; K's shifted wires.
-        work = sum(terms) * (2 * term + 4) + 24 * sum(terms) + block
+        # A position and a row a term, starts of wires; 32 bytes a term while a matrix is sorted.
+        work = 8 * sum(m.nnz for m in r1cs.matrices) + 3 * 8 * wires + 32 * longest
     else:
-        evaluation = max(terms) * (2 * term + 32) + (4 * wires + n) * scalar
-        coset = (5 * wires + 7 * n) * scalar
-        work = max(evaluation, coset, (6 * wires + 2 * n) * scalar + block)
-    # What parsing took stays with the process's heap.
-    return r1cs.nbytes + LOOP_BYTES * r1cs.n_constraints + work
+        # The Lagrange polynomials, three vectors and a copy of the last; the rows of its terms.
+        work = (n + 4 * wires) * scalar + 4 * longest
+    return r1cs.nbytes + work + BLOCK_BYTES
 
 
 # From a ceremony ---------------------------------------------------------------
@@ -109,14 +109,16 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     n = 1 << log_n
     points = _ceremony_points(ptau)
     _check_ceremony(ptau, log_n, backend)
-    a, b, c = (_by_wire(r1cs, m) for m in (r1cs.a, r1cs.b, r1cs.c))
-    a = _join(a, _public_rows(r1cs))
+    with backend.job.phase("wires"):
+        a, b, c = (
+            _by_wire(r1cs, matrix, public)
+            for matrix, public in ((r1cs.a, r1cs.n_public + 1), (r1cs.b, 0), (r1cs.c, 0))
+        )
     alpha, beta = pt.LAGRANGE_ALPHA_TAU_G1, pt.LAGRANGE_BETA_TAU_G1
     tau1, tau2, alpha1, beta1 = (
         ptau.lagrange(section, log_n) for section in (pt.LAGRANGE_TAU_G1, pt.LAGRANGE_TAU_G2, alpha, beta)
     )
-    k = _join(_shift(a, 0), _shift(b, n), _shift(c, 2 * n))
-    k_sources = (beta1, alpha1, tau1)
+    k, k_sources = (a, b, c), (beta1, alpha1, tau1)
 
     with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
         key.coefficients()
@@ -125,9 +127,9 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
         h = ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n + 1)[1::2]
         key.points(zk.H, _blocks(h), hashed=_h_differences(ptau, n, backend))
         key.points(zk.C, _combinations(backend, Group.G1, k_sources, k, split, wires))
-        key.points(zk.A, _combinations(backend, Group.G1, (tau1,), a, 0, wires))
-        key.points(zk.B1, _combinations(backend, Group.G1, (tau1,), b, 0, wires))
-        key.points(zk.B2, _combinations(backend, Group.G2, (tau2,), b, 0, wires))
+        key.points(zk.A, _combinations(backend, Group.G1, (tau1,), (a,), 0, wires))
+        key.points(zk.B1, _combinations(backend, Group.G1, (tau1,), (b,), 0, wires))
+        key.points(zk.B2, _combinations(backend, Group.G2, (tau2,), (b,), 0, wires))
         circuit_hash = key.finish()
     return SetupResult(circuit_hash, n, (zk.NO_CONTRIBUTION,))
 
@@ -185,29 +187,47 @@ def _check_ceremony(ptau: PowersOfTau, log_n: int, backend: Backend) -> None:
 
 
 def _combinations(
-    backend: Backend, group: Group, sources: Sequence[Words], terms: SparseRows, first: int, last: int
+    backend: Backend, group: Group, sources: Sequence[Words], parts: Sequence[_ByWire], first: int, last: int
 ) -> Iterator[Words]:
     """Points Σ value·point of the wires in [first, last), a block at a time.
 
-    ``terms.wires`` index the sources as if they stood one after another; all have one length.
+    Each part has its source, whose points the part's rows number.
     """
-    size = len(sources[0])
-    while first < last:
-        # At least one wire, and otherwise as many as stay below _TERMS terms.
-        limit = int(np.searchsorted(terms.starts, terms.starts[first] + _TERMS, side="right")) - 1
-        stop = min(last, first + _TERMS, max(first + 1, limit))
-        begin, end = int(terms.starts[first]), int(terms.starts[stop])
-        columns, points = terms.wires[begin:end], sources[0]
-        if len(sources) > 1:
-            used, inverse = np.unique(columns, return_inverse=True)
-            points = np.empty((len(used), sources[0].shape[1]), dtype="<u8")
-            for i, source in enumerate(sources):
-                mine = used // size == i
-                points[mine] = source[used[mine] % size]
-            columns = inverse.astype(np.uint32).reshape(-1)
-        starts = terms.starts[first : stop + 1] - begin
-        yield backend.sparse_combination(group, points, starts, columns, terms.values[begin:end])
-        first = stop
+    for begin, stop in row_blocks([part.starts for part in parts], _TERMS, first, last):
+        if sum(int(part.starts[stop] - part.starts[begin]) for part in parts) > _TERMS:
+            yield _long_combination(backend, group, sources, parts, begin)
+            continue
+        blocks = [part.block(begin, stop) for part in parts]
+        if len(parts) == 1:
+            (terms,), points = blocks, sources[0]
+        else:
+            points = np.concatenate([s[b.wires] for s, b in zip(sources, blocks, strict=True)])
+            terms = _join(*_numbered(blocks))
+        yield backend.sparse_combination(group, points, terms.starts, terms.wires, terms.values)
+
+
+def _long_combination(
+    backend: Backend, group: Group, sources: Sequence[Words], parts: Sequence[_ByWire], wire: int
+) -> Words:
+    """The same for one wire of too many terms for a block, as the constant often is: a sum of sums."""
+    sums = []
+    for source, part in zip(sources, parts, strict=True):
+        for terms in part.pieces(wire):
+            sums.append(backend.sparse_combination(group, source, terms.starts, terms.wires, terms.values))
+            backend.job.check()
+    points = np.concatenate(sums)
+    whole = np.array([0, len(points)], dtype=np.int64)
+    ones = np.tile(ints_to_words([1], backend.curve.scalar.limbs), (len(points), 1))
+    return backend.sparse_combination(group, points, whole, np.arange(len(points), dtype=np.uint32), ones)
+
+
+def _numbered(blocks: Sequence[SparseRows]) -> Iterator[SparseRows]:
+    """The same terms, with running numbers for rows."""
+    count = 0
+    for block in blocks:
+        numbers = np.arange(count, count + block.nnz, dtype=np.uint32)
+        yield SparseRows(block.starts, numbers, block.values)
+        count += block.nnz
 
 
 def _h_differences(ptau: PowersOfTau, n: int, backend: Backend) -> Iterator[Words]:
@@ -292,24 +312,37 @@ def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupRes
     with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
         key.coefficients()
         with backend.job.phase("secret polynomials"):
-            lagrange = _lagrange_at(backend, domain, 1, tau)
-            a = _evaluate(backend, _join(_by_wire(r1cs, r1cs.a), _public_rows(r1cs)), lagrange)
-            b = _evaluate(backend, _by_wire(r1cs, r1cs.b), lagrange)
-            c = _evaluate(backend, _by_wire(r1cs, r1cs.c), lagrange)
-            k = _linear(backend, r1cs, [(a, beta), (b, alpha), (c, 1)])
-            split = r1cs.n_public + 1
-            inputs = _scaled(backend, k[:split], pow(gamma, -1, r))
-            others = _scaled(backend, k[split:], pow(delta, -1, r))
-            # The coset's Lagrange polynomials times Z(τ)/(Z(g)·δ): Z(g) = g^n − 1 on all of the coset.
-            g = domain.coset_generator
-            factor = (pow(tau, domain.size, r) - 1) * pow((pow(g, domain.size, r) - 1) * delta, -1, r) % r
-            h = _scaled(backend, _lagrange_at(backend, domain, g, tau), factor)
-        key.points(zk.IC, _multiples(backend, Group.G1, inputs))
-        key.points(zk.H, _multiples(backend, Group.G1, h))
-        key.points(zk.C, _multiples(backend, Group.G1, others))
-        key.points(zk.A, _multiples(backend, Group.G1, a))
-        key.points(zk.B1, _multiples(backend, Group.G1, b))
-        key.points(zk.B2, _multiples(backend, Group.G2, b))
+            lagrange = np.empty((domain.size, curve.scalar.limbs), dtype=np.uint64)
+            at = 0
+            # Coefficients stand in the circuit as plain integers, which as Form.DOUBLE_MONTGOMERY are
+            # c/R². This form makes up for it, and so no matrix has to be copied and converted.
+            for block in _lagrange_at(backend, domain, 1, tau, 1, Form.DOUBLE_MONTGOMERY):
+                lagrange[at : at + len(block)] = block
+                at += len(block)
+                backend.job.report(at / domain.size / 4)
+            vectors = []
+            for i, matrix in enumerate(r1cs.matrices):
+                vectors.append(_evaluate(backend, matrix, r1cs.n_wires, lagrange))
+                backend.job.report((i + 2) / 4)
+            a, b, c = vectors
+            _add_public_rows(backend, r1cs, a, lagrange)
+            del lagrange
+        split, wires = r1cs.n_public + 1, r1cs.n_wires
+        for section, first, last, divisor in ((zk.IC, 0, split, gamma), (zk.C, split, wires, delta)):
+            inverse = pow(divisor, -1, r)
+            summands = [(v, factor * inverse % r) for v, factor in ((a, beta), (b, alpha), (c, 1))]
+            k = _linear(backend, summands, first, last)
+            key.points(section, _multiples(backend, Group.G1, k))
+            if section == zk.IC:  # the order of the file
+                # The coset's Lagrange polynomials times Z(τ)/(Z(g)·δ): Z(g) = g^n − 1 on all of the coset.
+                g = domain.coset_generator
+                at_secret, on_coset = (pow(x, domain.size, r) - 1 for x in (tau, g))
+                factor = at_secret * pow(on_coset * delta, -1, r) % r
+                h = _lagrange_at(backend, domain, g, tau, factor, Form.CANONICAL)
+                key.points(zk.H, _multiples(backend, Group.G1, h))
+        key.points(zk.A, _multiples(backend, Group.G1, _blocks(a)))
+        key.points(zk.B1, _multiples(backend, Group.G1, _blocks(b)))
+        key.points(zk.B2, _multiples(backend, Group.G2, _blocks(b)))
         circuit_hash = key.finish()
     return SetupResult(circuit_hash, domain.size, (zk.INSECURE,))
 
@@ -323,64 +356,73 @@ def _secret_outside_cosets(domain: Domain) -> int:
             return tau
 
 
-def _lagrange_at(backend: Backend, domain: Domain, shift: int, tau: int) -> Words:
-    """All Lagrange polynomials of the coset shift·⟨ω⟩ at τ, canonical uint64[n, limbs].
+def _lagrange_at(
+    backend: Backend, domain: Domain, shift: int, tau: int, factor: int, form: Form
+) -> Iterator[Words]:
+    """All Lagrange polynomials of the coset shift·⟨ω⟩ at τ, times a factor, in blocks of uint64[n, limbs].
 
     ℓ_i(τ) = x_i·(τ^n − g^n) / (n·g^n·(τ − x_i)) with x_i = g·ω^i and g the shift.
     """
     r, n, limbs = domain.field.modulus, domain.size, domain.field.limbs
-    ones = np.tile(ints_to_words([1], limbs), (n, 1))
-    x = backend.scale_powers_in_place(backend.upload(ones), shift, domain.omega)
-    constant = backend.scale_powers_in_place(backend.upload(ones), tau, 1)
-    distance = backend.sub(constant, x)
-    inverse = backend.batch_inverse(distance)
-    values = backend.mul(inverse, x)
     at_shift = pow(shift, n, r)
-    factor = (pow(tau, n, r) - at_shift) * pow(n * at_shift, -1, r) % r
-    result = backend.download(backend.scale_powers_in_place(values, factor, 1))
-    backend.free(x, constant, distance, inverse, values)
-    return result
+    factor = factor * (pow(tau, n, r) - at_shift) * pow(n * at_shift, -1, r) % r
+    for start in range(0, n, _TERMS):
+        ones = np.tile(ints_to_words([1], limbs), (min(_TERMS, n - start), 1))
+        first = shift * pow(domain.omega, start, r) % r
+        x = backend.scale_powers_in_place(backend.upload(ones), first, domain.omega)
+        constant = backend.scale_powers_in_place(backend.upload(ones), tau, 1)
+        distance = backend.sub(constant, x)
+        inverse = backend.batch_inverse(distance)
+        values = backend.scale_powers_in_place(backend.mul(inverse, x), factor, 1)
+        result = backend.download(values, form)
+        backend.free(x, constant, distance, inverse, values)
+        yield result
 
 
-def _evaluate(backend: Backend, terms: SparseRows, lagrange: Words) -> Words:
-    """Σ value·lagrange[row] of every wire's terms, canonical."""
-    single = np.zeros(terms.nnz, dtype=np.uint32)
-    matrix = backend.prepare_matrices(
-        1, terms.rows, single, terms.row_index(), terms.wires, terms.values, Form.CANONICAL
+def _evaluate(backend: Backend, matrix: SparseRows, wires: int, lagrange: Words) -> Words:
+    """Σ value·lagrange[row] of every wire's terms, canonical; ``lagrange`` in Form.DOUBLE_MONTGOMERY."""
+    single = np.broadcast_to(np.zeros(1, dtype=np.uint32), matrix.nnz)
+    turned = backend.prepare_matrices(
+        1, wires, single, matrix.wires, matrix.row_index(), matrix.values, Form.DOUBLE_MONTGOMERY
     )
-    (v,) = backend.spmv(matrix, lagrange)
+    (v,) = backend.spmv(turned, lagrange)
     result = backend.download(v)
-    backend.free(matrix, v)
+    backend.free(turned, v)
     return result
 
 
-def _linear(backend: Backend, r1cs: R1CS, summands: Sequence[tuple[Words, int]]) -> Words:
-    """Σ factor·vector, canonical."""
-    total: Vector = None
-    for words, factor in summands:
-        v = backend.scale_powers_in_place(backend.upload(words), factor, 1)
-        if total is None:
-            total = v
-        else:
-            previous, total = total, backend.add(total, v)
-            backend.free(previous, v)
-    result = backend.download(total)
-    backend.free(total)
-    return result
+def _add_public_rows(backend: Backend, r1cs: R1CS, a: Words, lagrange: Words) -> None:
+    """Adds to A's polynomials the rows of the constant and the public signals."""
+    count, first = r1cs.n_public + 1, r1cs.n_constraints
+    constraints = backend.upload(a[:count])
+    rows = backend.upload(lagrange[first : first + count], Form.DOUBLE_MONTGOMERY)
+    total = backend.add(constraints, rows)
+    a[:count] = backend.download(total)
+    backend.free(constraints, rows, total)
 
 
-def _scaled(backend: Backend, words: Words, factor: int) -> Words:
-    if len(words) == 0:
-        return words
-    v = backend.scale_powers_in_place(backend.upload(words), factor, 1)
-    result = backend.download(v)
-    backend.free(v)
-    return result
+def _linear(
+    backend: Backend, summands: Sequence[tuple[Words, int]], first: int, last: int
+) -> Iterator[Words]:
+    """Σ factor·vector of the elements in [first, last), canonical, in blocks."""
+    for start in range(first, last, _TERMS):
+        stop = min(last, start + _TERMS)
+        total: Vector = None
+        for words, factor in summands:
+            v = backend.scale_powers_in_place(backend.upload(words[start:stop]), factor, 1)
+            if total is None:
+                total = v
+            else:
+                previous, total = total, backend.add(total, v)
+                backend.free(previous, v)
+        result = backend.download(total)
+        backend.free(total)
+        yield result
 
 
-def _multiples(backend: Backend, group: Group, scalars: Words) -> Iterator[Words]:
+def _multiples(backend: Backend, group: Group, scalars: Iterable[Words]) -> Iterator[Words]:
     generator = backend.curve.g1 if group is Group.G1 else backend.curve.g2
-    for block in _blocks(scalars):
+    for block in scalars:
         yield backend.fixed_base_mul(group, generator, block)
 
 
@@ -400,24 +442,50 @@ def _log_domain(r1cs: R1CS) -> int:
     return log_n
 
 
-def _by_wire(r1cs: R1CS, matrix: SparseRows) -> SparseRows:
-    """The transpose: for each wire its terms; their ``wires`` are the constraints."""
-    order = np.argsort(matrix.wires, kind="stable")
+@dataclass(frozen=True)
+class _ByWire:
+    """A matrix turned: wire s has the terms at ``order[starts[s]:starts[s + 1]]`` of it, in ``rows`` of it.
+
+    The first ``public`` wires have one term more each, 1 in a row of their own behind the matrix's.
+    """
+
+    matrix: SparseRows
+    starts: NDArray[np.int64]
+    order: NDArray[np.unsignedinteger[Any]]
+    rows: NDArray[np.uint32]
+    public: int
+
+    def block(self, first: int, last: int) -> SparseRows:
+        """The terms of the wires in [first, last); their ``wires`` are the matrix's rows."""
+        begin, end = int(self.starts[first]), int(self.starts[last])
+        values = self.matrix.values[self.order[begin:end]]
+        terms = SparseRows(self.starts[first : last + 1] - begin, self.rows[begin:end], values)
+        return terms if first >= self.public else _join(terms, self._public_rows(first, last))
+
+    def pieces(self, wire: int) -> Iterator[SparseRows]:
+        """The terms of one wire, a block at a time, each cut into rows that can be summed side by side."""
+        begin, end = int(self.starts[wire]), int(self.starts[wire + 1])
+        for at in range(begin, end, _TERMS):
+            stop = min(end, at + _TERMS)
+            starts = np.append(np.arange(0, stop - at, _ROW), stop - at)
+            yield SparseRows(starts, self.rows[at:stop], self.matrix.values[self.order[at:stop]])
+        if wire < self.public:
+            yield self._public_rows(wire, wire + 1)
+
+    def _public_rows(self, first: int, last: int) -> SparseRows:
+        starts = np.minimum(np.arange(first, last + 1, dtype=np.int64), self.public) - first
+        count = int(starts[-1])
+        rows = np.arange(count, dtype=np.uint32) + np.uint32(self.matrix.rows + first)
+        ones = np.zeros((count, self.matrix.values.shape[1]), dtype=np.uint64)
+        ones[:, 0] = 1
+        return SparseRows(starts, rows, ones)
+
+
+def _by_wire(r1cs: R1CS, matrix: SparseRows, public: int) -> _ByWire:
     starts = np.zeros(r1cs.n_wires + 1, dtype=np.int64)
     np.cumsum(np.bincount(matrix.wires, minlength=r1cs.n_wires), out=starts[1:])
-    return SparseRows(starts, matrix.row_index()[order], matrix.values[order])
-
-
-def _public_rows(r1cs: R1CS) -> SparseRows:
-    """A's rows after the constraints, by wire: 1 for the constant and each public signal."""
-    count = r1cs.n_public + 1
-    starts = np.minimum(np.arange(r1cs.n_wires + 1, dtype=np.int64), count)
-    rows = np.arange(r1cs.n_constraints, r1cs.n_constraints + count, dtype=np.uint32)
-    return SparseRows(starts, rows, np.tile(ints_to_words([1], r1cs.curve.scalar.limbs), (count, 1)))
-
-
-def _shift(terms: SparseRows, offset: int) -> SparseRows:
-    return SparseRows(terms.starts, terms.wires + np.uint32(offset), terms.values)
+    order = np.argsort(matrix.wires, kind="stable").astype(np.min_scalar_type(matrix.nnz), copy=False)
+    return _ByWire(matrix, starts, order, matrix.row_index()[order], public)
 
 
 def _join(*parts: SparseRows) -> SparseRows:
@@ -439,11 +507,10 @@ def _blocks(rows: Words) -> Iterator[Words]:
         yield rows[start : start + _TERMS]
 
 
-def _uncompressed(curve: CurveParams, group: Group, points: Words) -> bytes:
+def _uncompressed(backend: Backend, group: Group, points: Words) -> bytes:
     """Points as the ecosystem hashes them: canonical big-endian coordinates, of Fq2 the second part first."""
-    limbs = curve.base.limbs
-    canonical = canonical_from_montgomery(curve.base, points.reshape(-1, limbs))
-    width = 8 * limbs * (1 if group is Group.G1 else 2)
+    width = 8 * backend.curve.base.limbs * (1 if group is Group.G1 else 2)
+    canonical = backend.canonical_coordinates(points).astype("<u8", copy=False)
     return canonical.view(np.uint8).reshape(-1, width)[:, ::-1].tobytes()
 
 
@@ -460,8 +527,8 @@ class _KeySections:
             ((points.alpha1, points.beta1), (points.beta2, points.gamma2)),
             ((points.delta1,), (points.delta2,)),
         ):
-            self._hash.update(_uncompressed(self._curve, Group.G1, g1_to_words(self._curve, g1)))
-            self._hash.update(_uncompressed(self._curve, Group.G2, g2_to_words(self._curve, g2)))
+            self._hash.update(_uncompressed(backend, Group.G1, g1_to_words(self._curve, g1)))
+            self._hash.update(_uncompressed(backend, Group.G2, g2_to_words(self._curve, g2)))
 
     def __enter__(self) -> _KeySections:
         self._writer: KeyWriter = self._open.__enter__()
@@ -481,7 +548,7 @@ class _KeySections:
             for block in blocks:
                 yield block
                 if hashed is None:
-                    self._hash.update(_uncompressed(self._curve, group, block))
+                    self._hash.update(_uncompressed(self._backend, group, block))
                 done += len(block)
                 self._backend.job.check()
                 self._backend.job.report(done / count)
@@ -489,7 +556,7 @@ class _KeySections:
         with self._backend.job.phase(zk.SECTIONS[section]):
             self._writer.points(section, watched())
             for block in hashed or ():
-                self._hash.update(_uncompressed(self._curve, group, block))
+                self._hash.update(_uncompressed(self._backend, group, block))
                 self._backend.job.check()
 
     def coefficients(self) -> None:
@@ -500,28 +567,32 @@ class _KeySections:
         """Row by row A's terms, then B's; last the rows of the public signals."""
         r1cs, record = self._r1cs, coefficient_dtype(self._curve)
         a, b, rows = r1cs.a, r1cs.b, r1cs.n_constraints
-        both = a.starts + b.starts
-        first = 0
-        while first < rows:
-            limit = int(np.searchsorted(both, both[first] + _TERMS, side="right")) - 1
-            stop = min(rows, max(first + 1, limit))
-            block = np.empty(int(both[stop] - both[first]), dtype=record)
-            for index, (matrix, before) in enumerate(
-                ((a, b.starts[first:stop]), (b, a.starts[first + 1 : stop + 1]))
-            ):
-                terms = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
-                lengths = np.diff(matrix.starts[first : stop + 1])
-                row = np.repeat(np.arange(first, stop, dtype=np.uint32), lengths)
-                to = np.arange(terms.start, terms.stop) + np.repeat(before, lengths) - both[first]
-                block["matrix"][to], block["constraint"][to] = index, row
-                block["signal"][to], block["value"][to] = (
-                    matrix.wires[terms],
-                    self._twice(matrix.values[terms]),
-                )
-            yield block
+
+        def fill(
+            block: NDArray[Any], to: Any, index: int, row: Any, matrix: SparseRows, terms: slice
+        ) -> None:
+            block["matrix"][to], block["constraint"][to] = index, row
+            block["signal"][to], block["value"][to] = matrix.wires[terms], self._twice(matrix.values[terms])
+
+        for first, stop in row_blocks([a.starts, b.starts], _TERMS):
+            if stop == first + 1:  # perhaps a long one
+                for index, matrix in enumerate((a, b)):
+                    begin, end = int(matrix.starts[first]), int(matrix.starts[stop])
+                    for at in range(begin, end, _TERMS):
+                        block = np.empty(min(_TERMS, end - at), dtype=record)
+                        fill(block, slice(None), index, first, matrix, slice(at, at + len(block)))
+                        yield block
+            else:
+                a_starts, b_starts = (m.starts[first : stop + 1] - m.starts[first] for m in (a, b))
+                block = np.empty(int(a_starts[-1] + b_starts[-1]), dtype=record)
+                for index, (matrix, before) in enumerate(((a, b_starts[:-1]), (b, a_starts[1:]))):
+                    terms = slice(int(matrix.starts[first]), int(matrix.starts[stop]))
+                    lengths = np.diff(matrix.starts[first : stop + 1])
+                    row = np.repeat(np.arange(first, stop, dtype=np.uint32), lengths)
+                    fill(block, np.arange(len(row)) + np.repeat(before, lengths), index, row, matrix, terms)
+                yield block
             self._backend.job.check()
             self._backend.job.report(stop / rows)
-            first = stop
         public = np.zeros(r1cs.n_public + 1, dtype=record)
         public["signal"] = np.arange(len(public))
         public["constraint"] = rows + public["signal"]
