@@ -58,7 +58,11 @@ def _parts(text: str | None) -> list[str]:
 
 def _curves(text: str | None, quick: bool) -> list[CurveParams]:
     default = [CURVES[0].name] if quick else [curve.name for curve in CURVES]
-    return [curve_by_name(name) for name in _list(text, default)]
+    known = [curve.name for curve in CURVES]
+    for name in (names := _list(text, default)):
+        if name not in known:
+            raise InvalidInput(f"--curves: expected some of {','.join(known)}, found {name[:40]!r}")
+    return [curve_by_name(name) for name in names]
 
 
 def _devices(context: Context, skip: Callable[[Row, str], None]) -> list[str]:
@@ -124,7 +128,7 @@ class _Plan:
         quick = args.quick
         self.args, self.context = args, context
         self.parts = _parts(args.only)
-        self.logs = _numbers(args.logs, QUICK_LOGS if quick else LOGS, "--logs", 2, 26)
+        self.logs = _numbers(args.logs, QUICK_LOGS if quick else LOGS, "--logs", 4, 26)
         self.merkle = _numbers(args.merkle, QUICK_MERKLE if quick else MERKLE, "--merkle", 1, 1000)
         self.curves = _curves(args.curves, quick)
         rounds = str(QUICK_ROUNDS if quick else ROUNDS) if args.rounds is None else args.rounds
@@ -297,6 +301,7 @@ def _figures(row: Row) -> str:
     ]
     for entry in row.get("faster", []):
         ratio = entry.get("cpu") or entry.get("wall")
-        ours = " ".join(str(entry[k]) for k in ("path", "mode") if entry.get(k))
-        parts.append(f"ours {ratio['median']:.3g} times faster ({ours})")
+        if entry.get("mode") == "warm" and entry.get("threads") == 1:
+            ours = entry.get("path") or entry.get("device")
+            parts.append(f"ours is {ratio['median']:.3g} times faster ({ours})")
     return ", ".join(parts)

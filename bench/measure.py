@@ -112,7 +112,7 @@ def run_process(
         text = out.read_text(errors="replace")
         if record["code"]:
             said = (errors.read_text(errors="replace").strip() or text.strip())[-200:]
-            raise Failed(f"{name}: exit code {record['code']}: {' '.join(said.split())}")
+            raise Failed(f"{name}: exit code {record['code']}: {' '.join(said.split()) or 'said nothing'}")
         return Sample(record["cpu"], record["wall"], record["peak"]), text
 
 

@@ -148,7 +148,7 @@ def format_time(seconds: float) -> str:
 def _tick_time(seconds: float, _: int) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size * 0.9995 or unit == "µs":
-            return f"{seconds / size:g} {unit}"
+            return f"{seconds / size:.6g} {unit}"
     raise AssertionError
 
 
@@ -213,7 +213,7 @@ def _sized(row: Row) -> float | None:
 
 def _plot(axes: Any, lines: Sequence[_Line], *, guide: bool = True) -> None:
     """Times against sizes, both logarithmic, with a line that grows as n log n."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     sizes = sorted({x for line in lines for x in line.points})
     for line in lines:
@@ -235,6 +235,9 @@ def _plot(axes: Any, lines: Sequence[_Line], *, guide: bool = True) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"$2^{{{round(n).bit_length() - 1}}}$"))
+    low, high = axes.get_ylim()
+    # Every power of ten, and where that is less than two of them, 2 and 5 times it too.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick_time))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     axes.grid(visible=True, which="minor", axis="y", color="#F2F2F2", linewidth=0.5)
@@ -249,7 +252,7 @@ def _legend(canvas: Any, axes: Sequence[Any], columns: int = 4) -> None:
             found.setdefault(label, handle)
     canvas.legend(
         found.values(), found.keys(), loc="outside upper left", ncols=min(columns, len(found)),
-        handlelength=2.2, columnspacing=1.8, fontsize=10,
+        handlelength=3.0, columnspacing=1.8, fontsize=10,
     )  # fmt: skip
 
 
@@ -534,7 +537,7 @@ def _ratios(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     axes.set_xscale("log")
     top = max(max(o.value, o.target.dream or 0, o.goal) for o in found)
     low = min(0.5, *(0.8 * o.value for o in found))
-    axes.set_xlim(low, top * 2.6)
+    axes.set_xlim(low, top * 3.2)
     marks = [x for x in (0.1, 0.2, 0.5, 1, 2, 4, 8, 15, 30, 60) if low <= x <= top * 1.3]
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -20,7 +20,7 @@ from .peers import ProverPeer, Statement, python_command
 from .rows import OURS, Row, Rows, spread
 
 CHAIN_ROOM = 200
-"""Constraints short of a power of two, so that rows for public signals still fit the domain."""
+"""Constraints short of a power of two, or an eighth of it: rows for public signals still fit the domain."""
 BATCH = 1000
 
 
@@ -50,7 +50,7 @@ def ladder(
         (
             f"chain 2^{log}",
             f"chain_{log}",
-            lambda log=log: chain_circuit(max(1, (1 << log) - CHAIN_ROOM), curve),  # type: ignore[misc]
+            lambda log=log: chain_circuit((1 << log) - min(CHAIN_ROOM, 1 << log >> 3), curve),  # type: ignore[misc]
         )
         for log in logs
     ]

@@ -73,8 +73,9 @@ TARGETS: tuple[Target, ...] = (
         15,
         {**_proof("merkle 32"), "mode": "warm"},
         peer="snarkjs-warm",
+        portable=1.0,
     ),
-    Target("MSM G1 2^14, BLS12-381", "faster", 4, _msm("G1", 14, "bls12-381"), peer="arkworks"),
+    Target("MSM G1 2^14, BLS12-381", "faster", 4, _msm("G1", 14, "bls12-381"), peer="arkworks", portable=1.0),
     Target(
         "verification, BN254",
         "seconds",
@@ -221,10 +222,10 @@ def _seconds(target: Target, rows: list[Row]) -> Iterator[Outcome]:
 
 
 def _threads(target: Target, rows: list[Row]) -> Iterator[Outcome]:
-    """The largest circuit for which one run has both."""
+    """The largest circuit for which one run has both; small ones leave nothing to share."""
     newest: dict[tuple[Any, ...], dict[int, Row]] = {}
     for row in _ours(target, rows):
-        if row.get("threads") in (1, 2) and "wall" in row:
+        if row.get("threads") in (1, 2) and "wall" in row and row.get("constraints", 0) > 1 << 14:
             case = tuple(row.get(key) for key in ("run", "device", "path", "curve", "circuit"))
             newest.setdefault(case, {})[row["threads"]] = row
     best: dict[str, Outcome] = {}
