@@ -113,7 +113,10 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Picture]:
         "ratios": ("Times faster than the peers, against the targets", _ratios),
         "proofs": ("Whole proofs over the size of the circuit", _proofs),
         "msm": ("Multi-scalar multiplication over its length", _msm),
-        "ntt": ("Number-theoretic transform over its length", _ntt),
+        "ntt": (
+            "Number-theoretic transform over its length; a change of cosets is two, shown by halves",
+            _ntt,
+        ),
         "scalars": ("What a witness's shape costs: the same length, other scalars", _scalars),
         "phases": ("Where a proof's time goes", _phases),
         "devices": ("CPU against GPU, size by size", _devices),
@@ -223,8 +226,8 @@ def _plot(axes: Any, lines: Sequence[_Line], *, guide: bool = True) -> None:
             markeredgecolor="white", markeredgewidth=0.9, zorder=3,
         )  # fmt: skip
     if guide and len(sizes) > 1:
-        # Below everything, through the smallest time of the largest size.
-        xs, ys = min((line.xy() for line in lines if sizes[-1] in line.points), key=lambda xy: xy[1][-1])
+        # A little below the first line, so that their slopes can be compared.
+        xs, ys = lines[0].xy()
         span = [sizes[0], *sizes, sizes[-1]]
         axes.plot(
             span, n_log_n((xs[-1], ys[-1] * 0.62), span), color=GREY, linewidth=1.3,
@@ -275,6 +278,12 @@ def _curves(rows: Iterable[Row]) -> list[str]:
     return [curve for curve in CURVES if curve in present]
 
 
+def _time_axis(panels: Iterable[Sequence[_Line]]) -> str:
+    """What the seconds of the lines are; see :func:`~.targets.figure`."""
+    devices = {r.get("device") for lines in panels for line in lines for r in line.points.values()}
+    return "CPU time, one thread" + ("" if devices <= {"cpu", None} else "; GPU: wall time")
+
+
 def _in_words(lines: Sequence[_Line]) -> str:
     """Each line's largest size, for the text that stands for a picture."""
     parts = []
@@ -303,7 +312,7 @@ def _msm(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
         panel.set_title(f"{CURVES[curve]} {group}")
         panel.set_xlabel("points")
     for panel in panels[::2]:
-        panel.set_ylabel("CPU time, one thread")
+        panel.set_ylabel(_time_axis(found.values()))
     _legend(canvas, panels)
     words = [f"{CURVES[c]} {g}: {_in_words(lines)}" for (c, g), lines in found.items()]
     return canvas, f"Time of a multi-scalar multiplication with full-width scalars. {'. '.join(words)}."
@@ -320,7 +329,7 @@ def _ntt(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
             plain = [r for r in mine if r["operation"] == "ntt" and r.get("direction") == "forward"]
         lines = _lines(plain, _sized)
         for line in _lines([row for row in mine if row["operation"] == "ntt to coset"], _sized):
-            line.label += ", coset to coset, each of two"
+            line.label += ", coset change"  # two transforms, each shown by half of it
             line.value, line.style = (lambda row: _median(row) / 2), (0, (4, 1.6))
             lines.append(line)
         if lines:
@@ -332,7 +341,7 @@ def _ntt(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
         _plot(panel, found[curve])
         panel.set_title(f"{CURVES[curve]}, scalar field")
         panel.set_xlabel("elements")
-    panels[0].set_ylabel("CPU time of one transform, one thread")
+    panels[0].set_ylabel(_time_axis(found.values()))
     _legend(canvas, panels, columns=3 if len(panels) > 1 else 2)
     words = [f"{CURVES[c]}: {_in_words(lines)}" for c, lines in found.items()]
     return canvas, f"Time of one number-theoretic transform. {'. '.join(words)}."
@@ -367,7 +376,7 @@ def _proofs(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
         _plot(panel, found[curve])
         panel.set_title(f"Groth16 over {CURVES[curve]}")
         panel.set_xlabel("constraints (chain circuits, full-width witness)")
-    panels[0].set_ylabel("CPU time of a proof")
+    panels[0].set_ylabel(_time_axis(found.values()))
     _legend(canvas, panels, columns=3 if len(panels) > 1 else 2)
     words = [f"{CURVES[c]}: {_in_words(lines)}" for c, lines in found.items()]
     return (
@@ -489,7 +498,7 @@ def _phases(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     axes.tick_params(axis="y", length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    _legend(canvas, [axes], columns=5)
+    _legend(canvas, [axes], columns=7)
     return canvas, f"Shares of a proof's phases. {'; '.join(words)}."
 
 
@@ -573,9 +582,8 @@ def _devices(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     if not any(r.get("device") not in ("cpu", None) for r in ours):
         return None
     kinds: dict[str, tuple[Callable[[Row], bool], Callable[[Row], float | None]]] = {
-        "whole proofs (chain circuits)": (lambda r: r["operation"] == "groth16 prove", _chain_size),
+        "proofs of chains": (lambda r: r["operation"] == "groth16 prove", _chain_size),
         "MSM G1": (lambda r: r["operation"] == "msm G1" and r.get("scalars") == "full width", _sized),
-        "MSM G2": (lambda r: r["operation"] == "msm G2" and r.get("scalars") == "full width", _sized),
         "NTT": (lambda r: r["operation"] == "ntt" and r.get("order", "natural") == "natural", _sized),
     }
     found: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
@@ -593,7 +601,7 @@ def _devices(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
                 found[curve, kind] = fastest
     if not found:
         return None
-    canvas, panels = _panels(pyplot, len(found), height=4.0, sharey=False)
+    canvas, panels = _panels(pyplot, len(found), height=3.6, columns=3, sharey=False)
     words = []
     for ((curve, kind), fastest), panel in zip(found.items(), panels, strict=True):
         lines = [
@@ -612,8 +620,8 @@ def _devices(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
             )
         panel.set_title(f"{CURVES[curve]}, {kind}")
         panel.set_xlabel("size")
-        panel.margins(y=0.16)
-    for panel in panels[::2]:
+        panel.margins(x=0.1, y=0.16)
+    for panel in panels[::3]:
         panel.set_ylabel("wall time")
     _legend(canvas, panels)
     return canvas, f"Wall times of CPU and GPU. {'; '.join(words)}."
