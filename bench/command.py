@@ -129,6 +129,8 @@ class _Plan:
         self.args, self.context = args, context
         self.parts = _parts(args.only)
         self.logs = _numbers(args.logs, QUICK_LOGS if quick else LOGS, "--logs", 4, 26)
+        if not self.logs:
+            raise InvalidInput("--logs: expected a list of whole numbers, found none")
         self.merkle = _numbers(args.merkle, QUICK_MERKLE if quick else MERKLE, "--merkle", 1, 1000)
         self.curves = _curves(args.curves, quick)
         rounds = str(QUICK_ROUNDS if quick else ROUNDS) if args.rounds is None else args.rounds
@@ -156,11 +158,10 @@ class _Plan:
             rows.add({**row, "skipped": reason})
         if {"field", "ntt", "msm"} & set(self.parts):
             for curve in self.curves:
-                for _ in measure_operations(
+                measure_operations(
                     curve, self.single, self.logs, self.parts, self.rounds, rows, job,
                     arkworks=self.arkworks, inner=self.inner,
-                ):  # fmt: skip
-                    pass
+                )  # fmt: skip
         if "import" in self.parts:
             measure_import(self.rounds, rows, job)
         first_use = self.args.first_use

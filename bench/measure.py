@@ -159,12 +159,11 @@ class Variant:
 class Contestant:
     """One of those measured side by side: the fields of its row, and what runs it once.
 
-    ``case`` names what is computed: peers are compared with ours of the same case. Without fields
-    it only has to run before those that follow it.
+    ``case`` names what is computed: peers are compared with ours of the same case.
     """
 
     case: str
-    fields: Row | None
+    fields: Row
     run: Callable[[], Sample]
     samples: list[Sample | None] = field(default_factory=list)
     failure: str | None = None
@@ -172,7 +171,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        return str((self.fields or {}).get("implementation", OURS))
+        return str(self.fields["implementation"])
 
     def round(self, counts: bool) -> None:
         """Runs once; a round that is sat out leaves None, so that rounds stay aligned."""
@@ -194,32 +193,27 @@ class Contestant:
         return [getattr(s, kind) for s in self.samples if s is not None and getattr(s, kind) is not None]
 
 
-def measure(contestants: Sequence[Contestant], rounds: int, rows: Rows, job: Job, title: str) -> list[Row]:
-    """Runs all contestants ``rounds`` times after a warm-up, and adds a row for each that has fields.
+def measure(contestants: Sequence[Contestant], rounds: int, rows: Rows, job: Job) -> None:
+    """Runs all contestants ``rounds`` times after a warm-up, and adds a row for each that has figures.
 
-    What an interruption leaves unfinished gets its rows too, with the rounds that are done.
+    Reports progress in the job's current phase. What an interruption leaves unfinished gets its rows too,
+    with the rounds that are done.
     """
-    added: list[Row] = []
-    with job.phase(title):
-        try:
-            total = (rounds + 1) * len(contestants)
-            for i in range(rounds + 1):
-                for k, contestant in enumerate(contestants):
-                    job.check()
-                    contestant.round(counts=i > 0)
-                    job.report((i * len(contestants) + k + 1) / total)
-        finally:
-            for contestant in contestants:
-                row = _row(contestant, contestants)
-                if row is not None:
-                    rows.add(row)
-                    added.append(row)
-    return added
+    total = (rounds + 1) * len(contestants)
+    try:
+        for i in range(rounds + 1):
+            for k, contestant in enumerate(contestants):
+                job.check()
+                contestant.round(counts=i > 0)
+                job.report((i * len(contestants) + k + 1) / total)
+    finally:
+        for contestant in contestants:
+            row = _row(contestant, contestants)
+            if row is not None:
+                rows.add(row)
 
 
 def _row(contestant: Contestant, all_: Sequence[Contestant]) -> Row | None:
-    if contestant.fields is None:
-        return None
     samples = [s for s in contestant.samples if s is not None]
     row = dict(contestant.fields)
     if contestant.failure is not None:
@@ -246,7 +240,7 @@ def _row(contestant: Contestant, all_: Sequence[Contestant]) -> Row | None:
 def _faster(peer: Contestant, all_: Sequence[Contestant]) -> Iterator[Row]:
     """How many times faster each of ours was in the rounds that both ran."""
     for ours in all_:
-        if ours.case != peer.case or ours.name != OURS or ours.fields is None:
+        if ours.case != peer.case or ours.name != OURS:
             continue
         both = [(a, b) for a, b in zip(ours.samples, peer.samples, strict=False) if a and b]
         ratios: Row = {}

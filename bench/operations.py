@@ -152,22 +152,27 @@ def measure_operations(
     *,
     arkworks: Arkworks | None = None,
     inner: Sequence[InnerPeer] = (),
-) -> Iterator[list[Row]]:
-    """Rows of the operations named in ``only`` (``field``, ``ntt``, ``msm``), case by case."""
+) -> None:
+    """Adds rows of the operations named in ``only`` (``field``, ``ntt``, ``msm``)."""
     work = _Operations(curve, variants, logs)
-    makers: dict[str, Callable[[], Iterator[list[Contestant]]]]
-    makers = {"field": work.field, "ntt": work.ntt, "msm": partial(work.msm, arkworks)}
+    makers: dict[str, tuple[int, Callable[[], Iterator[list[Contestant]]]]]
+    makers = {
+        "field": (1, work.field),
+        "ntt": ((len(ORDERS) + 1) * len(logs), work.ntt),
+        "msm": (len(Group) * len(KINDS) * len(logs), partial(work.msm, arkworks)),
+    }
     for name in (name for name in makers if name in only):
-        for contest in makers[name]():
-            fields = contest[0].fields
-            assert fields is not None
-            contest += _inner_contestants(contest[0], inner, job)
-            yield measure(contest, rounds, rows, job, _title(fields))
+        count, make = makers[name]
+        with job.phase(f"{name}, {curve.name}"):
+            for i, contest in enumerate(make()):
+                contest += _inner_contestants(contest[0], inner, job)
+                with job.part(i, count):
+                    measure(contest, rounds, rows, job)
 
 
 def _beside(ours: Contestant, name: str, run: Callable[[], Sample]) -> Contestant:
     """A peer that does the same work as ``ours``."""
-    shape = {key: value for key, value in (ours.fields or {}).items() if key in _SHAPE}
+    shape = {key: value for key, value in ours.fields.items() if key in _SHAPE}
     return Contestant(ours.case, {"implementation": name, "mode": "warm", **shape}, run)
 
 
@@ -176,7 +181,7 @@ def _inner_contestants(ours: Contestant, peers: Sequence[InnerPeer], job: Job) -
     for peer in peers:
         contestant = _beside(ours, peer.name, _never)
         try:
-            contestant.run = peer.runner(_like_peers(ours.fields or {}), job.check)
+            contestant.run = peer.runner(_like_peers(ours.fields), job.check)
         except Missing:
             continue
         except Failed as failure:
@@ -186,8 +191,3 @@ def _inner_contestants(ours: Contestant, peers: Sequence[InnerPeer], job: Job) -
 
 def _never() -> Sample:
     raise AssertionError("a contestant that has failed does not run")
-
-
-def _title(fields: Row) -> str:
-    size = f"2^{fields['log']}"
-    return ", ".join(str(x) for x in (fields["operation"], size, fields.get("scalars"), fields["curve"]) if x)

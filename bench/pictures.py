@@ -108,7 +108,7 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Picture]:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    usable = [row for row in rows if figure(row)]
+    usable = _with_machines([row for row in rows if figure(row)])
     painters: dict[str, tuple[str, Callable[[list[Row], Any], tuple[Any, str] | None]]] = {
         "ratios": ("Times faster than the peers, against the targets", _ratios),
         "proofs": ("Whole proofs over the size of the circuit", _proofs),
@@ -133,6 +133,17 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Picture]:
             pyplot.close(canvas)
             pictures.append(Picture(name, title, alt, path))
     return pictures
+
+
+def _with_machines(rows: Sequence[Row]) -> list[Row]:
+    """Rows with ``machine``: its number, 0 for that of the newest row, and its name if there are several."""
+    names = list(dict.fromkeys(str(row.get("processor", "")) for row in reversed(rows)))
+    machines = {name: (i, f" ({short_processor(name)})" * (len(names) > 1)) for i, name in enumerate(names)}
+    return [{**row, "machine": machines[str(row.get("processor", ""))]} for row in rows]
+
+
+def _newest_machine(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["machine"][0] == 0]
 
 
 # What all pictures share --------------------------------------------------------
@@ -187,18 +198,16 @@ def _one_thread(row: Row) -> bool:
 
 def _lines(rows: Iterable[Row], size: Callable[[Row], float | None]) -> list[_Line]:
     """One line for each contestant; the newest row of a size counts. Several machines get a line each."""
-    by_name: dict[tuple[str, str], dict[float, Row]] = {}
+    by_name: dict[tuple[str, tuple[int, str]], dict[float, Row]] = {}
     for row in rows:
         n = size(row)
         if n is not None:
-            by_name.setdefault((identity(row), str(row.get("processor", ""))), {})[n] = row
-    machines = sorted({machine for _, machine in by_name})
+            by_name.setdefault((identity(row), row["machine"]), {})[n] = row
     look = _look(_order(name for name, _ in by_name))
     lines = []
     for name in look:
-        for k, machine in enumerate(machines):
-            if points := by_name.get((name, machine)):
-                suffix = f" ({short_processor(machine)})" if len(machines) > 1 else ""
+        for (other, (k, suffix)), points in sorted(by_name.items(), key=lambda entry: entry[0]):
+            if other == name:
                 style = ("-", "--", ":")[k % 3]
                 lines.append(_Line(label_of(name) + suffix, *look[name], points, _median, style))
     return lines
@@ -278,10 +287,10 @@ def _curves(rows: Iterable[Row]) -> list[str]:
     return [curve for curve in CURVES if curve in present]
 
 
-def _time_axis(panels: Iterable[Sequence[_Line]]) -> str:
+def _time_axis(panels: Iterable[Sequence[_Line]], seconds: str = "CPU time, one thread") -> str:
     """What the seconds of the lines are; see :func:`~.targets.figure`."""
     devices = {r.get("device") for lines in panels for line in lines for r in line.points.values()}
-    return "CPU time, one thread" + ("" if devices <= {"cpu", None} else "; GPU: wall time")
+    return seconds if devices <= {"cpu", None} else f"{seconds}; GPU: wall time"
 
 
 def _in_words(lines: Sequence[_Line]) -> str:
@@ -376,7 +385,7 @@ def _proofs(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
         _plot(panel, found[curve])
         panel.set_title(f"Groth16 over {CURVES[curve]}")
         panel.set_xlabel("constraints (chain circuits, full-width witness)")
-    panels[0].set_ylabel(_time_axis(found.values()))
+    panels[0].set_ylabel(_time_axis(found.values(), "CPU time of a proof"))
     _legend(canvas, panels, columns=3 if len(panels) > 1 else 2)
     words = [f"{CURVES[c]}: {_in_words(lines)}" for c, lines in found.items()]
     return (
@@ -390,7 +399,7 @@ def _scalars(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     for group in ("G1", "G2"):
         ours = [
             row
-            for row in rows
+            for row in _newest_machine(rows)
             if row["operation"] == f"msm {group}"
             and row.get("curve") == "bn254"
             and row["implementation"] == OURS
@@ -439,7 +448,7 @@ def _scalars(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
 
 def _phases(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     newest: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
+    for row in _newest_machine(rows):
         if (
             row.get("phases")
             and row.get("mode") == "warm"

@@ -69,7 +69,7 @@ def ladder(
                 r1cs.unlink()
             assert sample.cpu is not None
             assert sample.wall is not None
-            row: Row = {"operation": "setup", "implementation": OURS, "mode": "warm", "device": "cpu"}
+            row: Row = {"operation": "setup", "implementation": OURS, "mode": "once", "device": "cpu"}
             row |= {"circuit": name, "curve": curve.name, "threads": job.threads}
             rows.add({**row, "cpu": spread([sample.cpu]), "wall": spread([sample.wall])})
         yield Files(name, zkey, wtns)
@@ -85,8 +85,8 @@ def measure_proofs(
     *,
     memory_limit: int | None = None,
     first_use: bool = False,
-) -> list[Row]:
-    """A circuit's proofs, warm and cold, by each of ours and each peer."""
+) -> None:
+    """Adds rows of a circuit's proofs, warm and cold, by each of ours and each peer."""
     key = gpuprover.load_key(files.zkey)
     shape: Row = {
         "operation": "groth16 prove",
@@ -112,10 +112,10 @@ def measure_proofs(
             run = stack.enter_context(peer.prover(statement, job.check))
             fields = {**shape, "implementation": peer.name, "mode": peer.mode}
             contest.append(Contestant(files.name, fields, run))
-        made = measure(contest, rounds, rows, job, f"prove, {files.name}, {key.curve.name}")
+        with job.phase(f"prove, {files.name}, {key.curve.name}"):
+            measure(contest, rounds, rows, job)
         if first_use:
-            made += _first_uses(statement, variants, shape, rows, job)
-    return made
+            _first_uses(statement, variants, shape, rows, job)
 
 
 def _warm(statement: Statement, variant: Variant, memory_limit: int | None, job: Job) -> Callable[[], Sample]:
@@ -159,11 +159,8 @@ def _cold(statement: Statement, variant: Variant, memory_limit: int | None, job:
     return lambda: run_process(command, check=job.check, environment=variant.environment)[0]
 
 
-def _first_uses(
-    statement: Statement, variants: Sequence[Variant], shape: Row, rows: Rows, job: Job
-) -> list[Row]:
+def _first_uses(statement: Statement, variants: Sequence[Variant], shape: Row, rows: Rows, job: Job) -> None:
     """One sample for each: with a new folder for compiled code, everything is compiled first."""
-    made = []
     for variant in variants:
         if variant.threads > 1:
             continue
@@ -174,15 +171,13 @@ def _first_uses(
         assert sample.cpu is not None
         assert sample.wall is not None
         row = {**shape, "implementation": OURS, "mode": "first use", **variant.fields, "peak": sample.peak}
-        made.append({**row, "cpu": spread([sample.cpu]), "wall": spread([sample.wall])})
-        rows.add(made[-1])
-    return made
+        rows.add({**row, "cpu": spread([sample.cpu]), "wall": spread([sample.wall])})
 
 
 def measure_verification(
     files: Files, variants: Sequence[Variant], rounds: int, rows: Rows, job: Job, batch: int = BATCH
-) -> list[Row]:
-    """One proof, and each of a batch of proofs of one key; on the CPU, where verification always runs."""
+) -> None:
+    """Adds rows of one proof, and of each of a batch of one key; on the CPU, which always verifies."""
     key = gpuprover.load_key(files.zkey)
     result = gpuprover.prove(key, files.wtns)
     vkey, one = key.verification_key, (result.public_signals, result.proof)
@@ -222,11 +217,12 @@ def measure_verification(
         for variant in variants
         if variant.threads == 1 and variant.device == "cpu"
     ]
-    return measure(contest, rounds, rows, job, f"verify, {key.curve.name}")
+    with job.phase(f"verify, {key.curve.name}"):
+        measure(contest, rounds, rows, job)
 
 
-def measure_import(rounds: int, rows: Rows, job: Job) -> list[Row]:
-    """``import gpuprover`` over an empty Python, in wall time and in CPU time."""
+def measure_import(rounds: int, rows: Rows, job: Job) -> None:
+    """Adds a row of ``import gpuprover`` over an empty Python, in wall time and in CPU time."""
     python = [sys.executable, "-c"]
 
     def run() -> Sample:
@@ -236,4 +232,5 @@ def measure_import(rounds: int, rows: Rows, job: Job) -> list[Row]:
         return Sample(max(1e-6, cpu), max(1e-6, wall), full.peak)
 
     fields = {"operation": "import gpuprover", "implementation": OURS, "mode": "cold", "device": "cpu"}
-    return measure([Contestant("import", fields, run)], rounds, rows, job, "import")
+    with job.phase("import"):
+        measure([Contestant("import", fields, run)], rounds, rows, job)

@@ -140,11 +140,13 @@ def _who(row: Row) -> str:
     return str(row["implementation"]) if row["implementation"] != OURS else f"{OURS}, {variant_name(row)}"
 
 
-def _faster_cell(row: Row, *, warm_only: bool = False) -> str:
+def _faster_cell(row: Row, *, brief: bool = False) -> str:
+    """How many times faster ours was; in brief only with the key loaded and one thread."""
     parts = []
     for entry in row.get("faster", []):
         ratio = entry.get("cpu") or entry.get("wall")
-        if ratio and "median" in ratio and not (warm_only and entry.get("mode") != "warm"):
+        plain = entry.get("mode") == "warm" and (entry.get("threads") or 1) == 1
+        if ratio and "median" in ratio and (plain or not brief):
             mode = "" if entry.get("mode") == "warm" else f", {entry.get('mode')}"
             parts.append(f"{ratio['median']:.3g}× ({variant_name(entry)}{mode})")
     return "; ".join(parts)
@@ -193,7 +195,8 @@ def _targets_table(rows: Sequence[Row], notes: Notes) -> Html:
             shade = "met" if o.met else "missed"
             said = Html(f'<span class="{shade}">{_e(verdict(o))}</span>')
             detail = Html(f'<span class="soft">{_e(o.detail)}</span>') if o.detail else Html("")
-            why = note if i == 0 else Html("")
+            unexplained = Html("" if o.met else '<p class="soft">not explained yet</p>')
+            why = (note or unexplained) if i == 0 else Html("")
             body.append((target.name + against, o.variant, said, Html(why + detail), _goal(o), _value(o)))
     head = ("target", "ours", "outcome", "what the profile shows", "goal", "measured")
     return _table("Targets, and how far the newest rows are from them.", head, body, 2)
@@ -361,7 +364,7 @@ def readme(rows: Sequence[Row], folder: str, stem: str, sources: Sequence[Path])
             newest[key] = row
     out += ["", "| proof | by | CPU time | wall time | peak memory | ours is faster |"]
     out.append("| --- | --- | --- | --- | --- | --- |")
-    for (curve, circuit, name, mode), row in newest.items():
+    for (curve, circuit, name, mode), row in sorted(newest.items(), key=_by_size):
         who = label_of(name) + ("" if mode == "warm" else f", {mode if mode != 'cold' else 'whole process'}")
         cells = (
             f"{circuit}, {pictures.CURVES.get(curve, curve)}",
@@ -369,12 +372,18 @@ def readme(rows: Sequence[Row], folder: str, stem: str, sources: Sequence[Path])
             _seconds(row, "cpu", "median_s"),
             _seconds(row, "wall", "median_s"),
             _mib(row.get("peak")),
-            _faster_cell(row, warm_only=True),
+            _faster_cell(row, brief=True),
         )
         out.append(f"| {' | '.join(cells)} |")
     links = ", ".join(f"[{p.name}]({base}{p.name})" for p in sources)
     out += ["", f"Rows: {links}; [report]({base}{stem}.html)."]
     return "\n".join(out)
+
+
+def _by_size(entry: tuple[tuple[str, ...], Row]) -> tuple[bool, int, str, bool]:
+    """By curve, constraints and circuit; ours before the others."""
+    (curve, circuit, *_), row = entry
+    return curve != "bn254", int(row.get("constraints") or 0), circuit, row["implementation"] != OURS
 
 
 def relative(path: Path, start: Path) -> str:

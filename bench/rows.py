@@ -8,7 +8,7 @@ implementation     ``gpuprover``, or a peer's name
 device, path,      of ours: the backend, the CPU's path (``ifma``, ``portable``) and the most threads
 threads
 mode               ``warm``: called in this process, key loaded. ``cold``: a whole process. ``first use``:
-                   a whole process that compiles everything
+                   a whole process that compiles everything. ``once``: one call, not repeated
 curve, log,        what is computed: 2^log elements or points, the kind of scalars; or a circuit
 scalars, circuit
 cpu, wall          seconds over the rounds: ``median_s``, ``q1_s``, ``q3_s``, ``min_s``, ``max_s``, ``rounds``
@@ -166,20 +166,13 @@ def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> Row:
 
 # Reading -----------------------------------------------------------------------
 
+_SMALL: Row = {"circuit": "merkle 1", "curve": "bn254"}
 _OLD_OPERATIONS: dict[str, Row] = {
     "groth16 verify, warm": {"operation": "groth16 verify", "batch": 1},
     "groth16 verify, each of 1000": {"operation": "groth16 verify", "batch": 1000},
     "setup, insecure": {"operation": "setup"},
-    "command line, small circuit, warm": {
-        "operation": "groth16 prove",
-        "mode": "cold",
-        "circuit": "merkle 1",
-    },
-    "command line, small circuit, first use": {
-        "operation": "groth16 prove",
-        "mode": "first use",
-        "circuit": "merkle 1",
-    },
+    "command line, small circuit, warm": {"operation": "groth16 prove", "mode": "cold", **_SMALL},
+    "command line, small circuit, first use": {"operation": "groth16 prove", "mode": "first use", **_SMALL},
 }
 
 

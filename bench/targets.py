@@ -252,15 +252,17 @@ def chain_log(row: Mapping[str, Any]) -> int | None:
 
 
 def _growth(target: Target, rows: list[Row]) -> Iterator[Outcome]:
-    """The worst step between neighbouring sizes of chain circuits."""
-    sizes: dict[str, dict[int, Row]] = {}
+    """The worst step between neighbouring sizes of chain circuits, on the machine of the newest row."""
+    sizes: dict[tuple[str, Any], dict[int, Row]] = {}
+    newest: dict[str, tuple[str, Any]] = {}
     for row in _ours(target, rows):
         log = chain_log(row)
         if log is not None and log >= 12 and row.get("curve") == "bn254" and (row.get("threads") or 1) == 1:
-            sizes.setdefault(variant_name(row), {})[log] = row
-    for name, by_log in sizes.items():
+            newest[variant_name(row)] = machine = (variant_name(row), row.get("processor"))
+            sizes.setdefault(machine, {})[log] = row
+    for name, machine in newest.items():
         worst: Outcome | None = None
-        for (small, a), (large, b) in pairwise(sorted(by_log.items())):
+        for (small, a), (large, b) in pairwise(sorted(sizes[machine].items())):
             cost = figure(b)["median_s"] / figure(a)["median_s"]
             value = cost / (2.0 ** (large - small) * large / small)
             if worst is None or value > worst.value:

@@ -297,7 +297,7 @@ def test_the_warm_up_does_not_count_and_failures_end_only_their_own_contestant()
         contestant("tired", 9, 8),
         contestant("other", 9, 1, 1, 1, case="another"),
     ]
-    measure.measure(contest, 3, kept, Job(threads=1), "test")  # type: ignore[arg-type]
+    measure.measure(contest, 3, kept, Job(threads=1))  # type: ignore[arg-type]
     ours, peer, tired, other = kept.all
     assert (ours["wall"]["median_s"], ours["wall"]["max_s"], ours["wall"]["rounds"]) == (1, 2, 3)
     assert peer["faster"][0]["wall"]["median"] == 3
@@ -312,7 +312,7 @@ def test_a_slow_contestant_sits_out_and_rounds_stay_aligned(monkeypatch: pytest.
     kept = Kept()
     contest = [contestant("gpuprover", 9, 1, 2, 4), contestant("slow", 9, 8, 8, 8)]
     contest[0].used = -1e9
-    measure.measure(contest, 3, kept, Job(threads=1), "test")  # type: ignore[arg-type]
+    measure.measure(contest, 3, kept, Job(threads=1))  # type: ignore[arg-type]
     assert kept.all[0]["wall"]["rounds"] == 3
     assert kept.all[1]["wall"]["rounds"] == 1
     assert kept.all[1]["faster"][0]["wall"] == {"median": 8, "q1": 8, "q3": 8, "min": 8, "max": 8}
