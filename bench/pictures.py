@@ -545,7 +545,7 @@ def _ratios(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
             verdict = "met" if o.met else f"{100 * o.share:.0f} % of the target"
             right = max(o.value, o.high or 0, o.goal, (o.target.dream or 0) if not portable else 0)
             axes.annotate(
-                f"{o.value:.2g}×  {verdict}" if o.value < 10 else f"{o.value:.0f}×  {verdict}",
+                f"{o.value:.2f}×  {verdict}" if o.value < 10 else f"{o.value:.1f}×  {verdict}",
                 (right, place), (8, 0), textcoords="offset points", va="center", fontsize=9.5,
                 color=INK if o.met else VERMILION,
             )  # fmt: skip
