@@ -1,1 +1,1 @@
-"""Benchmarks; in the wheel as ``gpuprover.bench``. Modules here import each other relatively."""
+"""``gpuprover bench``; in the wheel as ``gpuprover.bench``. Modules here import each other relatively."""

@@ -1,4 +1,26 @@
-"""Rows of a benchmark: one JSON object a line, with all that is needed to repeat the measurement."""
+"""Rows of a benchmark: one JSON object a line, with all that is needed to repeat the measurement.
+
+A row is one contestant of one measurement. Its fields:
+
+=================  ==================================================================================
+operation          ``field mul``, ``ntt``, ``msm G1``, ``groth16 prove``, …
+implementation     ``gpuprover``, or a peer's name
+device, path,      of ours: the backend, the CPU's path (``ifma``, ``portable``) and the most threads
+threads
+mode               ``warm``: called in this process, key loaded. ``cold``: a whole process. ``first use``:
+                   a whole process that compiles everything. ``once``: one call, not repeated
+curve, log,        what is computed: 2^log elements or points, the kind of scalars; or a circuit
+scalars, circuit
+cpu, wall          seconds over the rounds: ``median_s``, ``q1_s``, ``q3_s``, ``min_s``, ``max_s``, ``rounds``
+phases             median seconds by phase
+peak               bytes of resident memory at the peak, of whole processes
+faster             of a peer: how many times faster each of ours was, round by round, in the same run
+skipped, error     why there are no figures
+run, seed,         origin: rows of one ``run`` were measured side by side; ``commit`` ends with ``+``
+commit, version,   where tracked files differ from it
+processor, …, time
+=================  ==================================================================================
+"""
 
 from __future__ import annotations
 
@@ -7,13 +29,27 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuprover.errors import InvalidInput, MalformedFile
+
+SEED = 20240613
+"""Of every random scalar and point."""
+
 ROOT = Path(__file__).resolve().parent.parent
+"""The checkout, or the folder that an installation put ``gpuprover.bench`` into."""
+
+OURS = "gpuprover"
+
+Row = dict[str, Any]
+
+
+def in_checkout() -> bool:
+    """Whether this is a checkout of the repository, and not an installed copy."""
+    return (ROOT / ".git").exists() and (ROOT / "bench" / "rows.py").exists()
 
 
 def cpu_model() -> str:
@@ -29,9 +65,12 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``+`` if files differ from it; ``unknown`` outside a checkout."""
+    """The checkout's commit, with ``+`` if tracked files differ from it; ``unknown`` outside a checkout."""
+    if not in_checkout():
+        return "unknown"
     try:
-        return _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -41,67 +80,149 @@ def _git(*args: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
-class Rows:
-    """Appends rows to a file and shows them; a row is flushed as soon as it is measured."""
+def default_output() -> Path:
+    """Named by date and commit: under ``bench/results`` of a checkout, else in ``bench-results`` here."""
+    folder = ROOT / "bench" / "results" if in_checkout() else Path("bench-results")
+    return folder / f"{time.strftime('%Y-%m-%d-%H%M%S', time.gmtime())}-{commit().rstrip('+')}.jsonl"
 
-    def __init__(self, path: Path | None) -> None:
+
+class Rows:
+    """Appends rows to a file, each flushed as soon as it is measured, and keeps them in :attr:`all`."""
+
+    def __init__(self, path: Path) -> None:
         import numba
 
-        from gpuprover.cpu.path import cpu_path
+        from gpuprover import __version__
 
-        self._path = path
+        self.path = path
+        self.all: list[Row] = []
         self._common = {
+            "run": f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}",
+            "seed": SEED,
             "commit": commit(),
+            "version": __version__,
             "processor": cpu_model(),
             "processors": os.cpu_count(),
-            "path": cpu_path().name,
             "python": platform.python_version(),
             "numba": numba.__version__,
         }
-        if path is not None:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot write: {error.strerror}") from None
 
-    def add(self, operation: str, **figures: Any) -> None:
-        assert not figures.keys() & self._common.keys()
-        row = {"operation": operation, **figures, **self._common, "load": round(os.getloadavg()[0], 2)}
-        row["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        shown = ", ".join(f"{k} {v}" for k, v in figures.items())
-        print(f"{operation}: {shown}", file=sys.stderr, flush=True)
-        if self._path is not None:
-            with self._path.open("a") as out:
-                out.write(json.dumps(row) + "\n")
+    def add(self, row: Row) -> None:
+        full = {**row, **self._common, "load": round(os.getloadavg()[0], 2)}
+        full["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._file.write(json.dumps(full) + "\n")
+        self._file.flush()
+        self.all.append(full)
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, minimum and maximum, in seconds."""
-    return {
-        "median_s": round(statistics.median(seconds), 5),
-        "min_s": round(min(seconds), 5),
-        "max_s": round(max(seconds), 5),
+def significant(value: float) -> float:
+    """Four significant digits: no measurement here has more."""
+    return float(f"{value:.4g}")
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, q3
+
+
+def spread(seconds: Sequence[float]) -> Row:
+    """Median, quartiles, minimum and maximum in seconds, and the number of rounds."""
+    q1, q3 = _quartiles(seconds)
+    figures = {
+        "median_s": statistics.median(seconds),
+        "q1_s": q1,
+        "q3_s": q3,
+        "min_s": min(seconds),
+        "max_s": max(seconds),
     }
+    return {**{name: significant(value) for name, value in figures.items()}, "rounds": len(seconds)}
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of this process, all threads, for one call."""
-    begun = time.process_time()
-    call()
-    return time.process_time() - begun
+def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> Row:
+    """theirs / ours, round by round: median, quartiles, minimum and maximum; above 1 we are faster."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=False) if a > 0]
+    if not ratios:
+        return {}
+    q1, q3 = _quartiles(ratios)
+    figures = {
+        "median": statistics.median(ratios),
+        "q1": q1,
+        "q3": q3,
+        "min": min(ratios),
+        "max": max(ratios),
+    }
+    return {name: significant(value) for name, value in figures.items()}
 
 
-def command_seconds(command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[float, float]:
-    """(CPU, wall) seconds of a whole process and its children.
+# Reading -----------------------------------------------------------------------
+
+_SMALL: Row = {"circuit": "merkle 1", "curve": "bn254"}
+_OLD_OPERATIONS: dict[str, Row] = {
+    "groth16 verify, warm": {"operation": "groth16 verify", "batch": 1},
+    "groth16 verify, each of 1000": {"operation": "groth16 verify", "batch": 1000},
+    "setup, insecure": {"operation": "setup"},
+    "command line, small circuit, warm": {"operation": "groth16 prove", "mode": "cold", **_SMALL},
+    "command line, small circuit, first use": {"operation": "groth16 prove", "mode": "first use", **_SMALL},
+}
+
+
+def _modern(row: Row, run: str) -> Row:
+    """A row as today's benchmark would write it; rows written before it had peers have other names."""
+    row = dict(row)
+    operation = str(row["operation"])
+    prefix = "groth16 prove, "
+    if operation.startswith(prefix):
+        row |= {"operation": "groth16 prove", "implementation": operation[len(prefix) :], "mode": "cold"}
+        if "ours_over_theirs" in row:
+            ratio = significant(1 / row.pop("ours_over_theirs"))
+            ours = {name: row.get(name) for name in ("path", "threads")}
+            row["faster"] = [{"device": "cpu", "mode": "warm", **ours, "cpu": {"median": ratio}}]
+        row.pop("path", None)
+    elif operation.startswith("ntt ") and "order" not in row and operation != "ntt to coset":
+        row |= {"operation": "ntt", "order": "reversed", "direction": operation[4:]}
+    else:
+        row |= _OLD_OPERATIONS.get(operation, {})
+    defaults: Row = {"implementation": OURS, "mode": "warm", "run": run}
+    if row.get("implementation", OURS) == OURS:
+        defaults["device"] = "cpu"
+    return {**defaults, **row}
+
+
+def read_rows(paths: Iterable[Path]) -> list[Row]:
+    """The rows of several files, oldest first, under today's names.
 
     Raises:
-        RuntimeError: it ended with an error.
+        InvalidInput: a file cannot be read.
+        MalformedFile: a line is no row.
     """
-    begun = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}
-    )
-    assert process.stderr is not None
-    tail = process.stderr.read()[-300:]
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command[0]}: exit code {process.returncode}: {tail.decode(errors='replace')}")
-    return usage.ru_utime + usage.ru_stime, time.perf_counter() - begun
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise MalformedFile(path, "rows", "expected JSON lines in UTF-8") from None
+        for i, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row["operation"], str):
+                    raise ValueError
+                rows.append(_modern(row, path.stem))
+            except (ValueError, KeyError, TypeError, ZeroDivisionError):
+                raise MalformedFile(
+                    path, f"line {i}", "expected a row: an object with an operation"
+                ) from None
+    return sorted(rows, key=lambda row: str(row.get("time", "")))

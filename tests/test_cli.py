@@ -112,6 +112,7 @@ ORDERS = {
     "zkey export solidityverifier K S": "zkey contract",
     "zkey export soliditycalldata S P": "public proof",
     "worker": "",
+    "bench": "",
     "doctor": "",
     "warmup": "",
 }

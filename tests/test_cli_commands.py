@@ -259,6 +259,8 @@ def test_json_answers_are_documented(run: Run, bn254: Files, squares: Files) -> 
         "zkey export verificationkey": [c.c_zkey, c.w_json],
         "zkey export solidityverifier": [c.c_zkey, c.v_sol],
         "zkey export soliditycalldata": [c.s_json, c.p_json],
+        "bench": ["--only", "field", "--curves", "bn254", "--rounds", "1", "--output", c.b_jsonl],
+        "bench report": [c.b_jsonl, "--output", c.b_html],
         "doctor": [],
         "warmup": ["--curve", "bn254"],
     }

@@ -330,3 +330,24 @@ def export_calldata(args: Namespace, context: Context) -> int:
     else:
         context.console.data(calldata)
     return EXIT_OK
+
+
+def bench(args: Namespace, context: Context) -> int:
+    return _bench_command("run", args, context)
+
+
+def bench_report(args: Namespace, context: Context) -> int:
+    return _bench_command("report", args, context)
+
+
+def _bench_command(name: str, args: Namespace, context: Context) -> int:
+    """The benchmark lies beside this package in a checkout; an installation, editable too, puts it inside."""
+    from importlib import import_module
+
+    try:
+        command = import_module("gpuprover.bench.command")
+    except ModuleNotFoundError as error:
+        if error.name not in ("gpuprover.bench", "gpuprover.bench.command"):
+            raise
+        raise InvalidInput("bench: this checkout is not installed: run `pip install -e .` in it") from None
+    return int(getattr(command, name)(args, context))

@@ -52,9 +52,9 @@ class Parser(argparse.ArgumentParser):
 class _Group:
     """A command that only holds commands, the root included."""
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, *, required: bool = True) -> None:
         self._commands = parser.add_subparsers(
-            title="commands", dest="command", metavar="COMMAND", required=True, parser_class=Parser
+            title="commands", dest="command", metavar="COMMAND", required=required, parser_class=Parser
         )
 
     def group(self, name: str, about: str) -> _Group:
@@ -224,7 +224,59 @@ def build_parser() -> Parser:
     root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
     warmup.add_argument("--curve", metavar="NAME", help="only for this curve: bn254 or bls12-381")
+
+    bench = root.command(
+        "bench",
+        "commands:bench",
+        "measure speed and memory, alone or beside other provers",
+        "Writes rows as they are measured, then pictures and a report beside them. LIST is comma-separated.",
+    )
+    _bench(bench)
+    report = _Group(bench, required=False).command(
+        "report", "commands:bench_report", "make report and pictures anew from rows"
+    )
+    report.add_argument("rows", metavar="ROWS.jsonl", nargs="+", help="rows of one or more runs")
+    report.add_argument(
+        "--output",
+        metavar="FILE.html",
+        default="report.html",
+        help="pictures go beside it; default: report.html",
+    )
+    report.add_argument(
+        "--notes", metavar="FILE", help="why targets are missed: text under ## NAME OF TARGET"
+    )
+    report.add_argument("--readme", action="store_true", help="print markdown tables for a README")
     return parser
+
+
+def _bench(parser: Parser) -> None:
+    def option(name: str, metavar: str, about: str, *, action: str = "store") -> None:
+        parser.add_argument(name, metavar=metavar, help=about, action=action)
+
+    parser.add_argument("--quick", action="store_true", help="small sizes, under half a minute")
+    option("--only", "LIST", "some of field,ntt,msm,prove,verify,import")
+    option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
+    option("--curves", "LIST", "bn254,bls12-381; default: both")
+    option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")
+    option("--files", "NAME=ZKEY,WTNS", "prove with these files too; may be repeated", action="append")
+    option("--paths", "LIST", "ifma,portable; default: this CPU's")
+    option("--rounds", "N", "rounds after a warm-up; default: 5")
+    parser.add_argument(
+        "--first-use", action="store_true", help="also time one proof that compiles everything"
+    )
+    option(
+        "--peer",
+        "NAME=COMMAND",
+        "another prover, by a command with {zkey} {wtns} {proof} {public};",
+        action="append",
+    )
+    parser.add_argument_group("peers", "built in: --peer snarkjs, --peer snarkjs-warm, --peer arkworks")
+    option(
+        "--peer-inner", "NAME=COMMAND", "another implementation's loops: prints JSON lines", action="append"
+    )
+    option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")
+    option("--work", "DIR", "keep circuits and keys here for the next run; default: a temporary folder")
+    option("--output", "FILE.jsonl", "rows, appended; default: bench/results or bench-results, by date")
 
 
 class _Version(argparse.Action):
