@@ -378,7 +378,7 @@ class CpuBackend:
     def canonical_coordinates(self, points: Words) -> Words:
         source, out = _own(points), np.empty(points.shape, dtype=np.uint64)
         F, a, o = self._coordinates[Group.G1], address(source), address(out)
-        ranges = self._ranges(points.size // self.curve.base.limbs)
+        ranges = self.job.ranges(points.size // self.curve.base.limbs, smallest=SMALLEST_PIECE)
         self.job.map(lambda r: vector.convert(F, vector.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
         return out
 
