@@ -170,11 +170,13 @@ def test_an_interruption_keeps_what_is_measured(
     [
         (["--only", "msm,fly"], "--only: expected some of field,"),
         (["--logs", "4,x"], "--logs: expected a whole number"),
+        (["--logs", ""], "--logs: expected sizes"),
         (["--curves", "secp256k1"], "--curves: expected some of bn254,"),
         (["--paths", "fast"], "expected ifma or portable"),
         (["--peer", "rapid"], "--peer: expected NAME=COMMAND or one of snarkjs"),
         (["--peer", "rapid='x"], "--peer: expected NAME=COMMAND"),
         (["--files", "a=b"], "--files: expected NAME=ZKEY,WTNS"),
+        (["--files", "a=/no/such.zkey,/no/such.wtns"], "/no/such.zkey: cannot read"),
         (["--device", "cuda"], "not available"),
         (["--output", "rows.txt"], "--output: expected a file named *.jsonl"),
     ],
