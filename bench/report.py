@@ -43,6 +43,7 @@ caption { text-align: left; padding: .6rem .75rem; color: var(--soft); }
 th, td { padding: .4rem .75rem; text-align: left; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { background: var(--card); border-top: 0; white-space: nowrap; }
 tbody th { font-weight: 500; }
+td p { margin: 0 0 .3rem; min-width: 15rem; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 .met { color: var(--good); font-weight: 600; }
 .missed { color: var(--bad); font-weight: 600; }
@@ -71,7 +72,8 @@ def _table(caption: str, head: Sequence[str], body: Iterable[Sequence[object]], 
     def kind(i: int) -> str:
         return ' class="n"' if i >= first else ""
 
-    lines = [f'<div class="scroll" tabindex="0"><table><caption>{_e(caption)}</caption><thead><tr>']
+    lines = [f'<div class="scroll" tabindex="0" role="region" aria-label="{_e(caption)}"><table>']
+    lines.append(f"<caption>{_e(caption)}</caption><thead><tr>")
     lines += [f'<th scope="col"{kind(i)}>{_e(name)}</th>' for i, name in enumerate(head)]
     lines.append("</tr></thead><tbody>")
     for cells in body:

@@ -47,6 +47,10 @@ def _ntt(log: int) -> dict[str, Any]:
     return {"operation": "ntt", "curve": "bn254", "log": log, "order": "natural"}
 
 
+def _cosets(log: int) -> dict[str, Any]:
+    return {"operation": "ntt to coset", "curve": "bn254", "log": log}
+
+
 def _proof(circuit: str) -> dict[str, Any]:
     return {"operation": "groth16 prove", "curve": "bn254", "circuit": circuit}
 
@@ -58,6 +62,9 @@ def _against_rapidsnark() -> Iterator[Target]:
         ("MSM G2 2^16", 4, 8, _msm("G2", 16)),
         ("NTT 2^18", 4, 6, _ntt(18)),
         ("NTT 2^20", 4, 6, _ntt(20)),
+        # The transforms of a proof: an inverse one, a shift and a forward one.
+        ("change of cosets 2^18, two NTTs", 4, 6, _cosets(18)),
+        ("change of cosets 2^20, two NTTs", 4, 6, _cosets(20)),
         ("proof, chain 2^18", 4, 8, _proof("chain 2^18")),
         ("proof, four SHA-256 blocks", 3, 6, _proof("sha256_4")),
     ]

@@ -170,11 +170,13 @@ def test_an_interruption_keeps_what_is_measured(
     [
         (["--only", "msm,fly"], "--only: expected some of field,"),
         (["--logs", "4,x"], "--logs: expected a whole number"),
+        (["--logs", ""], "--logs: expected sizes"),
         (["--curves", "secp256k1"], "--curves: expected some of bn254,"),
         (["--paths", "fast"], "expected ifma or portable"),
         (["--peer", "rapid"], "--peer: expected NAME=COMMAND or one of snarkjs"),
         (["--peer", "rapid='x"], "--peer: expected NAME=COMMAND"),
         (["--files", "a=b"], "--files: expected NAME=ZKEY,WTNS"),
+        (["--files", "a=/no/such.zkey,/no/such.wtns"], "/no/such.zkey: cannot read"),
         (["--device", "cuda"], "not available"),
         (["--output", "rows.txt"], "--output: expected a file named *.jsonl"),
     ],
@@ -343,10 +345,11 @@ def test_targets_are_those_of_the_plan() -> None:
     goals = {t.name: (t.goal, t.dream, t.portable) for t in targets.TARGETS if t.peer == "rapidsnark"}
     assert goals["MSM G1 2^16"] == goals["MSM G1 2^18"] == goals["MSM G2 2^16"] == (4, 8, 1.0)
     assert goals["NTT 2^18"] == goals["NTT 2^20"] == (4, 6, 1.0)
+    assert goals["change of cosets 2^18, two NTTs"] == goals["change of cosets 2^20, two NTTs"] == (4, 6, 1.0)
     assert goals["proof, chain 2^18"] == (4, 8, 1.0)
     assert goals["proof, four SHA-256 blocks"] == (3, 6, 1.0)
-    assert len(goals) == 7
-    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 15
+    assert len(goals) == 9
+    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 17
 
 
 def test_ratios_against_targets() -> None:

@@ -250,33 +250,30 @@ def build_parser() -> Parser:
 
 
 def _bench(parser: Parser) -> None:
-    def option(name: str, metavar: str, about: str, *, action: str = "store") -> None:
-        parser.add_argument(name, metavar=metavar, help=about, action=action)
+    def option(name: str, metavar: str, about: str) -> None:
+        parser.add_argument(name, metavar=metavar, help=about)
+
+    def repeated(name: str, metavar: str, about: str) -> None:
+        parser.add_argument(name, metavar=metavar, help=f"{about}; may be repeated", action="append")
 
     parser.add_argument("--quick", action="store_true", help="small sizes, under half a minute")
     option("--only", "LIST", "some of field,ntt,msm,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")
     option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")
-    option("--files", "NAME=ZKEY,WTNS", "prove with these files too; may be repeated", action="append")
+    repeated("--files", "NAME=ZKEY,WTNS", "a key and a witness to prove with")
     option("--paths", "LIST", "ifma,portable; default: this CPU's")
     option("--rounds", "N", "rounds after a warm-up; default: 5")
-    parser.add_argument(
-        "--first-use", action="store_true", help="also time one proof that compiles everything"
-    )
-    option(
+    parser.add_argument("--first-use", action="store_true", help="time a proof that compiles everything, too")
+    repeated(
         "--peer",
         "NAME=COMMAND",
-        "another prover, by a command with {zkey} {wtns} {proof} {public};",
-        action="append",
+        "a prover: {zkey} {wtns} {proof} {public}; or snarkjs, snarkjs-warm, arkworks",
     )
-    parser.add_argument_group("peers", "built in: --peer snarkjs, --peer snarkjs-warm, --peer arkworks")
-    option(
-        "--peer-inner", "NAME=COMMAND", "another implementation's loops: prints JSON lines", action="append"
-    )
+    repeated("--peer-inner", "NAME=COMMAND", "another implementation's loops, as JSON lines")
     option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")
     option("--work", "DIR", "keep circuits and keys here for the next run; default: a temporary folder")
-    option("--output", "FILE.jsonl", "rows, appended; default: bench/results or bench-results, by date")
+    option("--output", "FILE.jsonl", "rows, appended; default: by date in bench/results or bench-results")
 
 
 class _Version(argparse.Action):
