@@ -1,5 +1,7 @@
 """The number-theoretic transform: radix 2, in place, without a bit-reversal pass where none is asked for.
 
+That is the portable path; on the other, all but the shortest transforms are those of ntt_lanes.py.
+
 Decimation in frequency takes natural to bit-reversed order, decimation in time takes it
 back, so a transform and its inverse in a row need no permutation (Gentleman, Sande 1966;
 Cooley, Tukey 1965). Stages on long distances pass over the whole vector; once a block fits

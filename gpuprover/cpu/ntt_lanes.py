@@ -273,7 +273,7 @@ def _columns_down(F, words, head, work, buffer, table, factors, rows, pitch, wid
             return
         column = tile * width
         powers = rows * width
-        if scaling == 2:
+        if scaling == POWERS:
             step = _column_factors(F, factors, width, column, pitch, buffer, powers)
             row_factor = lanes_one(F)
         for r in range(rows):
@@ -290,12 +290,12 @@ def _columns_down(F, words, head, work, buffer, table, factors, rows, pitch, wid
                 _prefetch_lines(words + 256 * ahead, 256)
                 _prefetch_lines(table + BLOCK_BYTES * block, BLOCK_BYTES)
                 x = gather_words(F, source, place, stride, 0)
-                if scaling == 1:
+                if scaling == FACTOR:
                     x = times(x, load_lanes(F, factors, 0))
-                elif scaling == 2:
+                elif scaling == POWERS:
                     x = times(times(x, load_lanes(F, buffer, powers + c)), row_factor)
                 store_lanes(buffer, r * width + c, x)
-            if scaling == 2:
+            if scaling == POWERS:
                 row_factor = carried(times(row_factor, step))
         _down_stages(F, buffer, 0, rows, width, table, pitch, column)
         for r in range(rows):
@@ -319,18 +319,18 @@ def _columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scal
                 x = load_lanes(F, work, block)
                 store_lanes(buffer, r * width + c, settle(x))
         _up_stages(F, buffer, 0, rows, width, table, pitch, column)
-        if scaling == 2:
+        if scaling == POWERS:
             step = _column_factors(F, factors, width, column, pitch, buffer, powers)
             row_factor = lanes_one(F)
         for r in range(rows):
             for c in range(width):
                 x = load_lanes(F, buffer, r * width + c)
-                if scaling == 1:
+                if scaling == FACTOR:
                     x = times(x, load_lanes(F, factors, 0))
-                elif scaling == 2:
+                elif scaling == POWERS:
                     x = times(times(x, load_lanes(F, buffer, powers + c)), row_factor)
                 store_words(words, 8 * (r * pitch + column + c), 1, lowest(x))
-            if scaling == 2:
+            if scaling == POWERS:
                 row_factor = carried(times(row_factor, step))
 
 
@@ -358,7 +358,7 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
         groups = size * parts >> 3
         g0 = row * groups
         scale = load_lanes(F, factors, 8)
-        if scaling == 2:
+        if scaling == POWERS:
             scale = carried(times(lane_power(F, load_lanes(F, factors, 9), _reversed_bits(g0, bits)), scale))
         for g in range(g0, g0 + groups):
             at = g if apart else 8 * g
@@ -387,15 +387,14 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
                     )
                 )
                 _store_eight(room, 0, x)
-            if down:
                 _down_eight(F, room, small)
-            if scaling == 1:
+            if scaling == FACTOR:
                 for c in range(4):
                     x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
                     x, y = times_both(x, scale, y, scale)
                     store_lanes(room, c, x)
                     store_lanes(room, c + 4, y)
-            elif scaling == 2:
+            elif scaling == POWERS:
                 for c in range(4):
                     x, y = load_lanes(F, room, c), load_lanes(F, room, c + 4)
                     x, y = times_both(x, load_lanes(F, factors, c), y, load_lanes(F, factors, c + 4))
@@ -408,7 +407,6 @@ def _rows(F, work, words, head, table, small, factors, order, room, size, parts,
                 scale = carried(times(scale, load_lanes(F, factors, 10 + ones)))
             if up:
                 _up_eight(F, room, small)
-            if up:
                 _store_eight(work, at, transpose_lanes(_load_eight(F, room, 0)))
             elif apart:
                 place = 8 * _reversed_bits(g, bits)
@@ -500,7 +498,7 @@ def _reverse(i: int, bits: int) -> int:
 
 
 _powers = lru_cache(maxsize=64)(power_blocks)
-"""For scaling in natural order; see :func:`_columns_down`."""
+"""For scaling in natural order."""
 
 
 @lru_cache(maxsize=64)
@@ -593,16 +591,18 @@ def _transform(
     middle: Scale = (1, 1),
     last: Scale = (1, 1),
 ) -> None:
-    """Frequency from natural order, time to natural order, or one after the other, in place.
+    """The stages by frequency (``down``), by time (``up``), or both, in place.
 
-    ``first``, ``middle``, ``last``: scaling on the way, by place before frequency and after time, by reversed
-    place between; only the scalings on the way are looked at. Others: see :func:`_rows`.
+    Elements are scaled by place before those by frequency (``first``) and after those by time (``last``), and
+    by reversed place where order is bit-reversed (``middle``). ``mirrored``: the input is taken in the order
+    of −i; ``together``: the output of the stages by frequency is to be in natural order.
     """
     params, n = domain.field, domain.size
     F = LaneField(params)
     rows, pitch, width, parts = split = _split(domain, job.threads, together)
     table_blocks = _twiddles(params, domain.log_n)
     limbs = lane_form(params).limbs
+    small = _small_roots(params)
     work_blocks = np.empty((n // LANES, limbs, LANES), dtype=np.uint64)
     words, table, work = address(v), address(table_blocks), address(work_blocks)
     apart = n // LANES // LANES if together else 0
@@ -641,7 +641,7 @@ def _transform(
     def whole_rows(r: tuple[int, int]) -> None:
         room, factors = buffer(LANES), _reversed_factors(domain, *middle, together)
         _rows(
-            F, work, words, address(head), table, address(_small_roots(params)), address(factors), order,
+            F, work, words, address(head), table, address(small), address(factors), order,
             address(room), pitch, parts, apart, domain.log_n - 6, down, up, mirrored,
             _mode(middle), r[0], r[1], job.stop,
         )  # fmt: skip
@@ -664,7 +664,7 @@ def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Cos
     if order is Order.REVERSED_TO_NATURAL:
         _transform(v, domain, job, down=False, up=True, mirrored=inverse, middle=before, last=after)
     else:
-        together = order is Order.NATURAL_TO_NATURAL
+        natural = order is Order.NATURAL_TO_NATURAL
         _transform(
             v,
             domain,
@@ -672,7 +672,7 @@ def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Cos
             down=True,
             up=False,
             mirrored=inverse,
-            together=together,
+            together=natural,
             first=before,
             middle=after,
         )
