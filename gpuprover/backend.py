@@ -209,8 +209,11 @@ class Backend(Protocol):
         """
         ...
 
-    def msm_many(self, bases: Sequence[Bases], scalars: Words | Vector) -> list[HostPoint]:
-        """The same scalars against several bases of equal length: digits are recoded once."""
+    def msm_many(self, requests: Sequence[tuple[Sequence[Bases], Words | Vector]]) -> list[list[HostPoint]]:
+        """For each request, the same scalars against several bases of equal length.
+
+        Scalars of a request are recoded once, and all requests share the device's threads.
+        """
         ...
 
     def linear_combination(

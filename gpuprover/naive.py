@@ -185,8 +185,8 @@ class NaiveBackend:
     def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
         return self._sum(bases.group, bases.points, self._integers(scalars))
 
-    def msm_many(self, bases: Sequence[Bases], scalars: Words | Vector) -> list[HostPoint]:
-        return [self.msm(b, scalars) for b in bases]
+    def msm_many(self, requests: Sequence[tuple[Sequence[Bases], Words | Vector]]) -> list[list[HostPoint]]:
+        return [[self.msm(b, scalars) for b in bases] for bases, scalars in requests]
 
     def linear_combination(
         self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]

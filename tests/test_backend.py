@@ -569,8 +569,14 @@ def test_msm_many(
     bases = [backend.prepare_bases(g, point_words(curve, g, k)) for g, k in zip(groups, logs, strict=True)]
     expected = [combination(curve, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
     words = scalar_words(backend, scalars)
-    assert backend.msm_many(bases, words) == expected
-    assert backend.msm_many(bases, backend.upload(words)) == expected
+    short = n // 3
+    few = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, logs[0][:short]))
+    none = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, []))
+    other = combination(curve, Group.G1, logs[0][:short], scalars[-short:])
+    requests = [(bases, words), ([few], backend.upload(words[-short:])), ([none], words[:0]), ([], words)]
+    assert backend.msm_many(requests) == [expected, [other], [None], []]
+    assert backend.msm_many([(bases, backend.upload(words))]) == [expected]
+    assert backend.msm_many([]) == []
     assert [backend.msm(b, words) for b in bases] == expected
 
 
@@ -1045,7 +1051,7 @@ def test_several_python_threads(
         start.wait()
         for _ in range(rounds):
             bases = [backend.prepare_bases(g, points[g]) for g in Group]
-            assert backend.msm_many(bases, words) == expected
+            assert backend.msm_many([(bases, words)]) == [expected]
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
             assert backend.first_bad_point(Group.G1, points[Group.G1][:3]) == -1

@@ -112,15 +112,18 @@ class CpuBackend:
         domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
         tables, copy = ntt.coset_bytes(domain, self.path.name, self.job.threads)
         # Quotient: three vectors, a working copy of one, buffers, and the witness; afterwards one vector, its
-        # canonical and recoded forms, and the sorted entries of each thread.
+        # canonical form, what the sums hold, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
         fields = [
             Points.of(F, np.empty((0, 0), np.uint64), self.path.name).scratch
             for F in self._coordinates.values()
         ]
         workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
+        at_once = 1 if self.job.threads == 1 else 3
         sums = (
-            header.domain_size * scalar + 2 * header.largest_msm * scalar + 6 * header.largest_msm + workspace
+            2 * header.domain_size * scalar
+            + at_once * msm.request_bytes(header.largest_msm, scalar)
+            + workspace
         )
         arena = header.n_vars * scalar + max(quotient, sums)
         plan = MemoryPlan(key=key, tables=tables, arena=arena, host=0)
@@ -328,15 +331,23 @@ class CpuBackend:
         return Points.of(self._coordinates[group], points, self.path.name)
 
     def msm(self, bases: Points, scalars: Words | CpuVector) -> HostPoint:
-        return self.msm_many([bases], scalars)[0]
+        return self.msm_many([([bases], scalars)])[0][0]
 
-    def msm_many(self, bases: Sequence[Points], scalars: Words | CpuVector) -> list[HostPoint]:
-        for b in bases:
-            if len(b) != len(scalars):
-                raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        results = msm.msm(bases, self._canonical(scalars), self.job)
-        groups = [Group.G1 if b.plain.degree == 1 else Group.G2 for b in bases]
-        return [self._decode(g, r) for g, r in zip(groups, results, strict=True)]
+    def msm_many(
+        self, requests: Sequence[tuple[Sequence[Points], Words | CpuVector]]
+    ) -> list[list[HostPoint]]:
+        for bases, scalars in requests:
+            for b in bases:
+                if len(b) != len(scalars):
+                    raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
+        results = msm.msm([(bases, self._canonical(scalars)) for bases, scalars in requests], self.job)
+        return [
+            [
+                self._decode(Group.G1 if b.plain.degree == 1 else Group.G2, words)
+                for b, words in zip(bases, found, strict=True)
+            ]
+            for (bases, _), found in zip(requests, results, strict=True)
+        ]
 
     def linear_combination(
         self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]

@@ -164,13 +164,12 @@ class Buckets:
     COSTS = Costs(entry=0.06, bucket=2.6, window=0)
 
     def __init__(self, fields: Sequence[Field], entries: int, half: int) -> None:
-        self._strands = min(half, STRANDS)
-        self._half = half
+        strands = min(half, STRANDS)
         segment = max(_segment(F) for F in fields)
-        batch = max(segment, 2 * self._strands)
+        batch = max(segment, 2 * strands)
         words = max(2 * F.words for F in fields)
         self._room = np.empty(3 * SEGMENT_BYTES // 8, dtype=np.uint64)
-        self._table = np.empty((4 * self._strands + half) * words, dtype=np.uint64)
+        self._table = np.empty((4 * strands + half) * words, dtype=np.uint64)
         self._kinds = np.empty(batch, dtype=np.uint8)
         self._key = np.empty(segment, dtype=np.uint32)
         self._indices = (np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64))
@@ -188,14 +187,17 @@ class Buckets:
         bases: int,
         starts: NDArray[np.int64],
         entries: NDArray[np.uint32],
+        n: int,
         out: int,
         stop: NDArray[np.uint8],
     ) -> None:
         """XYZZ at ``out`` = Σ (b + 1)·(sum of bucket b), whose entries are entries[starts[b]:starts[b + 1]].
 
-        ``bases`` is the address of affine points; an entry is an index with a sign in bit 31.
+        There are len(starts) − 2 buckets and n entries: an index, with a sign in bit 31. ``bases`` is the
+        address of affine points.
         """
-        words, room, half, strands = 2 * F.words, address(self._table), self._half, self._strands
+        words, room, half = 2 * F.words, address(self._table), len(starts) - 2
+        strands = min(half, STRANDS)
         self._table[4 * strands * words : (4 * strands + half) * words] = 0
         accumulate(
             F, F, bases, starts, entries, room + 8 * 4 * strands * words,

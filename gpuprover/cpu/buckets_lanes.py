@@ -459,7 +459,7 @@ class Buckets:
     COSTS = Costs(entry=0.2, bucket=2.5, window=2000)
 
     def __init__(self, fields: Sequence[Field], entries: int, half: int) -> None:
-        shape = self._shape = _Shape(fields, entries, half)
+        shape = _Shape(fields, entries, half)
         self._room = np.empty(shape.room // 8, dtype=np.uint64)
         self._prefix = np.empty(shape.prefix // 8, dtype=np.uint64)
         self._flags = np.empty(shape.batch, dtype=np.int64)
@@ -475,7 +475,7 @@ class Buckets:
 
     @staticmethod
     def bytes(fields: Sequence[Field], entries: int, half: int) -> int:
-        """Memory of such a scratch, or of one for fewer buckets."""
+        """Memory of such a scratch."""
         s = _Shape(fields, entries, half)
         small = 20 * s.batch + 72 * s.capacity + 12 * s.chunks + 24 * (s.sums + 1) + 4 * (half + s.sums)
         return s.room + s.prefix + small + 16 * s.sums * s.words
@@ -486,21 +486,24 @@ class Buckets:
         bases: int,
         starts: NDArray[np.int64],
         entries: NDArray[np.uint32],
+        n: int,
         out: int,
         stop: NDArray[np.uint8],
     ) -> None:
         """XYZZ at ``out`` = Σ (b + 1)·(sum of bucket b), whose entries are entries[starts[b]:starts[b + 1]].
 
-        ``bases`` is the address of affine points; an entry is an index with a sign in bit 31.
+        There are len(starts) − 2 buckets and n entries: an index, with a sign in bit 31. ``bases`` is the
+        address of affine points.
         """
-        shape, vector = self._shape, _vector_bytes(F)
+        count = len(starts) - 2
+        shape, vector = _Shape([F], n, count), _vector_bytes(F)
         table = 1 << shape.table_bits
         self._room[: table // LANES * vector // 8] = 0
         p, q, o = self._places
         room, prefix, capacity = address(self._room), address(self._prefix), _capacity(F)
         segment = table // LANES + (1 << shape.groups_bits) + 1
         bucket, begin, length = self._chunks
-        runs, first, count = self._identity, starts, len(starts) - 2
+        runs, first = self._identity, starts
         for level in itertools.count():
             sums, cut_runs, cut_first = self._sums[level & 1], self._runs[level & 1], self._first[level & 1]
             chunks, cut = cut_into_chunks(

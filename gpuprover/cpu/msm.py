@@ -18,13 +18,14 @@ Sources: Pippenger's method as in Bernstein, Doumen, Lange, Oosterwijk, "Faster 
 identification" (2012), section 4; shared inversions by Montgomery's trick (Montgomery,
 "Speeding the Pollard and elliptic curve methods of factorization", 1987, section 10.3.1).
 The window comes from the cost model
-:func:`choose_window`, fed with the scalars' real bit lengths.
+:func:`choose_split`, fed with the scalars' real bit lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,24 +40,28 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words, address, ints_to_words
 
 MAX_WINDOW = 16
+EXTENSION = 2.4
+"""An addition in G2, in additions in G1."""
+SMALLEST_PIECE = 1 << 13
+"""Scalars below which a pass over them is not shared among threads."""
 
 
 # Kernels -----------------------------------------------------------------------------------
 
 
 @jit
-def _bit_lengths(scalars, words, n, counts, lengths):
-    """Histogram of the scalars' bit lengths, and each length."""
-    for i in range(n):
+def _bit_lengths(scalars, words, lo, hi, counts, lengths):
+    """Histogram of the bit lengths of scalars [lo, hi), and each length."""
+    for i in range(lo, hi):
         b = curve.scalar_bits(scalars, words, i)
         counts[b] += 1
         lengths[i] = b
 
 
 @jit
-def _recode(scalars, words, n, offset, out):
+def _recode(scalars, words, lo, hi, offset, out):
     """out[i] = scalars[i] + offset, on words; no overflow by the choice of the windows."""
-    for i in range(n):
+    for i in range(lo, hi):
         carry = np.uint64(0)
         for k in range(words):
             a = scalars[i * words + k]
@@ -69,25 +74,14 @@ def _recode(scalars, words, n, offset, out):
 
 
 @jit
-def _order_by_top(lengths, n, c, windows, reach, order):
-    """order = indices of non-zero scalars, highest reaching first; reach[w] = how many reach window w.
+def _order_by_top(lengths, lo, hi, tops, position, order):
+    """Puts the indices in [lo, hi) of non-zero scalars where ``position`` says, by their highest window.
 
-    Digits below window w add up to at most 2^(cw)·(2^(c−1) − 1)/(2^c − 1) >= 2^(cw)/3 for c >= 2: a
-    scalar under cw − 1 bits hands nothing on to window w.
+    ``tops`` gives the window for a bit length; ``position`` the next place for each window.
     """
-    for i in range(n):
+    for i in range(lo, hi):
         if lengths[i]:
-            top = min((lengths[i] + 1) // c, windows - 1)
-            reach[top] += 1
-    position = np.zeros(windows, dtype=np.int64)
-    total = 0
-    for w in range(windows - 1, -1, -1):
-        position[w] = total
-        total += reach[w]
-        reach[w] = total
-    for i in range(n):
-        if lengths[i]:
-            top = min((lengths[i] + 1) // c, windows - 1)
+            top = tops[lengths[i]]
             order[position[top]] = i
             position[top] += 1
 
@@ -145,21 +139,46 @@ def _horner(F, sums, windows, c, parts, out):
 # The driver ----------------------------------------------------------------------------------
 
 
-def choose_window(counts: NDArray[np.int64], costs: Costs) -> int:
-    """The window width that the cost model finds cheapest for scalars with these bit lengths.
+class Split(NamedTuple):
+    """How a sum is cut into tasks: windows of ``c`` bits, the entries of each in ``parts``."""
+
+    c: int
+    parts: int
+
+    def windows(self, longest: int) -> int:
+        """For scalars of at most ``longest`` bits."""
+        return -(-(longest + 1) // self.c)
+
+
+def top_window(bits: int, c: int, windows: int) -> int:
+    """The highest window that a scalar of so many bits reaches.
+
+    Digits below window w add up to at most 2^(cw)·(2^(c−1) − 1)/(2^c − 1) >= 2^(cw)/3 for c >= 2: a
+    scalar under cw − 1 bits hands nothing on to window w.
+    """
+    return min((bits + 1) // c, windows - 1)
+
+
+def choose_split(counts: NDArray[np.int64], costs: Costs, threads: int) -> Split:
+    """What the cost model finds cheapest for scalars with these bit lengths.
 
     ``counts[b]`` scalars have b bits. In affine additions, each window costs one and its sorting for every
-    scalar that reaches it, and its reduction.
+    scalar that reaches it, and each part of it a reduction. Threads share that evenly, but for some of the
+    last tasks.
     """
     longest = int(np.flatnonzero(counts)[-1])
     reach = counts[::-1].cumsum()[::-1]  # reach[b]: scalars of at least b bits
-    best, best_cost = 2, float("inf")
+    best, best_cost = Split(2, 1), float("inf")
     for c in range(2, MAX_WINDOW + 1):
         windows = -(-(longest + 1) // c)
-        entries = sum(int(reach[max(1, c * w - 1)]) for w in range(windows))
-        cost = entries * (1 + costs.entry) + windows * ((1 << (c - 1)) * costs.bucket + costs.window)
-        if cost < best_cost:
-            best, best_cost = c, cost
+        entries = [int(reach[max(1, c * w - 1)]) * (1 + costs.entry) for w in range(windows)]
+        reduction = (1 << (c - 1)) * costs.bucket + costs.window
+        for parts in range(1, max(2, threads + 1)):
+            cost = (sum(entries) + windows * parts * reduction) / threads
+            if threads > 1:
+                cost += (entries[0] / parts + reduction) / 16
+            if cost < best_cost:
+                best, best_cost = Split(c, parts), cost
     return best
 
 
@@ -209,92 +228,162 @@ def workspace_bytes(fields: Sequence[Field], n: int) -> int:
     return 8 * n + 8 * half + 64 + _buckets(fields[0]).bytes(fields, n, half)
 
 
-def recode(scalars: Words, windows: int, c: int) -> Words:
+def request_bytes(n: int, scalar_bytes: int) -> int:
+    """What a sum of n points holds beside its bases and scalars: recoded scalars, their order."""
+    return n * (scalar_bytes + 6)
+
+
+def recode(scalars: Words, windows: int, c: int, job: Job | None = None) -> Words:
     """Phase 1 for canonical, contiguous uint64[n, limbs] -> flat words for :func:`signed_digit`.
 
     windows·c must exceed the scalars' bits.
     """
     n, limbs = scalars.shape
-    value = sum(1 << (c * w + c - 1) for w in range(windows - 1))
-    recoded = np.empty(n * limbs, dtype=np.uint64)
-    _recode(scalars.reshape(-1), limbs, n, ints_to_words([value], limbs)[0], recoded)
+    offset = ints_to_words([sum(1 << (c * w + c - 1) for w in range(windows - 1))], limbs)[0]
+    recoded, flat = np.empty(n * limbs, dtype=np.uint64), scalars.reshape(-1)
+    if job is None:
+        _recode(flat, limbs, 0, n, offset, recoded)
+    else:
+        job.map(
+            lambda r: _recode(flat, limbs, r[0], r[1], offset, recoded),
+            job.ranges(n, smallest=SMALLEST_PIECE),
+        )
     return recoded
 
 
-def msm(bases: Sequence[Points], scalars: Words, job: Job) -> list[Words]:
-    """Σ scalars[i]·points[i] for each of several bases of equal length.
+class Task(NamedTuple):
+    """One part of one window, for the bases in ``share``; the cost is in affine additions in G1."""
+
+    cost: float
+    window: int
+    part: int
+    share: range
+
+
+class _Sum:
+    """One set of scalars with the bases that they multiply, on the way through the phases."""
+
+    def __init__(self, bases: Sequence[Points], scalars: Words, job: Job) -> None:
+        """Phases 1 and 2."""
+        self._bases, self._stop = bases, job.stop
+        self.fields = [b.scratch for b in bases]
+        self.tasks: list[Task] = []
+        n, self._limbs = scalars.shape
+        ranges = job.ranges(n, smallest=SMALLEST_PIECE)
+        counts = np.zeros((len(ranges), 64 * self._limbs + 1), dtype=np.int64)
+        lengths, flat = np.empty(n, dtype=np.uint16), scalars.reshape(-1)
+        job.map(lambda k: _bit_lengths(flat, self._limbs, *ranges[k], counts[k], lengths), range(len(ranges)))
+        counts[:, 0] = 0
+        total = counts.sum(axis=0)
+        if not bases or not total.any():
+            return
+        longest, costs = int(np.flatnonzero(total)[-1]), _buckets(self.fields[0]).COSTS
+        self.split = choose_split(total, costs, job.threads)
+        self.half = 1 << (self.split.c - 1)
+        self._windows = self.split.windows(longest)
+        self._recoded = recode(scalars, self._windows, self.split.c, job)
+
+        tops = np.array(
+            [top_window(b, self.split.c, self._windows) for b in range(len(total))], dtype=np.int64
+        )
+        # Places in the order: by window from the highest down, then by range.
+        by_window = np.zeros((self._windows, len(ranges)), dtype=np.int64)
+        for k in range(len(ranges)):
+            np.add.at(by_window[:, k], tops, counts[k])
+        places = by_window[::-1].ravel().cumsum().reshape(by_window.shape)[::-1]
+        self._reach = places[:, -1].copy()
+        places = places - by_window
+        self._order = np.empty(int(total.sum()), dtype=np.uint32)
+        job.map(
+            lambda k: _order_by_top(lengths, *ranges[k], tops, places[:, k].copy(), self._order),
+            range(len(ranges)),
+        )
+        parts = self.split.parts
+        self._totals = [np.zeros((self._windows * parts, 4 * b.plain.words), dtype=np.uint64) for b in bases]
+        # Few tasks for many threads: every base sorts for itself.
+        together = range(len(bases))
+        shares = [together] if 2 * job.threads <= self._windows else [range(k, k + 1) for k in together]
+        for w in range(self._windows):
+            entries = self._reach[w] / parts
+            if entries:
+                sums = entries + self.half * costs.bucket + costs.window
+                for share in shares:
+                    cost = entries * costs.entry + sums * sum(
+                        EXTENSION ** (bases[k].plain.degree - 1) for k in share
+                    )
+                    self.tasks += [Task(cost, w, part, share) for part in range(parts)]
+
+    @property
+    def entries(self) -> int:
+        """The most that a task has."""
+        return -(-int(self._reach[0]) // self.split.parts) + 1
+
+    def run(self, task: Task, space: _Workspace) -> None:
+        """Phases 3 to 5."""
+        c, parts = self.split
+        _, window, part, share = task
+        lo, hi = (int(self._reach[window]) * k // parts for k in (part, part + 1))
+        starts = space.starts[: self.half + 2]
+        _sort_window(
+            self._recoded, self._limbs, self._order, lo, hi, c * window, c, window < self._windows - 1,
+            starts, space.entries, space.digits,
+        )  # fmt: skip
+        for k in share:
+            points, out = self._bases[k], address(self._totals[k][window * parts + part])
+            space.buckets.sum(
+                points.scratch, address(points.words), starts, space.entries, hi - lo, out, self._stop
+            )
+
+    def results(self) -> list[Words]:
+        """Phase 6: one affine point uint64[2·F.words] per bases."""
+        found = []
+        for k, points in enumerate(self._bases):
+            F = points.plain
+            result = np.zeros(2 * F.words, dtype=np.uint64)
+            if self.tasks:
+                room = np.empty((6, F.words), dtype=np.uint64)
+                c, parts = self.split
+                _horner(F, address(self._totals[k]), self._windows, c, parts, address(room))
+                curve.normalise(F, address(room), address(result), address(room[4:]), 1)
+            found.append(result)
+        return found
+
+
+def msm(requests: Sequence[tuple[Sequence[Points], Words]], job: Job) -> list[list[Words]]:
+    """Σ scalars[i]·points[i] for each of several bases of equal length, request by request.
+
+    With several threads, the tasks of all requests are shared among them, the longest first.
 
     Args:
-        bases: any mix of G1 and G2 points of one curve.
-        scalars: canonical, C-contiguous, aligned uint64[n, limbs].
+        requests: bases, any mix of G1 and G2 points of one curve, with canonical, C-contiguous,
+            aligned scalars uint64[n, limbs].
     Returns:
-        One affine point uint64[2·F.words] per bases.
+        For each request one affine point uint64[2·F.words] per bases.
     """
-    n, limbs = scalars.shape
-    results = [np.zeros(2 * b.plain.words, dtype=np.uint64) for b in bases]
-    if n == 0 or not bases:
+    if job.threads == 1 and len(requests) > 1:
+        # Nothing to gain, and memory for one at a time is enough.
+        results = []
+        for i, request in enumerate(requests):
+            with job.part(i, len(requests)):
+                results += msm([request], job)
         return results
-    flat = scalars.reshape(-1)
-    counts = np.zeros(64 * limbs + 1, dtype=np.int64)
-    lengths = np.empty(n, dtype=np.uint16)
-    _bit_lengths(flat, limbs, n, counts, lengths)
-    if counts[0] == n:
-        return results
-    counts[0] = 0
-    longest = int(np.flatnonzero(counts)[-1])
-    c = choose_window(counts, _buckets(bases[0].scratch).COSTS)
-    windows = -(-(longest + 1) // c)
-    half = 1 << (c - 1)
+    sums = [_Sum(bases, scalars, job) for bases, scalars in requests]
+    busy = [s for s in sums if s.tasks]
+    if busy:
+        fields = list(dict.fromkeys(F for s in busy for F in s.fields))
+        entries, half = max(s.entries for s in busy), max(s.half for s in busy)
+        spare: list[_Workspace] = []
 
-    recoded = recode(scalars, windows, c)
-    reach = np.zeros(windows, dtype=np.int64)
-    order = np.empty(int(counts.sum()), dtype=np.uint32)
-    _order_by_top(lengths, n, c, windows, reach, order)
-    del lengths
+        def run(entry: tuple[Task, _Sum]) -> None:
+            task, s = entry
+            try:
+                space = spare.pop()
+            except IndexError:
+                space = _Workspace(fields, entries, half)
+            s.run(task, space)
+            spare.append(space)
 
-    # More threads than windows: a window's entries are split, each part with its own buckets.
-    parts = max(1, min(-(-job.threads // windows), n // (4 * half) or 1))
-    tasks = [(w, part) for w in range(windows) for part in range(parts) if reach[w]]
-    fields = [b.scratch for b in bases]
-    spare: list[_Workspace] = []
-    sums = [np.zeros((windows * parts, 4 * b.plain.words), dtype=np.uint64) for b in bases]
-
-    def run(task: tuple[int, int]) -> None:
-        w, part = task
-        lo, hi = (int(reach[w]) * part // parts, int(reach[w]) * (part + 1) // parts)
-        try:
-            space = spare.pop()
-        except IndexError:
-            space = _Workspace(fields, -(-int(reach[0]) // parts) + 1, half)
-        _sort_window(
-            recoded,
-            limbs,
-            order,
-            lo,
-            hi,
-            c * w,
-            c,
-            w < windows - 1,
-            space.starts,
-            space.entries,
-            space.digits,
-        )
-        for points, total in zip(bases, sums, strict=True):
-            out = address(total) + 8 * 4 * points.plain.words * (w * parts + part)
-            space.buckets.sum(
-                points.scratch,
-                address(points.words),
-                space.starts,
-                space.entries,
-                out,
-                job.stop,
-            )
-        spare.append(space)
-
-    job.map(run, tasks, progress=True)
-    for points, total, result in zip(bases, sums, results, strict=True):
-        F = points.plain
-        scratch = np.empty((6, F.words), dtype=np.uint64)
-        _horner(F, address(total), windows, c, parts, address(scratch))
-        curve.normalise(F, address(scratch), address(result), address(scratch[4:]), 1)
-    return results
+        tasks = [(task, s) for s in busy for task in s.tasks]
+        tasks.sort(key=lambda entry: -entry[0].cost)
+        job.map(run, tasks, progress=True)
+    return [s.results() for s in sums]

@@ -87,19 +87,18 @@ def prove(
         h = backend.multiply_subtract_in_place(a, b, c)
         backend.free(b, c)
 
-    with job.phase("msm A B"):
+    with job.phase("msm"):
         bases = [
             backend.prepare_bases(Group.G1, key.a),
             backend.prepare_bases(Group.G1, key.b1),
             backend.prepare_bases(Group.G2, key.b2),
+            backend.prepare_bases(Group.G1, key.c),
+            backend.prepare_bases(Group.G1, key.h),
         ]
-        sum_a, sum_b1, sum_b2 = backend.msm_many(bases, w)
-        backend.free(*bases)
-    with job.phase("msm C"):
-        sum_c = backend.msm(backend.prepare_bases(Group.G1, key.c), w[key.n_public + 1 :])
-    with job.phase("msm H"):
-        sum_h = backend.msm(backend.prepare_bases(Group.G1, key.h), h)
-        backend.free(h)
+        (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = backend.msm_many(
+            [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)]
+        )
+        backend.free(h, *bases)
 
     with job.phase("blinding"):
         r, s = blinding if blinding is not None else random_blinding(key)
