@@ -105,7 +105,7 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs on the portable path what runs on another path by default, and nothing twice."""
 
-    two_paths = ("msm", "coset", "blinding", "fixed_base", "sparse", "many_results")
+    two_paths = ("msm", "coset", "blinding", "fixed_base", "sparse", "many_results", "bad_point")
 
     def repeats(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
