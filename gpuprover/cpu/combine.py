@@ -108,17 +108,20 @@ def _windows(
             for _ in range(c):
                 double_batch(S, results, n, prefix, kinds, p_index)
         pairs = 0
-        for i in range(n):
-            d = signed_digit(recoded, words, first + i, c * w, c, w < windows - 1)
-            entry = (abs(d) - 1) * n + i if own else w * half + abs(d) - 1
-            if w == windows - 1:
-                # The top digit has no sign.
+        if w == windows - 1:
+            # The top digit has no sign.
+            for i in range(n):
+                d = signed_digit(recoded, words, first + i, c * w, c, False)
                 if d != 0:
-                    copy_point(S, table, entry, results, i)
+                    copy_point(S, table, (d - 1) * n + i if own else w * half + d - 1, results, i)
                 else:
                     store(results, 2 * i, zero(S))
                     store(results, 2 * i + 1, zero(S))
-            elif d != 0:
+            continue
+        for i in range(n):
+            d = signed_digit(recoded, words, first + i, c * w, c, True)
+            if d != 0:
+                entry = (abs(d) - 1) * n + i if own else w * half + abs(d) - 1
                 p_index[pairs], o_index[pairs] = i, i
                 q_index[pairs] = entry + (0 if d > 0 else 0x80000000)
                 pairs += 1
