@@ -106,6 +106,7 @@ TWO_PATHS = (
     "fixed_base",
     "sparse",
     "many_results",
+    "bad_point",
 )
 """Parts of the names of tests of what differs between the paths."""
 

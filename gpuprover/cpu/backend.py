@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
-from gpuprover.cpu import combine, curve, msm, ntt, pairing, vector, vector_lanes
+from gpuprover.cpu import combine, curve, membership, msm, ntt, pairing, vector, vector_lanes
 from gpuprover.cpu.field import Field
 from gpuprover.cpu.lanes import LANES, LaneField
 from gpuprover.cpu.loose import has_lanes
@@ -407,11 +407,15 @@ class CpuBackend:
         bad = self._first_bad(on_curve, len(points))
         # The subgroup test is for points of the curve.
         end = len(points) if bad < 0 else bad
-        outside = self._first_bad(pairing.subgroup_check(c, group, F, start, self.job.stop), end)
+        if end < membership.WORTHWHILE or (group is Group.G1 and c.cofactor_g1 == 1):
+            check = pairing.subgroup_check(c, group, F, start, self.job.stop)
+        else:
+            check = membership.subgroup_check_in_step(c, group, self.prepare_bases(group, points), self.job)
+        outside = self._first_bad(check, end)
         return bad if outside < 0 else outside
 
     def _first_bad(self, check: Callable[[tuple[int, int]], int], n: int) -> int:
-        block = 1 << 10
+        block = combine.PRODUCTS
         found = self.job.map(check, [(lo, min(lo + block, n)) for lo in range(0, n, block)], progress=True)
         return min((i for i in found if i >= 0), default=-1)
 

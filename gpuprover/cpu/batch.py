@@ -257,25 +257,6 @@ def _take_base(F, bases, index, out, o):
     return take
 
 
-def copy_signed(F: Any, source: Any, index: Any, out: Any, o: Any) -> None:
-    """out[o] = ±source[index], both scratch."""
-    raise TypeError("only for compiled code")
-
-
-@overload(copy_signed)
-def _copy_signed(F, source, index, out, o):
-    if not isinstance(F, LaneFieldType):
-        return lambda F, source, index, out, o: copy_point(F, source, index, out, o)
-
-    def copy(F, source, index, out, o):
-        i = index & 0x7FFFFFFF
-        y = negate_if(canonical(load(F, source, 2 * i + 1)), index & 0x80000000)
-        store(out, 2 * o, load(F, source, 2 * i))
-        store(out, 2 * o + 1, y)
-
-    return copy
-
-
 def scratch_point(F: Any, scratch: Any, i: Any) -> Any:
     """(x, y) of scratch[i], in Montgomery form and canonical."""
     raise TypeError("only for compiled code")

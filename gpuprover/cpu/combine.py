@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
-from gpuprover.cpu.batch import add_batch, copy_signed, double_batch, scratch_point, take_base
+from gpuprover.cpu.batch import add_batch, double_batch, scratch_point, take_base
 from gpuprover.cpu.buckets import accumulate
 from gpuprover.cpu.curve import copy_point, store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, load, plain, prefetch, store, zero
+from gpuprover.cpu.field import Field, element_bytes, load, prefetch, store, zero
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.msm import Points, recode, signed_digit
 from gpuprover.job import Job
@@ -50,10 +50,10 @@ def _table(F, point, c, w, out):
 
 
 @jit
-def _into_scratch(S, points, n):
-    """Affine points from the files' form into the form of scratch, in place."""
+def _into_scratch(S, points, entries, n, out):
+    """out[i] = ±points[entries[i]], from the files' form into the form of scratch; out may be points."""
     for i in range(n):
-        take_base(S, points, i, points, i)
+        take_base(S, points, np.int64(entries[i]), out, i)
 
 
 @jit
@@ -66,42 +66,69 @@ def _out_of_scratch(S, scratch, n, out):
 
 
 @jit
-def _multiples(
-    S, table, recoded, words, windows, c, lo, hi, out, scratch, prefix, kinds, p_index, q_index, stop
+def _windows(
+    S,
+    table,
+    own,
+    recoded,
+    words,
+    windows,
+    c,
+    first,
+    n,
+    results,
+    prefix,
+    kinds,
+    p_index,
+    q_index,
+    o_index,
+    stop,
 ):
-    """out[i] = scalar_i·point for i in [lo, hi), in batches of ``len(kinds)`` that share inversions.
+    """results[i] = scalar_(first + i)·point for i < n, scalars recoded in windows of c bits; all in scratch.
 
-    S is the field as ``table`` and ``scratch`` hold it; out is in the files' form.
+    With ``own``, every i has its own point: table[i] at first, of which the other multiples, d·point in
+    table[(d − 1)·n + i], are made here. Otherwise table[w·2^(c−1) + d − 1] is d·2^(cw)·point, the same
+    for all. One kernel for both, as it is the additions that take time to compile.
     """
-    G = plain(S)
     half = 1 << (c - 1)
     size = 2 * element_bytes(S)
-    start = lo
-    while start < hi:
+    multiples = half if own else 1
+    for d in range(2, multiples + 1):
+        if d == 2:
+            for i in range(n):
+                copy_point(S, table, i, table, n + i)
+            double_batch(S, table + n * size, n, prefix, kinds, p_index)
+        else:
+            for i in range(n):
+                p_index[i], q_index[i], o_index[i] = (d - 2) * n + i, i, (d - 1) * n + i
+            add_batch(S, table, p_index, table, q_index, table, o_index, n, prefix, kinds)
+    for w in range(windows - 1, -1, -1):
         if stop[0] != 0:
             return
-        end = min(start + len(kinds), hi)
-        for i in range(start, end):
-            d = signed_digit(recoded, words, i, 0, c, windows > 1)
-            if d != 0:
-                copy_signed(S, table, abs(d) - 1 + (0 if d > 0 else 0x80000000), scratch, i - start)
-            else:
-                store(scratch, 2 * (i - start), zero(G))
-                store(scratch, 2 * (i - start) + 1, zero(G))
-        for w in range(1, windows):
-            pairs = 0
-            for i in range(start, end):
-                d = signed_digit(recoded, words, i, c * w, c, w < windows - 1)
+        if own and w < windows - 1:
+            for _ in range(c):
+                double_batch(S, results, n, prefix, kinds, p_index)
+        pairs = 0
+        if w == windows - 1:
+            # The top digit has no sign.
+            for i in range(n):
+                d = signed_digit(recoded, words, first + i, c * w, c, False)
                 if d != 0:
-                    multiple = w * half + abs(d) - 1
-                    p_index[pairs] = i - start
-                    q_index[pairs] = multiple + (0 if d > 0 else 0x80000000)
-                    pairs += 1
-                    for line in range(0, size, 64):
-                        prefetch(table + multiple * size + line)
-            add_batch(S, scratch, p_index, table, q_index, scratch, p_index, pairs, prefix, kinds)
-        _out_of_scratch(S, scratch, end - start, out + start * size)
-        start = end
+                    copy_point(S, table, (d - 1) * n + i if own else w * half + d - 1, results, i)
+                else:
+                    store(results, 2 * i, zero(S))
+                    store(results, 2 * i + 1, zero(S))
+            continue
+        for i in range(n):
+            d = signed_digit(recoded, words, first + i, c * w, c, True)
+            if d != 0:
+                entry = (abs(d) - 1) * n + i if own else w * half + abs(d) - 1
+                p_index[pairs], o_index[pairs] = i, i
+                q_index[pairs] = entry + (0 if d > 0 else 0x80000000)
+                pairs += 1
+                for line in range(0, size, 64):
+                    prefetch(table + entry * size + line)
+        add_batch(S, results, p_index, table, q_index, results, o_index, pairs, prefix, kinds)
 
 
 @inline
@@ -159,46 +186,6 @@ def _split(columns, values, modulus, nothing, words, starts, lo, hi, unit_starts
     return other
 
 
-@jit
-def _products(S, points, entries, recoded, words, windows, n, table, prefix, kinds, p_index, q_index, o_index,
-              out, stop):  # fmt: skip
-    """out[i] = scalar_i·(±points[entries[i]]) for i < n, the scalars recoded in windows of WIDTH bits.
-
-    S is the field as ``table`` holds it, HALF + 1 rows of n points; points and out are in the files' form.
-    """
-    size = 2 * n * element_bytes(S)
-    for i in range(n):
-        take_base(S, points, np.int64(entries[i]), table, i)
-        copy_point(S, table, i, table, n + i)
-    double_batch(S, table + size, n, prefix, kinds, p_index)
-    for d in range(3, HALF + 1):
-        for i in range(n):
-            p_index[i], q_index[i], o_index[i] = (d - 2) * n + i, i, (d - 1) * n + i
-        add_batch(S, table, p_index, table, q_index, table, o_index, n, prefix, kinds)
-    results = table + HALF * size
-    for i in range(n):
-        d = signed_digit(recoded, words, i, WIDTH * (windows - 1), WIDTH, False)
-        if d != 0:
-            copy_point(S, table, (d - 1) * n + i, results, i)
-        else:
-            store(results, 2 * i, zero(S))
-            store(results, 2 * i + 1, zero(S))
-    for w in range(windows - 2, -1, -1):
-        if stop[0] != 0:
-            return
-        for _ in range(WIDTH):
-            double_batch(S, results, n, prefix, kinds, p_index)
-        pairs = 0
-        for i in range(n):
-            d = signed_digit(recoded, words, i, WIDTH * w, WIDTH, True)
-            if d != 0:
-                p_index[pairs] = i
-                q_index[pairs] = (abs(d) - 1) * n + i + (0 if d > 0 else 0x80000000)
-                pairs += 1
-        add_batch(S, results, p_index, table, q_index, results, p_index, pairs, prefix, kinds)
-    _out_of_scratch(S, results, n, out)
-
-
 @dataclass(frozen=True)
 class FixedBase:
     """A point's multiples d·2^(cw) for d in [1, 2^(c−1)], window by window, in the form of scratch."""
@@ -225,7 +212,7 @@ def fixed_base(F: Field, point: Words, c: int, bits: int, path: str, job: Job) -
         prefix = np.empty((half, F.words), dtype=np.uint64)
         _table(F, address(point), c, w, address(wide))
         curve.normalise(F, address(wide), rows, address(prefix), half)
-        _into_scratch(points.scratch, rows, half)
+        _into_scratch(points.scratch, rows, np.arange(half, dtype=np.uint32), half, rows)
 
     job.map(build, range(windows))
     return FixedBase(points, c, windows)
@@ -241,15 +228,17 @@ def fixed_base_mul(base: FixedBase, scalars: Words, job: Job) -> Words:
     recoded = recode(scalars, base.windows, base.c)
 
     def run(bounds: tuple[int, int]) -> None:
+        lo, hi = bounds
         kinds = np.empty(BATCH, dtype=np.uint8)
-        p_index, q_index = np.empty(BATCH, dtype=np.int64), np.empty(BATCH, dtype=np.int64)
+        p_index, q_index, o_index = (np.empty(BATCH, dtype=np.int64) for _ in range(3))
         scratch, prefix = (np.empty((BATCH, words), dtype=np.uint64) for _ in range(2))
-        _multiples(
-            base.points.scratch, address(table), recoded, limbs, base.windows, base.c, bounds[0], bounds[1],
-            address(out), address(scratch), address(prefix), kinds, p_index, q_index, job.stop,
+        _windows(
+            base.points.scratch, address(table), False, recoded, limbs, base.windows, base.c, lo, hi - lo,
+            address(scratch), address(prefix), kinds, p_index, q_index, o_index, job.stop,
         )  # fmt: skip
+        _out_of_scratch(base.points.scratch, address(scratch), hi - lo, address(out[lo:hi]))
 
-    job.map(run, [(lo, min(lo + 4 * BATCH, n)) for lo in range(0, n, 4 * BATCH)])
+    job.map(run, [(lo, min(lo + BATCH, n)) for lo in range(0, n, BATCH)])
     return out
 
 
@@ -274,7 +263,7 @@ def sparse_combination(
     modulus_words, nothing = ints_to_words([modulus, 0], limbs)
     starts = np.ascontiguousarray(starts, dtype=np.int64)
     columns = np.ascontiguousarray(columns, dtype=np.uint32)
-    spare: list[_Workspace] = []
+    spare: list[Workspace] = []
 
     def run(bounds: tuple[int, int]) -> None:
         lo, hi = bounds
@@ -282,7 +271,7 @@ def sparse_combination(
         try:
             space = spare.pop()
         except IndexError:
-            space = _Workspace(words)
+            space = Workspace(words)
         unit_starts, other_starts = (np.empty(hi - lo + 2, dtype=np.int64) for _ in range(2))
         units, others = (np.empty(n, dtype=np.uint32) for _ in range(2))
         factors, bits = np.empty((n, limbs), dtype=np.uint64), np.empty(n, dtype=np.int64)
@@ -321,7 +310,7 @@ def _row_ranges(starts: NDArray[np.int64]) -> list[tuple[int, int]]:
     return ranges
 
 
-class _Workspace:
+class Workspace:
     """Scratch of one thread for sparse sums of points of ``words`` words."""
 
     def __init__(self, words: int) -> None:
@@ -358,7 +347,10 @@ class _Workspace:
         """out[i] = scalars[i]·(±points[entries[i]]), for scalars of at most ``longest`` bits."""
         windows = longest // WIDTH + 1
         recoded = recode(scalars, windows, WIDTH)
-        _products(
-            points.scratch, address(points.words), entries, recoded, scalars.shape[1], windows, len(entries),
-            address(self.table), address(self.room), self.kinds, *self.indices, address(out), job.stop,
+        table, results = address(self.table), address(self.table[HALF * PRODUCTS :])
+        _into_scratch(points.scratch, address(points.words), entries, len(entries), table)
+        _windows(
+            points.scratch, table, True, recoded, scalars.shape[1], windows, WIDTH, 0, len(entries),
+            results, address(self.room), self.kinds, *self.indices, job.stop,
         )  # fmt: skip
+        _out_of_scratch(points.scratch, results, len(entries), address(out))

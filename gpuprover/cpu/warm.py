@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Form, Group
+from gpuprover.cpu import membership
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job
@@ -49,7 +50,8 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
             generator = curve.g1 if group is Group.G1 else curve.g2
             backend.fixed_base_mul(group, generator, words)
             starts = np.array([0, 1], dtype=np.int64)
-            backend.sparse_combination(group, points[group], starts, index, words[:1])
+            backend.sparse_combination(group, points[group], starts, index, words[1:2])
+            backend.first_bad_point(group, np.tile(points[group], (membership.WORTHWHILE, 1)))
 
         return run
 
