@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpuprover.cpu.field import Field
-from gpuprover.cpu.msm import Points, _Sum, top_window
+from gpuprover.cpu.msm import Points, Sum, top_window
 from gpuprover.curves import BN254
 from gpuprover.job import Job
 
@@ -21,7 +21,7 @@ def costs(n: int, threads: int, path: str) -> list[float]:
     job, found = Job(threads=threads), []
     for bases in ([g1, g1, g2], [g1], [g1]):
         scalars = rng.integers(0, 1 << 64, (n, 4), dtype=np.uint64) >> np.uint64([0, 0, 0, 4])
-        found += [task.cost for task in _Sum(bases, scalars, job).tasks]
+        found += [task.cost for task in Sum(bases, scalars, job).tasks]
     return sorted(found, reverse=True)
 
 
@@ -48,7 +48,7 @@ def test_skewed_scalars_are_split_too() -> None:
     points = Points.of(F, np.zeros((n, 2 * F.words), dtype=np.uint64), "ifma")
     scalars = np.zeros((n, 4), dtype=np.uint64)
     scalars[:, 0] = 1
-    one, eight = ([t.cost for t in _Sum([points], scalars, Job(threads=k)).tasks] for k in (1, 8))
+    one, eight = ([t.cost for t in Sum([points], scalars, Job(threads=k)).tasks] for k in (1, 8))
     assert len(one) == 1
     assert makespan(one, 1) > 3 * makespan(eight, 8)
 

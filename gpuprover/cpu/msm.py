@@ -260,11 +260,11 @@ class Task(NamedTuple):
     share: range
 
 
-class _Sum:
+class Sum:
     """One set of scalars with the bases that they multiply, on the way through the phases."""
 
-    def __init__(self, bases: Sequence[Points], scalars: Words, job: Job) -> None:
-        """Phases 1 and 2."""
+    def __init__(self, bases: Sequence[Points], scalars: Words, job: Job, split: Split | None = None) -> None:
+        """Phases 1 and 2; by the cost model's split if none is given."""
         self._bases, self._stop = bases, job.stop
         self.fields = [b.scratch for b in bases]
         self.tasks: list[Task] = []
@@ -278,7 +278,7 @@ class _Sum:
         if not bases or not total.any():
             return
         longest, costs = int(np.flatnonzero(total)[-1]), _buckets(self.fields[0]).COSTS
-        self.split = choose_split(total, costs, job.threads)
+        self.split = split or choose_split(total, costs, job.threads)
         self.half = 1 << (self.split.c - 1)
         self._windows = self.split.windows(longest)
         self._recoded = recode(scalars, self._windows, self.split.c, job)
@@ -349,7 +349,9 @@ class _Sum:
         return found
 
 
-def msm(requests: Sequence[tuple[Sequence[Points], Words]], job: Job) -> list[list[Words]]:
+def msm(
+    requests: Sequence[tuple[Sequence[Points], Words]], job: Job, split: Split | None = None
+) -> list[list[Words]]:
     """Σ scalars[i]·points[i] for each of several bases of equal length, request by request.
 
     With several threads, the tasks of all requests are shared among them, the longest first.
@@ -357,6 +359,7 @@ def msm(requests: Sequence[tuple[Sequence[Points], Words]], job: Job) -> list[li
     Args:
         requests: bases, any mix of G1 and G2 points of one curve, with canonical, C-contiguous,
             aligned scalars uint64[n, limbs].
+        split: in place of the cost model's choice, to measure that.
     Returns:
         For each request one affine point uint64[2·F.words] per bases.
     """
@@ -365,16 +368,16 @@ def msm(requests: Sequence[tuple[Sequence[Points], Words]], job: Job) -> list[li
         results = []
         for i, request in enumerate(requests):
             with job.part(i, len(requests)):
-                results += msm([request], job)
+                results += msm([request], job, split)
         return results
-    sums = [_Sum(bases, scalars, job) for bases, scalars in requests]
+    sums = [Sum(bases, scalars, job, split) for bases, scalars in requests]
     busy = [s for s in sums if s.tasks]
     if busy:
         fields = list(dict.fromkeys(F for s in busy for F in s.fields))
         entries, half = max(s.entries for s in busy), max(s.half for s in busy)
         spare: list[_Workspace] = []
 
-        def run(entry: tuple[Task, _Sum]) -> None:
+        def run(entry: tuple[Task, Sum]) -> None:
             task, s = entry
             try:
                 space = spare.pop()
