@@ -9,8 +9,8 @@ choice takes than the best window; a last row holds the least-squares fit of A·
 A·window, each equation divided by its time.
 
 Rows of ``msm …, multiples`` tell whether to keep multiples 2^(jb/k)·P, j < k, of every base P: with them, n
-scalars of b bits are k·n scalars of b/k bits, in so many fewer windows. That is timed as it would be, with other
-points in their place. On the machines measured it gains a tenth on few points and loses on many, whose
+scalars of b bits are k·n scalars of b/k bits, in so many fewer windows. That is timed as it would be, with
+other points in their place. On the machines measured it gains a tenth on few points and loses on many, whose
 multiples no cache holds; so there is no such table.
 """
 
