@@ -21,7 +21,7 @@ from gpuprover.curves import CurveParams
 from gpuprover.job import Job
 from gpuprover.limbs import address, field_to_words, ints_to_words
 
-WORTHWHILE = 128
+WORTHWHILE = 24
 """Points from which on the tests are quicker in step."""
 _WORDS = 3
 """A window more than 128 bits."""
@@ -55,8 +55,8 @@ def subgroup_check_in_step(
 ) -> Callable[[tuple[int, int]], int]:
     """A function (lo, hi) -> first point on the curve but outside the subgroup, or −1; hi − lo <= PRODUCTS.
 
-    G2: ψ(P) = (t − 1)·P, t the trace: with ψ² − tψ + q = 0 this gives (q + 1 − t)·P = #E(Fq)·P = 0, and #E(Fq)
-    shares only r with the twist's order. G1, of a BLS12 curve: (βx, y) = −x²·P. Sources:
+    G2: ψ(P) = (t − 1)·P, t the trace: with ψ² − tψ + q = 0 this gives (q + 1 − t)·P = #E(Fq)·P = 0, and
+    #E(Fq) shares only r with the twist's order. G1, of a BLS12 curve: (βx, y) = −x²·P. Sources:
     :func:`gpuprover.cpu.pairing.subgroup_check`.
     """
     F, source = points.plain, points.words
