@@ -178,6 +178,18 @@ def test_sizes_of_batches(curve: CurveParams, rng: random.Random, n: int) -> Non
             assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(n)]
 
 
+def test_sums_with_buckets(curve: CurveParams, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a batch that are long enough for buckets, and shorter ones under the same weights."""
+    monkeypatch.setattr(verifier, "BUCKETS", 4)
+    s = simulator(curve, rng, 1)
+    key, good = s.key(), statements(s, rng, 9)
+    assert verifier.verify_batch(key, good, s.backend) == [True] * 9
+    for i in range(9):
+        public, proof = good[i]
+        batch = [*good[:i], (public, replace(proof, c=proof.a)), *good[i + 1 :]]
+        assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(9)]
+
+
 def test_false_proofs_do_not_cancel_out(curve: CurveParams, rng: random.Random) -> None:
     """Two proofs whose errors are opposite, and would go unseen in a sum without weights."""
     s = simulator(curve, rng, 1)

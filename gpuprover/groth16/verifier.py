@@ -32,6 +32,8 @@ WEIGHT_BITS = 127
 """A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
 BATCH = 512
 """Proofs checked by one product; bounds the memory of a batch."""
+BUCKETS = 256
+"""Points from which on a sum is cheaper with buckets than with a multiple of each point."""
 FEW_SIGNALS = 4
 """Up to so many public signals, double-and-add beats setting up buckets."""
 MANY_SIGNALS = 1024
@@ -189,14 +191,21 @@ class _Batch:
         # One proof alone has nothing that it could cancel out with.
         self._weights = [1] if n == 1 else [secrets.randbits(WEIGHT_BITS) + 1 for _ in range(n)]
         weights = ints_to_words(self._weights, curve.scalar.limbs)
+        points = g1[[*self._chosen, *(self._all + i for i in self._chosen)]]
+        # Few π_c are multiplied with π_a; of many, buckets make sums under the weights.
+        count = 2 * n if n < BUCKETS else n
         weighted = backend.sparse_combination(
             Group.G1,
-            g1[[*self._chosen, *(self._all + i for i in self._chosen)]],
-            np.arange(2 * n + 1),
-            np.arange(2 * n, dtype=np.uint32),
-            np.concatenate([weights, weights]),
+            points[:count],
+            np.arange(count + 1),
+            np.arange(count, dtype=np.uint32),
+            np.concatenate([weights, weights])[:count],
         )
-        self._a, self._c = weighted[:n], weighted[n:]
+        self._a = weighted[:n]
+        if n < BUCKETS:
+            self._c, self._c_factors = weighted[n:], ints_to_words([1] * n, curve.scalar.limbs)
+        else:
+            self._c, self._c_factors = points[n:], weights
 
     def _outside(self, points: Words) -> set[int]:
         """The points of G1 that are outside the subgroup."""
@@ -237,12 +246,17 @@ class _Batch:
             sums.append(sum(map(mul, weights, column)) % curve.r)
         x = _input_point(key, self._checked, sums, backend)
         alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
-        ones = ints_to_words([1] * (hi - lo), curve.scalar.limbs)
-        columns = np.arange(lo, hi, dtype=np.uint32)
-        [c] = words_to_g1(
-            curve, backend.sparse_combination(Group.G1, self._c, np.array([0, hi - lo]), columns, ones)
-        )
+        c = self._sum_of_c(lo, hi)
         sides = [_negative(curve, point) for point in (alpha, x, c)]  # type: ignore[arg-type]
         g1 = np.concatenate([self._a[lo:hi], g1_to_words(curve, sides)])
         g2 = np.concatenate([self._b[lo:hi], self._checked.g2])
         return backend.pairing_check(g1, g2, fixed=len(self._checked.g2))
+
+    def _sum_of_c(self, lo: int, hi: int) -> AffineG1:
+        """Σ ρ_i·π_c,i for i in [lo, hi)."""
+        backend, points, factors = self._backend, self._c[lo:hi], self._c_factors[lo:hi]
+        if hi - lo >= BUCKETS:
+            return backend.msm(backend.prepare_bases(Group.G1, points), factors)  # type: ignore[return-value]
+        starts, columns = np.array([0, hi - lo]), np.arange(hi - lo, dtype=np.uint32)
+        row = backend.sparse_combination(Group.G1, points, starts, columns, factors)
+        return words_to_g1(self._key.curve, row)[0]
