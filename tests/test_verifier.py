@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpuprover.backend import Backend, Group, open_backend
+from gpuprover.cpu import membership
 from gpuprover.curves import CurveParams
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey
@@ -136,6 +137,68 @@ def test_points_of_g1_outside_the_subgroup(curve: CurveParams, rng: random.Rando
             with pytest.raises(MalformedFile, match=rf"pi_{part}.*subgroup"):
                 verifier.verify(key, *batch[i], s.backend)
         assert verifier.verify_batch(key, batch, s.backend) == [True, False, True, False]
+
+
+def test_batches_with_many_points_outside_g1(curve: CurveParams, rng: random.Random) -> None:
+    """In batches that are tested in step: at each position, and everywhere."""
+    if not has_cofactor(curve, Group.G1):
+        return
+    n = membership.WORTHWHILE // 2 + 1
+    s = simulator(curve, rng, 1)
+    key, good = s.key(), statements(s, rng, n)
+    E = spec(curve, Group.G1)
+    small = E.scalar_mul(curve_point(curve, Group.G1, rng), curve.r)
+    bad = [
+        (public, replace(proof, **{part: E.add(getattr(proof, part), small)}))
+        for i, (public, proof) in enumerate(good)
+        for part in ("ac"[i % 2],)
+    ]
+    for i in range(n):
+        batch = [*good[:i], bad[i], *good[i + 1 :]]
+        assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(n)]
+    assert verifier.verify_batch(key, bad, s.backend) == [False] * n
+    assert verifier.verify_batch(key, [*bad[:-1], good[-1]], s.backend) == [False] * (n - 1) + [True]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 30])
+def test_sizes_of_batches(curve: CurveParams, rng: random.Random, n: int) -> None:
+    """One proof goes without a weight, few go one by one, more in step."""
+    s = simulator(curve, rng, 1)
+    key, good = s.key(), statements(s, rng, n)
+    assert verifier.verify_batch(key, good, s.backend) == [True] * n
+    for i in {0, n // 2, n - 1}:
+        public, proof = good[i]
+        for statement in (
+            ([(public[0] + 1) % curve.r], proof),
+            (public, replace(proof, a=key.alpha1)),
+            (public, replace(proof, c=proof.a)),
+            (public, replace(proof, b=curve_point(curve, Group.G2, rng))),
+        ):
+            batch = [*good[:i], statement, *good[i + 1 :]]
+            assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(n)]
+
+
+def test_sums_with_buckets(curve: CurveParams, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a batch that are long enough for buckets, and shorter ones under the same weights."""
+    monkeypatch.setattr(verifier, "BUCKETS", 4)
+    s = simulator(curve, rng, 1)
+    key, good = s.key(), statements(s, rng, 9)
+    assert verifier.verify_batch(key, good, s.backend) == [True] * 9
+    for i in range(9):
+        public, proof = good[i]
+        batch = [*good[:i], (public, replace(proof, c=proof.a)), *good[i + 1 :]]
+        assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(9)]
+
+
+def test_false_proofs_do_not_cancel_out(curve: CurveParams, rng: random.Random) -> None:
+    """Two proofs whose errors are opposite, and would go unseen in a sum without weights."""
+    s = simulator(curve, rng, 1)
+    key, good = s.key(), statements(s, rng, 8)
+    E = spec(curve, Group.G1)
+    batch = list(good)
+    for i, error in ((2, key.alpha1), (6, E.neg(key.alpha1))):
+        batch[i] = (good[i][0], replace(good[i][1], c=E.add(good[i][1].c, error)))
+    assert verifier.verify_batch(key, batch, s.backend) == [k not in (2, 6) for k in range(8)]
 
 
 def test_infinity_in_proofs(curve: CurveParams, rng: random.Random) -> None:

@@ -424,4 +424,4 @@ class CpuBackend:
     def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
         if len(g1) != len(g2):
             raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
-        return pairing.pairing_check(self.curve, g1, g2, fixed, self.job)
+        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path.name, self.job)

@@ -21,7 +21,7 @@ from gpuprover.curves import CurveParams
 from gpuprover.job import Job
 from gpuprover.limbs import address, field_to_words, ints_to_words
 
-WORTHWHILE = 128
+WORTHWHILE = 24
 """Points from which on the tests are quicker in step."""
 _WORDS = 3
 """A window more than 128 bits."""

@@ -8,7 +8,8 @@ as tuples of two. Steps:
    pairings over ordinary curves", 2010, section 4); kept for points that come again, as
    those of a verification key do. Where the multiples end tells whether the point is in its
    subgroup (:func:`subgroup_check`), so that test costs nothing.
-2. Miller loop for many pairs at once: one squaring of Fq12 a step.
+2. Miller loop for many pairs at once: one squaring of Fq12 a step. With AVX-512 IFMA, points that are not
+   kept go eight at a time, by the same formulas, into eight products.
 3. Final exponentiation: easy part, then for BN Scott, Benger, Charlemagne, Dominguez Perez,
    Kachisa, "On the final exponentiation…" (2009), for BLS12 Hayashida, Hayasaka, Teruya,
    "Efficient final exponentiation via cyclotomic structure…" (2020), which is a cube
@@ -19,7 +20,7 @@ as tuples of two. Steps:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,47 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Group
 from gpuprover.cpu import curve
-from gpuprover.cpu.field import ElementType, Field, inverse, load, one, pair, part, square, store, zero
+from gpuprover.cpu.extension_lanes import into_lanes, lanes_scale, lanes_square_shared, lanes_times_xi
+from gpuprover.cpu.field import (
+    ElementType,
+    Field,
+    element_bytes,
+    inverse,
+    load,
+    one,
+    pair,
+    part,
+    plain,
+    square,
+    store,
+    zero,
+)
 from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.lanes import (
+    LANES,
+    LaneField,
+    LanesType,
+    canonical,
+    lane_form,
+    lanes_one,
+    lanes_splat,
+    lanes_zero,
+    load_elements,
+    load_lanes,
+    store_elements,
+    store_lanes,
+    vector_bytes,
+)
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, ints_to_words
+from gpuprover.limbs import Words, address, field_to_words, g2_to_words, ints_to_words
 
 LINE = 3
 """Elements of Fq2 in one line."""
 CHUNK = 64
-"""Pairs whose lines are in memory at a time, for each thread: 1.1 to 1.3 MB."""
+"""Pairs that a thread takes at a time. One by one, their lines are 1.1 to 1.3 MB; lanes need 80 KB."""
+WORTHWHILE = 5
+"""Pairs from which on eight lanes are quicker."""
 
 
 # The tower ---------------------------------------------------------------------------------
@@ -51,6 +83,8 @@ def multiply_by_xi(x: Any) -> Any:
 
 @overload(multiply_by_xi)
 def _multiply_by_xi(x):
+    if isinstance(x, LanesType):
+        return lambda x: lanes_times_xi(x)
     if not isinstance(x, ElementType) or x.degree != 2:
         return None
     xi = next(c.xi for c in CURVES if c.base.name == x.params.name)
@@ -66,6 +100,16 @@ def _multiply_by_xi(x):
 
         return nine_plus_u
     raise types.errors.TypingError(f"no multiplication by ξ = {xi}")
+
+
+def squared(x: Any) -> Any:
+    """x², of one element or of eight."""
+    raise TypeError("only for compiled code")
+
+
+@overload(squared)
+def _squared(x):
+    return (lambda x: lanes_square_shared(x)) if isinstance(x, LanesType) else (lambda x: square(x))
 
 
 @inline
@@ -220,40 +264,41 @@ def _power12(a, exponent):
 
 
 @inline
-def _double_step(F, t, three_b, lines, k):
-    """Doubles t (homogeneous, all coordinates times four) and writes the tangent."""
+def _double_step(t, three_b):
+    """Twice t (homogeneous, all coordinates times four), and the tangent."""
     x, y, z = t
-    a, b, c = x * y, square(y), square(z)
+    a, b, c = x * y, squared(y), squared(z)
     e = three_b * c
     f = e + e + e
     g = b + f
-    h = square(y + z) - b - c
-    xx = square(x)
-    ee = square(e)
+    h = squared(y + z) - b - c
+    xx = squared(x)
+    ee = squared(e)
     ee = ee + ee + ee
     ee = ee + ee
     ab = a * (b - f)
     bh = b * h
     bh = bh + bh
-    store(lines, 3 * k, -h)
-    store(lines, 3 * k + 1, xx + xx + xx)
-    store(lines, 3 * k + 2, e - b)
-    return (ab + ab, square(g) - ee - ee, bh + bh)
+    return (ab + ab, squared(g) - ee - ee, bh + bh), (-h, xx + xx + xx, e - b)
 
 
 @inline
-def _add_step(F, t, x2, y2, lines, k):
-    """Adds the affine point to t and writes the chord."""
+def _add_step(t, x2, y2):
+    """t and the affine point, added, and the chord."""
     x, y, z = t
     theta, lam = y - y2 * z, x - x2 * z
-    c, d = square(theta), square(lam)
+    c, d = squared(theta), squared(lam)
     e = lam * d
     f, g = z * c, x * d
     h = e + f - g - g
-    store(lines, 3 * k, lam)
-    store(lines, 3 * k + 1, -theta)
-    store(lines, 3 * k + 2, theta * x2 - lam * y2)
-    return (lam * h, theta * (g - h) - e * y, z * e)
+    return (lam * h, theta * (g - h) - e * y, z * e), (lam, -theta, theta * x2 - lam * y2)
+
+
+@inline
+def _store3(out, i, x):
+    store(out, 3 * i, x[0])
+    store(out, 3 * i + 1, x[1])
+    store(out, 3 * i + 2, x[2])
 
 
 @inline
@@ -279,16 +324,20 @@ def _lines(F, points, n, digits, constants, is_bn, out, per_point, stop):
         t = (x, y, one(F))
         k = 0
         for j in range(len(digits) - 2, -1, -1):
-            t = _double_step(F, t, three_b, lines, k)
+            t, line = _double_step(t, three_b)
+            _store3(lines, k, line)
             k += 1
             if digits[j] != 0:
-                t = _add_step(F, t, x, y if digits[j] > 0 else -y, lines, k)
+                t, line = _add_step(t, x, y if digits[j] > 0 else -y)
+                _store3(lines, k, line)
                 k += 1
         x, y = _untwisted_frobenius(F, x, y, frobenius)
         if is_bn:
-            t = _add_step(F, t, x, y, lines, k)
+            t, line = _add_step(t, x, y)
+            _store3(lines, k, line)
             x, y = _untwisted_frobenius(F, x, y, frobenius)
-            t = _add_step(F, t, x, -y, lines, k + 1)
+            t, line = _add_step(t, x, -y)
+            _store3(lines, k + 1, line)
             x, y = _untwisted_frobenius(F, x, y, frobenius)
         # BN: (6x + 2)Q + ψQ − ψ²Q = −ψ³Q. BLS12 with x < 0: −xQ = −ψQ.
         if t[2] == zero(F) or t[0] != x * t[2] or t[1] != -y * t[2]:
@@ -398,6 +447,104 @@ def _miller_loop(F, Q, g1, n, lines, per_point, digits, is_bn, out):
             store(out, 3 * i + j, f[i][j])
 
 
+# Eight pairs at a time ---------------------------------------------------------------------------
+
+DOUBLE = 0
+"""A step of the loop that doubles; others add point |s| − 1 of Q, ψQ and ψ²Q, negated for s < 0."""
+_ROOM = 10
+"""Elements of Fq2 that a group of eight pairs has in lanes: three affine points, T, and P's coordinates."""
+
+
+@jit
+def _place(L, E, g1, g2, first, frobenius, elements, rows):
+    """Pairs first … first + 7 in lanes: Q, ψQ, ψ²Q, T = Q, and P. ``elements``: room for 8·6 of Fq2."""
+    F, Q = plain(L), plain(E)
+    for lane in range(8):
+        i = first + lane
+        x, y = load(Q, g2, 2 * i), load(Q, g2, 2 * i + 1)
+        for j in range(3):
+            store(elements, 8 * 2 * j + lane, scale(x, into_lanes(F)))
+            store(elements, 8 * (2 * j + 1) + lane, scale(y, into_lanes(F)))
+            x, y = _untwisted_frobenius(Q, x, y, frobenius)
+    for j in range(6):
+        store_lanes(rows, j, load_elements(E, elements + 8 * j * element_bytes(Q)))
+    store_lanes(rows, 6, load_lanes(E, rows, 0))
+    store_lanes(rows, 7, load_lanes(E, rows, 1))
+    store_lanes(rows, 8, lanes_one(E))
+    for lane in range(8):
+        for j in range(2):
+            store(elements, 8 * j + lane, load(F, g1, 2 * (first + lane) + j) * into_lanes(F))
+    for j in range(2):
+        store_lanes(rows, 18 + j, load_elements(L, elements + 8 * j * element_bytes(F)))
+
+
+@jit
+def _ends_right(E, g2, first, frobenius, elements, rows, is_bn):
+    """Whether the multiples of eight points end as those of a point in the subgroup; see :func:`_lines`."""
+    Q = plain(E)
+    for j in range(3):
+        store_elements(Q, elements + 8 * j * element_bytes(Q), load_lanes(E, rows, 6 + j))
+    for lane in range(8):
+        x, y = load(Q, g2, 2 * (first + lane)), load(Q, g2, 2 * (first + lane) + 1)
+        for _ in range(3 if is_bn else 1):
+            x, y = _untwisted_frobenius(Q, x, y, frobenius)
+        # T's coordinates have the lanes' radix on both sides, so they need not be brought out of it.
+        tx, ty = canonical(load(Q, elements, lane)), canonical(load(Q, elements, 8 + lane))
+        z = canonical(load(Q, elements, 16 + lane))
+        if z == zero(Q) or tx != x * z or ty != -y * z:
+            return False
+    return True
+
+
+@jit
+def _miller_in_lanes(L, E, g1, g2, groups, steps, constants, is_bn, rows, elements, out, stop):
+    """out[lane] = the Miller loops' product over pairs lane, lane + 8, …, times an element of Fq.
+
+    Whether all of g2 are in their subgroup. Pairs are finite, or P alone is infinite. L is Fq and E is
+    Fq2, in lanes. ``constants`` are those of :func:`_lines`, ``rows`` is room for :data:`_ROOM` elements of
+    Fq2 in lanes for each group of eight pairs. Lines are used as they are made.
+    """
+    Q = plain(E)
+    frobenius = constants + 2 * element_bytes(plain(L))
+    size = _ROOM * vector_bytes(E)
+    three_b = lanes_splat(E, scale(load(Q, constants, 0), into_lanes(plain(L))))
+    for g in range(groups):
+        _place(L, E, g1, g2, 8 * g, frobenius, elements, rows + g * size)
+    nothing = lanes_zero(E)
+    f = ((lanes_one(E), nothing, nothing), (nothing, nothing, nothing))
+    for s in steps:
+        if stop[0] != 0:
+            return False
+        if s == DOUBLE:
+            f = square12(f)
+        for g in range(groups):
+            at = rows + g * size
+            t = (load_lanes(E, at, 6), load_lanes(E, at, 7), load_lanes(E, at, 8))
+            if s == DOUBLE:
+                t, line = _double_step(t, three_b)
+            else:
+                j = 2 * (abs(s) - 1)
+                y = load_lanes(E, at, j + 1)
+                t, line = _add_step(t, load_lanes(E, at, j), y if s > 0 else -y)
+            store_lanes(at, 6, t[0])
+            store_lanes(at, 7, t[1])
+            store_lanes(at, 8, t[2])
+            c0 = lanes_scale(line[0], load_lanes(L, at, 19))
+            c1 = lanes_scale(line[1], load_lanes(L, at, 18))
+            f = _multiply_by_line(f, c0, c1, line[2], is_bn)
+    for g in range(groups):
+        if not _ends_right(E, g2, 8 * g, frobenius, elements, rows + g * size, is_bn):
+            return False
+    # The lanes' radix is a factor of Fq, which the final exponentiation makes 1.
+    for i in range(2):
+        for j in range(3):
+            store_elements(Q, elements, f[i][j])
+            for lane in range(8):
+                c = canonical(load(Q, elements, lane))
+                store(out, 6 * lane + 3 * i + j, -c if i == 1 and not is_bn else c)
+    return True
+
+
 @jit
 def _product_is_one(Q, factors, n, seed, powers, is_bn):
     """Whether the product of n values of :func:`_miller_loop` is 1 after the final exponentiation."""
@@ -456,6 +603,15 @@ def _loop_digits(c: CurveParams) -> NDArray[np.int8]:
 
 
 @lru_cache
+def _loop_steps(c: CurveParams) -> NDArray[np.int8]:
+    """The steps of :func:`_miller_in_lanes`."""
+    steps = []
+    for digit in _loop_digits(c)[-2::-1]:
+        steps += [DOUBLE, int(digit)] if digit else [DOUBLE]
+    return np.array(steps + ([2, -3] if c.family == "BN" else []), dtype=np.int8)
+
+
+@lru_cache
 def _constants(c: CurveParams) -> tuple[Words, Words]:
     """(3b', γx, γy) and ξ^(k(q − 1)/6) for k < 6."""
     three_b = tuple(3 * v % c.q for v in c.b_twist)
@@ -487,7 +643,7 @@ def _miller(c: CurveParams, g1: Words, lines: Words) -> Words:
     finite = np.asarray(g1.any(axis=1))
     if not finite.all():
         g1, lines = g1[finite], lines[finite]
-    out = np.empty(12 * c.base.limbs, dtype=np.uint64)
+    out = np.empty((1, 12 * c.base.limbs), dtype=np.uint64)
     _miller_loop(
         Field(c.base), Field(c.base, 2), address(g1), len(g1), address(lines), lines.shape[1],
         _loop_digits(c), c.family == "BN", address(out),
@@ -495,7 +651,43 @@ def _miller(c: CurveParams, g1: Words, lines: Words) -> Words:
     return out
 
 
-def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, job: Job) -> bool:
+def _miller_of_many(c: CurveParams, g1: Words, g2: Words, stop: NDArray[np.uint8]) -> Words | None:
+    """The Miller loops' product in eight factors, for finite points; None where one of g2 is outside."""
+    L, E = LaneField(c.base), LaneField(c.base, 2)
+    n = len(g1)
+    groups = -(-n // LANES)
+    # Pairs with P = (0, 0) fill up: their lines at P are k·w³ (k for an M-twist) with k in Fq2, which the
+    # final exponentiation makes 1, w³ too: its square is ξ. For the generator, no k is 0.
+    p, q = (np.zeros((LANES * groups, words), dtype=np.uint64) for words in (c.g1_words, c.g2_words))
+    p[:n], q[:n], q[n:] = g1, g2, _generator(c)
+    constants, _ = _constants(c)
+    rows = np.empty((groups, _ROOM, 2 * lane_form(c.base).limbs, LANES), dtype=np.uint64)
+    elements = np.empty((6 * LANES, E.words), dtype=np.uint64)
+    out = np.empty((LANES, 6 * E.words), dtype=np.uint64)
+    inside = _miller_in_lanes(
+        L, E, address(p), address(q), groups, _loop_steps(c), address(constants), c.family == "BN",
+        address(rows), address(elements), address(out), stop,
+    )  # fmt: skip
+    return out if inside else None
+
+
+@lru_cache
+def _generator(c: CurveParams) -> Words:
+    return g2_to_words(c, [c.g2])[0]
+
+
+def _is_one(c: CurveParams, product: Words) -> bool:
+    """Whether the product of the Miller loops' values, uint64[n, 12·limbs], gives 1 at the end."""
+    _, powers = _constants(c)
+    return bool(
+        _product_is_one(
+            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.seed)), address(powers),
+            c.family == "BN",
+        )
+    )  # fmt: skip
+
+
+def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, path: str, job: Job) -> bool:
     """Whether all g2[i] are in their subgroup and Π e(g1[i], g2[i]) = 1.
 
     Points are affine, on their curves, g1 in its subgroup. The lines of the last ``fixed`` of g2 are kept.
@@ -505,31 +697,34 @@ def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, job: Job) ->
     finite = np.asarray(g2.any(axis=1))
     varied = len(g1) - fixed
     kept = [varied + i for i in range(fixed) if finite[varied + i]]
-    rows = np.flatnonzero(finite[:varied])
-    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)] or [rows]
+    alone, many = np.flatnonzero(finite[:varied]), np.empty(0, dtype=np.int64)
+    if path == "ifma":
+        pairs = np.asarray(g1[:varied].any(axis=1)) & finite[:varied]
+        if np.count_nonzero(pairs) >= WORTHWHILE:
+            alone, many = np.flatnonzero(finite[:varied] & ~pairs), np.flatnonzero(pairs)
 
-    def run(chunk: tuple[int, NDArray[np.int64]]) -> Words | None:
-        i, chosen = chunk
-        found = _lines_of(c, g2[chosen], job.stop)
-        points = g1[chosen]
-        if i == 0 and kept:  # shares the first chunk's squarings
-            extra = _kept_lines(c, g2[kept].tobytes())
+    def one_by_one(chosen: NDArray[np.int64], last: list[int]) -> Words | None:
+        found, points = _lines_of(c, g2[chosen], job.stop), g1[chosen]
+        if last:
+            extra = _kept_lines(c, g2[last].tobytes())
             if extra is None or found is None:
                 return None
-            found, points = np.concatenate([found, extra]), np.concatenate([points, g1[kept]])
+            found, points = np.concatenate([found, extra]), np.concatenate([points, g1[last]])
         return None if found is None else _miller(c, points, found)
 
-    factors = [f for f in job.map(run, [*enumerate(chunks)]) if f is not None]
-    if len(factors) < len(chunks):
+    def in_lanes(chosen: NDArray[np.int64]) -> Words | None:
+        return _miller_of_many(c, g1[chosen], g2[chosen], job.stop)
+
+    tasks: list[Callable[[], Words | None]] = []
+    if len(alone) or kept or not len(many):
+        # The kept lines share the first chunk's squarings.
+        tasks.append(partial(one_by_one, alone[:CHUNK], kept))
+    tasks += [partial(one_by_one, alone[i : i + CHUNK], []) for i in range(CHUNK, len(alone), CHUNK)]
+    tasks += [partial(in_lanes, many[i : i + CHUNK]) for i in range(0, len(many), CHUNK)]
+    factors = [f for f in job.map(lambda task: task(), tasks) if f is not None]
+    if len(factors) < len(tasks):
         return False
-    product = np.stack(factors)
-    _, powers = _constants(c)
-    return bool(
-        _product_is_one(
-            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.seed)), address(powers),
-            c.family == "BN",
-        )
-    )  # fmt: skip
+    return _is_one(c, np.concatenate(factors))
 
 
 # Subgroup tests ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Form, Group
-from gpuprover.cpu import membership
+from gpuprover.cpu import membership, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job
@@ -63,13 +63,18 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
 
         return run
 
+    def pairings() -> None:
+        for n in (1, pairing.WORTHWHILE):
+            g1, g2 = (np.tile(points[group][:1], (n, 1)) for group in (Group.G1, Group.G2))
+            backend.pairing_check(g1, g2)
+
     steps: list[Callable[[], object]] = [
         vectors,
         sums(Group.G1),
         checks(Group.G1),
         sums(Group.G2),
         checks(Group.G2),
-        lambda: backend.pairing_check(points[Group.G1][:1], points[Group.G2][:1]),
+        pairings,
         combinations(Group.G1),
         combinations(Group.G2),
     ]

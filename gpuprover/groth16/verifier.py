@@ -8,7 +8,8 @@ A batch draws random weights ρ of 127 bits and checks Π e(ρ_i·π_a,i, π_b,i
 sums of the other three: n + 3 pairings with one final exponentiation (Bellare, Garay,
 Rabin, "Fast batch verification for modular exponentiation and digital signatures", 1998,
 small exponents test). A batch that fails is halved until the false proofs stand alone; the weights
-stay, since no proof depends on them.
+stay, since no proof depends on them. What is done to points of G1, subgroup tests and multiples by weights,
+is done to all of a batch at once.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from gpuprover.backend import Backend, Group
 from gpuprover.curves import AffineG1, CurveParams
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words
+from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words, words_to_g1
 
 WEIGHT_BITS = 127
 """A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
 BATCH = 512
 """Proofs checked by one product; bounds the memory of a batch."""
+BUCKETS = 256
+"""Points from which on a sum is cheaper with buckets than with a multiple of each point."""
 FEW_SIGNALS = 4
 """Up to so many public signals, double-and-add beats setting up buckets."""
 MANY_SIGNALS = 1024
@@ -178,27 +181,44 @@ class _Batch:
         self._key, self._checked, self._backend = key, checked, backend
         self._all = len(statements)
         curve = key.curve
-        a = g1_to_words(curve, [proof.a for _, proof in statements])
-        c = g1_to_words(curve, [proof.c for _, proof in statements])
-        outside = self._outside(a) | self._outside(c)
-        self._chosen = [i for i in range(len(statements)) if i not in outside]
-        a, self._c = a[self._chosen], c[self._chosen]
+        # All of π_a, then all of π_c, so that both share what is done for many points at once.
+        g1 = g1_to_words(curve, [*(p.a for _, p in statements), *(p.c for _, p in statements)])
+        outside = {i % self._all for i in self._outside(g1)}
+        self._chosen = [i for i in range(self._all) if i not in outside]
         self._b = g2_to_words(curve, [statements[i][1].b for i in self._chosen])
         self._public = [statements[i][0] for i in self._chosen]
         n = len(self._chosen)
-        self._weights = [secrets.randbits(WEIGHT_BITS) + 1 for _ in range(n)]
-        self._weight_words = ints_to_words(self._weights, curve.scalar.limbs)
-        self._a = backend.sparse_combination(
-            Group.G1, a, np.arange(n + 1), np.arange(n, dtype=np.uint32), self._weight_words
+        # One proof alone has nothing that it could cancel out with.
+        self._weights = [1] if n == 1 else [secrets.randbits(WEIGHT_BITS) + 1 for _ in range(n)]
+        weights = ints_to_words(self._weights, curve.scalar.limbs)
+        points = g1[[*self._chosen, *(self._all + i for i in self._chosen)]]
+        # Few π_c are multiplied with π_a; of many, buckets make sums under the weights.
+        count = 2 * n if n < BUCKETS else n
+        weighted = backend.sparse_combination(
+            Group.G1,
+            points[:count],
+            np.arange(count + 1),
+            np.arange(count, dtype=np.uint32),
+            np.concatenate([weights, weights])[:count],
         )
+        self._a = weighted[:n]
+        if n < BUCKETS:
+            self._c, self._c_factors = weighted[n:], ints_to_words([1] * n, curve.scalar.limbs)
+        else:
+            self._c, self._c_factors = points[n:], weights
 
     def _outside(self, points: Words) -> set[int]:
         """The points of G1 that are outside the subgroup."""
-        found: set[int] = set()
-        start = 0
-        while (bad := self._backend.first_bad_point(Group.G1, points[start:])) >= 0:
-            found.add(start + bad)
-            start += bad + 1
+        found, ranges = set(), [(0, len(points))]
+        while ranges:
+            lo, hi = ranges.pop()
+            bad = self._backend.first_bad_point(Group.G1, points[lo:hi])
+            if bad >= 0:
+                found.add(lo + bad)
+                # The rest in halves: each point is then looked at a few times, however many are bad.
+                first = lo + bad + 1
+                middle = (first + hi) // 2
+                ranges += [(i, j) for i, j in ((first, middle), (middle, hi)) if i < j]
         return found
 
     def results(self) -> list[bool]:
@@ -226,8 +246,17 @@ class _Batch:
             sums.append(sum(map(mul, weights, column)) % curve.r)
         x = _input_point(key, self._checked, sums, backend)
         alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
-        c = backend.msm(backend.prepare_bases(Group.G1, self._c[lo:hi]), self._weight_words[lo:hi])
+        c = self._sum_of_c(lo, hi)
         sides = [_negative(curve, point) for point in (alpha, x, c)]  # type: ignore[arg-type]
         g1 = np.concatenate([self._a[lo:hi], g1_to_words(curve, sides)])
         g2 = np.concatenate([self._b[lo:hi], self._checked.g2])
         return backend.pairing_check(g1, g2, fixed=len(self._checked.g2))
+
+    def _sum_of_c(self, lo: int, hi: int) -> AffineG1:
+        """Σ ρ_i·π_c,i for i in [lo, hi)."""
+        backend, points, factors = self._backend, self._c[lo:hi], self._c_factors[lo:hi]
+        if hi - lo >= BUCKETS:
+            return backend.msm(backend.prepare_bases(Group.G1, points), factors)  # type: ignore[return-value]
+        starts, columns = np.array([0, hi - lo]), np.arange(hi - lo, dtype=np.uint32)
+        row = backend.sparse_combination(Group.G1, points, starts, columns, factors)
+        return words_to_g1(self._key.curve, row)[0]
