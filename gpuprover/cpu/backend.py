@@ -16,6 +16,7 @@ from gpuprover.cpu.lanes import LANES, LaneField
 from gpuprover.cpu.loose import has_lanes
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.rows import PRODUCTS
 from gpuprover.cpu.vector_lanes import power_blocks
 from gpuprover.curves import CurveParams
 from gpuprover.errors import OutOfMemory
@@ -115,7 +116,7 @@ class CpuBackend:
         # canonical form, what the sums hold, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
         fields = [
-            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).scratch
+            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).field
             for F in self._coordinates.values()
         ]
         workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
@@ -210,8 +211,7 @@ class CpuBackend:
         factor = power_blocks(self.curve.scalar, pow(2, -8, self.curve.r), 1)
 
         def in_lanes(lo: int, hi: int) -> None:
-            room = np.empty((3 * LANES, self._scalar.words), dtype=np.uint64)
-            vector_lanes.batch_inverse(L, a, o, address(factor), address(room), lo, hi)
+            vector_lanes.batch_inverse(L, a, o, address(factor), lo, hi)
 
         self._each(len(v), lambda lo, hi: vector.batch_inverse(F, a, o, lo, hi), in_lanes)
         return out
@@ -415,7 +415,7 @@ class CpuBackend:
         return bad if outside < 0 else outside
 
     def _first_bad(self, check: Callable[[tuple[int, int]], int], n: int) -> int:
-        block = combine.PRODUCTS
+        block = PRODUCTS
         found = self.job.map(check, [(lo, min(lo + block, n)) for lo in range(0, n, block)], progress=True)
         return min((i for i in found if i >= 0), default=-1)
 

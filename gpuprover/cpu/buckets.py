@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cpu import curve
-from gpuprover.cpu.batch import add_batch, take_base
-from gpuprover.cpu.curve import copy_point, is_infinity, store_xyzz
+from gpuprover.cpu.curve import add_pairs, copy_point, is_infinity, store_xyzz
 from gpuprover.cpu.field import Field, element_bytes, load, prefetch, store, zero
 from gpuprover.cpu.jit import jit
 from gpuprover.limbs import address
@@ -39,10 +38,9 @@ class Costs(NamedTuple):
 
 
 @jit
-def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
+def accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_index, out_index, stop):
     """Adds the sorted entries into affine buckets; bucket b has those in [starts[b], starts[b + 1]).
 
-    B and F are the field as bases and as scratch hold its elements.
     ``room`` holds three segments' points; ``kinds`` is as long as a segment.
     """
     segment = len(kinds)
@@ -74,10 +72,10 @@ def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index,
                 pairs += 1
                 i += 2
             else:
-                take_base(F, bases, np.int64(entries[position + i]), first, out)
+                copy_point(F, bases, np.int64(entries[position + i]), first, out)
                 i += 1
             out += 1
-        add_batch(B, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
+        add_pairs(F, bases, p_index, bases, q_index, first, out_index, pairs, prefix, kinds)
         position += m
         # Further rounds pair what stands side by side.
         source, target = first, second
@@ -99,7 +97,7 @@ def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index,
                 key[out] = k
                 more |= out > 0 and key[out - 1] == k
                 out += 1
-            add_batch(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
+            add_pairs(F, source, p_index, source, q_index, target, out_index, pairs, prefix, kinds)
             source, target = target, source
             m = out
         # A bucket may have begun in an earlier segment.
@@ -112,7 +110,7 @@ def accumulate(B, F, bases, starts, entries, buckets, room, kinds, key, p_index,
                 p_index[pairs], q_index[pairs], out_index[pairs] = b, i, b
                 pairs += 1
         if pairs > 0:
-            add_batch(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
+            add_pairs(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
 
 
 @jit
@@ -138,7 +136,7 @@ def _reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, st
             return
         for k in range(strands):
             p_index[k], q_index[k], out_index[k] = k, base + k * length + j, k
-        add_batch(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
+        add_pairs(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
     total = curve.identity(F)
     run = curve.identity(F)
     weighted = curve.identity(F)
@@ -165,7 +163,7 @@ class Buckets:
 
     def __init__(self, fields: Sequence[Field], entries: int, half: int) -> None:
         strands = min(half, STRANDS)
-        segment = max(_segment(F) for F in fields)
+        segment = max(segment_points(F) for F in fields)
         batch = max(segment, 2 * strands)
         words = max(2 * F.words for F in fields)
         self._room = np.empty(3 * SEGMENT_BYTES // 8, dtype=np.uint64)
@@ -178,7 +176,7 @@ class Buckets:
     def bytes(fields: Sequence[Field], entries: int, half: int) -> int:
         """Memory of such a scratch."""
         words = max(2 * F.words for F in fields)
-        batch = max(2 * STRANDS, max(_segment(F) for F in fields))
+        batch = max(2 * STRANDS, max(segment_points(F) for F in fields))
         return 3 * SEGMENT_BYTES + 8 * words * (4 * STRANDS + half) + 29 * batch
 
     def sum(
@@ -200,12 +198,12 @@ class Buckets:
         strands = min(half, STRANDS)
         self._table[4 * strands * words : (4 * strands + half) * words] = 0
         accumulate(
-            F, F, bases, starts, entries, room + 8 * 4 * strands * words,
-            address(self._room), self._kinds[: _segment(F)], self._key, *self._indices, stop,
+            F, bases, starts, entries, room + 8 * 4 * strands * words,
+            address(self._room), self._kinds[: segment_points(F)], self._key, *self._indices, stop,
         )  # fmt: skip
         _reduce(F, room, half, strands, self._kinds, *self._indices, out, stop)
 
 
-def _segment(F: Field) -> int:
+def segment_points(F: Field) -> int:
     """Points of a segment."""
     return 1 << (SEGMENT_BYTES // (16 * F.words)).bit_length() - 1

@@ -27,26 +27,22 @@ from numpy.typing import NDArray
 from gpuprover.cpu import curve
 from gpuprover.cpu.buckets import Costs
 from gpuprover.cpu.curve import store_xyzz
-from gpuprover.cpu.field import Field, element_bytes, inverse, load, load_u32, plain, prefetch, store, zero
+from gpuprover.cpu.field import Field, element_bytes, load, load_u32, plain, prefetch, store
 from gpuprover.cpu.jit import inline, jit
 from gpuprover.cpu.lanes import (
     LANES,
-    canonical,
     copy_word,
     files_x,
     files_y,
     gather_bases,
-    inverse_factor,
     is_prime_field,
     lane_form,
     lanes_add,
     lanes_all_zero,
-    lanes_first,
+    lanes_inverses,
     lanes_multiple_of_p,
     lanes_one,
-    lanes_rotate,
     lanes_select,
-    lanes_splat,
     lanes_square,
     lanes_sub,
     lanes_sub2_reduced,
@@ -69,21 +65,6 @@ SHORTEST, LONGEST = 32, 256
 
 
 # Additions -------------------------------------------------------------------------------------
-
-
-@inline
-def _inverses(F, u, v):
-    """(1/u, 1/v) by one scalar inversion; zeros if any lane is zero."""
-    G = plain(F)
-    a = u * v
-    b = a * lanes_rotate(a, 4)
-    c = b * lanes_rotate(b, 2)
-    d = c * lanes_rotate(c, 1)
-    scalar = inverse(canonical(lanes_first(d))) * inverse_factor(G)
-    t = lanes_splat(F, scalar) * lanes_rotate(c, 1)
-    t = t * lanes_rotate(b, 2)
-    t = t * lanes_rotate(a, 4)
-    return t * v, t * u, scalar == zero(G)
 
 
 @inline
@@ -178,7 +159,7 @@ def add_vectors(F, room, p, q, out, n, prefix, flags, bases, soon, ahead):
             u, v = v, d * u
             if k < ahead:
                 _prefetch_bases(F, bases, soon + 32 * k)
-        s, t, failed = _inverses(F, u, v)
+        s, t, failed = lanes_inverses(F, u, v)
         if not failed or exact:
             break
         # Somewhere x1 = x2: rare enough to look for it only now.
@@ -217,11 +198,13 @@ def add_vectors(F, room, p, q, out, n, prefix, flags, bases, soon, ahead):
 
 
 @jit
-def cut_into_chunks(runs, first, longest, count, chunk_bucket, chunk_first, chunk_length, again, again_first):
+def cut_into_chunks(
+    runs, first, longest, count, slot, chunk_bucket, chunk_first, chunk_length, again, again_first
+):
     """Cuts runs of entries into chunks of at most ``longest``, and sorts these by length, the longest first.
 
     Run k is the bucket runs[k] with the entries first[k] … first[k + 1] − 1. Runs that are cut are
-    listed in ``again``, with the places of their chunks' sums in ``again_first``.
+    listed in ``again``, with the places of their chunks' sums, from ``slot`` on, in ``again_first``.
     -> (chunks, runs cut).
     """
     by_length = np.zeros(longest + 2, dtype=np.int64)
@@ -237,7 +220,7 @@ def cut_into_chunks(runs, first, longest, count, chunk_bucket, chunk_first, chun
         number = by_length[length]
         by_length[length] = place
         place += number
-    cut, slot = 0, 0
+    cut = 0
     for k in range(count):
         begin = np.int64(first[k])
         m = np.int64(first[k + 1]) - begin
@@ -275,7 +258,7 @@ def _copy_lane(F, room, source, source_lane, target, target_lane):
 
 
 @inline
-def _write_bases(F, room, position, scratch):
+def write_bases(F, room, position, scratch):
     """The eight points of a vector as canonical words in the files' form: eight x, then eight y."""
     x = lanes_sub_if(load_lanes(F, room, 2 * position) * files_x(F), 1)
     y = lanes_sub_if(load_lanes(F, room, 2 * position + 1) * files_y(F), 1)
@@ -313,8 +296,10 @@ def sum_chunks(
     F, bases, entries, chunks, chunk_bucket, chunk_first, chunk_length,
     room, table_bits, groups_bits, segment, capacity, prefix, flags, p, q, index, lengths, sums, stop,
 ):  # fmt: skip
-    """Adds every chunk's entries up, into the table or, for chunks of a bucket that was cut, into ``sums``.
+    """Adds every chunk's entries up, into the table or, where bit 31 of the bucket is set, into ``sums``.
 
+    ``sums`` gets points in the files' form, at the place that the other bits say: of chunks of a bucket that
+    was cut. It may be ``bases``, if no chunk's sum takes the place of another one's entry.
     ``entries`` are indices of ``bases`` with a sign in bit 31. The table has 2^table_bits buckets, of
     which bucket b is strand b >> (table_bits − groups_bits − 3): one of 8·2^groups_bits. The segment
     is ``capacity`` vectors from place ``segment`` of the room on. ``index`` is uint32[2, >= capacity, 8]:
@@ -368,7 +353,7 @@ def sum_chunks(
                 bucket = np.int64(chunk_bucket[begin + 8 * g + lane])
                 if bucket & 0x80000000:
                     if not written:
-                        _write_bases(F, room, at, scratch)
+                        write_bases(F, room, at, scratch)
                         written = True
                     place = bucket & 0x7FFFFFFF
                     store(sums, 2 * place, load(G, scratch, lane))
@@ -427,9 +412,9 @@ def reduce_buckets(F, room, table_bits, groups_bits, prefix, flags, p, q, o, out
     words = np.empty(48 * element_bytes(F) // 8, dtype=np.uint64)
     scratch = words.ctypes.data
     size = element_bytes(F)
-    _write_bases(F, room, 0, scratch)
-    _write_bases(F, room, totals, scratch + 16 * size)
-    _write_bases(F, room, weighted, scratch + 32 * size)
+    write_bases(F, room, 0, scratch)
+    write_bases(F, room, totals, scratch + 16 * size)
+    write_bases(F, room, weighted, scratch + 32 * size)
     total = curve.identity(G)
     run = curve.identity(G)
     sums = curve.identity(G)
@@ -496,18 +481,18 @@ class Buckets:
         address of affine points.
         """
         count = len(starts) - 2
-        shape, vector = _Shape([F], n, count), _vector_bytes(F)
+        shape, vector = _Shape([F], n, count), point_vector_bytes(F)
         table = 1 << shape.table_bits
         self._room[: table // LANES * vector // 8] = 0
         p, q, o = self._places
-        room, prefix, capacity = address(self._room), address(self._prefix), _capacity(F)
+        room, prefix, capacity = address(self._room), address(self._prefix), segment_vectors(F)
         segment = table // LANES + (1 << shape.groups_bits) + 1
         bucket, begin, length = self._chunks
         runs, first = self._identity, starts
         for level in itertools.count():
             sums, cut_runs, cut_first = self._sums[level & 1], self._runs[level & 1], self._first[level & 1]
             chunks, cut = cut_into_chunks(
-                runs, first, shape.longest, count, bucket, begin, length, cut_runs, cut_first
+                runs, first, shape.longest, count, 0, bucket, begin, length, cut_runs, cut_first
             )
             sum_chunks(
                 F, bases, entries, chunks, bucket, begin, length,
@@ -520,32 +505,32 @@ class Buckets:
         reduce_buckets(F, room, shape.table_bits, shape.groups_bits, prefix, self._flags, p, q, o, out, stop)
 
 
-def _vector_bytes(F: Field) -> int:
+def point_vector_bytes(F: Field) -> int:
     """Bytes of a vector of eight points."""
     return 2 * LANES * 8 * lane_form(F.params).limbs * F.degree
 
 
-def _capacity(F: Field) -> int:
+def segment_vectors(F: Field) -> int:
     """Vectors of a segment."""
-    return max(LONGEST, SEGMENT_BYTES // _vector_bytes(F))
+    return max(LONGEST, SEGMENT_BYTES // point_vector_bytes(F))
 
 
 class _Shape:
     """Sizes of a scratch: ``room`` and ``prefix`` in bytes, ``words`` of a point, the rest in things."""
 
     def __init__(self, fields: Sequence[Field], entries: int, half: int) -> None:
-        widest = max(map(_vector_bytes, fields))
+        widest = max(map(point_vector_bytes, fields))
         self.words = max(2 * F.words for F in fields)
         self.table_bits = max(half.bit_length() - 1, 3)
         self.groups_bits = min(GROUPS_BITS, (self.table_bits - 2) // 2)
         # Twice the mean, so that few buckets are cut.
         self.longest = min(LONGEST, max(SHORTEST, 1 << (2 * (entries // half)).bit_length()))
-        self.capacity = max(map(_capacity, fields))
+        self.capacity = max(map(segment_vectors, fields))
         groups = 1 << self.groups_bits
         self.batch = max(self.capacity, 2 * groups)
         self.room = ((1 << self.table_bits) // LANES + groups + 1) * widest
-        self.room += max(_capacity(F) * _vector_bytes(F) for F in fields)
-        self.prefix = max(max(_capacity(F), 2 * groups) * _vector_bytes(F) // 2 for F in fields)
+        self.room += max(segment_vectors(F) * point_vector_bytes(F) for F in fields)
+        self.prefix = max(max(segment_vectors(F), 2 * groups) * point_vector_bytes(F) // 2 for F in fields)
         # A run of m entries is cut into at most m/longest + 1 chunks, more than one only for m > longest.
         self.chunks = min(half, entries) + entries // SHORTEST + 1
         self.sums = 2 * entries // SHORTEST + 1

@@ -24,14 +24,15 @@ from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.field import I64, ElementType, Field, FieldType
+from gpuprover.cpu.field import I64, ElementType, Field, FieldType, inverse, plain, zero
+from gpuprover.cpu.jit import inline
 from gpuprover.curves import FieldParams
 
 LANES = 8
 LIMB_BITS = 52
 LIMB_MASK = (1 << LIMB_BITS) - 1
 BOUND = 5
-"""Coordinates in scratch memory are below BOUND·p (negated ones at most that)."""
+"""A base's coordinates are below (BOUND − 1)·p when loaded; squares take values below BOUND·p."""
 INDEX_BITS = 0x7FFFFFFF
 """Of a base's index as uint32; the bit above says that the base is to be negated."""
 NOWHERE = 0xFFFFFFFF
@@ -59,7 +60,7 @@ class LaneForm:
 
 @lru_cache
 def lane_form(f: FieldParams) -> LaneForm:
-    """The form with the smallest shifts whose loaded coordinates stay below BOUND·p.
+    """The form with the smallest shifts whose loaded coordinates stay below (BOUND − 1)·p.
 
     A loaded x is x·2^(64·limbs + shift − 52·reductions), which has to be u²·x·2^(52·L); y likewise with u³.
     """
@@ -82,21 +83,17 @@ def lane_form(f: FieldParams) -> LaneForm:
 class LaneFieldType(FieldType):
     """The Numba type of a :class:`LaneField`."""
 
-    def __init__(self, params: FieldParams, degree: int, raw: bool) -> None:
+    def __init__(self, params: FieldParams, degree: int) -> None:
         super().__init__(params, degree)
-        self.raw = raw
-        self.name = f"LaneField[{params.name}, {degree}, {'bases' if raw else 'scratch'}]"
+        self.name = f"LaneField[{params.name}, {degree}]"
 
 
 class LaneField(Field):
-    """A field whose batches of additions run in lanes, as an argument of kernels.
+    """A field whose elements kernels take eight at a time, as their argument."""
 
-    ``raw``: its points in memory are bases, in the files' form; else they are scratch, in the lanes' form.
-    """
-
-    def __init__(self, params: FieldParams, degree: int = 1, *, raw: bool = False) -> None:
+    def __init__(self, params: FieldParams, degree: int = 1) -> None:
         super().__init__(params, degree)
-        self._numba_type_ = LaneFieldType(params, degree, raw)
+        self._numba_type_ = LaneFieldType(params, degree)
 
 
 class LanesType(types.Type):
@@ -418,27 +415,6 @@ def lanes_zero(typingctx: Any, F: Any) -> Any:
     return t(F), lambda c, b, sig, args: _assemble(b, [[_splat(0)] * n] * F.degree)
 
 
-@intrinsic
-def lanes_maybe_zero(typingctx: Any, x: Any, k: Any) -> Any:
-    """Bit mask of lanes that may be 0 mod p, for x < k·p: true for all that are, else by chance in 2^−49."""
-    if not isinstance(k, types.IntegerLiteral):
-        return None
-    bound = k.literal_value
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        result = None
-        for part in _components(b, x, args[0]):
-            any_multiple = None
-            for multiple in range(bound):
-                low = _splat((multiple * x.params.modulus) & LIMB_MASK)
-                equal = b.icmp_unsigned("==", part[0], low)
-                any_multiple = equal if any_multiple is None else b.or_(any_multiple, equal)
-            result = any_multiple if result is None else b.and_(result, any_multiple)
-        return b.zext(b.bitcast(result, ir.IntType(LANES)), I64)
-
-    return types.int64(x, k), codegen
-
-
 def _zero_lanes(b: ir.IRBuilder, limbs: Limbs, value: int = 0) -> Any:
     """Whether a lane's limbs are those of ``value``, lane by lane."""
     differing = None
@@ -672,89 +648,6 @@ def gather_bases(typingctx: Any, F: Any, base: Any, indices: Any) -> Any:
 
 
 @intrinsic
-def gather_points(typingctx: Any, F: Any, base: Any, indices: Any) -> Any:
-    """Eight points: (x, y, bit mask of infinities), negated where bit 31 of the index is set.
-
-    ``indices`` is the address of eight int64. Bases are brought into the lanes' form by shifts.
-    """
-    if not isinstance(F, LaneFieldType):
-        return None
-    t = LanesType(F.params, F.degree)
-    result = types.Tuple((t, t, types.int64))
-    is_raw = F.raw
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        f = F.params
-        form = lane_form(f)
-        per_point = 2 * F.degree * f.limbs
-        words: dict[int, Any] = {}
-        index = b.load(b.inttoptr(args[2], V.as_pointer()), align=8)
-        plain = b.and_(index, _splat(0x7FFFFFFF))
-        starts = []
-        for lane in range(LANES):
-            i = b.extract_element(plain, ir.IntType(32)(lane))
-            starts.append(b.add(args[1], b.mul(i, I64(8 * per_point))))
-        for at in _block_offsets(per_point):
-            rows = [b.load(_vector_at(b, start, 8 * at), align=1) for start in starts]
-            for k, column in enumerate(_transpose(b, rows)):
-                words[at + k] = column
-        everything = words[0]
-        for k in range(1, per_point):
-            everything = b.or_(everything, words[k])
-        infinite = b.icmp_unsigned("==", everything, _splat(0))
-        ps = _constant(f.modulus, form.limbs)
-
-        def coordinate(first: int, shift: int) -> Limbs:
-            column = [words[first + k] for k in range(f.limbs)]
-            limbs = _words_to_limbs(b, column, shift if is_raw else 0, form.limbs)
-            for _ in range(form.reductions if is_raw else 0):
-                limbs = _carry(b, _reduction_step(b, f, [*limbs, _splat(0)], ps))
-            return limbs
-
-        xs = [coordinate(k * f.limbs, form.shift_x) for k in range(F.degree)]
-        ys = [coordinate((F.degree + k) * f.limbs, form.shift_y) for k in range(F.degree)]
-        minus = b.icmp_unsigned("!=", b.and_(index, _splat(0x80000000)), _splat(0))
-        minus = b.and_(minus, b.not_(infinite))  # infinity stays all zeros
-        zero = [_splat(0)] * form.limbs
-        negated = [_sub(b, f, BOUND, zero, y) for y in ys]
-        ys = [
-            [b.select(minus, q, p) for p, q in zip(y, z, strict=True)]
-            for y, z in zip(ys, negated, strict=True)
-        ]
-        mask = b.zext(b.bitcast(infinite, ir.IntType(LANES)), I64)
-        return context.make_tuple(b, result, [_assemble(b, xs), _assemble(b, ys), mask])
-
-    return result(F, types.int64, types.int64), codegen
-
-
-@intrinsic
-def scatter_points(typingctx: Any, F: Any, base: Any, indices: Any, x: Any, y: Any, skip: Any) -> Any:
-    """Writes eight points below 2^(64·limbs) to scratch at ``indices``, except lanes of the mask ``skip``."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        f = F.params
-        per_point = 2 * F.degree * f.limbs
-        words = []
-        for value in (args[3], args[4]):
-            for limbs in _components(b, x, value):
-                words += _limbs_to_words(b, limbs, f.limbs)
-        blocks = {
-            at: _transpose(b, [words[at + k] for k in range(LANES)]) for at in _block_offsets(per_point)
-        }
-        index = b.load(b.inttoptr(args[2], V.as_pointer()), align=8)
-        for lane in range(LANES):
-            skipped = b.trunc(b.lshr(args[5], I64(lane)), ir.IntType(1))
-            with b.if_then(b.not_(skipped), likely=True):
-                i = b.extract_element(index, ir.IntType(32)(lane))
-                start = b.add(args[1], b.mul(i, I64(8 * per_point)))
-                for at, rows in blocks.items():
-                    b.store(rows[lane], _vector_at(b, start, 8 * at), align=1)
-        return context.get_dummy_value()
-
-    return types.void(F, types.int64, types.int64, x, y, types.int64), codegen
-
-
-@intrinsic
 def load_lanes(typingctx: Any, F: Any, address: Any, i: Any) -> Any:
     """Element ``i`` of an array of eight-lane elements, limb by limb."""
     t = LanesType(F.params, F.degree)
@@ -951,12 +844,6 @@ def _excess(f: FieldParams, form: LaneForm) -> int:
     return LIMB_BITS * form.limbs - 64 * f.limbs
 
 
-into_x = _form_factor(
-    "into_x", "x of a base times this is x in the lanes' form.", lambda f, m: _excess(f, m) + 2 * m.e
-)
-into_y = _form_factor("into_y", "Likewise for y.", lambda f, m: _excess(f, m) + 3 * m.e)
-out_of_x = _form_factor("out_of_x", "The inverse of into_x.", lambda f, m: -_excess(f, m) - 2 * m.e)
-out_of_y = _form_factor("out_of_y", "The inverse of into_y.", lambda f, m: -_excess(f, m) - 3 * m.e)
 inverse_factor = _form_factor(
     "inverse_factor",
     "The inverse of a lane, computed as a scalar, times this is its inverse as a lane.",
@@ -980,3 +867,24 @@ def canonical(typingctx: Any, x: Any) -> Any:
         return _make(b, [reduced(b.extract_value(args[0], i)) for i in (0, 1)])
 
     return x(x), codegen
+
+
+# Inverses ----------------------------------------------------------------------------------------
+
+
+@inline
+def lanes_inverses(F, u, v):
+    """(1/u, 1/v, whether any lane is zero) by one scalar inversion, below 1.3p for factors below 2p.
+
+    Zeros, if any lane is zero.
+    """
+    G = plain(F)
+    a = u * v
+    b = a * lanes_rotate(a, 4)
+    c = b * lanes_rotate(b, 2)
+    d = c * lanes_rotate(c, 1)
+    scalar = inverse(canonical(lanes_first(d))) * inverse_factor(G)
+    t = lanes_splat(F, scalar) * lanes_rotate(c, 1)
+    t = t * lanes_rotate(b, 2)
+    t = t * lanes_rotate(a, 4)
+    return t * v, t * u, scalar == zero(G)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Group
-from gpuprover.cpu.combine import Workspace
+from gpuprover.cpu.combine import Spare, multiply, products
 from gpuprover.cpu.field import load
 from gpuprover.cpu.jit import jit
 from gpuprover.cpu.msm import Points
@@ -66,18 +66,14 @@ def subgroup_check_in_step(
         constants = _fq2_words(c, list(twist_frobenius(c)))
     else:
         constants = field_to_words(c.base, [_g1_endomorphism(c)])
-    spare: list[Workspace] = []
+    spare = Spare(lambda: products(points.field))
 
     def check(bounds: tuple[int, int]) -> int:
         lo, hi = bounds
-        try:
-            space = spare.pop()
-        except IndexError:
-            space = Workspace(source.shape[1])
         multiples = np.empty((hi - lo, source.shape[1]), dtype=np.uint64)
         entries = np.arange(lo, hi, dtype=np.uint32)
-        space.multiply(points, entries, np.repeat(scalar, hi - lo, axis=0), longest, multiples, job)
-        spare.append(space)
+        with spare.one() as space:
+            multiply(space, points, entries, np.repeat(scalar, hi - lo, axis=0), longest, multiples, job)
         if job.stop[0]:  # the multiples are not done
             return -1
         if group is Group.G1:

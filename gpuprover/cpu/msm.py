@@ -188,21 +188,18 @@ class Points:
 
     Attributes:
         plain: the coordinates' field.
-        field, scratch: the same field as the chosen path takes bases and keeps partial sums.
+        field: the same field, as the chosen path takes it.
     """
 
     plain: Field
     field: Field
-    scratch: Field
     words: Words
 
     @classmethod
     def of(cls, plain: Field, words: Words, path: str) -> Points:
         """``path``: see :mod:`gpuprover.cpu.path`."""
-        if path == "portable":
-            return cls(plain, plain, plain, words)
-        bases, scratch = (LaneField(plain.params, plain.degree, raw=raw) for raw in (True, False))
-        return cls(plain, bases, scratch, words)
+        field = plain if path == "portable" else LaneField(plain.params, plain.degree)
+        return cls(plain, field, words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -266,7 +263,7 @@ class Sum:
     def __init__(self, bases: Sequence[Points], scalars: Words, job: Job, split: Split | None = None) -> None:
         """Phases 1 and 2; by the cost model's split if none is given."""
         self._bases, self._stop = bases, job.stop
-        self.fields = [b.scratch for b in bases]
+        self.fields = [b.field for b in bases]
         self.tasks: list[Task] = []
         n, self._limbs = scalars.shape
         ranges = job.ranges(n, smallest=SMALLEST_PIECE)
@@ -331,7 +328,7 @@ class Sum:
         for k in share:
             points, out = self._bases[k], address(self._totals[k][window * parts + part])
             space.buckets.sum(
-                points.scratch, address(points.words), starts, space.entries, hi - lo, out, self._stop
+                points.field, address(points.words), starts, space.entries, hi - lo, out, self._stop
             )
 
     def results(self) -> list[Words]:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuprover.cpu.batch import _invert
 from gpuprover.cpu.field import load, load_u32, plain, store, zero
 from gpuprover.cpu.jit import jit
-from gpuprover.cpu.lanes import LANES, lanes_one, lanes_select, lanes_zero, load_lanes, store_words
+from gpuprover.cpu.lanes import (
+    LANES,
+    lanes_inverses,
+    lanes_one,
+    lanes_select,
+    lanes_zero,
+    load_lanes,
+    store_words,
+)
 from gpuprover.cpu.loose import (
     Blocks,
     carried,
@@ -68,17 +75,17 @@ def scale(F, a, out, factors, powers, lo, hi):
 
 
 @jit
-def batch_inverse(F, a, out, factors, room, lo, hi):
-    """out[i] = 1/a[i], 0 for 0, with eight inversions (Montgomery's trick in every lane); out must not be a.
+def batch_inverse(F, a, out, factors, lo, hi):
+    """out[i] = 1/a[i], 0 for 0, with one inversion (Montgomery's trick in every lane); out must not be a.
 
-    ``factors``: 2^−8 in lanes, since words are taken for elements with radix 2^260. ``room``: 24 elements.
+    ``factors``: 2^−8 in lanes, since words are taken for elements with radix 2^260.
     """
     total = lanes_one(F)
     for k in range(lo, hi):
         store_words(out, 8 * k, 1, total)
         x = gather_words(F, a, 8 * k, 1, 0)
         total = carried(times(total, lanes_select(zero_mask(x), lanes_one(F), x)))
-    total = _invert(plain(F), total, room)
+    total, _, _ = lanes_inverses(F, total, lanes_one(F))
     total = carried(times(total, load_lanes(F, factors, 0)))
     for k in range(hi - 1, lo - 1, -1):
         x = gather_words(F, a, 8 * k, 1, 0)
