@@ -112,8 +112,6 @@ def _multiply(F, bases, entries, digits, room, prefix, flags, p, q, o, out, stop
         for k in range(n):
             p[k], q[k], o[k] = (d - 2) * n + k, k, (d - 1) * n + k
         add_vectors(F, room, p, q, o, n, prefix, flags, 0, 0, 0)
-    for k in range(n):
-        p[k], q[k] = results + k, chosen + k
     for w in range(windows - 1, -1, -1):
         if stop[0] != 0:
             return
@@ -121,6 +119,7 @@ def _multiply(F, bases, entries, digits, room, prefix, flags, p, q, o, out, stop
         if not top:
             for _ in range(WIDTH):
                 _double_vectors(F, room, results, n, prefix)
+        some = 0
         for k in range(n):
             lanes[:] = 0
             minus = 0
@@ -128,9 +127,13 @@ def _multiply(F, bases, entries, digits, room, prefix, flags, p, q, o, out, stop
                 d = np.int64(digits[w, 8 * k + lane])
                 lanes[abs(d)] |= 1 << lane
                 minus |= (d >> 63 & 1) << lane
-            _choose(F, room, n, k, lanes, minus, (results if top else chosen) + k)
-        if not top:
-            add_vectors(F, room, p, q, p, n, prefix, flags, 0, 0, 0)
+            # Scalars of endomorphisms have many digits that are 0 in all lanes.
+            if top or lanes[0] != (1 << min(8, count - 8 * k)) - 1:
+                _choose(F, room, n, k, lanes, minus, (results if top else chosen) + k)
+                p[some], q[some] = results + k, chosen + k
+                some += 1
+        if not top and some:
+            add_vectors(F, room, p, q, p, some, prefix, flags, 0, 0, 0)
     for k in range(n):
         write_bases(F, room, results + k, eight)
         for lane in range(min(8, count - 8 * k)):
