@@ -92,8 +92,45 @@ class _Impl(caching.CompileResultCacheImpl):
     _locator_classes: Any = [_Locator]  # noqa: RUF012 (Numba's attribute)
 
 
+class _DataFiles(caching.IndexDataCacheFile):
+    """A file for each signature and CPU, named by them.
+
+    Numba numbers the files and keeps an index. Two processes that compile one kernel for two fields at once
+    can then take the same number, and load each other's code: fields are no arguments at run time, so nothing
+    would show but wrong results.
+    """
+
+    def __init__(self, folder: str, base: str, stamp: str) -> None:
+        super().__init__(cache_path=folder, filename_base=base, source_stamp=stamp)
+        self._base = base
+
+    def _file(self, key: Any) -> str:
+        return f"{self._base}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._file(key), (repr(key), data))
+
+    def load(self, key: Any) -> Any:
+        try:
+            stored, data = self._load_data(self._file(key))
+        except OSError:
+            return None
+        return data if stored == repr(key) else None
+
+    def flush(self) -> None:
+        for path in Path(self._cache_path).glob(f"{self._base}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+
 class _Cache(caching.FunctionCache):
     _impl_class = _Impl
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = _DataFiles(
+            locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp()
+        )
 
 
 def jit(function: F) -> F:
