@@ -54,6 +54,7 @@ class Kernel:
 @dataclass(frozen=True)
 class Compiled:
     cubin: bytes
+    ptx: str
     kernels: dict[str, Kernel]
 
 
@@ -86,7 +87,8 @@ def compile_cubin(curve: CurveParams, name: str, text: str, arch: str, *options:
             function: Kernel(int(registers), int(stack), int(stores) + int(loads))
             for function, stack, stores, loads, registers in REPORT.findall(log)
         }
-        return Compiled(_read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), kernels)
+        ptx = _read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0").decode()
+        return Compiled(_read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), ptx, kernels)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

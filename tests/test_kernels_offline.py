@@ -1,4 +1,4 @@
-"""The CUDA sources without a GPU: computed on the host, compiled by NVRTC, and read as assembly.
+"""The CUDA sources without a GPU: computed on the host, compiled by NVRTC, run as PTX, read as assembly.
 
 What this cannot show: races, launches, memory, and what the machine makes of the assembly.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ptx
 from gpuprover import reference
 from gpuprover.backend import Group
 from gpuprover.cpu import vector
@@ -269,6 +270,39 @@ def test_compiles(curve: CurveParams, name: str) -> None:
 @pytest.mark.parametrize("path", [*(f"kernels/{name}" for name in KERNELS), "tests/kernels/budget.cu"])
 def test_compiles_for_other_devices(curve: CurveParams, path: str, arch: str) -> None:
     assert all(kernel.spilled == 0 for kernel in compiled(curve, path, arch).kernels.values())
+
+
+@pytest.mark.parametrize("kernel", ["multiply_fq", "multiply_fr", "square_fq"])
+def test_products_in_ptx(curve: CurveParams, kernel: str, rng: random.Random) -> None:
+    """The carries as they go in what a device's assembler is given, over all of the range in registers."""
+    text = compiled(curve, "tests/kernels/budget.cu", DEFAULT_ARCH).ptx
+    name = kernel.rsplit("_", 1)[1]
+    field = params(curve, name)
+    raw = raw_values(field, rng)
+    pairs = [(x, rng.choice(raw)) for x in raw]
+    for x, y in pairs:
+        a, b = (ints_to_words([v], field.limbs) for v in (x, y))
+        out = np.zeros_like(a)
+        ptx.run(text, kernel, *((a, out) if kernel == "square_fq" else (a, b, out)))
+        factor = x if kernel == "square_fq" else y
+        assert words_to_ints(out) == [x * factor * field.R_inverse % field.modulus], (x, y)
+
+
+def test_mixed_addition_in_ptx(curve: CurveParams, rng: random.Random) -> None:
+    """Every special case, with another representative than ZZ = 1."""
+    text = compiled(curve, "tests/kernels/budget.cu", DEFAULT_ARCH).ptx
+    E, q, field = spec(curve, Group.G1), curve.q, curve.base
+    P, Q = generator(curve, Group.G1), curve_point(curve, Group.G1, rng)
+    for left, right in itertools.product((None, P, Q), (None, P, E.neg(P), Q)):
+        z = rng.randrange(1, q)
+        x, y = left or (0, 0)
+        scale = z if left else 0
+        xyzz = [x * z**2, y * z**3, scale**2, scale**3]
+        p, affine = field_to_words(field, xyzz), to_words(curve, Group.G1, [right])
+        ptx.run(text, "add_affine_g1", p, affine)
+        x, y, zz, zzz = words_to_field(field, p)
+        got = (x * pow(zz, -1, q) % q, y * pow(zzz, -1, q) % q) if zz else None
+        assert got == E.add(left, right), (left, right)
 
 
 # (wide multiplications, registers) a kernel may take; what it takes is in kernels/README.md.
