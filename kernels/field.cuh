@@ -177,11 +177,21 @@ DEVICE void add_rows(u32 (&even)[LIMBS], u32 (&odd)[LIMBS], const u32 (&factor)[
     odd[LIMBS - 1] = addc(odd[LIMBS - 1], 0);
 }
 
+// The multiple of p whose lowest word cancels the given one. Leaves the carry flag alone.
+template <class C>
+DEVICE u32 cancelling(u32 lowest) {
+    if constexpr (C::N0 == ~0u) {
+        return negated(lowest);
+    } else {
+        return lowest * C::N0;
+    }
+}
+
 // Adds the multiple of p that makes even[0] zero.
 template <class C>
 DEVICE void clear_lowest(u32 (&even)[C::LIMBS], u32 (&odd)[C::LIMBS]) {
     const Prime<C> p = Prime<C>::modulus();
-    add_rows(even, odd, p.limb, even[0] * C::N0);
+    add_rows(even, odd, p.limb, cancelling<C>(even[0]));
 }
 
 // Divides by 2^32 and adds factor·multiplier. What was even in clear_lowest() comes as odd: on entry the value
@@ -279,10 +289,10 @@ DEVICE Prime<C> divide_by_radix(u32 (&even)[C::LIMBS]) {
 #pragma unroll
     for (int i = 1; i < C::LIMBS; i += 2) {
         odd[0] = add_cc(odd[0], even[1]);
-        add_shifted_rows(odd, even, p.limb, odd[0] * C::N0);
+        add_shifted_rows(odd, even, p.limb, cancelling<C>(odd[0]));
         if (i + 1 < C::LIMBS) {
             even[0] = add_cc(even[0], odd[1]);
-            add_shifted_rows(even, odd, p.limb, even[0] * C::N0);
+            add_shifted_rows(even, odd, p.limb, cancelling<C>(even[0]));
         }
     }
     return shifted_sum<C>(odd, even);

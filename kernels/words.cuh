@@ -46,6 +46,14 @@ CARRY_OF_THREE(madc_hi, "madc.hi.u32")
 #undef CARRY_OF_TWO
 #undef CARRY_OF_THREE
 
+// −x. The assembler must not see that: it would move the sign into the products of −x, and then leave each
+// of them as two instructions.
+DEVICE u32 negated(u32 x) {
+    u32 result;
+    asm("add.u32 %0, %1, 1;" : "=r"(result) : "r"(~x));
+    return result;
+}
+
 #else
 
 #define DEVICE inline
@@ -70,5 +78,6 @@ DEVICE u32 mad_lo_cc(u32 a, u32 b, u32 c) { return add_cc(low(a, b), c); }
 DEVICE u32 madc_lo_cc(u32 a, u32 b, u32 c) { return addc_cc(low(a, b), c); }
 DEVICE u32 madc_hi_cc(u32 a, u32 b, u32 c) { return addc_cc(high(a, b), c); }
 DEVICE u32 madc_hi(u32 a, u32 b, u32 c) { return addc(high(a, b), c); }
+DEVICE u32 negated(u32 x) { return ~x + 1; }
 
 #endif

@@ -21,6 +21,7 @@ PLAIN: dict[str, Operation] = {
     "mov": lambda a: a,
     "cvta.to.global": lambda a: a,
     "neg": lambda a: -a,
+    "not": lambda a: ~a,
     "add": lambda a, b: a + b,
     "mul.lo": lambda a, b: a * b,
     "and": lambda a, b: a & b,

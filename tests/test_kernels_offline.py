@@ -333,6 +333,8 @@ def check_budgets(budgets: dict[str, tuple[int, int]], done: Compiled, folder: P
         wide = sum(n for o, n in opcodes[name].items() if o.startswith(("IMAD.WIDE", "IMAD.HI")))
         print(f"{name}: {wide} wide of {opcodes[name].total()} instructions, {kernel.registers} registers")
         assert 0 < wide <= multiplications, name
+        # One for each multiple of p; more are lower halves that were not paired with their upper ones.
+        assert opcodes[name]["IMAD"] + opcodes[name]["IMAD.X"] <= wide / 8, name
         assert kernel.registers <= registers, name
         assert (kernel.spilled, kernel.stack) == (0, 0), name
 
