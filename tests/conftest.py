@@ -155,9 +155,9 @@ def backend(opened: OpenBackend) -> Backend:
     return opened(Job(threads=2))
 
 
-# GPUPROVER_REQUIRE=data,interop fails every test that skips for want of GPUPROVER_TEST_DATA or of the
-# Node.js packages: what .ci/run relies on.
-REASONS = {"data": "GPUPROVER_TEST_DATA", "interop": "Node.js"}
+# GPUPROVER_REQUIRE=data,interop,nvrtc fails every test that skips for want of GPUPROVER_TEST_DATA, of the
+# Node.js packages, or of NVIDIA's compiler and disassembler: what .ci/run relies on.
+REASONS = {"data": "GPUPROVER_TEST_DATA", "interop": "Node.js", "nvrtc": "nvidia-cuda"}
 
 
 def missing_requirement(reason: str) -> str | None:

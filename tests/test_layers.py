@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gpuprover"
 FACADE = "gpuprover"
-BACKENDS = {"cpu", "naive"}
+BACKENDS = {"cpu", "cuda", "naive"}
 HEAVY = {"numba", "llvmlite", "numpy", "wasmtime", "rich", "cupy", "fastapi", "matplotlib"}
 
 

@@ -1,0 +1,350 @@
+"""The CUDA sources without a GPU: computed on the host, compiled by NVRTC, run as PTX, read as assembly.
+
+What this cannot show: races, launches, memory, and what the machine makes of the assembly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import random
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ptx
+from gpuprover import reference
+from gpuprover.backend import Group
+from gpuprover.cpu import vector
+from gpuprover.cuda.source import header, sources
+from gpuprover.curves import CURVES, CurveParams, FieldParams
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
+from nvrtc import Compiled, compile_cubin, disassemble
+from samples import curve_point, field_edges, generator, spec, square_root, to_words
+
+pytestmark = pytest.mark.kernels_offline
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ["add", "sub", "mul", "neg", "square", "twice", "negate_if", "reduce"]
+FIELDS = ["fq", "fr", "fq2"]
+
+
+@lru_cache
+def build(curve: CurveParams, folder: Path) -> ctypes.CDLL:
+    """The sources and tests/kernels/host.cpp as a library."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("there is no C++ compiler for the host build of the kernels")
+    for name, text in sources(curve).items():
+        (folder / name).write_text(text)
+    library = folder / "host.so"
+    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+    command = (compiler, "-std=c++17", "-O1", *warnings, "-fPIC", "-shared", f"-I{folder}", "-o", library)
+    done = subprocess.run([*command, ROOT / "tests/kernels/host.cpp"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {curve.name: tmp_path_factory.mktemp(f"kernels-{curve.name}") for curve in CURVES}
+
+
+@pytest.fixture
+def host(curve: CurveParams, folders: dict[str, Path]) -> ctypes.CDLL:
+    return build(curve, folders[curve.name])
+
+
+def call(function: Any, *arguments: Any) -> None:
+    """Arrays go as addresses, integers as 64 bits."""
+    for array in arguments:
+        assert not isinstance(array, np.ndarray) or address(array) % 16 == 0 or array.dtype == np.uint8
+    function.restype = None
+    function(*(ctypes.c_int64(address(a) if isinstance(a, np.ndarray) else a) for a in arguments))
+
+
+# Fields ---------------------------------------------------------------------------------
+
+
+def params(curve: CurveParams, name: str) -> FieldParams:
+    return curve.scalar if name == "fr" else curve.base
+
+
+def degree(name: str) -> int:
+    return 2 if name == "fq2" else 1
+
+
+def bound(field: FieldParams) -> int:
+    """What elements in registers lie below."""
+    return 2 * field.modulus if 4 * field.modulus < 1 << 8 * field.bytes else field.modulus
+
+
+def raw_values(field: FieldParams, rng: random.Random) -> list[int]:
+    """Limbs as they stand in registers, in [0, bound): edges of both forms, runs of ones, any."""
+    p, top = field.modulus, bound(field)
+    values = [*field_edges(p), *map(field.to_montgomery, field_edges(p))]
+    values += [v + p for v in values] + [top - 1, top - 2]
+    values += [(1 << i) - 1 for i in range(32, 8 * field.bytes, 32)]
+    values += [(1 << 8 * field.bytes) - (1 << i) for i in range(32, 8 * field.bytes, 32)]
+    return sorted({v % top for v in values} | {rng.randrange(top) for _ in range(8)})
+
+
+def specification(curve: CurveParams, name: str) -> reference.Field:
+    prime = reference.PrimeField(params(curve, name).modulus)
+    return prime if degree(name) == 1 else reference.ComplexField(prime)
+
+
+def elements(curve: CurveParams, name: str, raw: list[Any]) -> list[Any]:
+    """What limbs in Montgomery form stand for."""
+    field = params(curve, name)
+    if degree(name) == 1:
+        return [field.from_montgomery(v) for v in raw]
+    return [(field.from_montgomery(v), field.from_montgomery(w)) for v, w in raw]
+
+
+def raw_words(curve: CurveParams, name: str, raw: list[Any]) -> Words:
+    flat = raw if degree(name) == 1 else [c for pair in raw for c in pair]
+    return ints_to_words(flat, params(curve, name).limbs)
+
+
+def read_raw(curve: CurveParams, name: str, words: Words) -> list[Any]:
+    flat = words_to_ints(words)
+    assert max(flat) < bound(params(curve, name)), "a result is out of its range"
+    return flat if degree(name) == 1 else [*zip(flat[::2], flat[1::2], strict=True)]
+
+
+def sample(curve: CurveParams, name: str, rng: random.Random) -> list[Any]:
+    values = raw_values(params(curve, name), rng)
+    if degree(name) == 1:
+        return values
+    few = [0, 1, params(curve, name).modulus, values[-1], *rng.sample(values, 5)]
+    return [*itertools.product(few, repeat=2)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_field_operations(curve: CurveParams, host: ctypes.CDLL, name: str, rng: random.Random) -> None:
+    E, limbs = specification(curve, name), params(curve, name).limbs
+    raw = sample(curve, name, rng)
+    pairs = [*itertools.product(raw, repeat=2)]
+    a, b = (raw_words(curve, name, [*column]) for column in zip(*pairs, strict=True))
+    out = np.zeros((len(RESULTS) * len(pairs) * degree(name), limbs), np.uint64)
+    flags = np.zeros(len(pairs), np.uint8)
+    call(host[f"operations_{name}"], a, b, out, flags, len(pairs))
+    results = read_raw(curve, name, out)
+    got = elements(curve, name, results)
+    for i, (x, y) in enumerate(
+        zip(*(elements(curve, name, [*c]) for c in zip(*pairs, strict=True)), strict=True)
+    ):
+        expected = [E.add(x, y), E.sub(x, y), E.mul(x, y), E.neg(x), E.mul(x, x), E.add(x, x)]
+        expected += [E.neg(x) if i % 2 else x, x]
+        for k, result in enumerate(RESULTS):
+            assert got[len(RESULTS) * i + k] == expected[k], (result, pairs[i])
+        assert flags[i] == (x == y) + 2 * (x == E.zero), pairs[i]
+    reduced = words_to_ints(raw_words(curve, name, results[RESULTS.index("reduce") :: len(RESULTS)]))
+    assert max(reduced) < params(curve, name).modulus
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_inverses(curve: CurveParams, host: ctypes.CDLL, name: str, rng: random.Random) -> None:
+    E = specification(curve, name)
+    raw = sample(curve, name, rng)
+    a = raw_words(curve, name, raw)
+    out = np.zeros_like(a)
+    call(host[f"inverses_{name}"], a, out, len(raw))
+    got = elements(curve, name, read_raw(curve, name, out))
+    assert got == [E.inverse(x) for x in elements(curve, name, raw)]
+
+
+def test_constants_are_written_for_each_curve(curve: CurveParams) -> None:
+    """Numbers in the sources of kernels/ themselves would be true of one curve only."""
+    text = header(curve)
+    for field in (curve.base, curve.scalar):
+        limbs = [f"{field.modulus >> 32 * i & 0xFFFFFFFF:#010x}" for i in range(2 * field.limbs)]
+        assert ", ".join(limbs) in text
+    for name, source in sources(curve).items():
+        assert source == text or "0x" not in source, name
+
+
+# The group law --------------------------------------------------------------------------
+
+
+def special_points(curve: CurveParams, group: Group, rng: random.Random) -> list[Any]:
+    """Infinity, small multiples and their negatives, a point outside the subgroup, points with x = 0."""
+    E = spec(curve, group)
+    multiples = [E.scalar_mul(generator(curve, group), k) for k in (1, 2, 3)]
+    points = [None, *multiples, *map(E.neg, multiples), curve_point(curve, group, rng)]
+    root = square_root(curve, group, E.b)
+    if root is not None:
+        points += [(E.field.zero, root), (E.field.zero, E.field.neg(root))]
+    return points
+
+
+def test_group_law(curve: CurveParams, host: ctypes.CDLL, group: Group, rng: random.Random) -> None:
+    E, size = spec(curve, group), 1 if group is Group.G1 else 2
+    pairs = [*itertools.product(special_points(curve, group, rng), repeat=2)]
+    p, q = (to_words(curve, group, [*column]) for column in zip(*pairs, strict=True))
+    z = field_to_words(curve.base, [rng.randrange(1, curve.q) for _ in range(2 * size)])
+    out = np.zeros((6 * len(pairs) * 4 * size, curve.base.limbs), np.uint64)
+    call(host[f"group_law_{group.name.lower()}"], p, q, z, out, len(pairs))
+    assert max(words_to_ints(out)) < curve.q, "a stored coordinate is not canonical"
+    flat = words_to_field(curve.base, out)
+    coordinates = flat if size == 1 else [*zip(flat[::2], flat[1::2], strict=True)]
+
+    def affine(k: int) -> Any:
+        F = E.field
+        x, y, zz, zzz = coordinates[4 * k : 4 * k + 4]
+        if zz == F.zero:
+            return None
+        assert F.mul(zz, F.mul(zz, zz)) == F.mul(zzz, zzz)
+        return F.mul(x, F.inverse(zz)), F.mul(y, F.inverse(zzz))
+
+    for k, (P, Q) in enumerate(pairs):
+        total = E.add(P, Q)
+        signed = [E.neg(P), E.neg(Q)] if k % 2 else [P, Q]
+        expected = [total, total, total, E.add(total, total), *signed]
+        assert [affine(6 * k + j) for j in range(6)] == expected, (P, Q)
+
+
+# Vectors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, 0), (0, 1), (3, 18), (2, 63)])
+def test_vectors(curve: CurveParams, host: ctypes.CDLL, lo: int, hi: int, rng: random.Random) -> None:
+    """Ranges below, at and above a multiple of the grid's 15 threads; nothing is written outside them."""
+    field = curve.scalar
+    p, n = field.modulus, 64
+    a, b, c = ([*rng.sample(field_edges(p), 8), *(rng.randrange(p) for _ in range(n - 8))] for _ in range(3))
+    words = [field_to_words(field, values) for values in (a, b, c)]
+
+    def expect(got: Words, values: list[int], otherwise: list[int]) -> None:
+        assert max(words_to_ints(got)) < p
+        assert words_to_field(field, got) == [*otherwise[:lo], *values[lo:hi], *otherwise[hi:]]
+
+    for operation, values in (
+        (vector.ADD, [(x + y) % p for x, y in zip(a, b, strict=True)]),
+        (vector.SUB, [(x - y) % p for x, y in zip(a, b, strict=True)]),
+        (vector.MUL, [x * y % p for x, y in zip(a, b, strict=True)]),
+    ):
+        for into in (None, 0, 1):  # a vector of its own, or one of the operands
+            left, right, out = (w.copy() for w in words)
+            out = out if into is None else (left, right)[into]
+            call(host.launch_pointwise, operation, left, right, out, lo, hi)
+            expect(out, values, c if into is None else (a, b)[into])
+
+    left = words[0].copy()
+    call(host.launch_multiply_subtract, left, words[1], words[2], lo, hi)
+    expect(left, [(x * y - z) % p for x, y, z in zip(a, b, c, strict=True)], a)
+
+    # Words of x read as elements are x/R; conversions multiply by R, and back.
+    for operation, factor in ((vector.TO_MONTGOMERY, field.R), (vector.FROM_MONTGOMERY, field.R_inverse)):
+        for into in (None, 0):
+            left, out = words[0].copy(), words[2].copy()
+            out = out if into is None else left
+            call(host.launch_convert, operation, left, out, lo, hi)
+            expect(out, [x * factor % p for x in a], c if into is None else a)
+
+
+# Compilation ------------------------------------------------------------------------------
+
+DEFAULT_ARCH = "sm_90"
+KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.cu"))
+
+
+@lru_cache
+def compiled(curve: CurveParams, path: str, arch: str) -> Compiled:
+    return compile_cubin(curve, path, (ROOT / path).read_text(), arch)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles(curve: CurveParams, name: str) -> None:
+    assert compiled(curve, f"kernels/{name}", DEFAULT_ARCH).cubin.startswith(b"\x7fELF")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100", "sm_120"])
+@pytest.mark.parametrize("path", [*(f"kernels/{name}" for name in KERNELS), "tests/kernels/budget.cu"])
+def test_compiles_for_other_devices(curve: CurveParams, path: str, arch: str) -> None:
+    assert all(kernel.spilled == 0 for kernel in compiled(curve, path, arch).kernels.values())
+
+
+@pytest.mark.parametrize("kernel", ["multiply_fq", "multiply_fr", "square_fq"])
+def test_products_in_ptx(curve: CurveParams, kernel: str, rng: random.Random) -> None:
+    """The carries as they go in what a device's assembler is given, over all of the range in registers."""
+    text = compiled(curve, "tests/kernels/budget.cu", DEFAULT_ARCH).ptx
+    name = kernel.rsplit("_", 1)[1]
+    field = params(curve, name)
+    raw = raw_values(field, rng)
+    pairs = [(x, rng.choice(raw)) for x in raw]
+    for x, y in pairs:
+        a, b = (ints_to_words([v], field.limbs) for v in (x, y))
+        out = np.zeros_like(a)
+        ptx.run(text, kernel, *((a, out) if kernel == "square_fq" else (a, b, out)))
+        factor = x if kernel == "square_fq" else y
+        assert words_to_ints(out) == [x * factor * field.R_inverse % field.modulus], (x, y)
+
+
+def test_mixed_addition_in_ptx(curve: CurveParams, rng: random.Random) -> None:
+    """Every special case, with another representative than ZZ = 1."""
+    text = compiled(curve, "tests/kernels/budget.cu", DEFAULT_ARCH).ptx
+    E, q, field = spec(curve, Group.G1), curve.q, curve.base
+    P, Q = generator(curve, Group.G1), curve_point(curve, Group.G1, rng)
+    for left, right in itertools.product((None, P, Q), (None, P, E.neg(P), Q)):
+        z = rng.randrange(1, q)
+        x, y = left or (0, 0)
+        scale = z if left else 0
+        xyzz = [x * z**2, y * z**3, scale**2, scale**3]
+        p, affine = field_to_words(field, xyzz), to_words(curve, Group.G1, [right])
+        ptx.run(text, "add_affine_g1", p, affine)
+        x, y, zz, zzz = words_to_field(field, p)
+        got = (x * pow(zz, -1, q) % q, y * pow(zzz, -1, q) % q) if zz else None
+        assert got == E.add(left, right), (left, right)
+
+
+# (wide multiplications, registers) a kernel may take; what it takes is in kernels/README.md.
+BUDGETS = {
+    "bn254": {
+        "multiply_fq": (135, 40),
+        "multiply_fr": (135, 40),
+        "square_fq": (105, 40),
+        "add_affine_g1": (2100, 112),
+    },
+    "bls12-381": {
+        "multiply_fq": (300, 56),
+        "multiply_fr": (135, 40),
+        "square_fq": (230, 56),
+        "add_affine_g1": (4700, 160),
+    },
+}
+LARGE_BUDGETS = {
+    "bn254": {"add_g1": (2900, 144), "add_affine_g2": (6000, 255)},
+    "bls12-381": {"add_g1": (6500, 200)},
+}
+
+
+def check_budgets(budgets: dict[str, tuple[int, int]], done: Compiled, folder: Path) -> None:
+    opcodes = disassemble(done.cubin, folder)
+    for name, (multiplications, registers) in budgets.items():
+        kernel = done.kernels[name]
+        wide = sum(n for o, n in opcodes[name].items() if o.startswith(("IMAD.WIDE", "IMAD.HI")))
+        print(f"{name}: {wide} wide of {opcodes[name].total()} instructions, {kernel.registers} registers")
+        assert 0 < wide <= multiplications, name
+        # One for each multiple of p; more are lower halves that were not paired with their upper ones.
+        assert opcodes[name]["IMAD"] + opcodes[name]["IMAD.X"] <= wide / 8, name
+        assert kernel.registers <= registers, name
+        assert (kernel.spilled, kernel.stack) == (0, 0), name
+
+
+def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
+    done = compiled(curve, "tests/kernels/budget.cu", DEFAULT_ARCH)
+    check_budgets(BUDGETS[curve.name], done, tmp_path)
+
+
+@pytest.mark.slow
+def test_budgets_of_large_kernels(curve: CurveParams, tmp_path: Path) -> None:
+    done = compiled(curve, "tests/kernels/budget_large.cu", DEFAULT_ARCH)
+    check_budgets(LARGE_BUDGETS[curve.name], done, tmp_path)
