@@ -170,12 +170,13 @@ class _Plan:
         if "import" in self.parts:
             measure_import(self.rounds, rows, job)
         first_use = self.args.first_use
+        limit = self.context.settings.memory_limit
         for curve in self.curves:
             if "verify" in self.parts:
                 (smallest,) = ladder(curve, self.logs[:1], (), work, rows, job)
                 measure_verification(smallest, self.variants, self.rounds, rows, job, self.batch)
             if "prove" in self.parts:
-                for files in ladder(curve, self.logs, self.merkle, work, rows, job):
+                for files in ladder(curve, self.logs, self.merkle, work, rows, job, limit):
                     self._prove(files, rows, job, first_use)
                     first_use = False  # once is enough: it compiles everything
         if "prove" in self.parts:

@@ -43,9 +43,16 @@ def named_files(text: str) -> Files:
 
 
 def ladder(
-    curve: CurveParams, logs: Sequence[int], merkle: Sequence[int], work: Path, rows: Rows, job: Job
+    curve: CurveParams,
+    logs: Sequence[int],
+    merkle: Sequence[int],
+    work: Path,
+    rows: Rows,
+    job: Job,
+    memory_limit: int | None = None,
 ) -> Iterator[Files]:
     """Chain circuits that fill a domain of 2^log, and Merkle paths; keys are made once for each folder."""
+    limit: Row = {} if memory_limit is None else {"memory_limit": memory_limit}
     makers: list[tuple[str, str, Callable[[], Circuit]]] = [
         (
             f"chain 2^{log}",
@@ -64,13 +71,19 @@ def ladder(
             with job.phase(f"set-up, {name}, {curve.name}"):
                 make().write(r1cs, wtns)
                 sample = timed(
-                    lambda: gpuprover.setup(r1cs, zkey, insecure=True, threads=job.threads)  # noqa: B023
+                    lambda: gpuprover.setup(
+                        r1cs,  # noqa: B023
+                        zkey,  # noqa: B023
+                        insecure=True,
+                        threads=job.threads,
+                        memory_limit=memory_limit,
+                    )
                 )
                 r1cs.unlink()
             assert sample.cpu is not None
             assert sample.wall is not None
             row: Row = {"operation": "setup", "implementation": OURS, "mode": "once", "device": "cpu"}
-            row |= {"circuit": name, "curve": curve.name, "threads": job.threads}
+            row |= {"circuit": name, "curve": curve.name, "threads": job.threads, **limit}
             rows.add({**row, "cpu": spread([sample.cpu]), "wall": spread([sample.wall])})
         yield Files(name, zkey, wtns)
 
@@ -95,13 +108,14 @@ def measure_proofs(
         "constraints": key.constraints,
         "domain": key.domain_size,
     }
+    limit: Row = {} if memory_limit is None else {"memory_limit": memory_limit}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         statement = Statement(files.zkey, files.wtns, key, folder)
         contest = [
             Contestant(
                 files.name,
-                {**shape, "implementation": OURS, "mode": mode, **variant.fields},
+                {**shape, "implementation": OURS, "mode": mode, **variant.fields, **limit},
                 run(statement, variant, memory_limit, job),
             )
             for mode, run in (("warm", _warm), ("cold", _cold))

@@ -12,6 +12,7 @@ mode               ``warm``: called in this process, key loaded. ``cold``: a who
 curve, log,        what is computed: 2^log elements or points, the kind of scalars; or a circuit
 scalars, circuit
 cpu, wall          seconds over the rounds: ``median_s``, ``q1_s``, ``q3_s``, ``min_s``, ``max_s``, ``rounds``
+memory_limit       MiB that ours was allowed (``--memory-limit``), where it was bounded
 phases             median seconds by phase
 peak               bytes of resident memory at the peak, of whole processes
 faster             of a peer: how many times faster each of ours was, round by round, in the same run
