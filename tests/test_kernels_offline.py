@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 import ptx
+from emulator import EmulatedDevice
 from gpuprover import reference
 from gpuprover.backend import Group
 from gpuprover.cpu import vector
+from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import header, sources
 from gpuprover.curves import CURVES, CurveParams, FieldParams
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
@@ -214,14 +216,23 @@ def test_group_law(curve: CurveParams, host: ctypes.CDLL, group: Group, rng: ran
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0, 0), (0, 1), (3, 18), (2, 63)])
-def test_vectors(curve: CurveParams, host: ctypes.CDLL, lo: int, hi: int, rng: random.Random) -> None:
+def test_vectors(curve: CurveParams, lo: int, hi: int, rng: random.Random) -> None:
     """Ranges below, at and above a multiple of the grid's 15 threads; nothing is written outside them."""
     field = curve.scalar
     p, n = field.modulus, 64
     a, b, c = ([*rng.sample(field_edges(p), 8), *(rng.randrange(p) for _ in range(n - 8))] for _ in range(3))
     words = [field_to_words(field, values) for values in (a, b, c)]
+    device, program = EmulatedDevice(), Program(curve, "vector.cu")
+    addresses = [device.allocate(w.nbytes) for w in words]
 
-    def expect(got: Words, values: list[int], otherwise: list[int]) -> None:
+    def launch(kernel: str, *arguments: int) -> None:
+        for target, w in zip(addresses, words, strict=True):
+            device.write(target, w)
+        device.launch(program, kernel, 3, 5, *arguments, lo, hi)
+
+    def expect(start: int, values: list[int], otherwise: list[int]) -> None:
+        got = np.empty_like(words[0])
+        device.read(got, start)
         assert max(words_to_ints(got)) < p
         assert words_to_field(field, got) == [*otherwise[:lo], *values[lo:hi], *otherwise[hi:]]
 
@@ -230,23 +241,18 @@ def test_vectors(curve: CurveParams, host: ctypes.CDLL, lo: int, hi: int, rng: r
         (vector.SUB, [(x - y) % p for x, y in zip(a, b, strict=True)]),
         (vector.MUL, [x * y % p for x, y in zip(a, b, strict=True)]),
     ):
-        for into in (None, 0, 1):  # a vector of its own, or one of the operands
-            left, right, out = (w.copy() for w in words)
-            out = out if into is None else (left, right)[into]
-            call(host.launch_pointwise, operation, left, right, out, lo, hi)
-            expect(out, values, c if into is None else (a, b)[into])
+        for into, before in ((2, c), (0, a), (1, b)):  # a vector of its own, or one of the operands
+            launch("pointwise", operation, addresses[0], addresses[1], addresses[into])
+            expect(addresses[into], values, before)
 
-    left = words[0].copy()
-    call(host.launch_multiply_subtract, left, words[1], words[2], lo, hi)
-    expect(left, [(x * y - z) % p for x, y, z in zip(a, b, c, strict=True)], a)
+    launch("multiply_subtract", *addresses)
+    expect(addresses[0], [(x * y - z) % p for x, y, z in zip(a, b, c, strict=True)], a)
 
     # Words of x read as elements are x/R; conversions multiply by R, and back.
     for operation, factor in ((vector.TO_MONTGOMERY, field.R), (vector.FROM_MONTGOMERY, field.R_inverse)):
-        for into in (None, 0):
-            left, out = words[0].copy(), words[2].copy()
-            out = out if into is None else left
-            call(host.launch_convert, operation, left, out, lo, hi)
-            expect(out, [x * factor % p for x in a], c if into is None else a)
+        for into, before in ((2, c), (0, a)):
+            launch("convert", operation, addresses[0], addresses[into])
+            expect(addresses[into], [x * factor % p for x in a], before)
 
 
 # Compilation ------------------------------------------------------------------------------

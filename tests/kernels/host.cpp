@@ -1,17 +1,6 @@
-// The kernels' sources on a host, for test_kernels_offline.py: plain functions over arrays, and kernels run by a
-// loop over the threads of a small grid.
-
-#define __global__
-
-struct Index {
-    unsigned x;
-};
-
-static Index blockIdx, threadIdx;
-static const Index gridDim{3}, blockDim{5};
+// The fields and curves of kernels/ on a host, for test_kernels_offline.py: plain functions over arrays.
 
 #include "curve.cuh"
-#include "vector.cu"
 
 // out[8i ...]: the test's RESULTS. Neither operands nor results are reduced.
 template <class E>
@@ -53,13 +42,6 @@ static void group_law(const Affine<E>* p, const Affine<E>* q, const E* z, Xyzz<E
     }
 }
 
-template <class Kernel, class... Arguments>
-static void launch(Kernel kernel, Arguments... arguments) {
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) {
-        for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++) kernel(arguments...);
-    }
-}
-
 #define FIELD(E, name)                                                                                              \
     extern "C" void operations_##name(const E* a, const E* b, E* out, unsigned char* flags, i64 n) {                \
         operations(a, b, out, flags, n);                                                                            \
@@ -76,16 +58,4 @@ extern "C" void group_law_g1(const Affine<Fq>* p, const Affine<Fq>* q, const Fq*
 
 extern "C" void group_law_g2(const Affine<Fq2>* p, const Affine<Fq2>* q, const Fq2* z, Xyzz<Fq2>* out, i64 n) {
     group_law(p, q, z, out, n);
-}
-
-extern "C" void launch_pointwise(int operation, const Fr* a, const Fr* b, Fr* out, i64 lo, i64 hi) {
-    launch(pointwise, operation, a, b, out, lo, hi);
-}
-
-extern "C" void launch_multiply_subtract(Fr* a, const Fr* b, const Fr* c, i64 lo, i64 hi) {
-    launch(multiply_subtract, a, b, c, lo, hi);
-}
-
-extern "C" void launch_convert(int operation, const Fr* a, Fr* out, i64 lo, i64 hi) {
-    launch(convert, operation, a, out, lo, hi);
 }

@@ -1,0 +1,145 @@
+"""A device as the backend sees it: memory as addresses, kernels by name, work in the order of streams.
+
+:class:`Device` is all that the rest of this package asks of CUDA. One implementation launches through
+CuPy; the tests have another that runs the same kernels on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NewType, Protocol
+
+from numpy.typing import NDArray
+
+from gpuprover.curves import CurveParams
+
+Address = NewType("Address", int)
+"""Of a byte in a device's memory; what a device allocates is aligned to 256 bytes."""
+Stream = NewType("Stream", int)
+"""Work of one stream happens in the order in which it was asked for; stream 0 is always there."""
+MAIN = Stream(0)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A file of ``kernels/`` compiled for a curve.
+
+    Attributes:
+        source: the file's name, such as ``msm.cu``.
+        defines: macros that choose among a file's variants, such as ``("GROUP", "2")``.
+    """
+
+    curve: CurveParams
+    source: str
+    defines: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What a device is.
+
+    Attributes:
+        name: as the driver calls it, such as ``NVIDIA H200``.
+        architecture: ``sm_90``, say.
+        multiprocessors: how many.
+        threads: the most that one multiprocessor holds.
+        shared: bytes of shared memory that one block may take.
+        memory: bytes of device memory.
+    """
+
+    name: str
+    architecture: str
+    multiprocessors: int
+    threads: int
+    shared: int
+    memory: int
+
+
+class Device(Protocol):
+    """One GPU.
+
+    Launches and copies return before they are done; :meth:`synchronize` waits, and so does :meth:`read`.
+    Any method may raise DeviceError, for this work or for earlier work of any stream; after that the
+    device is used no more.
+
+    Attributes:
+        name: ``cuda:0``, say.
+    """
+
+    name: str
+    properties: Properties
+
+    # Memory --------------------------------------------------------------------------
+
+    def free_memory(self) -> int:
+        """Bytes that could still be allocated, as far as the driver knows."""
+        ...
+
+    def allocate(self, size: int) -> Address:
+        """``size`` bytes with arbitrary contents.
+
+        Raises:
+            OutOfMemory: the device has not that much.
+        """
+        ...
+
+    def release(self, address: Address) -> None:
+        """Gives back what :meth:`allocate` returned, after the work that was asked for so far."""
+        ...
+
+    def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
+        """Copies a C-contiguous array to the device; the array may be changed once this returns."""
+        ...
+
+    def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
+        """Fills a C-contiguous array from the device, after the stream's earlier work."""
+        ...
+
+    def fill(self, to: int, byte: int, size: int, stream: Stream = MAIN) -> None:
+        """Sets ``size`` bytes."""
+        ...
+
+    def copy(self, to: int, start: int, size: int, stream: Stream = MAIN) -> None:
+        """Copies ``size`` bytes within the device; the ranges do not overlap."""
+        ...
+
+    # Work -----------------------------------------------------------------------------
+
+    def launch(
+        self,
+        program: Program,
+        kernel: str,
+        blocks: int,
+        threads: int,
+        *arguments: int,
+        shared: int = 0,
+        stream: Stream = MAIN,
+    ) -> None:
+        """Runs ``kernel`` on ``blocks`` blocks of ``threads`` threads.
+
+        Every argument is a word of eight bytes: an address or an integer.
+        """
+        ...
+
+    def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
+        """How many blocks of a kernel one multiprocessor holds at once; at least 1."""
+        ...
+
+    def prepare(self, programs: Sequence[Program]) -> None:
+        """Compiles and loads programs now instead of at their first launch."""
+        ...
+
+    def new_stream(self) -> Stream: ...
+
+    def wait(self, stream: Stream, other: Stream) -> None:
+        """Work that ``stream`` is asked for from now on starts after what ``other`` was asked for so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for all streams."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """For people and rows of benchmarks: name, driver, versions."""
+        ...
