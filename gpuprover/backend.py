@@ -14,6 +14,7 @@ host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -128,6 +129,18 @@ class Backend(Protocol):
 
         Raises:
             OutOfMemory: it cannot be done within the budget.
+        """
+        ...
+
+    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
+        """The memory of one proof with a key of this shape, from its first handle to its last.
+
+        A device takes it on entry and gives it back at the end, however that comes; vectors made within
+        are dead then. Host arrays that are handed in do not change meanwhile. Bases and matrices are the
+        ``owner``'s: a device may keep them for its next proof, as long as it lives.
+
+        Raises:
+            OutOfMemory: on entry; see :meth:`plan`.
         """
         ...
 

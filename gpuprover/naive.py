@@ -8,6 +8,7 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias, cast
 
@@ -104,6 +105,9 @@ class NaiveBackend:
         if budget is not None and plan.total > budget:
             raise OutOfMemory(f"the reference backend needs {plan.total} bytes for this key, not {budget}")
         return plan
+
+    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
     # Vectors -----------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
-from gpuprover.cpu import combine, curve, membership, msm, ntt, pairing, vector, vector_lanes
+from gpuprover.cpu import combine, curve, membership, msm, multiples, ntt, pairing, vector, vector_lanes
 from gpuprover.cpu.field import Field
 from gpuprover.cpu.lanes import LANES, LaneField
 from gpuprover.cpu.loose import has_lanes
@@ -82,6 +83,8 @@ class CpuBackend:
         self._lanes = LaneField(curve.scalar) if in_lanes else None
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
+        self._spare: int | None = None
+        self._kept: multiples.Kept | None = None
 
     # Memory ------------------------------------------------------------------------
 
@@ -134,7 +137,23 @@ class CpuBackend:
                 f"memory limit: a proof with this key needs {need} MiB beside the mapped key, "
                 f"the limit leaves {max(0, budget) >> 20} MiB"
             )
+        # Multiples of the key's points are made only from what is left: they are not in the plan.
+        self._spare = None if budget is None else budget - plan.tables - plan.arena
         return plan
+
+    @contextmanager
+    def proof(self, header: KeyHeader, owner: object) -> Iterator[None]:
+        kept = multiples.kept_for(owner)
+        base = self.curve.base.bytes
+        need = multiples.PARTS * (2 * header.g1_points + 4 * header.g2_points) * base
+        # What is kept already counts as memory of the process, not as room to be found.
+        fits = bool(kept.tables) or self._spare is None or need <= self._spare
+        if kept.proofs > multiples.FREE and header.largest_msm <= multiples.LARGEST and fits:
+            self._kept = kept
+        try:
+            yield
+        finally:
+            self._kept = None
 
     # Vectors -------------------------------------------------------------------------
 
@@ -328,7 +347,24 @@ class CpuBackend:
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Points:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
-        return Points.of(self._coordinates[group], points, self.path.name)
+        if self._kept is None:
+            return Points.of(self._coordinates[group], points, self.path.name)
+        words = self._kept.table(group, points, self._multiples)
+        return Points.of(self._coordinates[group], words, self.path.name, multiples.PARTS)
+
+    def _multiples(self, group: Group, points: Words) -> Words:
+        """See :mod:`gpuprover.cpu.multiples`."""
+        n, more = len(points), multiples.PARTS - 1
+        bits = 64 * self.curve.scalar.limbs // multiples.PARTS
+        factors = [pow(2, bits * j, self.curve.r) for j in range(1, more + 1)]
+        values = np.tile(ints_to_words(factors, self.curve.scalar.limbs), (n, 1))
+        columns = np.repeat(np.arange(n, dtype=np.uint32), more)
+        bases = Points.of(self._coordinates[group], points, self.path.name)
+        starts = np.arange(n * more + 1)
+        found = combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
+        out = np.empty((n, multiples.PARTS, points.shape[1]), dtype=np.uint64)
+        out[:, 0], out[:, 1:] = points, found.reshape(n, more, points.shape[1])
+        return out.reshape(n * multiples.PARTS, points.shape[1])
 
     def msm(self, bases: Points, scalars: Words | CpuVector) -> HostPoint:
         return self.msm_many([([bases], scalars)])[0][0]
@@ -340,7 +376,7 @@ class CpuBackend:
             for b in bases:
                 if len(b) != len(scalars):
                     raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        results = msm.msm([(bases, self._canonical(scalars)) for bases, scalars in requests], self.job)
+        results = msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in requests], self.job)
         return [
             [
                 self._decode(Group.G1 if b.plain.degree == 1 else Group.G2, words)
@@ -348,6 +384,11 @@ class CpuBackend:
             ]
             for (bases, _), found in zip(requests, results, strict=True)
         ]
+
+    def _recut(self, bases: Sequence[Points], scalars: Words | CpuVector) -> Words:
+        """Canonical scalars, one for every point that the bases' words hold."""
+        words = self._canonical(scalars)
+        return multiples.in_parts(words) if bases and bases[0].parts > 1 else words
 
     def linear_combination(
         self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]

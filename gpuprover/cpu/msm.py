@@ -189,20 +189,22 @@ class Points:
     Attributes:
         plain: the coordinates' field.
         field: the same field, as the chosen path takes it.
+        parts: how many of the words' points stand for one: itself and multiples of it.
     """
 
     plain: Field
     field: Field
     words: Words
+    parts: int = 1
 
     @classmethod
-    def of(cls, plain: Field, words: Words, path: str) -> Points:
+    def of(cls, plain: Field, words: Words, path: str, parts: int = 1) -> Points:
         """``path``: see :mod:`gpuprover.cpu.path`."""
         field = plain if path == "portable" else LaneField(plain.params, plain.degree)
-        return cls(plain, field, words)
+        return cls(plain, field, words, parts)
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.words) // self.parts
 
 
 def _buckets(field: Field) -> type[buckets.Buckets] | type[buckets_lanes.Buckets]:
