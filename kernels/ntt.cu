@@ -121,10 +121,28 @@ DEVICE void level_up(Fr (&x)[OWN], const Fr* table, u32 log_table, u32 block, u3
     for (int e = 0; e < OWN; e++) x[e] = y[e];
 }
 
-// The element that stands in register m after `turns` levels down.
-DEVICE u32 element_of(u32 m, u32 turns) { return (m >> turns | m << (LOG_OWN - turns)) & (OWN - 1); }
+DEVICE void reduce_all(Fr (&x)[OWN]) {
+#pragma unroll
+    for (int m = 0; m < OWN; m++) x[m] = reduce(x[m]);
+}
 
 // Tiles -----------------------------------------------------------------------------------------------------
+//
+// Where an element lies, in global and in shared memory, is a function of its index that only moves bits and adds them
+// mod 2. What a thread needs of such a function are one value and a difference for each bit of its own.
+
+DEVICE constexpr int lowest_bit(int k) { return k & 1 ? 0 : 1 + lowest_bit(k >> 1); }
+
+// values[k] for k of BITS bits: first, with the differences of the bits that are set in k.
+template <int BITS, class Difference>
+DEVICE void spread(u32 (&values)[1 << BITS], u32 first, Difference difference) {
+    u32 differences[BITS];
+#pragma unroll
+    for (int bit = 0; bit < BITS; bit++) differences[bit] = difference(bit);
+    values[0] = first;
+#pragma unroll
+    for (int k = 1; k < 1 << BITS; k++) values[k] = values[k & (k - 1)] ^ differences[lowest_bit(k)];
+}
 
 // Elements are in shared memory in halves of 16 bytes, lower halves before upper ones, so that 8 neighbouring lanes
 // that take a half each of 8 columns meet every bank once; so do lanes with other rows, as the row turns the column.
@@ -140,14 +158,13 @@ struct Tile {
     // global memory put them into all banks.
     DEVICE u32 upper() const { return (1u << log_size) + 4; }
 
-    // Where element (row, column) = `index` lies.
+    // Where the element of an index (row, column) lies.
     DEVICE u32 place(u32 index) const {
         const u32 columns = (1u << log_columns) - 1;
         return index ^ (index >> log_columns & columns & 7);
     }
 
-    DEVICE Fr get(u32 index) const {
-        const u32 at = place(index);
+    DEVICE Fr get(u32 at) const {
         const Half lower = halves[at], higher = halves[upper() + at];
         Fr x;
 #pragma unroll
@@ -158,8 +175,7 @@ struct Tile {
         return x;
     }
 
-    DEVICE void put(u32 index, const Fr& x) const {
-        const u32 at = place(index);
+    DEVICE void put(u32 at, const Fr& x) const {
         Half lower, higher;
 #pragma unroll
         for (int i = 0; i < Fr::LIMBS / 2; i++) {
@@ -169,9 +185,17 @@ struct Tile {
         halves[at] = lower;
         halves[upper() + at] = higher;
     }
+
+    // The places of a thread's elements `start` + (e << shift), register by register after `turns` levels down.
+    DEVICE void places(u32 (&at)[OWN], u32 start, u32 shift, u32 turns) const {
+        spread<LOG_OWN>(at, place(start), [&](u32 bit) {
+            const u32 turned = bit + LOG_OWN - turns;
+            return place(1u << (shift + (turned < LOG_OWN ? turned : turned - LOG_OWN)));
+        });
+    }
 };
 
-// The lowest n bits of x in reverse, which has no others.
+// The lowest n bits of x, which has no others, in reverse.
 DEVICE u32 reversed(u32 x, u32 n) { return n == 0 ? 0 : __brev(x) >> (32 - n); }
 
 // Which elements of a vector a tile holds.
@@ -179,19 +203,26 @@ struct Pass {
     u32 log_n, done, levels, log_stride;
     u32 log_size, log_columns, first_column;
     // Column k is block rev(k), so that neighbouring columns are neighbours in a result in natural order.
-    bool reversed_blocks;
+    bool natural;
 
+    // The block of a column; vectors of fewer elements than a tile leave columns empty, which have none.
     DEVICE u32 block(u32 column) const {
-        const u32 b = (first_column + column) >> log_stride;
-        return reversed_blocks ? reversed(b, done) : b;
+        const u32 b = column >> log_stride & ((1u << done) - 1);
+        return natural ? reversed(b, done) : b;
     }
 
+    // Where the element (row, column) lies in a vector; at or after its end if the column is empty.
     DEVICE u32 position(u32 row, u32 column) const {
-        const u32 s = (first_column + column) & ((1u << log_stride) - 1);
-        return (block(column) << log_stride << levels) | row << log_stride | s;
+        const u32 s = column & ((1u << log_stride) - 1);
+        return column >> (done + log_stride) << log_n | block(column) << log_stride << levels | row << log_stride | s;
     }
 
-    // The m-th element of the tile in the order in which elements lie in the vector: (row, column) as an index.
+    // The same in a result in natural order.
+    DEVICE u32 natural_position(u32 row, u32 column) const {
+        return column >> done << log_n | reversed(row, levels) << done | (column & ((1u << done) - 1));
+    }
+
+    // The index (row, column) of the m-th element of the tile in the order in which elements lie in the vector.
     DEVICE u32 in_order(u32 m) const {
         if (log_stride >= log_columns) return m;
         const u32 s = m & ((1u << log_stride) - 1);
@@ -199,43 +230,56 @@ struct Pass {
         return row << log_columns | m >> (levels + log_stride) << log_stride | s;
     }
 
-    // Vectors of fewer than 8 elements do not fill their tile.
-    DEVICE bool exists(u32 column) const { return (first_column + column) >> (log_n - levels) == 0; }
+    DEVICE u32 row_of(u32 index) const { return index >> log_columns; }
+    DEVICE u32 column_of(u32 index) const { return index & ((1u << log_columns) - 1); }
 };
 
-// Each thread moves 16 halves; their loads are all under way before the first one is used.
-constexpr int HALVES = 2 * OWN;
+// Each thread moves halves of 16 elements, lower or upper ones: neighbouring lanes move those of one element.
+constexpr int LOG_MOVED = LOG_OWN + 1;
+constexpr int MOVED = 1 << LOG_MOVED;
+
+// Bit `bit` of what a thread counts, as the number of an element in the tile.
+DEVICE u32 moved_bit(int bit) { return (blockDim.x >> 1) << bit; }
 
 DEVICE void load_tile(const Pass& pass, const Tile& tile, const Fr* v) {
-    const Half* source = reinterpret_cast<const Half*>(v);
-    Half moved[HALVES];
+    const u32 half = threadIdx.x & 1, first = pass.in_order(threadIdx.x >> 1), end = ~0u >> (32 - pass.log_n);
+    u32 positions[MOVED], places[MOVED];
+    spread<LOG_MOVED>(positions, pass.position(pass.row_of(first), pass.first_column | pass.column_of(first)),
+                      [&](int bit) {
+                          const u32 index = pass.in_order(moved_bit(bit));
+                          return pass.position(pass.row_of(index), pass.column_of(index));
+                      });
+    const Half* const source = reinterpret_cast<const Half*>(v) + half;
+    Half moved[MOVED];
 #pragma unroll
-    for (int k = 0; k < HALVES; k++) {
-        const u32 i = threadIdx.x + k * blockDim.x;
-        const u32 index = pass.in_order(i >> 1), column = index & ((1u << pass.log_columns) - 1);
-        const u32 position = pass.position(index >> pass.log_columns, column);
-        moved[k] = pass.exists(column) ? source[2ull * position + (i & 1)] : Half{};
-    }
+    for (int k = 0; k < MOVED; k++) moved[k] = positions[k] <= end ? source[2ull * positions[k]] : Half{};
+    spread<LOG_MOVED>(places, tile.place(first), [&](int bit) { return tile.place(pass.in_order(moved_bit(bit))); });
+    Half* const target = tile.halves + half * tile.upper();
 #pragma unroll
-    for (int k = 0; k < HALVES; k++) {
-        const u32 i = threadIdx.x + k * blockDim.x;
-        tile.halves[(i & 1) * tile.upper() + tile.place(pass.in_order(i >> 1))] = moved[k];
-    }
+    for (int k = 0; k < MOVED; k++) target[places[k]] = moved[k];
 }
 
-// Into the same positions, or, where the blocks are reversed, into natural order.
 DEVICE void store_tile(const Pass& pass, const Tile& tile, Fr* v) {
-    Half* target = reinterpret_cast<Half*>(v);
-#pragma unroll 4
-    for (int k = 0; k < HALVES; k++) {
-        const u32 i = threadIdx.x + k * blockDim.x;
-        const u32 index = pass.reversed_blocks ? i >> 1 : pass.in_order(i >> 1);
-        const u32 row = index >> pass.log_columns, column = index & ((1u << pass.log_columns) - 1);
-        const u32 position = pass.reversed_blocks
-                                 ? reversed(row, pass.levels) << pass.done | (pass.first_column + column)
-                                 : pass.position(row, column);
-        if (!pass.exists(column)) continue;
-        target[2ull * position + (i & 1)] = tile.halves[(i & 1) * tile.upper() + tile.place(index)];
+    const auto index_of = [&](u32 m) { return pass.natural ? m : pass.in_order(m); };
+    const auto position_of = [&](u32 row, u32 column) {
+        return pass.natural ? pass.natural_position(row, column) : pass.position(row, column);
+    };
+    const u32 half = threadIdx.x & 1, first = index_of(threadIdx.x >> 1), end = ~0u >> (32 - pass.log_n);
+    u32 positions[MOVED], places[MOVED];
+    spread<LOG_MOVED>(positions, position_of(pass.row_of(first), pass.first_column | pass.column_of(first)),
+                      [&](int bit) {
+                          const u32 index = index_of(moved_bit(bit));
+                          return position_of(pass.row_of(index), pass.column_of(index));
+                      });
+    spread<LOG_MOVED>(places, tile.place(first), [&](int bit) { return tile.place(index_of(moved_bit(bit))); });
+    const Half* const source = tile.halves + half * tile.upper();
+    Half* const target = reinterpret_cast<Half*>(v) + half;
+    Half moved[MOVED];
+#pragma unroll
+    for (int k = 0; k < MOVED; k++) moved[k] = source[places[k]];
+#pragma unroll
+    for (int k = 0; k < MOVED; k++) {
+        if (positions[k] <= end) target[2ull * positions[k]] = moved[k];
     }
 }
 
@@ -262,47 +306,47 @@ DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Fr* table, u
         const u32 count = stage == 0 ? first_levels : LOG_OWN;
         const u32 shift = pass.log_size - LOG_OWN - above;
         const u32 start = threadIdx.x >> shift << (shift + LOG_OWN) | (threadIdx.x & ((1u << shift) - 1));
-        const u32 row = start >> pass.log_columns;
-        const u32 block = pass.block(start & ((1u << pass.log_columns) - 1));
+        const u32 row = pass.row_of(start), block = pass.block(pass.first_column | pass.column_of(start));
         // The blocks of this stage's first level; with a leading 1 they are those of the coset.
         const u32 prefix = block << above | row >> (pass.levels - above) | (coset ? 1u << (pass.done + above) : 0);
         Fr x[OWN];
+        u32 at[OWN], turned[OWN];
+        tile.places(at, start, shift, 0);
+        tile.places(turned, start, shift, count);
         __syncthreads();
         if (DOWN && step < stages) {
 #pragma unroll
-            for (int m = 0; m < OWN; m++) x[m] = tile.get(start + (static_cast<u32>(m) << shift));
+            for (int m = 0; m < OWN; m++) x[m] = tile.get(at[m]);
 #pragma unroll 1
             for (u32 i = 0; i < count; i++) {
                 level_down(x, table, log_table, prefix << i, (1u << i) - 1, down_inverse);
             }
+            if (!UP && step == last_step) reduce_all(x);
 #pragma unroll
-            for (int m = 0; m < OWN; m++) {
-                tile.put(start + (element_of(m, count) << shift), step == last_step ? reduce(x[m]) : x[m]);
-            }
+            for (int m = 0; m < OWN; m++) tile.put(turned[m], x[m]);
         }
         if (step == stages - 1 && (scaling.powers || scaling.halvings)) {
             // A thread's own elements: no barrier is needed before or after.
 #pragma unroll 1
             for (u32 m = 0; m < OWN; m++) {
-                const u32 index = start + (m << shift);
-                const u32 position = block << pass.levels | index >> pass.log_columns;
-                Fr y = tile.get(index);
+                const u32 index = start + (m << shift), place = tile.place(index);
+                const u32 position = block << pass.levels | pass.row_of(index);
+                Fr y = tile.get(place);
                 if (scaling.powers && position != 0) y = y * twiddle(table, log_table, position, scaling.inverse);
                 if (scaling.halvings) y = divide_by_power_of_two(y, scaling.halvings);
-                tile.put(index, reduce(y));
+                tile.put(place, reduce(y));
             }
         }
         if (UP && step >= stages - 1) {
 #pragma unroll
-            for (int m = 0; m < OWN; m++) x[m] = tile.get(start + (element_of(m, count) << shift));
+            for (int m = 0; m < OWN; m++) x[m] = tile.get(turned[m]);
 #pragma unroll 1
             for (u32 i = count; i-- > 0;) {
                 level_up(x, table, log_table, prefix << i, (1u << i) - 1, up_inverse);
             }
+            if (step == last_step) reduce_all(x);
 #pragma unroll
-            for (int m = 0; m < OWN; m++) {
-                tile.put(start + (static_cast<u32>(m) << shift), step == last_step ? reduce(x[m]) : x[m]);
-            }
+            for (int m = 0; m < OWN; m++) tile.put(at[m], x[m]);
         }
     }
     __syncthreads();
@@ -324,7 +368,7 @@ DEVICE Pass pass_of_block(i64 log_n, i64 done, i64 levels) {
     pass.log_columns = pass.log_size - pass.levels;
     const u32 log_tiles = pass.log_n > pass.log_size ? pass.log_n - pass.log_size : 0;
     pass.first_column = (blockIdx.x & ((1u << log_tiles) - 1)) << pass.log_columns;
-    pass.reversed_blocks = false;
+    pass.natural = false;
     return pass;
 }
 
@@ -340,7 +384,7 @@ KERNEL __launch_bounds__(THREADS, 2)
              i64 direction, i64 coset) {
     Pass pass = pass_of_block(log_n, done, levels);
     const bool inverse = direction == INVERSE, last = pass.log_stride == 0;
-    pass.reversed_blocks = natural != nullptr;
+    pass.natural = natural != nullptr;
     Fr* const v = vector_of_block(pass, a, b, c);
     const Scaling scaling{coset && inverse && last, true, inverse && last ? pass.log_n : 0};
     transform<true, false>(pass, v, natural != nullptr ? natural : v, table, static_cast<u32>(log_table), inverse,

@@ -159,7 +159,7 @@ class Transform:
         self._levels = tuple(split(domain.log_n) if levels is None else levels)
         assert sum(self._levels) == domain.log_n
         assert len(self._levels) == 1 or min(self._levels) >= LEAST_LEVELS
-        self._log_tile = max(LOG_OWN, min(log_tile, domain.log_n))
+        self._log_tile = max(LOG_OWN + 1, min(log_tile, domain.log_n))
         assert max(self._levels) <= self._log_tile
         self._contents = _Table.of(domain, compact)
         defines = (("COMPACT", "1"),) if self._contents.multiples else ()
