@@ -178,8 +178,8 @@ class Backend(Protocol):
         """1/v[i], and 0 where v[i] = 0."""
         ...
 
-    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
-        """Evaluations on ⟨ω⟩ -> evaluations of the same polynomial on the coset; both in natural order."""
+    def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
+        """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset; both in natural order."""
         ...
 
     # Sparse products -----------------------------------------------------------

@@ -153,9 +153,11 @@ class NaiveBackend:
         self.job.check()
         return [self._fr.inverse(x) for x in v]
 
-    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
-        self.ntt(v, domain, Direction.INVERSE)
-        return self.ntt(v, domain, Direction.FORWARD, coset=coset)
+    def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
+        for v in vectors:
+            self.ntt(v, domain, Direction.INVERSE)
+            self.ntt(v, domain, Direction.FORWARD, coset=coset)
+        return vectors
 
     # Sparse products -----------------------------------------------------------
 

@@ -113,7 +113,7 @@ def test_shapes_of_a_transform(
                         backend.ntt(v, domain, direction, order, Coset.ODD)
                         results.append(v.words)
                 results.append(
-                    backend.to_coset_in_place(backend.upload(words, Form.MONTGOMERY), domain, Coset.ODD).words
+                    backend.to_coset_in_place([backend.upload(words, Form.MONTGOMERY)], domain, Coset.ODD)[0].words
                 )
         half = len(results) // 2
         assert all(np.array_equal(a, b) for a, b in zip(results[:half], results[half:], strict=True))

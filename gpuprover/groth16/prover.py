@@ -82,9 +82,7 @@ def prove(
 
         with job.phase("quotient"):
             domain = Domain(key.curve.scalar, key.log_domain)
-            for i, v in enumerate((a, b, c)):
-                with job.part(i, 3):
-                    backend.to_coset_in_place(v, domain, Coset.ODD)
+            backend.to_coset_in_place([a, b, c], domain, Coset.ODD)
             h = backend.multiply_subtract_in_place(a, b, c)
             backend.free(b, c)
 
