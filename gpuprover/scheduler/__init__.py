@@ -5,6 +5,7 @@ protocol. What a proof takes in memory comes as plans, what it takes in time fro
 kinds of work and parts of it by name alone.
 """
 
+from gpuprover.scheduler.admission import Decisions, Outcome, Run, Scheduler, State, Ticket, Verdict
 from gpuprover.scheduler.placement import (
     TIERS,
     Degrade,
@@ -20,12 +21,19 @@ from gpuprover.scheduler.placement import (
 
 __all__ = [
     "TIERS",
+    "Decisions",
     "Degrade",
     "Device",
     "JobShape",
+    "Outcome",
     "Placement",
+    "Run",
+    "Scheduler",
+    "State",
+    "Ticket",
     "Tier",
     "Times",
+    "Verdict",
     "choose",
     "place",
     "tier_of",

@@ -176,6 +176,7 @@ def propose(
     if not plans:
         return f"no backend for {device.kind} can prove it"
     first = 0 if level is Degrade.ON_CPU else min(max(0, level - Degrade.ALONE), len(plans) - 1)
+    seconds = times.seconds(shape.work, device, shape.constraints, threads if on_cpu else 1)
     options = [
         Placement(
             device=device.name,
@@ -185,18 +186,22 @@ def propose(
             step=step,
             host_groups=frozenset(),
             host_memory=0 if on_cpu else plan.host,
-            seconds=times.seconds(shape.work, device, shape.constraints, threads if on_cpu else 1),
+            seconds=seconds,
             level=level,
         )
         for step, plan in enumerate(plans[first:], first)
     ]
-    found = next((p for p in options if _holds(device, p.shared + p.own)), None)
-    if found is None:
-        return _lacks(device, options[-1].shared + options[-1].own)
+    here = [p for p in options if _holds(device, p.shared + p.own)]
+    if not here:
+        need = options[-1].shared + options[-1].own
+        return f"needs {format_size(need)}, {format_size(device.memory or 0)} are free"
     if host is None or on_cpu:
-        return found
-    if not _holds(host, found.host_memory):
-        return _lacks(host, found.host_memory)
+        return here[0]
+    found = next((p for p in here if _holds(host, p.host_memory)), None)
+    if found is None:
+        return (
+            f"needs {format_size(here[-1].host_memory)} of the host, {format_size(host.memory or 0)} are free"
+        )
     if not threads or level is not Degrade.NONE:
         return found
     return min([found, *_splits(shape, device, times, threads, host, found)], key=lambda p: p.seconds)
@@ -204,10 +209,6 @@ def propose(
 
 def _holds(device: Device, size: int) -> bool:
     return device.memory is None or size <= device.memory
-
-
-def _lacks(device: Device, size: int) -> str:
-    return f"needs {format_size(size)} of {device.name}, {format_size(device.memory or 0)} are free"
 
 
 def _splits(
