@@ -17,7 +17,7 @@ from gpuprover.config import Settings, available_cpus, cgroup_cpu_quota, cgroup_
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
 
 if TYPE_CHECKING:
-    from gpuprover.cuda.probe import Gpu
+    from gpuprover.cuda.probe import GpuRecord
 
 FEATURES = ("adx", "bmi2", "avx2", "avx512f", "avx512ifma", "asimd", "sve")
 """CPU features that matter to a prover, as Linux names them."""
@@ -167,7 +167,7 @@ def _gpu() -> Record:
     }
 
 
-def _gpu_record(gpu: Gpu) -> Record:
+def _gpu_record(gpu: GpuRecord) -> Record:
     return {
         "name": gpu.name,
         "uuid": gpu.uuid,

@@ -34,7 +34,7 @@ _NO_DEVICE = 100  # cudaErrorNoDevice
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuRecord:
     """One GPU, or one MIG instance, that this process sees.
 
     Attributes:
@@ -73,7 +73,7 @@ class Survey:
         advice: what to do about it.
     """
 
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuRecord, ...] = ()
     driver: str | None = None
     driver_cuda: tuple[int, int] | None = None
     cupy: str | None = None
@@ -112,8 +112,15 @@ def survey() -> Survey:
     nvml = _open_nvml()
     found = Survey(driver=_driver_version(nvml))
     try:
-        version = _driver()
+        version = driver_cuda()
+        if version is None:
+            raise _no_driver()
         found = replace(found, driver_cuda=(version // 1000, version % 1000 // 10))
+        if version < 1000 * min(DRIVERS):
+            raise _Unusable(
+                f"the NVIDIA driver is too old: it runs CUDA {_dotted(version)} at most",
+                f"install driver {min(DRIVERS.values())} or newer",
+            )
         extra = next(f"gpuprover[cuda{major}]" for major in DRIVERS if version >= 1000 * major)
         package = _cupy_package(extra)
         found = replace(found, cupy=_version(package))
@@ -140,25 +147,16 @@ def driver_cuda() -> int | None:
     return None if failed else version.value  # a toolkit's stub of the library fails
 
 
-def _driver() -> int:
-    """As :func:`driver_cuda`, new enough for us."""
-    version = driver_cuda()
-    if version is None and _KERNEL_DRIVER.exists():
-        raise _Unusable(
+def _no_driver() -> _Unusable:
+    if _KERNEL_DRIVER.exists():
+        return _Unusable(
             "the machine has an NVIDIA driver, but its library libcuda.so.1 is not in reach",
             "in a container: start it with --gpus all (NVIDIA Container Toolkit)",
         )
-    if version is None:
-        raise _Unusable(
-            "no NVIDIA driver on this machine",
-            f"on a machine with an NVIDIA GPU, install driver {DRIVERS[13]} or newer",
-        )
-    if version < 1000 * min(DRIVERS):
-        raise _Unusable(
-            f"the NVIDIA driver is too old: it runs CUDA {_dotted(version)} at most",
-            f"install driver {min(DRIVERS.values())} or newer",
-        )
-    return version
+    return _Unusable(
+        "no NVIDIA driver on this machine",
+        f"on a machine with an NVIDIA GPU, install driver {DRIVERS[13]} or newer",
+    )
 
 
 def _cupy_package(extra: str) -> str:
@@ -215,16 +213,16 @@ def _count(runtime: Any, nvml: Any) -> int:
     raise _Unusable("the driver reports no GPU", "see `nvidia-smi`")
 
 
-def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
+def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> GpuRecord:
     name = f"cuda:{index}"
     try:
         properties = runtime.getDeviceProperties(index)
     except RuntimeError as error:
         problem = f"it does not answer: {_first_line(error)}"
-        return Gpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
+        return GpuRecord(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
     capability = 10 * properties["major"] + properties["minor"]
     uuid = str(UUID(bytes=bytes(properties["uuid"])))
-    gpu = Gpu(
+    gpu = GpuRecord(
         name,
         uuid,
         properties["name"].decode(errors="replace"),
@@ -239,7 +237,7 @@ def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
     return refreshed(gpu)
 
 
-def _check(gpu: Gpu, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
+def _check(gpu: GpuRecord, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
     if compute_mode == _PROHIBITED:
         raise _Unusable("its compute mode is 'prohibited'", "nvidia-smi -c DEFAULT")
     if capability < OLDEST:
@@ -314,7 +312,7 @@ def _handle(nvml: Any, uuid: str) -> Any:
     return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
 
 
-def refreshed(gpu: Gpu) -> Gpu:
+def refreshed(gpu: GpuRecord) -> GpuRecord:
     """The record with the memory that is free now, and with what has happened to the GPU since."""
     failed = lost(gpu.name)
     if failed is not None:
