@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from gpuprover.cuda.device import Program
 from gpuprover.curves import CurveParams, FieldParams
 
 CONSTANTS = "curve_constants.cuh"
 """The name by which the kernels include the curve's constants."""
 LIMB_BITS = 32
+VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+    "vector.cu": ((),),
+}
+"""File of ``kernels/`` -> the macros of each of its programs: all that is launched, and built in advance."""
+
+
+def programs(curve: CurveParams) -> list[Program]:
+    """All programs of a curve."""
+    return [Program(curve, source, defines) for source, variants in VARIANTS.items() for defines in variants]
 
 
 def sources(curve: CurveParams) -> dict[str, str]:
