@@ -56,7 +56,8 @@ class Scripted:
 def good(kind: str, request: Mapping[str, Any]) -> Row:
     words = request["arguments"]
     if kind == "rate":
-        return {"rows": [{"operation": f"rate {words['name']}", "per_second": 2.0, "unit": "things"}]}
+        row = {"operation": f"rate {words['name']}", "per_second": 2.0, "unit": "things"}
+        return {"rows": [{**row, "wall": rows.spread([0.5])}]}
     return {"rows": [{"operation": kind, "wall": rows.spread([0.5]), "multiplier": request["multiplier"]}]}
 
 
@@ -292,7 +293,7 @@ exit $code
     [
         ('echo "========= ERROR SUMMARY: 0 errors" >> "$log"', {"found": 0}),
         (
-            'echo "========= Invalid __global__ write\n========= ERROR SUMMARY: 2 errors" >> "$log"',
+            'printf "========= Invalid __global__ write\\n========= ERROR SUMMARY: 2 errors\\n" >> "$log"',
             {"found": 2, "error": "2 found; the first: Invalid __global__ write"},
         ),
         ('echo "========= RACECHECK SUMMARY: 1 hazard displayed" >> "$log"', {"found": 1}),

@@ -145,7 +145,6 @@ class _Run:
     def build(self) -> None:
         """Cubins of all programs: those that were built before, or made now by all CPUs."""
         from gpuprover.cuda.compile import find_cubin, find_nvrtc
-
         from gpuprover.cuda.source import programs
 
         folder = os.environ.setdefault(CUBINS, str(self.work / "cubins"))
