@@ -12,7 +12,16 @@ WORKERS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help setup demo test test-full lint format warm clean
+# make gpu: seconds it may take, where rows go, where keys and cubins are kept, rows of other machines' calls,
+# some cases only, and the commit where there is no .git.
+DEADLINE ?= 540
+OUT ?= gpu-out
+WORK ?= .cache/gpu
+RESUME ?=
+ONLY ?=
+COMMIT ?=
+
+.PHONY: help setup demo test test-full lint format warm gpu clean
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
@@ -21,6 +30,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the layout"
 	@echo "make setup      the environment of the tests, without running them"
+	@echo "make gpu        on a machine with a GPU: its tests and measurements, within DEADLINE=540 seconds"
 	@echo "make clean      remove all that make has made"
 
 setup: .venv/test .node/installed
@@ -47,6 +57,12 @@ test-full: setup lint warm
 warm: .venv/core
 	@echo "Compiling the kernels ..."
 	@for curve in bn254 bls12-381; do .venv/bin/gpuprover warmup --quiet --curve $$curve & done; wait
+
+# Installs nothing and makes no environment: for machines that have what is needed, and no network.
+gpu:
+	@GPUPROVER_COMMIT="$${GPUPROVER_COMMIT:-$(COMMIT)}" $(if $(findstring command,$(origin PYTHON)),$(PYTHON),python3) \
+		-m gpuprover.bench.gpu --deadline "$(DEADLINE)" --output "$(OUT)" --work "$(WORK)" --only "$(ONLY)" \
+		$(addprefix --resume ,$(RESUME)) $(GPU_OPTIONS)
 
 clean:
 	rm -rf .venv .node demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

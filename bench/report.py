@@ -161,16 +161,21 @@ def _mib(size: Any) -> str:
 def _value(o: Outcome) -> str:
     if o.target.kind == "seconds":
         return format_time(o.value)
+    if o.target.kind == "share":
+        return f"{100 * o.value:.0f} %"
     return f"{o.value:.2f}" + ("" if o.target.kind == "growth" else "×")
 
 
 def _goal(o: Outcome) -> str:
-    if o.target.kind == "seconds":
-        return f"≤ {format_time(o.goal)}"
+    def text(value: float) -> str:
+        if o.target.kind == "seconds":
+            return format_time(value)
+        return f"{100 * value:.0f} %" if o.target.kind == "share" else f"{value:g}×"
+
     if o.target.kind == "growth":
         return f"≤ {o.goal:g}"
-    dream = f", dream {o.target.dream:g}×" if o.target.dream and o.goal == o.target.goal else ""
-    return f"≥ {o.goal:g}×{dream}"
+    dream = f", dream {text(o.target.dream)}" if o.target.dream and o.goal == o.target.goal else ""
+    return f"{'≤' if o.target.kind == 'seconds' else '≥'} {text(o.goal)}{dream}"
 
 
 # The report ---------------------------------------------------------------------
@@ -187,7 +192,10 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
 
 def _targets_table(rows: Sequence[Row], notes: Notes) -> Html:
     body: list[Sequence[object]] = []
+    with_gpu = any(row.get("device") == "cuda" and figure(row) for row in rows)
     for target in TARGETS:
+        if target.of_gpu and not with_gpu:
+            continue
         against = f" against {target.peer}" if target.peer else ""
         entries = outcomes(rows)[target.name]
         note = _prose(notes[target.name]) if target.name in notes else Html("")
@@ -217,6 +225,8 @@ def _machines(rows: Sequence[Row]) -> Html:
     facts = [
         ("machine", "; ".join(processors)),
         ("paths", values("path")),
+        ("GPU", values("gpu")),
+        ("driver; CuPy; NVRTC", "; ".join(filter(None, map(values, ("driver", "cupy", "nvrtc"))))),
         ("commit", values("commit")),
         ("measured", f"{times[0]} to {times[-1]}" if times else "unknown"),
         ("load", f"{min(loads):g} to {max(loads):g} (1 minute average)" if loads else "unknown"),
@@ -245,8 +255,53 @@ _TABLES: dict[str, Callable[[Row], bool]] = {
 }
 
 
+def _rates(rows: Sequence[Row]) -> Html:
+    """What the GPU can do; the newest row of each counts."""
+    newest = {_work(row): row for row in rows if "per_second" in row}
+    if not newest:
+        return Html("")
+    body = [
+        (work.removeprefix("rate "), str(row.get("gpu", "")), row["unit"], f"{row['per_second']:.4g}",
+         f"{1 / row['wall']['max_s']:.3g} – {1 / row['wall']['min_s']:.3g}")
+        for work, row in newest.items()
+    ]  # fmt: skip
+    head = ("rate", "GPU", "of", "a second, median", "least to most")
+    table = _table("What the GPU can do, by itself.", head, body, 2)
+    return Html(f"<details open><summary>Rates of the GPU: {len(body)}</summary>{table}</details>")
+
+
+def _kernels(rows: Sequence[Row]) -> Html:
+    """Where a GPU's time goes."""
+    newest = {(_work(row), row.get("mode")): row for row in rows if row.get("kernels")}
+    if not newest:
+        return Html("")
+    body = []
+    for (work, _), row in newest.items():
+        longest = ", ".join(f"{k} {format_time(s)}" for k, s in list(row["kernels"].items())[:6])
+        share = f"{100 * row['share']:.0f} %" if "share" in row else ""
+        body.append((work, longest, _seconds(row, "wall", "median_s"), share))
+    head = ("work", "longest kernels, each awaited", "wall median", "of the multiplier")
+    table = _table("Where the time goes on the GPU.", head, body, 2)
+    return Html(f"<details><summary>Kernels: {len(body)} rows</summary>{table}</details>")
+
+
+def _checks(rows: Sequence[Row]) -> Html:
+    """Tests and compute-sanitizer on a GPU."""
+    body = [
+        (row["operation"], str(row.get("commit", "")), str(row.get("error") or "good"),
+         row.get("passed", ""), row.get("failed", row.get("found", "")), row.get("skipped", ""))
+        for row in rows
+        if row["operation"] == "tests" or "found" in row
+    ]  # fmt: skip
+    if not body:
+        return Html("")
+    head = ("check", "commit", "", "passed", "failed", "skipped")
+    table = _table("Checks on the GPU.", head, body, 3)
+    return Html(f"<details><summary>Checks: {len(body)} rows</summary>{table}</details>")
+
+
 def _measurements(rows: Sequence[Row]) -> Html:
-    parts, left = [], [row for row in rows if figure(row)]
+    parts, left = [], [row for row in rows if figure(row) and "per_second" not in row]
     for title, wanted in [*_TABLES.items(), ("Others", lambda _: True)]:
         mine = [row for row in left if wanted(row)]
         left = [row for row in left if not wanted(row)]
@@ -289,7 +344,7 @@ def _absent(rows: Sequence[Row]) -> Html:
         (_who(row) if row["implementation"] != OURS or row.get("path") else str(row.get("device", OURS)),
          _work(row), str(row.get("skipped") or row.get("error")))
         for row in rows
-        if row.get("skipped") or row.get("error")
+        if row["operation"] != "tests" and (row.get("skipped") or row.get("error"))
     )  # fmt: skip
     if not body:
         return Html("<p>Nothing was skipped, and nothing failed.</p>")
@@ -317,7 +372,7 @@ disturbs least.</p>
 <p class="soft">Warm: called in a process that has the key loaded and everything compiled. Cold: a process of
 its own, key loading included, files in the system's cache as they were. First use: it compiles
 everything too.</p>
-{_measurements(rows)}</section>
+{_measurements(rows)}{_rates(rows)}{_kernels(rows)}{_checks(rows)}</section>
 <section><h2 id="absent">Skipped and failed</h2>{_absent(rows)}</section></main>
 </body></html>
 """

@@ -17,6 +17,10 @@ phases             median seconds by phase
 peak               bytes of resident memory at the peak, of whole processes
 faster             of a peer: how many times faster each of ours was, round by round, in the same run
 skipped, error     why there are no figures
+per_second, unit   a rate, of rows whose operation begins with ``rate``
+share              the part of a GPU's measured multiplier rate that the work's products took
+case, tree, gpu,   of ``make gpu``: the case's name, a hash of the sources that it measures, the GPU and the
+driver, …          versions of what drives it
 run, seed,         origin: rows of one ``run`` were measured side by side; ``commit`` ends with ``+``
 commit, version,   where tracked files differ from it
 processor, …, time
@@ -66,9 +70,12 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``+`` if tracked files differ from it; ``unknown`` outside a checkout."""
+    """The checkout's commit, with ``+`` if tracked files differ from it; ``unknown`` outside a checkout.
+
+    A copy of the files without their history is told its commit by the variable ``GPUPROVER_COMMIT``.
+    """
     if not in_checkout():
-        return "unknown"
+        return os.environ.get("GPUPROVER_COMMIT") or "unknown"
     try:
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
@@ -88,9 +95,12 @@ def default_output() -> Path:
 
 
 class Rows:
-    """Appends rows to a file, each flushed as soon as it is measured, and keeps them in :attr:`all`."""
+    """Appends rows to a file, each on the disk as soon as it is measured, and keeps them in :attr:`all`.
 
-    def __init__(self, path: Path) -> None:
+    ``common`` are fields that all of them get.
+    """
+
+    def __init__(self, path: Path, common: Row | None = None) -> None:
         import numba
 
         from gpuprover import __version__
@@ -106,6 +116,7 @@ class Rows:
             "processors": os.cpu_count(),
             "python": platform.python_version(),
             "numba": numba.__version__,
+            **(common or {}),
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,12 +124,15 @@ class Rows:
         except OSError as error:
             raise InvalidInput(f"{path}: cannot write: {error.strerror}") from None
 
-    def add(self, row: Row) -> None:
-        full = {**row, **self._common, "load": round(os.getloadavg()[0], 2)}
-        full["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._file.write(json.dumps(full) + "\n")
+    def add(self, *rows: Row) -> None:
+        """Rows of one call are written together."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        origin = {**self._common, "load": round(os.getloadavg()[0], 2), "time": now}
+        full = [{**row, **origin} for row in rows]
+        self._file.write("".join(json.dumps(row) + "\n" for row in full))
         self._file.flush()
-        self.all.append(full)
+        os.fsync(self._file.fileno())
+        self.all += full
 
     def close(self) -> None:
         self._file.close()

@@ -10,9 +10,16 @@ The public names, imported when they are first used::
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# An installation has ``bench`` and ``kernels`` inside this package; in a checkout they lie beside it, and are
+# found there whether it is installed or not.
+_folder = Path(__file__).resolve().parent
+if not (_folder / "kernels").is_dir():
+    __path__.append(str(_folder.parent))
 
 _PUBLIC = {
     "load_key": "api",

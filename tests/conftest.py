@@ -120,7 +120,7 @@ TWO_PATHS = (
 """Parts of the names of tests of what differs between the paths."""
 
 
-@pytest.fixture(params=[*_REGISTRY, PORTABLE])
+@pytest.fixture(params=[*_REGISTRY, PORTABLE, pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != PORTABLE:
         return request.param
@@ -165,8 +165,13 @@ def backend(opened: OpenBackend) -> Backend:
 
 
 # GPUPROVER_REQUIRE=data,interop,nvrtc fails every test that skips for want of GPUPROVER_TEST_DATA, of the
-# Node.js packages, or of NVIDIA's compiler and disassembler: what .ci/run relies on.
-REASONS = {"data": "GPUPROVER_TEST_DATA", "interop": "Node.js", "nvrtc": "nvidia-cuda"}
+# Node.js packages, or of NVIDIA's compiler and disassembler: what .ci/run relies on; make gpu adds the GPU.
+REASONS = {
+    "data": "GPUPROVER_TEST_DATA",
+    "interop": "Node.js",
+    "nvrtc": "nvidia-cuda",
+    "gpu": "device 'cuda' is not available",
+}
 
 
 def missing_requirement(reason: str) -> str | None:

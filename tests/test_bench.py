@@ -349,7 +349,7 @@ def test_targets_are_those_of_the_plan() -> None:
     assert goals["proof, chain 2^18"] == (4, 8, 1.0)
     assert goals["proof, four SHA-256 blocks"] == (3, 6, 1.0)
     assert len(goals) == 9
-    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 17
+    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 28
 
 
 def test_ratios_against_targets() -> None:

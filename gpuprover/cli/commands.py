@@ -350,13 +350,7 @@ def bench_report(args: Namespace, context: Context) -> int:
 
 
 def _bench_command(name: str, args: Namespace, context: Context) -> int:
-    """The benchmark lies beside this package in a checkout; an installation, editable too, puts it inside."""
+    """By its name: what measures stands above this package."""
     from importlib import import_module
 
-    try:
-        command = import_module("gpuprover.bench.command")
-    except ModuleNotFoundError as error:
-        if error.name not in ("gpuprover.bench", "gpuprover.bench.command"):
-            raise
-        raise InvalidInput("bench: this checkout is not installed: run `pip install -e .` in it") from None
-    return int(getattr(command, name)(args, context))
+    return int(getattr(import_module("gpuprover.bench.command"), name)(args, context))

@@ -15,6 +15,7 @@ CONSTANTS = "curve_constants.cuh"
 """The name by which the kernels include the curve's constants."""
 LIMB_BITS = 32
 VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+    "rates.cu": ((),),
     "vector.cu": ((),),
 }
 """File of ``kernels/`` -> the macros of each of its programs: all that is launched, and built in advance."""

@@ -1,0 +1,103 @@
+"""A plugin of pytest: tests in shards, outcomes on the disk one by one, an end where the device is lost.
+
+``GPUPROVER_JOURNAL`` names the file of outcomes, a JSON object a line; tests that stand in it are left out.
+``GPUPROVER_SHARD`` is k/n: every n-th test from the k-th on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOURNAL, SHARD = "GPUPROVER_JOURNAL", "GPUPROVER_SHARD"
+BEGUN = {"outcome": "begun"}
+LONGEST = 300
+"""Characters of a failure's line."""
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Test -> the last line about it; a torn line is passed over."""
+    outcomes = {}
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                outcomes[str(record["test"])] = record
+            except (ValueError, KeyError, TypeError):
+                continue
+    return outcomes
+
+
+def write(path: Path, test: str, outcome: str, says: str = "") -> None:
+    with path.open("a") as file:
+        file.write(json.dumps({"test": test, "outcome": outcome, "says": says[:LONGEST]}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _says(report: Any) -> str:
+    """The line of a report that tells most."""
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2])
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else str(report.longrepr)
+    return " ".join(text.split())
+
+
+def _device_is_lost() -> bool:
+    """After an error that no call of this process gets over."""
+    if "cupy" not in sys.modules:
+        return False
+    from cupy.cuda import runtime
+
+    try:
+        runtime.deviceSynchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Journal:
+    def __init__(self, path: Path, shard: int, shards: int) -> None:
+        self._path, self._shard, self._shards = path, shard, shards
+        self._worst: dict[str, tuple[str, str]] = {}
+        self._session: Any = None
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        self._session = session
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        done = read(self._path)
+        mine = [
+            item
+            for i, item in enumerate(items)
+            if i % self._shards == self._shard and done.get(item.nodeid, BEGUN)["outcome"] == "begun"
+        ]
+        if len(mine) < len(items):
+            kept = set(map(id, mine))
+            config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+            items[:] = mine
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        write(self._path, nodeid, "begun")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        held = self._worst.get(report.nodeid, ("passed", ""))
+        if report.failed or (report.skipped and held[0] == "passed"):
+            held = (report.outcome, _says(report))
+        self._worst[report.nodeid] = held
+        if report.when == "teardown":
+            write(self._path, report.nodeid, *self._worst.pop(report.nodeid))
+            if held[0] == "failed" and _device_is_lost():
+                self._session.shouldstop = "the device is lost"
+
+
+def pytest_configure(config: Any) -> None:
+    shard, shards = map(int, os.environ[SHARD].split("/"))
+    config.pluginmanager.register(Journal(Path(os.environ[JOURNAL]), shard, shards))

@@ -1,0 +1,188 @@
+"""The CUDA backend on a GPU against the CPU's, at sizes that the emulated device cannot do.
+
+What is small and has edges is in the shared suites, which take the backend ``cuda``, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpuprover.bench.operations import KINDS, full_width
+
+import gpuprover
+from gpuprover.backend import Backend, Form, Group, open_backend
+from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
+from gpuprover.curves import CurveParams
+from gpuprover.errors import DeviceError
+from gpuprover.job import Job
+from gpuprover.limbs import Words
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+SEED = 20240613
+
+
+def opened(device: str, curve: CurveParams) -> Backend:
+    try:
+        return open_backend(device, curve, Job())
+    except DeviceError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture
+def cuda(curve: CurveParams) -> Backend:
+    return opened(CUDA, curve)
+
+
+@pytest.fixture
+def cpu(curve: CurveParams, cuda: Backend) -> Backend:
+    return opened("cpu", curve)
+
+
+@pytest.fixture
+def numbers() -> np.random.Generator:
+    return np.random.default_rng(SEED)
+
+
+# Transforms ----------------------------------------------------------------------------------
+
+TRANSFORMS = [*product(Direction, Order, (Coset.NONE, Coset.ODD))]
+
+
+@pytest.mark.parametrize("log", [*range(1, 21), 22])
+def test_transforms(
+    log: int, curve: CurveParams, cuda: Backend, cpu: Backend, numbers: np.random.Generator
+) -> None:
+    """All kinds where it is quick; beyond, the two that proofs use."""
+    domain = Domain(curve.scalar, log)
+    words = full_width(curve, domain.size, numbers)
+    for how in TRANSFORMS if log <= 16 else [TRANSFORMS[0], TRANSFORMS[-1]]:
+        a, b = (backend.ntt(backend.upload(words), domain, *how) for backend in (cuda, cpu))
+        assert np.array_equal(cuda.download(a), cpu.download(b)), how
+        cuda.free(a)
+
+
+@pytest.mark.parametrize("log", [1, 7, 12, 17, 20])
+def test_changes_of_cosets(
+    log: int, curve: CurveParams, cuda: Backend, cpu: Backend, numbers: np.random.Generator
+) -> None:
+    domain = Domain(curve.scalar, log)
+    words = full_width(curve, domain.size, numbers)
+    a, b = (backend.to_coset_in_place(backend.upload(words), domain, Coset.ODD) for backend in (cuda, cpu))
+    assert np.array_equal(cuda.download(a), cpu.download(b))
+    cuda.free(a)
+
+
+# Multi-scalar multiplications ------------------------------------------------------------------
+
+
+@pytest.fixture
+def points(cpu: Backend, curve: CurveParams, group: Group, numbers: np.random.Generator) -> Words:
+    generator = curve.g1 if group is Group.G1 else curve.g2
+    return cpu.fixed_base_mul(group, generator, full_width(curve, 1 << 16, numbers))
+
+
+@pytest.mark.parametrize("n", [1, 31, 33, 1000, 1 << 12, (1 << 14) + 1, 1 << 16])
+def test_sums(
+    n: int,
+    curve: CurveParams,
+    group: Group,
+    cuda: Backend,
+    cpu: Backend,
+    points: Words,
+    numbers: np.random.Generator,
+) -> None:
+    """Every kind of scalars; equal points and infinity among them."""
+    bases = points[:n].copy()
+    bases[n // 2] = 0
+    bases[n // 3 :: 7] = bases[n // 3]
+    ours, theirs = (backend.prepare_bases(group, bases) for backend in (cuda, cpu))
+    for kind, make in KINDS.items():
+        scalars = make(curve, n, numbers)
+        expected = cpu.msm(theirs, scalars)
+        assert cuda.msm(ours, scalars) == expected, kind
+        vector = cuda.upload(scalars)
+        assert cuda.msm(ours, vector) == expected, f"{kind}, on the device"
+        cuda.free(vector)
+    cuda.free(ours)
+
+
+def test_sums_do_not_change_from_run_to_run(
+    curve: CurveParams, group: Group, cuda: Backend, points: Words, numbers: np.random.Generator
+) -> None:
+    """What races would show by."""
+    bases, scalars = cuda.prepare_bases(group, points), full_width(curve, len(points), numbers)
+    assert len({cuda.msm(bases, scalars) for _ in range(12)}) == 1
+    cuda.free(bases)
+
+
+# Sparse products -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("longest", [4, 50_000])
+def test_sparse_products(
+    longest: int, curve: CurveParams, cuda: Backend, cpu: Backend, numbers: np.random.Generator
+) -> None:
+    """Two matrices of short rows, some empty; and with one row that is much longer than the others."""
+    rows, columns, count = 1 << 14, 5000, 60_000
+    row = numbers.integers(0, rows, count, dtype=np.uint32)
+    row[:longest] = 77
+    where = (
+        numbers.integers(0, 2, count, dtype=np.uint32),
+        row,
+        numbers.integers(0, columns, count, dtype=np.uint32),
+    )
+    values, scalars = (full_width(curve, n, numbers) for n in (count, columns))
+    results = []
+    for backend in (cuda, cpu):
+        matrices = backend.prepare_matrices(2, rows, *where, values, Form.DOUBLE_MONTGOMERY)
+        results.append([backend.download(v) for v in backend.spmv(matrices, scalars)])
+    for ours, theirs in zip(*results, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+# Proofs ----------------------------------------------------------------------------------------
+
+CIRCUITS: dict[str, Callable[[CurveParams], Circuit]] = {
+    "one constraint": lambda curve: chain_circuit(1, curve),
+    "chain": lambda curve: chain_circuit(5000, curve),
+    "bits": lambda curve: bits_circuit(20_000, curve, seed=SEED),
+    "merkle": lambda curve: merkle_circuit(5, curve),
+}
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_proofs_are_the_cpus_byte_for_byte(
+    name: str, curve: CurveParams, cuda: Backend, tmp_path: Path
+) -> None:
+    """Under one blinding; several of one key, because tables are made after the first."""
+    r1cs, wtns, zkey = (tmp_path / f"circuit.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+    CIRCUITS[name](curve).write(r1cs, wtns)
+    gpuprover.setup(r1cs, zkey, insecure=True)
+    key = gpuprover.load_key(zkey)
+    expected = gpuprover.prove(key, wtns, device="cpu", blinding=(3, 5))
+    for _ in range(4):
+        found = gpuprover.prove(key, wtns, device=CUDA, blinding=(3, 5))
+        assert found.device.startswith(CUDA)
+        assert (found.proof, found.public_signals) == (expected.proof, expected.public_signals)
+    free = gpuprover.prove(key, wtns, device=CUDA)
+    assert free.proof != expected.proof
+    assert gpuprover.verify(key.verification_key, free.public_signals, free.proof)
+
+
+def test_keys_in_turns(curve: CurveParams, cuda: Backend, tmp_path: Path) -> None:
+    keys = []
+    for i, constraints in enumerate((300, 3000, 301)):
+        r1cs, wtns, zkey = (tmp_path / f"{i}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+        chain_circuit(constraints, curve, x=7 + i).write(r1cs, wtns)
+        gpuprover.setup(r1cs, zkey, insecure=True)
+        key = gpuprover.load_key(zkey)
+        keys.append((key, wtns, gpuprover.prove(key, wtns, device="cpu", blinding=(1, i)).proof))
+    for _ in range(3):
+        for i, (key, wtns, expected) in enumerate(keys):
+            assert gpuprover.prove(key, wtns, device=CUDA, blinding=(1, i)).proof == expected

@@ -1,0 +1,18 @@
+"""Every Python process with this folder on its path has one GPU: the emulated one of tests/emulator.py.
+
+Nothing in the package knows of it: whole programs run as they would on a machine with a GPU.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from emulator import EmulatedDevice
+from gpuprover.cuda import devices, probe
+
+_NAME = "cuda:0"
+_gpu = probe.Gpu(_NAME, "0", "emulated", "sm_90", 1 << 30, 1 << 30)
+_survey = probe.Survey(gpus=(_gpu,), driver="none", driver_cuda=(13, 0), cupy="none")
+devices._survey = lambda: _survey
+devices._open[_NAME] = EmulatedDevice(_NAME)
