@@ -16,10 +16,10 @@
 // the end of the way down, or at the start of the way up: position p holds i = rev(p), and g^i = W[p].
 //
 // A pass does `levels` levels on tiles. Position = (block, row, s): block has `done` bits, row `levels` bits, s the
-// rest; a column is (block, s), and a tile all rows of some consecutive columns. Every element of a tile is its own
-// problem's alone, so passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into
-// registers and does up to three levels on them, a stage. Multiplications, where W[0] = 1 is left out: one for every
-// two elements and level, less 7/8 an element; log_n/2 − 7/8.
+// rest; a column is (block, s), and a tile all rows of some consecutive columns. No two tiles share an element, so that
+// passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into registers and does up to
+// three levels on them, a stage. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of
+// them by whole warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
 
 #include "field.cuh"
 #include "launch.cuh"

@@ -6,15 +6,14 @@ passes compute, and in which order twiddles stand, is at the head of kernels/ntt
 =============================  ==================================  ====================================
 transform of 2^log_n           passes over the vector              multiplications an element
 =============================  ==================================  ====================================
-NATURAL_TO_REVERSED            down                                log_n/2 − 7/8
-NATURAL_TO_NATURAL             down, the last one into scratch     log_n/2 − 7/8
-REVERSED_TO_NATURAL            up                                  log_n/2 − 7/8
-to_coset                       down and up, the middle two as one  log_n − 3/4
+NATURAL_TO_REVERSED            down                                log_n/2 − 1
+NATURAL_TO_NATURAL             down, the last one into scratch     log_n/2 − 1
+REVERSED_TO_NATURAL            up                                  log_n/2 − 1
+to_coset                       down and up, the middle two as one  log_n − 1
 =============================  ==================================  ====================================
 
-On a coset add 7/8 where it goes into the twiddles (down and forward, up and inverse) and 1 elsewhere, which
-includes to_coset. 1/n costs no multiplication. A compact table takes half a multiplication more for each of
-the LOG_COMPACT lowest levels.
+A coset costs one more, which to_coset includes; 1/n a sixteenth of one. With a compact table the last levels
+down and the first ones up take one more for every two elements, and scaling takes two instead of one.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Protocol
 
 from gpuprover.cuda.device import MAIN, Address, Device, Program, Stream
 from gpuprover.curves import CURVES
+from gpuprover.errors import OutOfMemory
 from gpuprover.limbs import field_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
@@ -43,6 +43,8 @@ LEAST_LEVELS = 3
 """Of one of several passes: a thread's elements are in one block."""
 LOG_COMPACT = 4
 """A compact table has a 2^LOG_COMPACT-th of a table's entries, and 2^LOG_COMPACT more."""
+LOG_LARGEST = 31
+"""Positions are words of 32 bits, and so is the first one after a vector's end."""
 MOST_VECTORS = 3
 """That one launch transforms side by side."""
 BLOCKS = 1 << 12
@@ -134,7 +136,7 @@ class Transform:
     Args:
         memory: where the table is allocated (:func:`table_bytes`).
         domain: over the scalar field of a curve.
-        compact: a sixteenth of the table, for two more multiplications an element and direction.
+        compact: a sixteenth of the table, for some more multiplications (see above).
         levels: levels of each pass, instead of those of :func:`split`.
         log_tile: see LOG_TILE; at least the levels of any pass, and LOG_OWN.
 
@@ -153,6 +155,10 @@ class Transform:
         log_tile: int = LOG_TILE,
         stream: Stream = MAIN,
     ) -> None:
+        if domain.log_n > LOG_LARGEST:
+            raise OutOfMemory(
+                f"{device.name}: transforms go up to 2^{LOG_LARGEST} elements, not 2^{domain.log_n}"
+            )
         (curve,) = (c for c in CURVES if c.scalar == domain.field)
         self.domain, self.compact = domain, compact
         self._device, self._memory = device, memory
