@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpuprover.cuda.msm import mixed_addition
 
 import gpuprover
 from gpuprover.api import place
 from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda.device import Device
+from gpuprover.cuda.msm import mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
@@ -236,7 +236,7 @@ def msm(
             on_gpu()
     finally:
         gpu.free(vector, bases)
-    plan = bases.tables.plan
+    plan = bases.plan
     rows[0] |= {"window": plan.c, "windows": plan.windows, "depth": plan.depth}
     rows[0] |= _kernels(kernels) | {"prepare_s": significant(prepared)}
     if scalars == FULL_WIDTH:  # an addition for each digit; few of them are zero
