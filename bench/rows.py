@@ -19,6 +19,7 @@ faster             of a peer: how many times faster each of ours was, round by r
 skipped, error     why there are no figures
 per_second, unit   a rate, of rows whose operation begins with ``rate``
 share              the part of a GPU's measured multiplier rate that the work's products took
+kernels            seconds by kernel on a GPU, each launch awaited
 case, tree, gpu,   of ``make gpu``: the case's name, a hash of the sources that it measures, the GPU and the
 driver, …          versions of what drives it
 run, seed,         origin: rows of one ``run`` were measured side by side; ``commit`` ends with ``+``

@@ -137,7 +137,8 @@ class Backend(Protocol):
 
         A device takes it on entry and gives it back at the end, however that comes; vectors made within
         are dead then. Host arrays that are handed in do not change meanwhile. Bases and matrices are the
-        ``owner``'s: a device may keep them for its next proof, as long as it lives.
+        ``owner``'s, who has them prepared in the same order for every proof: a device may keep them for the
+        next one, as long as the owner lives.
 
         Raises:
             OutOfMemory: on entry; see :meth:`plan`.

@@ -16,12 +16,12 @@
 // the end of the way down, or at the start of the way up: position p holds i = rev(p), and g^i = W[p].
 //
 // A pass does `levels` levels on tiles. Position = (block, row, s): block has `done` bits, row `levels` bits, s the
-// rest; a column is (block, s), and a tile all rows of some consecutive columns. Every element of a tile is its own
-// problem's alone, so passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into
-// registers and does up to three levels on them, a stage. Multiplications, where W[0] = 1 is left out: one for every
-// two elements and level, less 7/8 an element; log_n/2 − 7/8.
+// rest; a column is (block, s), and a tile all rows of some consecutive columns. No two tiles share an element, so that
+// passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into registers and does up to
+// three levels on them, a stage. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of
+// them by whole warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
 
-#include "field.cuh"
+#include "constant.cuh"
 #include "launch.cuh"
 #include "powers.cuh"
 
@@ -35,9 +35,10 @@ constexpr u32 THREADS = 256;
 // Tables ----------------------------------------------------------------------------------------------------
 
 // table[x] = Π roots[m] over the bits m of x. With roots[m] = W[2^m], a root of order 2^(m + 2), table[x] = W[x].
-KERNEL ntt_table(const Fr* roots, Fr* table, i64 count) {
+KERNEL ntt_table(const Fr* roots, const Fr* minus_inverse_of_p, Constant* table, i64 count) {
+    const Fr n = load(minus_inverse_of_p, 0);
     for (i64 x = first_index(0); x < count; x += thread_count()) {
-        store(table, x, product_of_bits(roots, static_cast<u64>(x)));
+        table[x] = constant_of(product_of_bits(roots, static_cast<u64>(x)), n);
     }
 }
 
@@ -48,19 +49,21 @@ KERNEL ntt_scale(Fr* v, const Fr* factors, i64 count) {
     }
 }
 
-// W[x], or W⁻¹[x]; x is not 0. The table holds W up to 2^log_table, which is all that is asked for, unless COMPACT is
-// defined: then W at multiples of 2^log_table follows, and W[high + low] = W[high]·W[low] as they share no bit.
-DEVICE Fr twiddle(const Fr* table, u32 log_table, u32 x, bool inverse) {
-    if (inverse) x ^= (1u << (31 - __clz(static_cast<int>(x)))) - 1;
+// x·W[i], or x·W⁻¹[i]; i is not 0. The table holds W up to 2^log_table, which is all that is asked for, unless COMPACT
+// is defined: then W at multiples of 2^log_table follows, and W[high + low] = W[high]·W[low] as they share no bit.
+DEVICE Fr times_root(const Fr& x, const Constant* table, u32 log_table, u32 i, bool inverse) {
+    if (inverse) i ^= (1u << (31 - __clz(static_cast<int>(i)))) - 1;
 #ifdef COMPACT
-    const u32 high = x >> log_table;
-    Fr w = load(table, x & ((1u << log_table) - 1));
-    if (high != 0) w = w * load(table, (1ll << log_table) + high);
+    Fr y = x;
+    if (i >> log_table != 0) y = y * Constant(table[(1ll << log_table) + (i >> log_table)]);
+    Constant w = table[i & ((1u << log_table) - 1)];
 #else
     (void)log_table;
-    const Fr w = load(table, x);
+    const Fr& y = x;
+    Constant w = table[i];
 #endif
-    return inverse ? -w : w;
+    if (inverse) w = -w;
+    return y * w;
 }
 
 // x/2^k for k in [1, 32]: x + m·p with m such that the lower k bits vanish. Below x/2^k + p, so in the range of x.
@@ -92,13 +95,13 @@ DEVICE Fr divide_by_power_of_two(const Fr& x, u32 k) {
 // (block << i) + the i bits of the levels before, which the turning has brought to the bottom.
 
 // (a, b) -> (a + w·b, a − w·b).
-DEVICE void level_down(Fr (&x)[OWN], const Fr* table, u32 log_table, u32 block, u32 mask, bool inverse) {
+DEVICE void level_down(Fr (&x)[OWN], const Constant* table, u32 log_table, u32 block, u32 mask, bool inverse) {
     Fr y[OWN];
 #pragma unroll
     for (int e = 0; e < OWN / 2; e++) {
         const u32 index = block + (static_cast<u32>(e) & mask);
         Fr b = x[e + OWN / 2];
-        if (index != 0) b = b * twiddle(table, log_table, index, inverse);
+        if (index != 0) b = times_root(b, table, log_table, index, inverse);
         y[2 * e] = x[e] + b;
         y[2 * e + 1] = x[e] - b;
     }
@@ -107,14 +110,14 @@ DEVICE void level_down(Fr (&x)[OWN], const Fr* table, u32 log_table, u32 block, 
 }
 
 // (a, b) -> (a + b, w·(a − b)), after turning the bits back.
-DEVICE void level_up(Fr (&x)[OWN], const Fr* table, u32 log_table, u32 block, u32 mask, bool inverse) {
+DEVICE void level_up(Fr (&x)[OWN], const Constant* table, u32 log_table, u32 block, u32 mask, bool inverse) {
     Fr y[OWN];
 #pragma unroll
     for (int e = 0; e < OWN / 2; e++) {
         const u32 index = block + (static_cast<u32>(e) & mask);
         y[e] = x[2 * e] + x[2 * e + 1];
         Fr b = x[2 * e] - x[2 * e + 1];
-        if (index != 0) b = b * twiddle(table, log_table, index, inverse);
+        if (index != 0) b = times_root(b, table, log_table, index, inverse);
         y[e + OWN / 2] = b;
     }
 #pragma unroll
@@ -290,7 +293,7 @@ struct Scaling {
 };
 
 template <bool DOWN, bool UP>
-DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Fr* table, u32 log_table, bool down_inverse,
+DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Constant* table, u32 log_table, bool down_inverse,
                       bool up_inverse, bool coset, const Scaling& scaling) {
     SHARED_MEMORY(Half, halves);
     const Tile tile{halves, pass.log_size, pass.log_columns};
@@ -332,7 +335,7 @@ DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Fr* table, u
                 const u32 index = start + (m << shift), place = tile.place(index);
                 const u32 position = block << pass.levels | pass.row_of(index);
                 Fr y = tile.get(place);
-                if (scaling.powers && position != 0) y = y * twiddle(table, log_table, position, scaling.inverse);
+                if (scaling.powers && position != 0) y = times_root(y, table, log_table, position, scaling.inverse);
                 if (scaling.halvings) y = divide_by_power_of_two(y, scaling.halvings);
                 tile.put(place, reduce(y));
             }
@@ -380,7 +383,7 @@ DEVICE Fr* vector_of_block(const Pass& pass, Fr* a, Fr* b, Fr* c) {
 // Levels [done, done + levels) down: natural order to reversed. If `natural` is not null, this is the last pass, and
 // its results go there instead, in natural order.
 KERNEL __launch_bounds__(THREADS, 2)
-    ntt_down(Fr* a, Fr* b, Fr* c, Fr* natural, const Fr* table, i64 log_table, i64 log_n, i64 done, i64 levels,
+    ntt_down(Fr* a, Fr* b, Fr* c, Fr* natural, const Constant* table, i64 log_table, i64 log_n, i64 done, i64 levels,
              i64 direction, i64 coset) {
     Pass pass = pass_of_block(log_n, done, levels);
     const bool inverse = direction == INVERSE, last = pass.log_stride == 0;
@@ -393,7 +396,7 @@ KERNEL __launch_bounds__(THREADS, 2)
 
 // Levels [done, done + levels) up, of which those with the most blocks come first: reversed order to natural.
 KERNEL __launch_bounds__(THREADS, 2)
-    ntt_up(Fr* a, Fr* b, Fr* c, const Fr* table, i64 log_table, i64 log_n, i64 done, i64 levels, i64 direction,
+    ntt_up(Fr* a, Fr* b, Fr* c, const Constant* table, i64 log_table, i64 log_n, i64 done, i64 levels, i64 direction,
            i64 coset) {
     const Pass pass = pass_of_block(log_n, done, levels);
     const bool inverse = direction == INVERSE, first = pass.log_stride == 0;
@@ -404,7 +407,7 @@ KERNEL __launch_bounds__(THREADS, 2)
 
 // The last `levels` levels down, inverse, and the same levels up again, forward on the coset.
 KERNEL __launch_bounds__(THREADS, 2)
-    ntt_middle(Fr* a, Fr* b, Fr* c, const Fr* table, i64 log_table, i64 log_n, i64 levels) {
+    ntt_middle(Fr* a, Fr* b, Fr* c, const Constant* table, i64 log_table, i64 log_n, i64 levels) {
     const Pass pass = pass_of_block(log_n, log_n - levels, levels);
     Fr* const v = vector_of_block(pass, a, b, c);
     const Scaling scaling{true, false, pass.log_n};

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +146,16 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
 def test_what_does_not_fit_the_time_is_left_for_the_next_call(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The tests are predicted to take longer than this.
+    # The sanitizer is predicted to take longer than this; the tests, too, but what they do is kept.
     assert gpu("--deadline", 60) == EXIT_OK
-    assert "tests" not in names(tmp_path)
-    assert "cases are left for another call" in capsys.readouterr().out
+    left = {f"sanitizer {tool}" for tool in cases.TOOLS}
+    assert "3 cases are left for another call" in capsys.readouterr().out
+    assert not left & set(names(tmp_path))
+    assert "tests" in names(tmp_path)
     assert all(limit <= 60 for limit in scripted.limits.values())
     before = set(names(tmp_path))
     assert gpu() == EXIT_OK
-    assert {row["case"] for row in written(tmp_path)} - before >= {"tests"}
+    assert {row["case"] for row in written(tmp_path)} - before == left
     assert len(names(tmp_path)) == len(set(names(tmp_path)))
 
 
@@ -252,7 +257,7 @@ def test_outcomes_survive_a_test_that_kills_its_process(
     out = tmp_path / "out"
     out.mkdir()
     with (out / "log.txt").open("a") as log:
-        row = checks.run_tests(out, 2, 60, log, [])
+        row = checks.run_tests(out / "j", 2, 60, log, [])
         assert (row["passed"], row["failed"], row["skipped"]) == (7, 2, 1)
         says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
         assert "one is not two" in says["test_bad"]
@@ -260,16 +265,16 @@ def test_outcomes_survive_a_test_that_kills_its_process(
         assert row["error"].startswith("2 tests failed")
         # What is known is not run again.
         (suite / "test_suite.py").write_text(SUITE.replace("pass", "assert False"))
-        assert checks.run_tests(out, 2, 60, log, []) == row
+        assert checks.run_tests(out / "j", 2, 60, log, []) == row
         with pytest.raises(processes.Late):
-            checks.run_tests(tmp_path / "work", 1, 0, log, [])
+            checks.run_tests(out / "other", 1, 0, log, [])
 
 
 def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
     file = tmp_path / "j"
-    journal.write(file, "a", "begun")
-    journal.write(file, "a", "passed")
-    journal.write(file, "b", "begun")
+    journal.write(file, "0/1/1", "a", "begun")
+    journal.write(file, "0/1/1", "a", "passed")
+    journal.write(file, "0/1/1", "b", "begun")
     with file.open("a") as torn:
         torn.write('{"test": "c", "outc')
     assert {t: r["outcome"] for t, r in journal.read(file).items()} == {"a": "passed", "b": "begun"}
@@ -325,3 +330,112 @@ def test_what_the_sanitizer_says_is_a_row(
     with (tmp_path / "log").open("a") as log:
         row = checks.run_sanitizer("memcheck", cases.SIZES["tiny"], tmp_path, log, 30)
     assert expected.items() <= row.items()
+
+
+# Whole runs on the emulated device ------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """In which every Python process has an emulated GPU."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REHEARSAL, ROOT)))}
+
+
+def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
+    folders = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    return subprocess.Popen(
+        [*program, *folders],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def workers(tmp_path: Path) -> list[str]:
+    """The command lines of processes that work for a run in this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(tmp_path / "work").encode() in words and b"--work" not in words:
+            found.append(b" ".join(words).decode())
+    return found
+
+
+def wait_for(condition: Callable[[], object], limit: float = 30.0) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.02)
+
+
+def lines(tmp_path: Path) -> int:
+    path = tmp_path / "out" / "rows.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_without_a_device_it_ends_with_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["make", "gpu", f"PYTHON={sys.executable}", f"OUT={out}", f"WORK={tmp_path / 'work'}"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(said) == 1
+    assert said[0].startswith("make gpu: device 'cuda' is not available: ")
+    (row,) = rows.read_rows([out / "rows.jsonl"])
+    assert row["error"] == said[0].removeprefix("make gpu: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_loses_no_row_and_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    process = started(tmp_path, "--only", "rate")
+    wait_for(lambda: lines(tmp_path) > 3)
+    process.send_signal(number)
+    code = process.wait(20)
+    said = process.stdout.read() if process.stdout else ""
+    assert code == (command.EXIT_STOPPED if number == signal.SIGTERM else -number), said
+    wait_for(lambda: not workers(tmp_path))
+    kept = names(tmp_path)
+    assert kept
+    second = started(tmp_path, "--only", "rate")
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == EXIT_OK, said
+    rates = [case.name for case in cases.plan(cases.SIZES["tiny"]) if case.kind == "rate"]
+    assert names(tmp_path) == ["cubins", *rates]
+    assert names(tmp_path)[: len(kept)] == kept
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[processes.Worker]:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    (tmp_path / "work").mkdir()
+    with (tmp_path / "log").open("a") as log:
+        worker = processes.Worker(tmp_path / "work", 1, log)
+        yield worker
+        worker.close()
+
+
+def rate(name: str) -> Row:
+    arguments = {"name": name, "curve": "bn254", "seconds": 0.0}
+    return {"kind": "rate", "arguments": arguments, "multiplier": None}
+
+
+def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp_path: Path) -> None:
+    (row,) = worker.ask(rate("launches"), 60)["rows"]
+    assert row["per_second"] > 0
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(Failed, match="the process died: SIGKILL"):
+        worker.ask(rate("launches"), 60)
+    with pytest.raises(Failed, match="KeyError: 'no such rate'"):
+        worker.ask(rate("no such rate"), 60)
+    assert worker.ask(rate("launches"), 60)["rows"]
+    with pytest.raises(processes.Late):
+        worker.ask(rate("additions G2"), 0.0)
+    wait_for(lambda: not workers(tmp_path))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ from .rates import Skipped
 CUDA = "cuda"
 STARTS = 6
 """Of one shard of the tests: it starts again after a test that killed its process, or lost the device."""
+TEST_LIMIT = 90
+"""Seconds for a test, where pytest-timeout is installed."""
 SHOWN = 20
 """Failures in a row; the others stand in the journal."""
 POLL_SECONDS = 0.05
@@ -30,26 +33,17 @@ POLL_SECONDS = 0.05
 # Tests ---------------------------------------------------------------------------------------------
 
 
-def _shard(k: int, n: int, file: Path, log: IO[str], options: list[str]) -> Any:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(ROOT / "tests"),
-        "-m",
-        "gpu",
-        "-q",
-        "-p",
-        f"{PACKAGE}.journal",
-    ]
+def _shard(by: str, file: Path, log: IO[str], options: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "-m", "gpu", "-q"]
     # Not the project's own options: they ask for plugins that a bare machine may lack.
-    command += ["-p", "no:cacheprovider", "-o", "addopts=", *options]
-    names = {journal.JOURNAL: str(file), journal.SHARD: f"{k}/{n}", "GPUPROVER_REQUIRE": "gpu"}
+    command += ["-p", f"{PACKAGE}.journal", "-p", "no:cacheprovider", "-o", "addopts="]
+    command += ["-o", f"timeout={TEST_LIMIT}", *options]
+    names = {journal.JOURNAL: str(file), journal.SHARD: by, "GPUPROVER_REQUIRE": "gpu"}
     return start(command, log, names, cwd=ROOT)
 
 
-def run_tests(folder: Path, shards: int, limit: float, log: IO[str], options: list[str]) -> Row:
-    """The row of all tests; ``folder`` keeps the outcomes, from which a later call goes on.
+def run_tests(file: Path, shards: int, limit: float, log: IO[str], options: list[str]) -> Row:
+    """The row of all tests; ``file`` keeps the outcomes, from which a later call goes on.
 
     Raises:
         Late: not all are done after ``limit`` seconds.
@@ -58,37 +52,36 @@ def run_tests(folder: Path, shards: int, limit: float, log: IO[str], options: li
     if not (ROOT / "tests" / "conftest.py").exists():
         raise Skipped("the tests are not part of an installation; run them in a checkout")
     end = time.monotonic() + limit
-    files = [folder / f"tests-{k}.jsonl" for k in range(shards)]
-    left = dict.fromkeys(range(shards), STARTS)
-    running: dict[int, Any] = {}
-    codes: dict[int, int] = {}
+    left = {f"{k}/{shards}/{os.getpid()}": STARTS for k in range(shards)}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    codes: dict[str, int] = {}
     try:
         while left:
-            for k in left.keys() - running.keys():
-                running[k] = _shard(k, shards, files[k], log, options)
+            for by in left.keys() - running.keys():
+                running[by] = _shard(by, file, log, options)
             time.sleep(POLL_SECONDS)
-            for k in [k for k, process in running.items() if process.poll() is not None]:
-                codes[k] = running.pop(k).returncode
-                left[k] -= 1
-                died = [t for t, r in journal.read(files[k]).items() if r["outcome"] == "begun"]
+            for by in [by for by, process in running.items() if process.poll() is not None]:
+                code = codes[by] = running.pop(by).returncode
+                left[by] -= 1
+                died = [t for t, r in journal.read(file).items() if (r["outcome"], r["by"]) == ("begun", by)]
                 for test in died:
-                    journal.write(files[k], test, "failed", f"its process died ({codes[k]})")
+                    journal.write(file, by, test, "failed", f"its process died ({code})")
                 # 2: interrupted, as by a lost device; 0, 1, 5: done, with failures, with nothing to do.
-                if left[k] == 0 or (codes[k] in (0, 1, 5) and not died):
-                    del left[k]
+                if left[by] == 0 or (code in (0, 1, 5) and not died):
+                    del left[by]
             if left and time.monotonic() > end:
                 raise Late
     finally:
         for process in running.values():
             stop(process)
-    return _row([record for file in files for record in journal.read(file).values()], codes)
+    return _row([*journal.read(file).values()], [*codes.values()])
 
 
-def _row(records: list[Mapping[str, str]], codes: Mapping[int, int]) -> Row:
+def _row(records: list[dict[str, str]], codes: list[int]) -> Row:
     counts = {o: sum(r["outcome"] == o for r in records) for o in ("passed", "failed", "skipped")}
     failures = [{"test": r["test"], "says": r["says"]} for r in records if r["outcome"] == "failed"]
     row: Row = {"operation": "tests", "mode": "once", **counts, "failures": failures[:SHOWN]}
-    odd = [code for code in codes.values() if code not in (0, 1, 5)]
+    odd = [code for code in codes if code not in (0, 1, 5)]
     if failures:
         row["error"] = f"{counts['failed']} tests failed, {failures[0]['test']}: {failures[0]['says']}"
     elif odd:

@@ -27,6 +27,7 @@ from gpuprover.errors import EXIT_INVALID, EXIT_OK, EXIT_RESOURCES, InvalidInput
 from .. import pictures
 from ..measure import Failed
 from ..rows import OURS, ROOT, Row, Rows, read_rows
+from ..targets import matches
 from .cases import SIZES, Case, plan
 from .checks import run_sanitizer, run_tests
 from .processes import Late, NoDevice, Worker, start, stop
@@ -38,6 +39,8 @@ RESERVE = 4.0
 PATIENCE, LEAST_LIMIT = 5.0, 60.0
 """A case may take so many times what is predicted, or so many seconds; then it hangs, and has failed."""
 OPEN_LIMIT = 120.0
+SHARDS = 8
+"""Of the tests, at most: each is a process with a context on the GPU, which is not what they wait for."""
 EXIT_STOPPED = 128 + signal.SIGTERM
 CUBINS = "GPUPROVER_CUBIN_DIR"
 WARM = """
@@ -104,7 +107,7 @@ class _Run:
         _mend(path)
         self.known = read_rows([p for p in (path, *map(Path, self.args.resume)) if p.exists()])
         request: Row = {"kind": "environment", "arguments": {}, "multiplier": None}
-        origin: Row = {"tree": self.tree}
+        origin: Row = {"tree": self.tree, "sizes": self.args.sizes}
         try:
             (found,) = self.worker.ask(request, min(OPEN_LIMIT, self.remaining))["rows"]
         except (NoDevice, Failed, Late) as failure:
@@ -119,8 +122,8 @@ class _Run:
         self.environment = found
         self.rows.add({**found, "case": "environment", "implementation": OURS, "mode": "once"})
         self.say(f"{found.get('name')}, driver {found.get('driver')}, sources {self.tree}")
-        self.gpu = str(found.get("name"))
-        self.known = [r for r in self.known if r.get("tree") == self.tree and r.get("gpu") == self.gpu]
+        same = {**origin, "gpu": found.get("name")}
+        self.known = [row for row in self.known if matches(row, same)]
         return True
 
     def warm(self) -> None:
@@ -194,7 +197,7 @@ class _Run:
             if case.kind != "rate":
                 with suppress(Late):
                     self.warmed()
-            if case.seconds > self.remaining:
+            if min(case.seconds, case.least) > self.remaining:
                 self.left += 1
                 continue
             try:
@@ -228,8 +231,9 @@ class _Run:
         if case.kind == "tests":
             self.worker.close()  # the tests want the GPU's memory
             options = ["-k", self.args.tests] if self.args.tests else []
-            shards = max(1, min(4, self.threads // 2))
-            return [run_tests(self.folder, shards, limit, self.log, options)]
+            shards = max(1, min(SHARDS, self.threads // 2))
+            file = self.folder / f"tests-{self.tree}.jsonl"
+            return [run_tests(file, shards, limit, self.log, options)]
         if case.kind == "sanitizer":
             self.worker.close()
             return [run_sanitizer(case.arguments["tool"], self.sizes, self.work, self.log, limit)]

@@ -1,7 +1,7 @@
 """A plugin of pytest: tests in shards, outcomes on the disk one by one, an end where the device is lost.
 
 ``GPUPROVER_JOURNAL`` names the file of outcomes, a JSON object a line; tests that stand in it are left out.
-``GPUPROVER_SHARD`` is k/n: every n-th test from the k-th on.
+``GPUPROVER_SHARD`` is k/n/run: every n-th test from the k-th on. Shards share the file, and sign their lines.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return outcomes
 
 
-def write(path: Path, test: str, outcome: str, says: str = "") -> None:
+def write(path: Path, by: str, test: str, outcome: str, says: str = "") -> None:
+    line = {"test": test, "outcome": outcome, "says": says[:LONGEST], "by": by}
     with path.open("a") as file:
-        file.write(json.dumps({"test": test, "outcome": outcome, "says": says[:LONGEST]}) + "\n")
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -63,8 +64,9 @@ def _device_is_lost() -> bool:
 
 
 class Journal:
-    def __init__(self, path: Path, shard: int, shards: int) -> None:
-        self._path, self._shard, self._shards = path, shard, shards
+    def __init__(self, path: Path, by: str) -> None:
+        self._path, self._by = path, by
+        self._shard, self._shards = map(int, by.split("/")[:2])
         self._worst: dict[str, tuple[str, str]] = {}
         self._session: Any = None
 
@@ -85,7 +87,7 @@ class Journal:
             items[:] = mine
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        write(self._path, nodeid, "begun")
+        write(self._path, self._by, nodeid, "begun")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         held = self._worst.get(report.nodeid, ("passed", ""))
@@ -93,11 +95,10 @@ class Journal:
             held = (report.outcome, _says(report))
         self._worst[report.nodeid] = held
         if report.when == "teardown":
-            write(self._path, report.nodeid, *self._worst.pop(report.nodeid))
+            write(self._path, self._by, report.nodeid, *self._worst.pop(report.nodeid))
             if held[0] == "failed" and _device_is_lost():
                 self._session.shouldstop = "the device is lost"
 
 
 def pytest_configure(config: Any) -> None:
-    shard, shards = map(int, os.environ[SHARD].split("/"))
-    config.pluginmanager.register(Journal(Path(os.environ[JOURNAL]), shard, shards))
+    config.pluginmanager.register(Journal(Path(os.environ[JOURNAL]), os.environ[SHARD]))

@@ -22,13 +22,14 @@ from gpuprover.api import place
 from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda.device import Device
+from gpuprover.cuda.msm import mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Direction, Domain
 
 from ..measure import Contestant, Failed, Sample, Variant, fastest, measure, run_process, timed
-from ..operations import KINDS, full_width
+from ..operations import FULL_WIDTH, KINDS, full_width
 from ..peers import python_command
 from ..proofs import CHAIN_ROOM
 from ..rows import OURS, SEED, Row, significant, spread
@@ -195,9 +196,17 @@ def _folded(params: CurveParams, scalars: Words, m: int) -> Words:
 
 
 def msm(
-    machine: Machine, curve: str, group: str, log: int, scalars: str, rounds: int, cpu: bool, distinct: int
+    machine: Machine,
+    curve: str,
+    group: str,
+    log: int,
+    scalars: str,
+    rounds: int,
+    cpu: bool,
+    distinct: int,
+    tables: bool = True,
 ) -> list[Row]:
-    """Bases prepared, scalars on the device."""
+    """Bases prepared, with multiples in up to half of the free memory, and scalars on the device."""
     params, which = curve_by_name(curve), Group(group)
     m = 1 << min(distinct, log)
     few = machine.keep((curve, group, m), lambda: _distinct(machine, params, which, min(distinct, log)))
@@ -206,10 +215,12 @@ def msm(
     expected = host.msm(host.prepare_bases(which, few), _folded(params, words, m))
     points = np.tile(few, ((1 << log) // m, 1))
 
-    shape: Row = {"operation": f"msm {group}", "curve": curve, "log": log, "scalars": scalars}
+    operation = f"msm {group}" if tables else f"msm {group}, no tables"
+    shape: Row = {"operation": operation, "curve": curve, "log": log, "scalars": scalars}
     gpu = machine.backend(CUDA, params)
+    budget = machine.device.free_memory() // 2 if tables else 0
     begun = time.perf_counter()
-    bases, vector = gpu.prepare_bases(which, points), gpu.upload(words)
+    bases, vector = gpu.prepare_bases(which, points, budget), gpu.upload(words)
     machine.device.synchronize()
     prepared = time.perf_counter() - begun
     try:
@@ -225,7 +236,12 @@ def msm(
             on_gpu()
     finally:
         gpu.free(vector, bases)
+    plan = bases.plan
+    rows[0] |= {"window": plan.c, "windows": plan.windows, "depth": plan.depth}
     rows[0] |= _kernels(kernels) | {"prepare_s": significant(prepared)}
+    if scalars == FULL_WIDTH:  # an addition for each digit; few of them are zero
+        additions = plan.windows * (1 << log)
+        rows[0] |= machine.share(additions, mixed_addition(params, which), rows[0]["wall"]["median_s"])
     return rows
 
 

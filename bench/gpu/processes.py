@@ -60,7 +60,7 @@ class NoDevice(Exception):
 
 
 class Worker:
-    """Runs cases in a process that is started when it is needed, and again after a failure."""
+    """Runs cases in a process that is started when it is needed, and again after the device failed."""
 
     def __init__(self, folder: Path, threads: int, log: IO[str], prefix: Sequence[str] = ()) -> None:
         self._command = [*prefix, sys.executable, "-m", f"{PACKAGE}.worker", str(folder), str(threads)]
@@ -82,7 +82,7 @@ class Worker:
         good = False
         try:
             answer = self._exchange(self._process, request, limit)
-            good = "error" not in answer
+            good = "error" not in answer or "good" in answer
         finally:
             if not good:
                 self.close()

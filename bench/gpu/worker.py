@@ -33,8 +33,10 @@ def _answer(machine: Machine, request: dict[str, Any]) -> dict[str, Any]:
         return {"rows": KINDS_OF_CASES[request["kind"]](machine, **request["arguments"])}
     except Skipped as reason:
         return {"skipped": str(reason)}
-    except (ProverError, Failed) as failure:
-        return {"error": str(failure)}
+    except Failed as failure:  # a result that is not right: the device is as it was
+        return {"error": str(failure), "good": True}
+    except ProverError as failure:
+        return {"error": failure.message}
     except Exception as failure:
         import traceback
 

@@ -1,9 +1,9 @@
 """The memory of one GPU: a pool with a limit, an arena for each proof, keys that stay between proofs.
 
-Whoever needs memory takes it from an :class:`Allocator`: the device itself, the :class:`Pool` of a GPU, or the
-:class:`Arena` of a proof, which is one allocation of the pool and asks the device for nothing while the proof
-runs. Parts of keys lie in the pool as :class:`Resident` entries. Those that no proof uses are given up when
-memory is needed elsewhere: tables of multiples first, then what was used longest ago.
+Whoever needs memory takes it from an :class:`Allocator`: the device itself, the :class:`Pool` of a GPU, or
+the :class:`Arena` of a proof, which is one allocation of the pool and asks the device for nothing meanwhile.
+Parts of keys lie in the pool as :class:`Resident` entries. Those that no proof uses are given up when memory is
+needed elsewhere: tables of multiples first, then what was used longest ago.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpuprover.errors import DeviceError, OutOfMemory
 MIB = 1 << 20
 ALIGNMENT = 256
 SHARE = 0.95
-"""Of the memory that is free, what a pool takes where no limit is set: launches need some, too. A prediction."""
+"""Of the memory that is free, what a pool takes at most: launches need some, too. A prediction."""
 
 
 def aligned(size: int) -> int:
@@ -194,17 +194,14 @@ class Arena:
         while self._discarded:
             self.release(self._discarded.popleft())
         size, at = aligned(size), 0
-        for i, (begin, end) in enumerate(self._taken):
+        place = 0
+        for begin, end in self._taken:
             if begin - at >= size:
                 break
-            at = end
-        else:
-            i = len(self._taken)
+            place, at = place + 1, end
         if not self._open or at + size > self.size:
-            raise OutOfMemory(
-                f"the arena of a proof: no {size} bytes beside {self.held} of {self.size if self._open else 0}"
-            )
-        self._taken.insert(i, (at, at + size))
+            raise OutOfMemory(f"the arena of a proof: no {size} bytes beside {self.held} of {self.size}")
+        self._taken.insert(place, (at, at + size))
         self.extent, self.held = max(self.extent, at + size), self.held + size
         return Address(self._start + at)
 
@@ -251,12 +248,30 @@ class Scope:
             self._source.release(self._taken.pop())
 
 
+class Within:
+    """An allocator whose first allocation lies in a place that is there already; others come from elsewhere."""
+
+    def __init__(self, place: Address, source: Allocator) -> None:
+        self._place, self._source = place, source
+        self._first = True
+
+    def allocate(self, size: int) -> Address:
+        if self._first:
+            self._first = False
+            return self._place
+        return self._source.allocate(size)
+
+    def release(self, address: Address) -> None:
+        if address != self._place:
+            self._source.release(address)
+
+
 class Resident:
     """Something that lies in the pool between proofs.
 
     Attributes:
         kind: what it is, as a key for lookups within its owner.
-        bound: what tells it from other entries of one kind; None until that is known.
+        bound: where on the host its data came from; None before.
         block: its memory.
         value: what was made of it; None until it has been filled.
         table: whether it could do with less: it is given up before others.

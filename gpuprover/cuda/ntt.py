@@ -6,15 +6,14 @@ passes compute, and in which order twiddles stand, is at the head of kernels/ntt
 =============================  ==================================  ====================================
 transform of 2^log_n           passes over the vector              multiplications an element
 =============================  ==================================  ====================================
-NATURAL_TO_REVERSED            down                                log_n/2 − 7/8
-NATURAL_TO_NATURAL             down, the last one into scratch     log_n/2 − 7/8
-REVERSED_TO_NATURAL            up                                  log_n/2 − 7/8
-to_coset                       down and up, the middle two as one  log_n − 3/4
+NATURAL_TO_REVERSED            down                                log_n/2 − 1
+NATURAL_TO_NATURAL             down, the last one into scratch     log_n/2 − 1
+REVERSED_TO_NATURAL            up                                  log_n/2 − 1
+to_coset                       down and up, the middle two as one  log_n − 1
 =============================  ==================================  ====================================
 
-On a coset add 7/8 where it goes into the twiddles (down and forward, up and inverse) and 1 elsewhere, which
-includes to_coset. 1/n costs no multiplication. A compact table takes half a multiplication more for each of
-the LOG_COMPACT lowest levels.
+A coset costs one more, which to_coset includes; 1/n a sixteenth of one. With a compact table the last levels
+down and the first ones up take one more for every two elements, and scaling takes two instead of one.
 """
 
 from __future__ import annotations
@@ -23,9 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from gpuprover.cuda.device import MAIN, Address, Device, Program, Stream
-from gpuprover.curves import CURVES
-from gpuprover.limbs import field_to_words
+from gpuprover.curves import CURVES, FieldParams
+from gpuprover.errors import OutOfMemory
+from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 DIRECTIONS = (Direction.FORWARD, Direction.INVERSE)
@@ -43,6 +45,8 @@ LEAST_LEVELS = 3
 """Of one of several passes: a thread's elements are in one block."""
 LOG_COMPACT = 4
 """A compact table has a 2^LOG_COMPACT-th of a table's entries, and 2^LOG_COMPACT more."""
+LOG_LARGEST = 31
+"""Positions are words of 32 bits, and so is the first one after a vector's end."""
 MOST_VECTORS = 3
 """That one launch transforms side by side."""
 BLOCKS = 1 << 12
@@ -75,16 +79,18 @@ def split(log_n: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Table:
-    """What the table of a domain holds; all in elements.
+    """What the table of a domain holds.
+
+    First come constants (kernels/constant.cuh) of 2·field.bytes each: W up to 2^log_w, and in a compact table
+    ``multiples`` more of them, W at multiples of 2^log_w. Then elements:
 
     Attributes:
-        log_w: log2 of the entries of W that come first.
-        multiples: how many entries of W at multiples of 2^log_w follow in a compact table; else 0.
-        roots: W at powers of two, of which the others are made.
+        roots: W at powers of two, of which all others are made.
         factors: g^(2^m) for each bit m of an index, in natural and reversed order of bits, then the same of
             1/g; none where g, as a root of twice the domain's order, is in W.
     """
 
+    field: FieldParams
     log_w: int
     multiples: int
     roots: tuple[int, ...]
@@ -103,22 +109,33 @@ class _Table:
             inverses = [pow(x, -1, p) for x in squares]
             factors = (*squares, *reversed(squares), *inverses, *reversed(inverses))
         if compact and log_w > LOG_COMPACT:
-            return cls(log_w - LOG_COMPACT, 1 << LOG_COMPACT, roots, factors)
-        return cls(log_w, 0, roots, factors)
+            return cls(field, log_w - LOG_COMPACT, 1 << LOG_COMPACT, roots, factors)
+        return cls(field, log_w, 0, roots, factors)
+
+    def constant(self, i: int) -> int:
+        """The i-th constant's distance from the start, in bytes."""
+        return 2 * i * self.field.bytes
+
+    def element(self, i: int) -> int:
+        """The same of the i-th element after them; the first one is −1/p mod R, for making constants."""
+        return self.constant((1 << self.log_w) + self.multiples) + i * self.field.bytes
+
+    def factor(self, i: int) -> int:
+        return self.element(1 + len(self.roots) + i)
 
     @property
-    def constants(self) -> int:
-        """Index of the first root."""
-        return (1 << self.log_w) + self.multiples
+    def bytes(self) -> int:
+        return self.factor(len(self.factors))
 
-    @property
-    def size(self) -> int:
-        return self.constants + len(self.roots) + len(self.factors)
+    def elements(self) -> Words:
+        R = 1 << 8 * self.field.bytes
+        first = ints_to_words([-pow(self.field.modulus, -1, R) % R], self.field.limbs)
+        return np.concatenate([first, field_to_words(self.field, [*self.roots, *self.factors])])
 
 
 def table_bytes(domain: Domain, compact: bool = False) -> int:
-    """Bytes that a :class:`Transform` allocates: 2^log_n elements, or a sixteenth of that, and a few more."""
-    return _Table.of(domain, compact).size * domain.field.bytes
+    """Bytes that a :class:`Transform` allocates: twice a vector's, or an eighth of one's, and a few more."""
+    return _Table.of(domain, compact).bytes
 
 
 def scratch_bytes(domain: Domain) -> int:
@@ -134,7 +151,7 @@ class Transform:
     Args:
         memory: where the table is allocated (:func:`table_bytes`).
         domain: over the scalar field of a curve.
-        compact: a sixteenth of the table, for two more multiplications an element and direction.
+        compact: a sixteenth of the table, for some more multiplications (see above).
         levels: levels of each pass, instead of those of :func:`split`.
         log_tile: see LOG_TILE; at least the levels of any pass, and LOG_OWN.
 
@@ -153,6 +170,10 @@ class Transform:
         log_tile: int = LOG_TILE,
         stream: Stream = MAIN,
     ) -> None:
+        if domain.log_n > LOG_LARGEST:
+            raise OutOfMemory(
+                f"{device.name}: transforms go up to 2^{LOG_LARGEST} elements, not 2^{domain.log_n}"
+            )
         (curve,) = (c for c in CURVES if c.scalar == domain.field)
         self.domain, self.compact = domain, compact
         self._device, self._memory = device, memory
@@ -176,18 +197,14 @@ class Transform:
         self._memory.release(self._table)
 
     def _fill(self, stream: Stream) -> None:
-        contents, field = self._contents, self.domain.field
-        constants = field_to_words(field, [*contents.roots, *contents.factors])
-        roots = self._entry(contents.constants)
-        self._device.write(roots, constants, stream)
-        self._each("ntt_table", 1 << contents.log_w, roots, self._table, stream=stream)
+        contents, start = self._contents, self._table
+        first, roots = start + contents.element(0), start + contents.element(1)
+        self._device.write(first, contents.elements(), stream)
+        self._each("ntt_table", 1 << contents.log_w, roots, first, start, stream=stream)
         if contents.multiples:
-            first = self._entry(contents.constants + contents.log_w)
-            at = self._entry(1 << contents.log_w)
-            self._each("ntt_table", contents.multiples, first, at, stream=stream)
-
-    def _entry(self, i: int) -> int:
-        return self._table + i * self.domain.field.bytes
+            roots += contents.log_w * contents.field.bytes
+            at = start + contents.constant(1 << contents.log_w)
+            self._each("ntt_table", contents.multiples, roots, first, at, stream=stream)
 
     def _each(self, kernel: str, count: int, *arguments: int, stream: Stream) -> None:
         """A kernel with a thread for each of ``count`` elements, or with threads that take several."""
@@ -283,7 +300,7 @@ class Transform:
     def _place(self, i: int, direction: Direction, coset: Coset) -> list[int]:
         """Pass i of a transform, in the words of kernels/ntt.cu."""
         done = sum(self._levels[:i])
-        return [done, self._levels[i], DIRECTIONS.index(direction), coset is not Coset.NONE]
+        return [done, self._levels[i], DIRECTIONS.index(direction), int(coset is not Coset.NONE)]
 
     def _pass(
         self, kernel: str, vectors: Sequence[Address], out: list[int], place: list[int], stream: Stream
@@ -300,5 +317,5 @@ class Transform:
     def _scale(self, v: Address, sign: int, in_reverse: bool, stream: Stream) -> None:
         """v[i] ← v[i]·g^(sign·i), i being the coefficient's index, where g is not in the table."""
         which = (0 if sign > 0 else 2) + in_reverse
-        first = self._contents.constants + len(self._contents.roots) + which * self.domain.log_n
-        self._each("ntt_scale", self.domain.size, v, self._entry(first), stream=stream)
+        factors = self._table + self._contents.factor(which * self.domain.log_n)
+        self._each("ntt_scale", self.domain.size, v, factors, stream=stream)

@@ -101,15 +101,17 @@ def test_sums(
     bases = points[:n].copy()
     bases[n // 2] = 0
     bases[n // 3 :: 7] = bases[n // 3]
-    ours, theirs = (backend.prepare_bases(group, bases) for backend in (cuda, cpu))
+    ours, theirs = cuda.prepare_bases(group, bases), cpu.prepare_bases(group, bases)
+    multiples = cuda.prepare_bases(group, bases, 1 << 30)
     for kind, make in KINDS.items():
         scalars = make(curve, n, numbers)
         expected = cpu.msm(theirs, scalars)
         assert cuda.msm(ours, scalars) == expected, kind
         vector = cuda.upload(scalars)
         assert cuda.msm(ours, vector) == expected, f"{kind}, on the device"
+        assert cuda.msm(multiples, vector) == expected, f"{kind}, with tables"
         cuda.free(vector)
-    cuda.free(ours)
+    cuda.free(ours, multiples)
 
 
 def test_sums_do_not_change_from_run_to_run(
