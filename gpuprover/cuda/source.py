@@ -15,7 +15,7 @@ CONSTANTS = "curve_constants.cuh"
 """The name by which the kernels include the curve's constants."""
 LIMB_BITS = 32
 VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {}
-"""File of ``kernels/`` -> the macros of each of its programs; any other file is one program without macros."""
+"""File of ``kernels/`` -> the macros of each of its programs; any other file is one program, without any."""
 
 
 def programs(curve: CurveParams) -> list[Program]:
