@@ -14,6 +14,7 @@ host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -131,6 +132,19 @@ class Backend(Protocol):
         """
         ...
 
+    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
+        """The memory of one proof with a key of this shape, from its first handle to its last.
+
+        A device takes it on entry and gives it back at the end, however that comes; vectors made within
+        are dead then. Host arrays that are handed in do not change meanwhile. Bases and matrices are the
+        ``owner``'s, who has them prepared in the same order for every proof: a device may keep them for the
+        next one, as long as the owner lives.
+
+        Raises:
+            OutOfMemory: on entry; see :meth:`plan`.
+        """
+        ...
+
     # Vectors -----------------------------------------------------------------
 
     def ntt(
@@ -165,8 +179,8 @@ class Backend(Protocol):
         """1/v[i], and 0 where v[i] = 0."""
         ...
 
-    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
-        """Evaluations on ⟨ω⟩ -> evaluations of the same polynomial on the coset; both in natural order."""
+    def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
+        """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset; both in natural order."""
         ...
 
     # Sparse products -----------------------------------------------------------
