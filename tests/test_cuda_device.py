@@ -283,10 +283,14 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_every_kernel_file_is_listed() -> None:
-    assert set(VARIANTS) == {path.name for path in (ROOT / "kernels").glob("*.cu")}
-    names = [compile.program_name(program) for curve in CURVES for program in programs(curve)]
-    assert len(set(names)) == len(names)
+def test_every_kernel_file_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = (("GROUP", "1"),), (("GROUP", "2"),)
+    monkeypatch.setitem(VARIANTS, "vector.cu", two)
+    found = [program for curve in CURVES for program in programs(curve)]
+    assert {program.source for program in found} == {path.name for path in (ROOT / "kernels").glob("*.cu")}
+    assert {program.defines for program in found if program.source == "vector.cu"} == set(two)
+    assert len({compile.program_name(program) for program in found}) == len(found)
+    assert set(VARIANTS) <= {program.source for program in found}
 
 
 def test_a_cubin_is_compiled_once(nvrtc: Nvrtc, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

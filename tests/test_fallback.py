@@ -24,14 +24,14 @@ from gpuprover import api
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
-from gpuprover.cuda.probe import GpuRecord, Survey
+from gpuprover.cuda.probe import Gpu, Survey
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
 from running import Run
 
 pytestmark = pytest.mark.kernels_offline
 BLINDING = (7, 11)
-H200 = GpuRecord("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
+H200 = Gpu("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
 
 
 class Steps:
@@ -336,7 +336,7 @@ def test_the_command_line_shows_one_line(gpu: FakeGpu, made: Made, tmp_path: Pat
 
 def test_the_doctor_shows_the_gpus(gpu: FakeGpu, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Survey(
-        gpus=(H200, GpuRecord("cuda:1", "", "Old", "sm_61", 1, None, "it is old", "buy one")),
+        gpus=(H200, Gpu("cuda:1", "", "Old", "sm_61", 1, None, "it is old", "buy one")),
         driver="580.159.03",
         driver_cuda=(13, 0),
         cupy="14.2.0",

@@ -10,7 +10,7 @@ from typing import Any
 from gpuprover.backend import Backend
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
-from gpuprover.cuda.probe import GpuRecord, Survey, mark_lost
+from gpuprover.cuda.probe import Gpu, Survey, mark_lost
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
@@ -33,7 +33,7 @@ def present() -> bool:
     return _survey().driver_cuda is not None
 
 
-def gpus() -> list[GpuRecord]:
+def gpus() -> list[Gpu]:
     """All GPUs that this process sees, with what is free and what has failed by now."""
     return [probe.refreshed(gpu) for gpu in _survey().gpus]
 

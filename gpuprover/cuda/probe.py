@@ -34,7 +34,7 @@ _NO_DEVICE = 100  # cudaErrorNoDevice
 
 
 @dataclass(frozen=True)
-class GpuRecord:
+class Gpu:
     """One GPU, or one MIG instance, that this process sees.
 
     Attributes:
@@ -73,7 +73,7 @@ class Survey:
         advice: what to do about it.
     """
 
-    gpus: tuple[GpuRecord, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     driver_cuda: tuple[int, int] | None = None
     cupy: str | None = None
@@ -213,16 +213,16 @@ def _count(runtime: Any, nvml: Any) -> int:
     raise _Unusable("the driver reports no GPU", "see `nvidia-smi`")
 
 
-def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> GpuRecord:
+def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
     name = f"cuda:{index}"
     try:
         properties = runtime.getDeviceProperties(index)
     except RuntimeError as error:
         problem = f"it does not answer: {_first_line(error)}"
-        return GpuRecord(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
+        return Gpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
     capability = 10 * properties["major"] + properties["minor"]
     uuid = str(UUID(bytes=bytes(properties["uuid"])))
-    gpu = GpuRecord(
+    gpu = Gpu(
         name,
         uuid,
         properties["name"].decode(errors="replace"),
@@ -237,7 +237,7 @@ def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> GpuRecord
     return refreshed(gpu)
 
 
-def _check(gpu: GpuRecord, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
+def _check(gpu: Gpu, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
     if compute_mode == _PROHIBITED:
         raise _Unusable("its compute mode is 'prohibited'", "nvidia-smi -c DEFAULT")
     if capability < OLDEST:
@@ -312,7 +312,7 @@ def _handle(nvml: Any, uuid: str) -> Any:
     return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
 
 
-def refreshed(gpu: GpuRecord) -> GpuRecord:
+def refreshed(gpu: Gpu) -> Gpu:
     """The record with the memory that is free now, and with what has happened to the GPU since."""
     failed = lost(gpu.name)
     if failed is not None:
