@@ -41,8 +41,6 @@ PRIORITY_SECONDS = 10.0
 """A proof goes before those of a priority one lower that were submitted at most so much earlier."""
 TURN_SECONDS = 0.5
 """A circuit keeps its turn for so much proving more than its share: proofs with one key follow each other."""
-LOAD_RATE = 5e9
-"""Bytes a second of a key on its way to a GPU: a prediction, from what keeping keys there saves others."""
 LEARNING = 0.3
 """Weight of the latest observation in the factor between a circuit's observed and predicted times."""
 LOSSES = 3
@@ -316,10 +314,11 @@ class Scheduler:
         self._end(run)
         if outcome is Outcome.SUCCEEDED:
             key = ticket.circuit, run.placement.device
-            seen = (self._clock() - run.started) / max(run.placement.seconds, 1e-9)
-            self._factors[key] = (
-                self._factors[key] * (1 + LEARNING * (seen - 1)) if key in self._factors else seen
-            )
+            loading = run.placement.loading
+            seen = (self._clock() - run.started - loading) / (run.placement.seconds - loading)
+            before = self._factors.get(key)
+            seen = max(seen, 0.1)  # a key came sooner than predicted: that says little about proofs
+            self._factors[key] = seen if before is None else before * (1 + LEARNING * (seen - 1))
         if ticket.state is State.CANCELLED:
             return Verdict.DISCARD
         if outcome is Outcome.OUT_OF_MEMORY:
@@ -442,13 +441,14 @@ class Scheduler:
             if start is None or not self._fits(needs):
                 bookings = self._ready(needs, now, booked)
                 when = max(booking.when for booking in bookings.values())
-                end = when + backlog[usual.device] + usual.seconds * depth / kinds[usual.kind]
+                queue = self._cost(usual) * depth / kinds[usual.kind]
+                end = when + backlog[usual.device] + max(usual.seconds, queue)
                 options.append(_Option(end, taken, i, usual, needs, bookings))
         best = min(options, key=lambda option: option[:3])
         if best.bookings is None:
             others = [p for p in found if p.device != best.placement.device]
             return self._start(ticket, best, now, booked, others, out)
-        backlog[best.placement.device] += best.placement.seconds * depth
+        backlog[best.placement.device] += self._cost(best.placement) * depth
         for name, booking in best.bookings.items():
             booked.setdefault(name, booking)
         return None
@@ -465,15 +465,26 @@ class Scheduler:
     def _predict(self, ticket: Ticket, device: Device, threads: int) -> Placement | str:
         """A proposal whose seconds know the circuit, the neighbours and whether the key is there."""
         host = self._host.device if self._host is not None else None
-        level = ticket.level
-        found = propose(ticket.shape, device, self._times, threads=threads, host=host, level=level)
+        load = self._loads[device.name]
+        found = propose(
+            ticket.shape,
+            device,
+            self._times,
+            threads=threads,
+            host=host,
+            level=ticket.level,
+            loaded=ticket.circuit in load.keys,
+        )
         if isinstance(found, str):
             return found
-        load = self._loads[device.name]
         slower = 1 if found.kind == "cpu" else 1 + load.proofs
-        loading = 0.0 if ticket.circuit in load.keys else found.shared / LOAD_RATE
         factor = self._factors.get((ticket.circuit, device.name), 1.0)
-        return replace(found, seconds=found.seconds * factor * slower + loading)
+        return replace(found, seconds=(found.seconds - found.loading) * factor * slower + found.loading)
+
+    def _cost(self, p: Placement) -> float:
+        """Seconds of the whole device that a proof takes: of its share of the threads, or among its neighbours."""
+        load = self._loads[p.device]
+        return p.seconds * (p.threads / load.device.threads if p.kind == "cpu" else 1 / (1 + load.proofs))
 
     def _useful(self, shape: JobShape, device: Device) -> int:
         """Threads that are busy for half of the time at least; none for a GPU, which waits for none."""
@@ -553,6 +564,7 @@ class Scheduler:
         else:
             left = replace(load.device, memory=load.device.memory - load.own - load.pinned)
         placement = replace(placement, reason=explain(ticket.shape, left, placement, others, out))
+        cost = self._cost(placement)
         for name, need in needs.items():
             self._loads[name].add(need)
             if name in booked and option.end > booked[name].when:
@@ -561,9 +573,8 @@ class Scheduler:
         self._runs[ticket.id] = run
         self._leave(ticket, State.RUNNING)
         circuit = ticket.circuit
-        share = placement.threads / load.device.threads if placement.kind == "cpu" else 1.0
         self._virtual, self._turn = max(self._virtual, self._served[circuit]), circuit
-        self._served[circuit] += placement.seconds * share
+        self._served[circuit] += cost
         return run
 
     def _end(self, run: Run) -> None:
