@@ -55,6 +55,7 @@ class Device:
         path: the code that runs there (``ifma``, ``portable``, ``sm_90``): what times are kept for.
         threads: of a CPU; 0 elsewhere.
         memory: bytes that proofs may take here, the least of limits and what is free; None: no limit known.
+        proofs: at most so many at once; None: as many as there is memory (and, on a CPU, threads) for.
         problem: why it cannot be used, and what to do about it; empty if it can.
     """
 
@@ -64,6 +65,7 @@ class Device:
     path: str = ""
     threads: int = 0
     memory: int | None = None
+    proofs: int | None = None
     problem: str = ""
 
 
