@@ -3,9 +3,9 @@
 A poll visits the flows (circuit and priority; first in, first out within) by rank, and for the first proof of
 each weighs starting now, with what is free, against waiting for a device:
 
-1. Rank: the time of submission, ``PRIORITY_SECONDS`` earlier for each step of priority, later by the seconds
-   of proving that its circuit has had (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). So
-   circuits share what there is, and whoever waits long enough comes first.
+1. Rank: the seconds of proving that its circuit has had, from the least (start-time fair queueing: Goyal, Vin
+   and Cheng, SIGCOMM 1996), where each step of priority is worth ``PRIORITY_SECONDS``. Who waits rises by a
+   step in that time, up to the highest priority that waits: so nobody starves, and circuits share.
 2. Device: the earliest predicted end. A flow counts all that wait in it as ahead of it on the device it would
    wait for; so a long one sends some to slower devices that stand idle.
 3. Who waits for a device books it: others start there only if they end before, or leave room (EASY
@@ -38,11 +38,9 @@ from gpuprover.scheduler.placement import (
 )
 
 PRIORITY_SECONDS = 10.0
-"""A proof goes before those of a priority one lower that were submitted at most so much earlier."""
+"""Of waiting, after which a proof counts as one priority higher."""
 TURN_SECONDS = 0.5
 """A circuit keeps its turn for so much proving more than its share: proofs with one key follow each other."""
-LOAD_RATE = 5e9
-"""Bytes a second of a key on its way to a GPU: a prediction, from what keeping keys there saves others."""
 LEARNING = 0.3
 """Weight of the latest observation in the factor between a circuit's observed and predicted times."""
 LOSSES = 3
@@ -105,18 +103,15 @@ class Run:
 
     Attributes:
         evicted: circuits whose keys leave the device's memory first.
-        ends: predicted.
+        ends: predicted, neighbours on a GPU included.
     """
 
     ticket: Ticket
     placement: Placement
     evicted: tuple[str, ...]
     started: float
+    ends: float
     needs: Mapping[str, _Need]
-
-    @property
-    def ends(self) -> float:
-        return self.started + self.placement.seconds
 
 
 class Decisions(NamedTuple):
@@ -141,7 +136,8 @@ class _Load:
         return other
 
     def fits(self, need: _Need) -> bool:
-        if need.proof and (self.alone or (need.alone and self.proofs)):
+        most = 1 if self.alone or need.alone else self.device.proofs
+        if need.proof and most is not None and self.proofs >= most:
             return False
         held, runs = self.keys.get(need.circuit, (0, 0))
         memory = self.own + need.own + self.pinned + max(0, need.shared - (held if runs else 0))
@@ -283,7 +279,8 @@ class Scheduler:
         starts: list[Run] = []
         booked: dict[str, _Booking] = {}
         backlog: dict[str, float] = defaultdict(float)
-        ranked = [(self._rank(key), key) for key in self._flows]
+        top = max((priority for _, priority in self._flows), default=0)
+        ranked = [(self._rank(key, now, top), key) for key in self._flows]
         heapq.heapify(ranked)
         while ranked:
             _, key = heapq.heappop(ranked)
@@ -297,7 +294,7 @@ class Scheduler:
                     continue
                 starts.append(run)
             if key in self._flows:
-                heapq.heappush(ranked, (self._rank(key), key))
+                heapq.heappush(ranked, (self._rank(key, now, top), key))
         refused, self._refused = self._refused, []
         return Decisions(starts, refused)
 
@@ -316,10 +313,11 @@ class Scheduler:
         self._end(run)
         if outcome is Outcome.SUCCEEDED:
             key = ticket.circuit, run.placement.device
-            seen = (self._clock() - run.started) / max(run.placement.seconds, 1e-9)
-            self._factors[key] = (
-                self._factors[key] * (1 + LEARNING * (seen - 1)) if key in self._factors else seen
-            )
+            loading = run.placement.loading
+            seen = (self._clock() - run.started - loading) / (run.ends - run.started - loading)
+            before = self._factors.get(key)
+            seen = max(seen, 0.1)  # a key came sooner than predicted: that says little about proofs
+            self._factors[key] = seen if before is None else before * (1 + LEARNING * (seen - 1))
         if ticket.state is State.CANCELLED:
             return Verdict.DISCARD
         if outcome is Outcome.OUT_OF_MEMORY:
@@ -395,10 +393,12 @@ class Scheduler:
         self._leave(ticket, State.DONE)
         self._refused.append((ticket, error))
 
-    def _rank(self, key: tuple[str, int]) -> float:
+    def _rank(self, key: tuple[str, int], now: float, top: int) -> tuple[float, int]:
         circuit, priority = key
+        first = self._flows[key].first()
+        risen = min((now - first.submitted) / PRIORITY_SECONDS, top - priority)
         turn = TURN_SECONDS if circuit == self._turn else 0.0
-        return self._flows[key].first().submitted - priority * PRIORITY_SECONDS + self._served[circuit] - turn
+        return self._served[circuit] - turn - (priority + risen) * PRIORITY_SECONDS, first.id
 
     def _survives(self, ticket: Ticket) -> bool:
         ticket.losses += 1
@@ -437,18 +437,19 @@ class Scheduler:
             taken = float(load.own + load.pinned - (load.device.memory or 0))
             start = self._start_now(ticket, usual, now, booked)
             if start is not None:
-                options.append(_Option(now + start[0].seconds, taken, i, *start, None))
+                options.append(_Option(self._end_of(start[0], now), taken, i, *start, None))
             needs = self._needs(ticket, usual)
             if start is None or not self._fits(needs):
                 bookings = self._ready(needs, now, booked)
                 when = max(booking.when for booking in bookings.values())
-                end = when + backlog[usual.device] + usual.seconds * depth / kinds[usual.kind]
+                queue = self._cost(usual) * depth / kinds[usual.kind] - usual.seconds
+                end = self._end_of(usual, when) + backlog[usual.device] + max(0.0, queue)
                 options.append(_Option(end, taken, i, usual, needs, bookings))
         best = min(options, key=lambda option: option[:3])
         if best.bookings is None:
             others = [p for p in found if p.device != best.placement.device]
             return self._start(ticket, best, now, booked, others, out)
-        backlog[best.placement.device] += best.placement.seconds * depth
+        backlog[best.placement.device] += self._cost(best.placement) * depth
         for name, booking in best.bookings.items():
             booked.setdefault(name, booking)
         return None
@@ -463,17 +464,35 @@ class Scheduler:
         return found, out
 
     def _predict(self, ticket: Ticket, device: Device, threads: int) -> Placement | str:
-        """A proposal whose seconds know the circuit, the neighbours and whether the key is there."""
+        """A proposal whose seconds know the circuit, and whether the key is there."""
         host = self._host.device if self._host is not None else None
-        level = ticket.level
-        found = propose(ticket.shape, device, self._times, threads=threads, host=host, level=level)
+        load = self._loads[device.name]
+        found = propose(
+            ticket.shape,
+            device,
+            self._times,
+            threads=threads,
+            host=host,
+            level=ticket.level,
+            loaded=ticket.circuit in load.keys,
+        )
         if isinstance(found, str):
             return found
-        load = self._loads[device.name]
-        slower = 1 if found.kind == "cpu" else 1 + load.proofs
-        loading = 0.0 if ticket.circuit in load.keys else found.shared / LOAD_RATE
         factor = self._factors.get((ticket.circuit, device.name), 1.0)
-        return replace(found, seconds=found.seconds * factor * slower + loading)
+        return replace(found, seconds=(found.seconds - found.loading) * factor + found.loading)
+
+    def _cost(self, p: Placement) -> float:
+        """Seconds of the whole device that a proof takes."""
+        return p.seconds * (p.threads / self._loads[p.device].device.threads if p.kind == "cpu" else 1)
+
+    def _end_of(self, p: Placement, start: float) -> float:
+        """When a proof ends; neighbours on a GPU take turns with it as long as both run."""
+        end = start + p.seconds
+        if p.kind != "cpu":
+            for run in self._runs.values():
+                if run.placement.device == p.device:
+                    end += min(p.seconds, run.placement.seconds, max(0.0, run.ends - start))
+        return end
 
     def _useful(self, shape: JobShape, device: Device) -> int:
         """Threads that are busy for half of the time at least; none for a GPU, which waits for none."""
@@ -504,7 +523,8 @@ class Scheduler:
             if isinstance(found, str):
                 break
             needs = self._needs(ticket, found)
-            late = [name for name in needs if name in booked and now + found.seconds > booked[name].when]
+            end = self._end_of(found, now)
+            late = [name for name in needs if name in booked and end > booked[name].when]
             if self._fits(needs) and all(booked[name].load.fits(needs[name]) for name in late):
                 return found, needs
         return None
@@ -553,17 +573,17 @@ class Scheduler:
         else:
             left = replace(load.device, memory=load.device.memory - load.own - load.pinned)
         placement = replace(placement, reason=explain(ticket.shape, left, placement, others, out))
+        cost = self._cost(placement)
         for name, need in needs.items():
             self._loads[name].add(need)
             if name in booked and option.end > booked[name].when:
                 booked[name].load.add(need)
-        run = Run(ticket, placement, load.evict(), now, needs)
+        run = Run(ticket, placement, load.evict(), now, option.end, needs)
         self._runs[ticket.id] = run
         self._leave(ticket, State.RUNNING)
         circuit = ticket.circuit
-        share = placement.threads / load.device.threads if placement.kind == "cpu" else 1.0
         self._virtual, self._turn = max(self._virtual, self._served[circuit]), circuit
-        self._served[circuit] += placement.seconds * share
+        self._served[circuit] += cost
         return run
 
     def _end(self, run: Run) -> None:

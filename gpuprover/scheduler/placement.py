@@ -7,7 +7,7 @@ asked for, and is all that the library calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -18,6 +18,9 @@ from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 UNTRIED = 1 << 13
 """Constraints below which a GPU that nobody has measured is not tried: a prediction from published times of
 sums of that many points, where launches alone take as long as a CPU."""
+LOAD_RATE = 5e9
+"""Bytes a second of a key and its tables on their way to a GPU: a prediction, from what keys that stay there are
+published to save."""
 SPLIT_GAIN = 1.1
 """A proof is split between GPU and host if that is predicted to make it so many times faster."""
 
@@ -52,6 +55,7 @@ class Device:
         path: the code that runs there (``ifma``, ``portable``, ``sm_90``): what times are kept for.
         threads: of a CPU; 0 elsewhere.
         memory: bytes that proofs may take here, the least of limits and what is free; None: no limit known.
+        proofs: at most so many at once; None: as many as there is memory (and, on a CPU, threads) for.
         problem: why it cannot be used, and what to do about it; empty if it can.
     """
 
@@ -61,6 +65,7 @@ class Device:
     path: str = ""
     threads: int = 0
     memory: int | None = None
+    proofs: int | None = None
     problem: str = ""
 
 
@@ -126,7 +131,7 @@ class Placement:
         plan: the memory that it may take, the one of index ``step`` among those for the kind.
         host_groups: parts that the CPU does while the GPU does the rest.
         host_memory: bytes of the host's memory that a proof on a GPU takes.
-        seconds: predicted.
+        seconds: predicted, ``loading`` of them for the key's way to the device.
         level: how far the proof has come down for want of memory.
         reason: all of it in words.
     """
@@ -139,6 +144,7 @@ class Placement:
     host_groups: frozenset[str]
     host_memory: int
     seconds: float
+    loading: float
     level: Degrade
     reason: str = ""
 
@@ -162,10 +168,12 @@ def propose(
     threads: int,
     host: Device | None = None,
     level: Degrade = Degrade.NONE,
+    loaded: bool = False,
 ) -> Placement | str:
     """A proof on a device of which nothing is taken, or why it cannot be there.
 
-    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile.
+    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile. ``loaded``:
+    the key is there.
     """
     if device.problem:
         return device.problem
@@ -187,6 +195,7 @@ def propose(
             host_groups=frozenset(),
             host_memory=0 if on_cpu else plan.host,
             seconds=seconds,
+            loading=0.0,
             level=level,
         )
         for step, plan in enumerate(plans[first:], first)
@@ -195,16 +204,19 @@ def propose(
     if not here:
         need = options[-1].shared + options[-1].own
         return f"needs {format_size(need)}, {format_size(device.memory or 0)} are free"
-    if host is None or on_cpu:
+    if on_cpu:
         return here[0]
-    found = next((p for p in here if _holds(host, p.host_memory)), None)
-    if found is None:
-        return (
-            f"needs {format_size(here[-1].host_memory)} of the host, {format_size(host.memory or 0)} are free"
-        )
-    if not threads or level is not Degrade.NONE:
-        return found
-    return min([found, *_splits(shape, device, times, threads, host, found)], key=lambda p: p.seconds)
+    if host is not None:
+        need = here[-1].host_memory
+        here = [p for p in here if _holds(host, p.host_memory)]
+        if not here:
+            return f"needs {format_size(need)} of the host, {format_size(host.memory or 0)} are free"
+    found = here[0]
+    if host is not None and threads and level is Degrade.NONE:
+        splits = _splits(shape, device, times, threads, host, found)
+        found = min([found, *splits], key=lambda p: p.seconds)
+    loading = 0.0 if loaded else found.shared / LOAD_RATE
+    return replace(found, seconds=found.seconds + loading, loading=loading)
 
 
 def _holds(device: Device, size: int) -> bool:
@@ -278,18 +290,30 @@ def format_seconds(seconds: float) -> str:
 
 
 def place(
-    shape: JobShape, devices: Sequence[Device], times: Times, level: Degrade = Degrade.NONE
+    shape: JobShape,
+    devices: Sequence[Device],
+    times: Times,
+    *,
+    level: Degrade = Degrade.NONE,
+    loaded: Collection[str] = (),
 ) -> Placement:
-    """Where one proof runs on a machine that does nothing else.
+    """Where one proof runs on a machine that does nothing else; ``loaded`` names the GPUs that have its key.
 
     Raises:
         OutOfMemory: no device holds it; the message says for each why not.
         DeviceError: no device can be used.
     """
-    return _place(shape, devices, times, level, next((d for d in devices if d.kind == "cpu"), None))
+    return _place(shape, devices, devices, times, level, loaded)
 
 
-def choose(setting: str, shape: JobShape, devices: Sequence[Device], times: Times) -> Placement:
+def choose(
+    setting: str,
+    shape: JobShape,
+    devices: Sequence[Device],
+    times: Times,
+    *,
+    loaded: Collection[str] = (),
+) -> Placement:
     """Where the library runs a proof.
 
     Args:
@@ -297,6 +321,7 @@ def choose(setting: str, shape: JobShape, devices: Sequence[Device], times: Time
         shape: of the proof.
         devices: what the machine has, the CPU among them; those that cannot be used with their problem.
         times: :func:`gpuprover.calibration.load`.
+        loaded: names of the GPUs that have its key.
 
     Raises:
         InvalidInput: no such device here.
@@ -309,15 +334,21 @@ def choose(setting: str, shape: JobShape, devices: Sequence[Device], times: Time
         raise InvalidInput(f"device: expected one of {known}; found {setting[:40]!r}")
     if all(d.problem for d in asked):
         raise DeviceError(f"device {setting!r} is not available: {asked[0].problem}")
-    return _place(shape, asked, times, Degrade.NONE, next((d for d in devices if d.kind == "cpu"), None))
+    return _place(shape, asked, devices, times, Degrade.NONE, loaded)
 
 
 def _place(
-    shape: JobShape, devices: Sequence[Device], times: Times, level: Degrade, host: Device | None
+    shape: JobShape,
+    devices: Sequence[Device],
+    machine: Sequence[Device],
+    times: Times,
+    level: Degrade,
+    loaded: Collection[str],
 ) -> Placement:
-    spare = host.threads if host is not None else 0
+    host = next((d for d in machine if d.kind == "cpu"), None)
+    threads = host.threads if host is not None else 0
     proposals = [
-        propose(shape, d, times, threads=d.threads if d.kind == "cpu" else spare, host=host, level=level)
+        propose(shape, d, times, threads=threads, host=host, level=level, loaded=d.name in loaded)
         for d in devices
     ]
     found, out = sift(shape, devices, times, proposals)
