@@ -86,6 +86,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice]) -> None:
     monkeypatch.setattr(devices, "_shared", {})
+    monkeypatch.setattr(devices, "_loaded", {})
     monkeypatch.setattr(devices, "open_device", lambda name: device())
     monkeypatch.setattr(devices, "programs", lambda curve: [])
     monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))

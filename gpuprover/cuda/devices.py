@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
 
 _open: dict[str, Device] = {}
+_loaded: dict[tuple[str, str], Device] = {}
 _shared: dict[str, Shared] = {}
 _lock = threading.Lock()
 
@@ -38,7 +39,7 @@ def present() -> bool:
 
 def gpus() -> list[Gpu]:
     """All GPUs that this process sees, with what is free and what has failed by now."""
-    return [probe.refreshed(gpu) for gpu in _survey().gpus]
+    return [probe.refreshed(probe.judged(gpu)) for gpu in _survey().gpus]
 
 
 def resolve(name: str) -> str:
@@ -51,11 +52,14 @@ def resolve(name: str) -> str:
     family, colon, number = name.partition(":")
     if colon and not (number.isascii() and number.isdigit() and str(int(number)) == number):
         raise InvalidInput(f"device: expected {family} or {family}:0, say; found {name[:40]!r}")
-    found = gpus()
+    found = [probe.judged(gpu) for gpu in _survey().gpus]
     asked = [gpu for gpu in found if name in (family, gpu.name)]
     usable = [gpu for gpu in asked if gpu.usable]
-    if usable:
+    if len(usable) > 1:
+        usable = [probe.refreshed(gpu) for gpu in usable]
         return max(usable, key=lambda gpu: gpu.total if gpu.free is None else gpu.free).name
+    if usable:
+        return usable[0].name
     if asked:
         why = [asked[0].problem, asked[0].advice]
     elif found:
@@ -91,8 +95,10 @@ def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
     from gpuprover.cuda.gpu import Gpu as Shared
 
     device = open_device(name)
-    with job.phase("load kernels"):
-        device.prepare(programs(curve), job.check)
+    if _loaded.get((name, curve.name)) is not device:
+        with job.phase("load kernels"):
+            device.prepare(programs(curve), job.check)
+        _loaded[name, curve.name] = device
     with _lock:
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Shared(device)
