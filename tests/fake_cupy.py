@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,11 +73,6 @@ class Gpu:
     capability: tuple[int, int] = (9, 0)
     memory: int = 1 << 30
     compute_mode: int = 0
-    uuid: bytes = field(default_factory=lambda: uuid.uuid4().bytes)
-
-    @property
-    def name(self) -> str:
-        return str(uuid.UUID(bytes=self.uuid))
 
 
 class Machine:
@@ -162,7 +156,6 @@ class Machine:
             gpu = self.gpus[index]
             return {
                 "name": gpu.model.encode(),
-                "uuid": gpu.uuid,
                 "major": gpu.capability[0],
                 "minor": gpu.capability[1],
                 "computeMode": gpu.compute_mode,
@@ -218,6 +211,7 @@ class Machine:
             "setDevice": set_device,
             "getDeviceCount": device_count,
             "getDeviceProperties": properties,
+            "deviceGetPCIBusId": lambda index: f"0000:0{index}:00.0",
             "memGetInfo": lambda: (
                 self.gpus[self.current].memory - self.used,
                 self.gpus[self.current].memory,

@@ -122,7 +122,7 @@ assert all(find_cubin(p, "sm_90", None) for curve in CURVES for p in programs(cu
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_steps_in_a_fresh_environment(tmp_path: Path) -> None:
     """The build's steps, in folders of ours and for one architecture; then the image's checks."""
     build, last = stages()

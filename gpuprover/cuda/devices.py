@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuprover.backend import Backend
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
+from gpuprover.cuda.source import programs
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
 
+if TYPE_CHECKING:
+    from gpuprover.cuda.gpu import Gpu as Shared
+
 __all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
 
 _open: dict[str, Device] = {}
-_gpus: dict[str, Any] = {}
+_loaded: dict[tuple[str, str], Device] = {}
+_shared: dict[str, Shared] = {}
 _lock = threading.Lock()
 
 
@@ -35,7 +39,7 @@ def present() -> bool:
 
 def gpus() -> list[Gpu]:
     """All GPUs that this process sees, with what is free and what has failed by now."""
-    return [probe.refreshed(gpu) for gpu in _survey().gpus]
+    return [probe.refreshed(probe.judged(gpu)) for gpu in _survey().gpus]
 
 
 def resolve(name: str) -> str:
@@ -48,11 +52,14 @@ def resolve(name: str) -> str:
     family, colon, number = name.partition(":")
     if colon and not (number.isascii() and number.isdigit() and str(int(number)) == number):
         raise InvalidInput(f"device: expected {family} or {family}:0, say; found {name[:40]!r}")
-    found = gpus()
+    found = [probe.judged(gpu) for gpu in _survey().gpus]
     asked = [gpu for gpu in found if name in (family, gpu.name)]
     usable = [gpu for gpu in asked if gpu.usable]
-    if usable:
+    if len(usable) > 1:
+        usable = [probe.refreshed(gpu) for gpu in usable]
         return max(usable, key=lambda gpu: gpu.total if gpu.free is None else gpu.free).name
+    if usable:
+        return usable[0].name
     if asked:
         why = [asked[0].problem, asked[0].advice]
     elif found:
@@ -80,11 +87,19 @@ def open_device(name: str) -> Device:
 
 
 def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
-    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it."""
-    module = import_module("gpuprover.cuda.backend")
+    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
+
+    The first of a curve compiles its kernels where they were not built before.
+    """
+    from gpuprover.cuda.backend import CudaBackend
+    from gpuprover.cuda.gpu import Gpu as Shared
+
     device = open_device(name)
+    if _loaded.get((name, curve.name)) is not device:
+        with job.phase("load kernels"):
+            device.prepare(programs(curve), job.check)
+        _loaded[name, curve.name] = device
     with _lock:
-        if name not in _gpus or _gpus[name].device is not device:
-            _gpus[name] = module.Gpu(device)
-        backend: Backend = module.CudaBackend(curve, job, _gpus[name])
-    return backend
+        if name not in _shared or _shared[name].device is not device:
+            _shared[name] = Shared(device)
+        return CudaBackend(curve, job, _shared[name])

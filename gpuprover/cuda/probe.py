@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from gpuprover.cuda.compile import Nvrtc, built_folders, find_nvrtc
 
@@ -28,7 +27,6 @@ OLDEST = 70
 """Compute capability. Since Volta the threads of a warp proceed one by one, as the kernels expect."""
 _PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
-AFTER_LOSS = "start the program again"
 _PROHIBITED = 2  # cudaComputeModeProhibited
 _NO_DEVICE = 100  # cudaErrorNoDevice
 
@@ -39,11 +37,13 @@ class Gpu:
 
     Attributes:
         name: ``cuda:0``, say.
+        uuid: NVML's, empty where it does not tell.
         architecture: ``sm_90``, say.
         total: bytes of memory.
         free: bytes that other processes leave, and this one; None where NVML does not tell.
         problem: why it cannot be used, None if it can.
         advice: what to do about it.
+        bus: its place on the PCI bus, by which CUDA and NVML agree on it. CuPy's UUIDs end at a zero byte.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Gpu:
     free: int | None
     problem: str | None = None
     advice: str | None = None
+    bus: str = ""
 
     @property
     def usable(self) -> bool:
@@ -127,7 +128,7 @@ def survey() -> Survey:
         runtime, release = _runtime(version, package, extra)
         nvrtc = find_nvrtc(release)
         found = replace(found, nvrtc=None if nvrtc is None else nvrtc.version)
-        gpus = tuple(_gpu(i, runtime, nvrtc, extra) for i in range(_count(runtime, nvml)))
+        gpus = tuple(_gpu(i, runtime, nvml, nvrtc, extra) for i in range(_count(runtime, nvml)))
         found = replace(found, gpus=gpus)
         if not any(gpu.usable for gpu in gpus):
             raise _Unusable(gpus[0].problem or "", gpus[0].advice)
@@ -213,28 +214,29 @@ def _count(runtime: Any, nvml: Any) -> int:
     raise _Unusable("the driver reports no GPU", "see `nvidia-smi`")
 
 
-def _gpu(index: int, runtime: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
+def _gpu(index: int, runtime: Any, nvml: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
     name = f"cuda:{index}"
     try:
         properties = runtime.getDeviceProperties(index)
+        bus = runtime.deviceGetPCIBusId(index)
     except RuntimeError as error:
         problem = f"it does not answer: {_first_line(error)}"
         return Gpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
     capability = 10 * properties["major"] + properties["minor"]
-    uuid = str(UUID(bytes=bytes(properties["uuid"])))
     gpu = Gpu(
         name,
-        uuid,
+        _identity(nvml, bus),
         properties["name"].decode(errors="replace"),
         f"sm_{capability}",
         int(properties["totalGlobalMem"]),
         free=None,
+        bus=bus,
     )
     try:
         _check(gpu, capability, properties["computeMode"], nvrtc, extra)
     except _Unusable as why:
         return replace(gpu, problem=why.problem, advice=why.advice)
-    return refreshed(gpu)
+    return refreshed(judged(gpu))
 
 
 def _check(gpu: Gpu, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
@@ -270,8 +272,7 @@ def _driver_version(nvml: Any) -> str | None:
     if nvml is None:
         return None
     with suppress(nvml.NVMLError):
-        version = nvml.nvmlSystemGetDriverVersion()
-        return version.decode() if isinstance(version, bytes) else str(version)
+        return _text(nvml.nvmlSystemGetDriverVersion())
     return None
 
 
@@ -289,35 +290,55 @@ def _in_mig_mode(nvml: Any, handle: Any) -> bool:
     return False
 
 
-def _free(nvml: Any, uuid: str) -> int | None:
-    """Bytes free on a GPU or a MIG instance, by the UUID that CUDA gives it."""
+def _identity(nvml: Any, bus: str) -> str:
+    if nvml is None:
+        return ""
+    with suppress(nvml.NVMLError):
+        return _text(nvml.nvmlDeviceGetUUID(_handle(nvml, bus)))
+    return ""
+
+
+def _free(nvml: Any, bus: str) -> int | None:
+    """Bytes free on a GPU or a MIG instance."""
     if nvml is None:
         return None
     with suppress(nvml.NVMLError):
-        return int(nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, uuid)).free)
+        return int(nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, bus)).free)
     return None
 
 
-def _handle(nvml: Any, uuid: str) -> Any:
-    try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except nvml.NVMLError:
-        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _handle(nvml: Any, bus: str) -> Any:
+    """NVML's handle of the GPU in a place of the PCI bus, or of its MIG instance that this process sees."""
+    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus)
     if not _in_mig_mode(nvml, handle):
         return handle
-    # CUDA named the whole GPU; a process sees one instance of it, by name or the first.
+    # A process sees one instance: the one that it was given by name, or the first.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible.startswith("MIG-"):
         return nvml.nvmlDeviceGetHandleByUUID(visible)
-    return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+    return handle
 
 
 def refreshed(gpu: Gpu) -> Gpu:
-    """The record with the memory that is free now, and with what has happened to the GPU since."""
+    """The record with the memory that is free now."""
+    return replace(gpu, free=_free(_open_nvml(), gpu.bus)) if gpu.usable else gpu
+
+
+def judged(gpu: Gpu) -> Gpu:
+    """The record with what has happened to the GPU in this process."""
     failed = lost(gpu.name)
-    if failed is not None:
-        return replace(gpu, problem=f"it failed earlier in this process: {failed}", advice=AFTER_LOSS)
-    return replace(gpu, free=_free(_open_nvml(), gpu.uuid)) if gpu.usable else gpu
+    if failed is None:
+        return gpu
+    return replace(
+        gpu, problem=f"it failed earlier in this process: {failed}", advice="start the program again"
+    )
 
 
 # Text -----------------------------------------------------------------------------------------------------
