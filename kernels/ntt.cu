@@ -19,8 +19,8 @@
 // rest; a column is (block, s), and a tile all rows of some consecutive columns. No two tiles share an element, so that
 // passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into registers and does up to
 // three levels on them, a stage. Twiddles are read where they are needed: but for the last levels of the last pass many
-// lanes share each. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of
-// them by whole warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
+// lanes share each. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of them by whole
+// warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
 
 #include "constant.cuh"
 #include "launch.cuh"
