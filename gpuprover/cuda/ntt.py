@@ -13,8 +13,8 @@ to_coset                       down and up, the middle two as one  log_n − 1
 =============================  ==================================  ====================================
 
 They are products with constants (kernels/constant.cuh). A coset costs one more, which to_coset includes, and
-1/n a twelfth of one. With a compact table the last LOG_COMPACT − 1 levels down, and the first ones up, take one
-more for every two elements, and the coset of to_coset one for each.
+1/n a twelfth of one. With a compact table the last LOG_COMPACT − 1 levels down, and the first ones up, take
+one more for every two elements, and the coset of to_coset one for each.
 """
 
 from __future__ import annotations
