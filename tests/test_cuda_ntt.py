@@ -303,7 +303,7 @@ def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
 
 
 def test_budget_of_a_product(curve: CurveParams, tmp_path: Path) -> None:
-    """28 wide and 8 narrow multiplications for each lower half, 43 for the upper one; the assembler adds one."""
+    """28 wide and 8 narrow multiplications for a lower half, 43 for the upper one; the assembler adds 1."""
     done = compiled(curve, "tests/kernels/constants.cu", DEFAULT_ARCH)
     counts = disassemble(done.cubin, tmp_path)["times_constant"]
     assert 99 <= sum(n for o, n in counts.items() if o.startswith(("IMAD.WIDE", "IMAD.HI"))) <= 100
