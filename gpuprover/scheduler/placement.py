@@ -19,8 +19,8 @@ UNTRIED = 1 << 13
 """Constraints below which a GPU that nobody has measured is not tried: a prediction from published times of
 sums of that many points, where launches alone take as long as a CPU."""
 LOAD_RATE = 5e9
-"""Bytes a second of a key and its tables on their way to a GPU: a prediction, from what keys that stay there are
-published to save."""
+"""Bytes a second of a key and its tables on their way to a GPU: a prediction, from what keys that stay there
+are published to save."""
 SPLIT_GAIN = 1.1
 """A proof is split between GPU and host if that is predicted to make it so many times faster."""
 
@@ -172,8 +172,8 @@ def propose(
 ) -> Placement | str:
     """A proof on a device of which nothing is taken, or why it cannot be there.
 
-    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile. ``loaded``:
-    the key is there.
+    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile.
+    ``loaded``: the key is there.
     """
     if device.problem:
         return device.problem
