@@ -105,7 +105,7 @@ class _Operations:
                 yield self._contest("ntt", {"log": log, "order": name}, calls)
             # From evaluations on one coset to those on another: an inverse and a forward transform.
             shift = (domain, Coset.ODD)
-            calls = {v: partial(b.to_coset_in_place, x[v], *shift) for v, b in self.backends.items()}
+            calls = {v: partial(b.to_coset_in_place, [x[v]], *shift) for v, b in self.backends.items()}
             yield self._contest("ntt to coset", {"log": log}, calls)
 
     def msm(self, arkworks: Arkworks | None) -> Iterator[list[Contestant]]:

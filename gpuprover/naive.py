@@ -8,6 +8,7 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias, cast
 
@@ -105,6 +106,9 @@ class NaiveBackend:
             raise OutOfMemory(f"the reference backend needs {plan.total} bytes for this key, not {budget}")
         return plan
 
+    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
     # Vectors -----------------------------------------------------------------
 
     def ntt(
@@ -149,9 +153,11 @@ class NaiveBackend:
         self.job.check()
         return [self._fr.inverse(x) for x in v]
 
-    def to_coset_in_place(self, v: Vector, domain: Domain, coset: Coset) -> Vector:
-        self.ntt(v, domain, Direction.INVERSE)
-        return self.ntt(v, domain, Direction.FORWARD, coset=coset)
+    def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
+        for v in vectors:
+            self.ntt(v, domain, Direction.INVERSE)
+            self.ntt(v, domain, Direction.FORWARD, coset=coset)
+        return vectors
 
     # Sparse products -----------------------------------------------------------
 

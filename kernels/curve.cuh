@@ -61,7 +61,7 @@ DEVICE Xyzz<E> double_affine(const Affine<E>& p) {
     const E xx = square(p.x);
     const E m = twice(xx) + xx;
     const E x = square(m) - twice(s);
-    return {x, m * (s - x) - w * p.y, v, w};
+    return {x, sum_of_products(m, s - x, w, -p.y), v, w};
 }
 
 // 2p: nine products. ("double" is a word of the language.)
@@ -83,7 +83,7 @@ DEVICE Xyzz<E> add(const Xyzz<E>& p, const Xyzz<E>& q) {
     const E ddd = d * dd;
     const E v = u1 * dd;
     const E x = square(r) - ddd - twice(v);
-    return {x, r * (v - x) - s1 * ddd, p.zz * q.zz * dd, p.zzz * q.zzz * ddd};
+    return {x, sum_of_products(r, v - x, -s1, ddd), p.zz * q.zz * dd, p.zzz * q.zzz * ddd};
 }
 
 // p + q: ten products.
@@ -97,7 +97,7 @@ DEVICE Xyzz<E> add_affine(const Xyzz<E>& p, const Affine<E>& q) {
     const E ddd = d * dd;
     const E v = p.x * dd;
     const E x = square(r) - ddd - twice(v);
-    return {x, r * (v - x) - p.y * ddd, p.zz * dd, p.zzz * ddd};
+    return {x, sum_of_products(r, v - x, -p.y, ddd), p.zz * dd, p.zzz * ddd};
 }
 
 // Points in memory: affine ones as files hold them, XYZZ ones as four elements. What is stored is canonical.

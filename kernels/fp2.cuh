@@ -7,7 +7,6 @@
 template <class F>
 struct Complex {
     F c0, c1;
-
     DEVICE static Complex zero() { return {F::zero(), F::zero()}; }
     DEVICE static Complex one() { return {F::one(), F::zero()}; }
 };
@@ -61,6 +60,11 @@ template <class F>
 DEVICE Complex<F> operator*(const Complex<F>& x, const Complex<F>& y) {
     const F real = x.c0 * y.c0, imaginary = x.c1 * y.c1;
     return {real - imaginary, (x.c0 + x.c1) * (y.c0 + y.c1) - real - imaginary};
+}
+
+template <class F>
+DEVICE Complex<F> sum_of_products(const Complex<F>& a, const Complex<F>& b, const Complex<F>& c, const Complex<F>& d) {
+    return a * b + c * d;
 }
 
 // (c0 + c1)·(c0 − c1) + 2·c0·c1·u.

@@ -40,6 +40,7 @@ CARRY_OF_TWO(subc_cc, "subc.cc.u32")
 CARRY_OF_TWO(subc, "subc.u32")
 CARRY_OF_THREE(mad_lo_cc, "mad.lo.cc.u32")
 CARRY_OF_THREE(madc_lo_cc, "madc.lo.cc.u32")
+CARRY_OF_THREE(madc_lo, "madc.lo.u32")
 CARRY_OF_THREE(madc_hi_cc, "madc.hi.cc.u32")
 CARRY_OF_THREE(madc_hi, "madc.hi.u32")
 
@@ -76,6 +77,7 @@ DEVICE u32 subc_cc(u32 a, u32 b) { return leave_carry(static_cast<u64>(a) - b - 
 DEVICE u32 subc(u32 a, u32 b) { return a - b - carry_flag; }
 DEVICE u32 mad_lo_cc(u32 a, u32 b, u32 c) { return add_cc(low(a, b), c); }
 DEVICE u32 madc_lo_cc(u32 a, u32 b, u32 c) { return addc_cc(low(a, b), c); }
+DEVICE u32 madc_lo(u32 a, u32 b, u32 c) { return addc(low(a, b), c); }
 DEVICE u32 madc_hi_cc(u32 a, u32 b, u32 c) { return addc_cc(high(a, b), c); }
 DEVICE u32 madc_hi(u32 a, u32 b, u32 c) { return addc(high(a, b), c); }
 DEVICE u32 negated(u32 x) { return ~x + 1; }

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from emulator import EmulatedDevice
 from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
+from gpuprover.cuda import devices
+from gpuprover.cuda.probe import Survey
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
@@ -42,6 +45,13 @@ def seed(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def rng(seed: str) -> random.Random:
     return random.Random(seed)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test finds does not depend on the machine's GPUs, but for those with the marker ``gpu``."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(devices, "_survey", lambda: Survey(problem="hidden from the tests"))
 
 
 @pytest.fixture(params=CURVES, ids=lambda c: c.name)
@@ -85,6 +95,7 @@ class Scale:
 
 
 _SCALES = {"reference": Scale(points=3, edge_points=3, log_ntt=6, log_large=8, large=20, busy=300)}
+_SCALES["emulated"] = Scale(points=70, edge_points=12, log_ntt=6, log_large=8, large=300, busy=2000)
 _COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, large=20_011, busy=1 << 16)
 
 OpenBackend = Callable[[Job], Backend]
@@ -109,9 +120,23 @@ TWO_PATHS = (
     "bad_point",
 )
 """Parts of the names of tests of what differs between the paths."""
+EMULATED = "emulated"
+"""In place of a backend's name: the CUDA backend on a device whose kernels run on the host."""
+ON_HOST = (
+    "linear_combination",
+    "fixed_base",
+    "sparse_combination",
+    "many_results",
+    "canonical_coordinates",
+    "bad_point",
+    "good_point",
+    "pairing",
+    "small_order",
+)
+"""Parts of the names of tests of what the CUDA backend leaves to the CPU's."""
 
 
-@pytest.fixture(params=[*_REGISTRY, PORTABLE])
+@pytest.fixture(params=[*_REGISTRY, PORTABLE, EMULATED])
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != PORTABLE:
         return request.param
@@ -120,11 +145,18 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Runs on the portable path what runs on another path by default, and nothing twice."""
+    """Runs on the portable path what runs on another path by default, and nothing twice.
+
+    On the emulated device runs what is the device's, under the marker of all such tests.
+    """
 
     def repeats(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
-        if callspec is None or callspec.params.get("backend_name") != PORTABLE:
+        name = callspec.params.get("backend_name") if callspec is not None else None
+        if name == EMULATED:
+            item.add_marker(pytest.mark.kernels_offline)
+            return any(part in item.name for part in ON_HOST)
+        if name != PORTABLE:
             return False
         return cpu_path().name == PORTABLE or not any(part in item.name for part in TWO_PATHS)
 
@@ -142,6 +174,11 @@ def scale(backend_name: str) -> Scale:
 @pytest.fixture
 def opened(backend_name: str, curve: CurveParams) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
+    if backend_name == EMULATED:
+        from gpuprover.cuda.backend import CudaBackend, Gpu
+
+        gpu = Gpu(EmulatedDevice(EMULATED))
+        return lambda job: CudaBackend(curve, job, gpu)
     try:
         open_backend(backend_name, curve, Job())
     except DeviceError as error:

@@ -24,6 +24,7 @@ PLAIN: dict[str, Operation] = {
     "not": lambda a: ~a,
     "add": lambda a, b: a + b,
     "mul.lo": lambda a, b: a * b,
+    "mad.lo": lambda a, b, c: a * b + c,
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,

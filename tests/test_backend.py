@@ -276,8 +276,10 @@ def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> 
                 assert backend.ntt(v, domain, direction, order, coset) is v
                 assert download(backend, v) == reorder(order, y, given=False), (direction, order, coset)
         v = upload(backend, fast_dft(domain.field, coefficients, domain.omega))
-        assert backend.to_coset_in_place(v, domain, coset) is v
+        other = upload(backend, [0] * domain.size)
+        assert backend.to_coset_in_place([v, other], domain, coset)[0] is v
         assert download(backend, v) == evaluations
+        assert download(backend, other) == [0] * domain.size
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -297,7 +299,7 @@ def test_to_coset_is_two_transforms(
         "last only": [0] * (n - 1) + [r - 1],
     }
     for name, values in vectors.items():
-        got = backend.to_coset_in_place(upload(backend, values), domain, Coset.ODD)
+        (got,) = backend.to_coset_in_place([upload(backend, values)], domain, Coset.ODD)
         want = backend.ntt(upload(backend, values), domain, Direction.INVERSE)
         backend.ntt(want, domain, Direction.FORWARD, coset=Coset.ODD)
         assert np.array_equal(backend.download(got), backend.download(want)), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -136,6 +137,9 @@ class CpuBackend:
             )
         return plan
 
+    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
     # Vectors -------------------------------------------------------------------------
 
     def _each(
@@ -229,11 +233,15 @@ class CpuBackend:
         ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
         return v
 
-    def to_coset_in_place(self, v: CpuVector, domain: Domain, coset: Coset) -> CpuVector:
-        if len(v) != domain.size:
-            raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
-        return v
+    def to_coset_in_place(
+        self, vectors: Sequence[CpuVector], domain: Domain, coset: Coset
+    ) -> Sequence[CpuVector]:
+        for i, v in enumerate(vectors):
+            if len(v) != domain.size:
+                raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
+            with self.job.part(i, len(vectors)):
+                ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
+        return vectors
 
     # Sparse products -------------------------------------------------------------------
 

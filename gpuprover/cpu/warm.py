@@ -36,9 +36,9 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
         backend.scale_powers_in_place(v, 1, 2)
         v = backend.upload(words)
         backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_NATURAL, Coset.ODD)
-        backend.to_coset_in_place(v, domain, Coset.ODD)
+        backend.to_coset_in_place([v], domain, Coset.ODD)
         long = Domain(curve.scalar, 12)  # long enough for the path with lanes, where there is one
-        backend.to_coset_in_place(backend.upload(np.tile(words, (long.size // 4, 1))), long, Coset.ODD)
+        backend.to_coset_in_place([backend.upload(np.tile(words, (long.size // 4, 1)))], long, Coset.ODD)
         matrices = backend.prepare_matrices(1, 1, index, index, index, words[:1], Form.DOUBLE_MONTGOMERY)
         backend.spmv(matrices, words)
 

@@ -64,41 +64,40 @@ def prove(
     job = backend.job
     w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
 
-    with job.phase("constraints"):
-        records = key.coefficients
-        matrices = backend.prepare_matrices(
-            2,
-            key.domain_size,
-            records["matrix"],
-            records["constraint"],
-            records["signal"],
-            records["value"],
-            Form.DOUBLE_MONTGOMERY,
-        )
-        a, b = backend.spmv(matrices, w)
-        backend.free(matrices)
-        c = backend.mul(a, b)
+    with backend.proof(key.plan_header, key):
+        with job.phase("constraints"):
+            records = key.coefficients
+            matrices = backend.prepare_matrices(
+                2,
+                key.domain_size,
+                records["matrix"],
+                records["constraint"],
+                records["signal"],
+                records["value"],
+                Form.DOUBLE_MONTGOMERY,
+            )
+            a, b = backend.spmv(matrices, w)
+            backend.free(matrices)
+            c = backend.mul(a, b)
 
-    with job.phase("quotient"):
-        domain = Domain(key.curve.scalar, key.log_domain)
-        for i, v in enumerate((a, b, c)):
-            with job.part(i, 3):
-                backend.to_coset_in_place(v, domain, Coset.ODD)
-        h = backend.multiply_subtract_in_place(a, b, c)
-        backend.free(b, c)
+        with job.phase("quotient"):
+            domain = Domain(key.curve.scalar, key.log_domain)
+            backend.to_coset_in_place([a, b, c], domain, Coset.ODD)
+            h = backend.multiply_subtract_in_place(a, b, c)
+            backend.free(b, c)
 
-    with job.phase("msm"):
-        bases = [
-            backend.prepare_bases(Group.G1, key.a),
-            backend.prepare_bases(Group.G1, key.b1),
-            backend.prepare_bases(Group.G2, key.b2),
-            backend.prepare_bases(Group.G1, key.c),
-            backend.prepare_bases(Group.G1, key.h),
-        ]
-        (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = backend.msm_many(
-            [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)]
-        )
-        backend.free(h, *bases)
+        with job.phase("msm"):
+            bases = [
+                backend.prepare_bases(Group.G1, key.a),
+                backend.prepare_bases(Group.G1, key.b1),
+                backend.prepare_bases(Group.G2, key.b2),
+                backend.prepare_bases(Group.G1, key.c),
+                backend.prepare_bases(Group.G1, key.h),
+            ]
+            (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = backend.msm_many(
+                [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)]
+            )
+            backend.free(h, *bases)
 
     with job.phase("blinding"):
         r, s = blinding if blinding is not None else random_blinding(key)

@@ -50,7 +50,7 @@ struct Barrier {
 
 struct Warp {
     Barrier barrier;
-    uint64_t slots[32];
+    alignas(16) unsigned char slots[32][64];
     bool live[32];
     unsigned arrived_mask = 0;
     // What each lane that has arrived waits for.
@@ -176,15 +176,15 @@ inline void sync_warp(unsigned mask) {
     }
 }
 
-// The word of lane `from`.
+// What lane `from` has.
 template <class T>
 inline T exchange(unsigned mask, T value, unsigned from) {
-    static_assert(sizeof(T) <= 8, "shuffles move at most eight bytes");
+    static_assert(sizeof(T) <= sizeof(Warp::slots[0]), "more than a lane's slot holds");
     Warp& warp = warps[threadIdx.x / 32];
-    memcpy(&warp.slots[threadIdx.x % 32], &value, sizeof(T));
+    memcpy(warp.slots[threadIdx.x % 32], &value, sizeof(T));
     sync_warp(mask);
     T result;
-    memcpy(&result, &warp.slots[from % 32], sizeof(T));
+    memcpy(&result, warp.slots[from % 32], sizeof(T));
     sync_warp(mask);
     return result;
 }
@@ -192,11 +192,13 @@ inline T exchange(unsigned mask, T value, unsigned from) {
 template <class Predicate>
 inline unsigned vote(unsigned mask, uint64_t value, Predicate holds) {
     Warp& warp = warps[threadIdx.x / 32];
-    warp.slots[threadIdx.x % 32] = value;
+    memcpy(warp.slots[threadIdx.x % 32], &value, sizeof(value));
     sync_warp(mask);
     unsigned result = 0;
     for (unsigned lane = 0; lane < 32; lane++) {
-        if (mask >> lane & 1 && warp.live[lane] && holds(warp.slots[lane])) result |= 1u << lane;
+        uint64_t other;
+        memcpy(&other, warp.slots[lane], sizeof(other));
+        if (mask >> lane & 1 && warp.live[lane] && holds(other)) result |= 1u << lane;
     }
     sync_warp(mask);
     return result;

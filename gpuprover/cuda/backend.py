@@ -1,0 +1,618 @@
+"""The backend ``cuda``: what a prover asks for, as launches on a GPU.
+
+Everything of a proof stays on the device, from the witness, which is sent once, to the sums that come back.
+``linear_combination``, ``fixed_base_mul``, ``sparse_combination``, the checks of points and pairings are the
+CPU backend's: they are short, or part of set-up and verification.
+
+Within :meth:`CudaBackend.proof` all memory comes from one arena, whose size is known because the same steps
+have been rehearsed on a device that does nothing. Outside of it, each vector is an allocation of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover.backend import Backend, Form, Group, HostPoint, KeyHeader, MemoryPlan, open_backend
+from gpuprover.cuda import sparse
+from gpuprover.cuda.device import MAIN, Address, Program
+from gpuprover.cuda.gpu import Gpu, Layout, RowsPart, Session, TwiddlesPart, choose, sets_of, size_of
+from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
+from gpuprover.cuda.msm import Bases, Msm, MsmPlan, Sum, point_bytes
+from gpuprover.cuda.ntt import Transform
+from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.sparse import (
+    SLICE,
+    MatricesShape,
+    SparseMatrices,
+    resident_bytes,
+    slice_bytes,
+    staging_bytes,
+)
+from gpuprover.curves import CurveParams
+from gpuprover.errors import DeviceError, OutOfMemory
+from gpuprover.job import Job
+from gpuprover.limbs import Words, address, field_to_words
+from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+THREADS = 256
+"""Of a block, in the kernels of vector.cu. A prediction, like the next two."""
+SCALED = 16
+"""Elements of a thread that scales by powers: a power by its bits takes it some 40 products."""
+INVERTED = 64
+"""Elements of a thread that share an inversion, of some 330 products."""
+ADD, SUB, MUL = range(3)
+TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
+"""As kernels/vector.cu numbers them."""
+
+
+class DeviceVector:
+    """n elements in Montgomery form; no memory for n = 0."""
+
+    def __init__(self, n: int, block: Block | None) -> None:
+        self._n, self.block = n, block
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def address(self) -> Address:
+        return self.block.address if self.block is not None else Address(0)
+
+    def swap(self, other: Block) -> None:
+        """Takes another block of this size, and leaves its own there."""
+        assert self.block is not None
+        self.block.swap(other)
+
+    def free(self) -> None:
+        if self.block is not None:
+            self.block.free()
+
+
+@dataclass
+class DeviceMatrices:
+    """Matrices that lie in memory of their own, or of their key, or are sent for every product."""
+
+    matrices: SparseMatrices | MatricesShape
+    block: Block | None = None
+
+    def free(self) -> None:
+        if self.block is not None:
+            self.block.free()
+
+
+@dataclass
+class DeviceBases:
+    """n bases: on the device, on the host to be sent there, or of the CPU backend; none of these for n = 0.
+
+    Attributes:
+        plan: of sums on the device.
+        at: where they lie on the device.
+        block: what they lie in, if that is their own.
+        points: those that are sent.
+        host: the CPU backend's handle.
+    """
+
+    group: Group
+    n: int
+    plan: MsmPlan | None = None
+    at: Address = Address(0)  # noqa: RUF009
+    block: Block | None = None
+    points: Words | None = None
+    host: Any = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    def free(self) -> None:
+        if self.block is not None:
+            self.block.free()
+
+
+class Done(NamedTuple):
+    """A sum that is known already."""
+
+    point: HostPoint
+
+
+@dataclass
+class Given:
+    """Scalars of the host, on the device; those that a proof keeps outlive :meth:`free`."""
+
+    block: Block
+    offset: int = 0
+    kept: bool = False
+
+    @property
+    def address(self) -> Address:
+        return Address(self.block.address + self.offset)
+
+    def free(self) -> None:
+        if not self.kept:
+            self.block.free()
+
+
+class CudaBackend:
+    """Implements :class:`gpuprover.backend.Backend` on a GPU.
+
+    Args:
+        host_groups: groups whose sums the CPU backend computes meanwhile, on the job's threads.
+    """
+
+    def __init__(self, curve: CurveParams, job: Job, gpu: Gpu, host_groups: Collection[Group] = ()) -> None:
+        self.name = gpu.device.name
+        self.curve, self.job = curve, job
+        self._gpu, self._device = gpu, gpu.device
+        self._host_groups = frozenset(host_groups)
+        self._memory: Source = gpu.pool
+        self._vector = Program(curve, "vector.cu")
+        self._element = curve.scalar.bytes
+        self._host: Backend | None = None
+        self._session: Session | None = None
+        self._witness: list[tuple[Words, Block]] = []
+
+    # Memory ------------------------------------------------------------------------
+
+    def upload(self, values: Words, form: Form = Form.CANONICAL) -> DeviceVector:
+        v = self._new(len(values))
+        if len(v):
+            self._device.write(v.address, np.ascontiguousarray(values, dtype=np.uint64))
+            if form is not Form.MONTGOMERY:
+                self._convert(TO_MONTGOMERY if form is Form.CANONICAL else FROM_MONTGOMERY, v, v)
+        return v
+
+    def download(self, v: DeviceVector, form: Form = Form.CANONICAL) -> Words:
+        out = np.empty((len(v), self.curve.scalar.limbs), dtype=np.uint64)
+        if not len(v):
+            return out
+        if form is Form.MONTGOMERY:
+            self._device.read(out, v.address)
+            return out
+        converted = self._new(len(v))
+        self._convert(FROM_MONTGOMERY if form is Form.CANONICAL else TO_MONTGOMERY, v, converted)
+        self._device.read(out, converted.address)
+        converted.free()
+        return out
+
+    def free(self, *handles: DeviceVector | DeviceMatrices | DeviceBases) -> None:
+        for handle in handles:
+            handle.free()
+
+    def _new(self, n: int) -> DeviceVector:
+        """A vector with arbitrary contents."""
+        return DeviceVector(n, Block(self._memory, n * self._element) if n else None)
+
+    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
+        """``budget`` is in bytes of device memory; what the host takes, for the matrices, does not count."""
+        layout, _, arena = self._gpu.plan(
+            self.curve, header, self._host_groups, lambda layout: self._rehearse(header, layout), budget
+        )
+        sizes = {part: aligned(size_of(self.curve, part)) for part in layout.resident()}
+        rows = [part for part in layout.resident() if isinstance(part, RowsPart)]
+        points = sum(part.n * point_bytes(self.curve, part.group) for part in rows)
+        multiples = sum(sizes[part] for part in rows) - points
+        key = points + sizes.get(layout.matrices, 0)
+        tables = multiples + sizes.get(layout.twiddles, 0)
+        return MemoryPlan(key, tables, arena, staging_bytes(self.curve, header.n_coefficients))
+
+    @contextmanager
+    def proof(self, header: KeyHeader, owner: object) -> Iterator[None]:
+        if self._session is not None:
+            raise ValueError("a backend makes one proof at a time")
+        done = False
+        try:
+            session = self._gpu.begin(
+                self.curve,
+                header,
+                owner,
+                self._host_groups,
+                lambda layout: self._rehearse(header, layout),
+            )
+            self._session, self._memory = session, session.arena
+            try:
+                yield
+                done = True
+            finally:
+                for _, block in self._witness:
+                    block.free()
+                self._witness.clear()
+                self._session, self._memory = None, self._gpu.pool
+                self._gpu.end(session, done)
+        except DeviceError as error:
+            self._gpu.fail(error)
+            raise
+
+    def _rehearse(self, header: KeyHeader, layout: Layout) -> int:
+        """The arena of a proof: its own steps, in the order of the prover, on a device that does nothing."""
+        known = self._gpu.arenas.get((header, layout, self._host_groups))
+        if known is not None:
+            return known
+        gpu = Gpu(Nothing(self._device))
+        double = CudaBackend(self.curve, self.job, gpu, self._host_groups)
+        arena = double._memory = Arena(ALIGNMENT, 1 << 62)
+        double._session = Session(layout, arena, [], gpu.device.new_stream())
+        limbs = self.curve.scalar.limbs
+        domain, m = layout.twiddles.domain, layout.matrices
+        shape = MatricesShape(2, m.rows, sparse.partials_bound(m.entries), m.size, m.resident)
+        w = np.empty((header.n_vars, limbs), dtype=np.uint64)  # never touched
+        a, b = double.spmv(DeviceMatrices(shape), w)
+        c = double.mul(a, b)
+        double.to_coset_in_place([a, b, c], domain, Coset.ODD)
+        h = double.multiply_subtract_in_place(a, b, c)
+        double.free(b, c)
+        bases = [double._unfilled(group, n) for group, n in sets_of(header)]
+        double.msm_many([(bases[:3], w), (bases[3:4], w[header.n_public + 1 :]), (bases[4:], h)])
+        self._gpu.arenas[header, layout, self._host_groups] = arena.extent
+        return arena.extent
+
+    def _unfilled(self, group: Group, n: int) -> DeviceBases:
+        """Bases as the session's layout has them, but for their points."""
+        if not n or group in self._host_groups:
+            return DeviceBases(group, n)
+        assert self._session is not None
+        sums, part = self._session.next_bases(group, n)
+        if not sums.resident:
+            points = np.empty((n, group.words(self.curve)), dtype=np.uint64)  # never touched
+            return DeviceBases(group, n, sums.plan, points=points)
+        return DeviceBases(group, n, sums.plan, self._table(part, sums.plan, Address(0), Address(0)))
+
+    def _table(self, part: RowsPart, plan: MsmPlan, at: Address, points: Words | Address) -> Address:
+        """Brings bases to a place on the device, with the multiples that the part has."""
+        with Scope(self._memory) as memory:
+            kept = part.plan or replace(plan, n=part.n, depth=1)
+            msm = Msm(self._device, self.curve, self.job, Within(at, memory))
+            return msm.bases(kept, part.group, points, part.n).address
+
+    # Vectors -------------------------------------------------------------------------
+
+    def _blocks(self, n: int, share: int = 1) -> int:
+        """Blocks for n > 0 elements, of which a thread takes about ``share``."""
+        return -(-n // (THREADS * share))
+
+    def _launch(self, kernel: str, blocks: int, *arguments: int) -> None:
+        """A kernel of vector.cu."""
+        self.job.check()
+        self._device.launch(self._vector, kernel, blocks, THREADS, *arguments)
+
+    def _convert(self, operation: int, source: DeviceVector, out: DeviceVector) -> None:
+        n = len(source)
+        self._launch("convert", self._blocks(n), operation, source.address, out.address, 0, n)
+
+    def _pointwise(self, operation: int, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        if len(a) != len(b):
+            raise ValueError(f"vectors of lengths {len(a)} and {len(b)}")
+        out = self._new(len(a))
+        if len(a):
+            addresses = a.address, b.address, out.address
+            self._launch("pointwise", self._blocks(len(a)), operation, *addresses, 0, len(a))
+        return out
+
+    def add(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        return self._pointwise(ADD, a, b)
+
+    def sub(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        return self._pointwise(SUB, a, b)
+
+    def mul(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        return self._pointwise(MUL, a, b)
+
+    def multiply_subtract_in_place(self, a: DeviceVector, b: DeviceVector, c: DeviceVector) -> DeviceVector:
+        if not len(a) == len(b) == len(c):
+            raise ValueError(f"vectors of lengths {len(a)}, {len(b)} and {len(c)}")
+        if len(a):
+            addresses = a.address, b.address, c.address
+            self._launch("multiply_subtract", self._blocks(len(a)), *addresses, 0, len(a))
+        return a
+
+    def scale_powers_in_place(self, v: DeviceVector, factor: int, base: int) -> DeviceVector:
+        n = len(v)
+        if not n:
+            return v
+        blocks = self._blocks(n, SCALED)
+        bits = max(n - 1, blocks * THREADS).bit_length()
+        powers = [pow(base, 1 << m, self.curve.r) for m in range(bits)]
+        constants = self._send(field_to_words(self.curve.scalar, [factor, *powers]))
+        self._launch("scale_powers", blocks, v.address, constants.address, 0, n)
+        constants.free()
+        return v
+
+    def batch_inverse(self, v: DeviceVector) -> DeviceVector:
+        out, n = self._new(len(v)), len(v)
+        if n:
+            self._launch("batch_inverse", self._blocks(n, INVERTED), v.address, out.address, 0, n)
+        return out
+
+    def ntt(
+        self,
+        v: DeviceVector,
+        domain: Domain,
+        direction: Direction,
+        order: Order = Order.NATURAL_TO_NATURAL,
+        coset: Coset = Coset.NONE,
+    ) -> DeviceVector:
+        self._check_lengths([v], domain)
+        # Only from natural to natural order do the passes need room beside the vector.
+        natural = order is Order.NATURAL_TO_NATURAL
+        scratch = Block(self._memory, len(v) * self._element) if natural else None
+        with self._tables(domain) as tables:
+            to = None if scratch is None else scratch.address
+            at = tables.ntt(v.address, to, direction, order, coset)
+        if scratch is not None:
+            if at == scratch.address:
+                v.swap(scratch)
+            scratch.free()
+        return v
+
+    def to_coset_in_place(
+        self, vectors: Sequence[DeviceVector], domain: Domain, coset: Coset
+    ) -> Sequence[DeviceVector]:
+        self._check_lengths(vectors, domain)
+        with self._tables(domain) as tables:
+            tables.to_coset([v.address for v in vectors], coset)
+        return vectors
+
+    def _check_lengths(self, vectors: Sequence[DeviceVector], domain: Domain) -> None:
+        for v in vectors:
+            if len(v) != domain.size:
+                raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
+        self.job.check()
+
+    @contextmanager
+    def _tables(self, domain: Domain) -> Iterator[Transform]:
+        """The tables for a domain: the proof's, or others that lie in the pool, or new ones."""
+        gpu = self._gpu
+        if self._session is not None and self._session.layout.twiddles.domain == domain:
+            part = self._session.layout.twiddles
+        else:
+            part = TwiddlesPart(domain)
+        entry = gpu.shared(self.curve, part)
+        try:
+            with entry.lock:
+                if entry.value is None:
+                    memory = Arena(entry.block.address, entry.size)
+                    entry.value = Transform(self._device, memory, domain, part.compact)
+            yield entry.value
+        finally:
+            gpu.residents.unpin(entry)
+
+    # Sparse products -------------------------------------------------------------------
+
+    def prepare_matrices(
+        self,
+        count: int,
+        rows: int,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> DeviceMatrices:
+        arrays = matrix_index, row_index, column_index, values
+
+        def make(size: int) -> SparseMatrices:
+            return SparseMatrices(self._device, self.curve, count, rows, *arrays, form, entries=size)
+
+        self.job.check()
+        if self._session is None:
+            made = make(SLICE)
+            block = Block(self._memory, resident_bytes(self.curve, count, rows, len(values)))
+            made.place(block.address, self.job.check)
+            return DeviceMatrices(made, block)
+        part = self._session.layout.matrices
+        entry = self._session.entry(part)
+        if entry is None:
+            return DeviceMatrices(make(part.size))
+        at = entry.block.address
+
+        def fill() -> SparseMatrices:
+            made = make(part.size)
+            made.place(at, self.job.check)
+            return made
+
+        return DeviceMatrices(self._filled(entry, address(values), fill))
+
+    def _filled(self, entry: Resident, source: int, make: Callable[[], Any]) -> Any:
+        """What an entry holds of a key's data that begin at ``source``; made where it is not there yet."""
+        with entry.lock:
+            if entry.value is None or entry.bound != source:
+                entry.value = None
+                entry.value, entry.bound = make(), source
+            return entry.value
+
+    def spmv(self, m: DeviceMatrices, scalars: Words) -> list[DeviceVector]:
+        given = self._given(scalars)
+        outs = [self._new(m.matrices.rows) for _ in range(m.matrices.count)]
+        scratch = []
+        if m.matrices.partials:
+            scratch.append(Block(self._memory, m.matrices.partials * self._element))
+        partials = scratch[0].address if scratch else None
+        staging = None
+        if not m.matrices.placed:
+            scratch.append(Block(self._memory, slice_bytes(self.curve, m.matrices.entries)))
+            staging = scratch[-1].address
+        m.matrices.multiply(given.address, [v.address for v in outs], partials, staging, self.job.check)
+        for block in (*scratch, given):
+            block.free()
+        return outs
+
+    def _given(self, scalars: Words) -> Given:
+        """Canonical scalars of the host on the device; those of a proof are sent once, slices of them too."""
+        words = np.ascontiguousarray(scalars, dtype=np.uint64)
+        if self._session is None:
+            return Given(self._send(words))
+        start, size = address(words), words.nbytes
+        for held, block in self._witness:
+            offset = start - address(held)
+            if offset >= 0 and offset + size <= held.nbytes and offset % 16 == 0:
+                return Given(block, offset, kept=True)
+        block = self._send(words)
+        self._witness.append((words, block))
+        return Given(block, 0, kept=True)
+
+    def _send(self, words: Words) -> Block:
+        block = Block(self._memory, max(1, words.nbytes))
+        self._device.write(block.address, words)
+        return block
+
+    # Points ------------------------------------------------------------------------------
+
+    @property
+    def _cpu(self) -> Backend:
+        if self._host is None:
+            self._host = open_backend("cpu", self.curve, self.job)
+        return self._host
+
+    def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> DeviceBases:
+        """Outside of a proof None is for no tables: nobody has said that the bases are used again."""
+        self.job.check()
+        n = len(points)
+        if group in self._host_groups:
+            return DeviceBases(group, n, host=self._cpu.prepare_bases(group, points))
+        if not n:
+            return DeviceBases(group, n)
+        if self._session is None:
+            return self._own_bases(group, points, budget)
+        sums, part = self._session.next_bases(group, n)
+        entry = self._session.entry(part)
+        if entry is None:
+            return DeviceBases(group, n, sums.plan, points=points)
+        place = entry.block.address
+        self._filled(entry, address(points), lambda: self._table(part, sums.plan, place, points))
+        return DeviceBases(group, n, sums.plan, place)
+
+    def _own_bases(self, group: Group, points: Words, budget: int | None) -> DeviceBases:
+        """In an allocation of their own; where that cannot be had, they are sent for every sum."""
+        n, properties = len(points), self._device.properties
+        plan = choose(self.curve, (group,), n, properties, self._gpu.pool.available)
+        if budget and plan.n >= n:
+            room = min(plan.bytes(properties) + budget, self._gpu.pool.available)
+            plan = choose(self.curve, (group,), n, properties, room, keep=True)
+        part = RowsPart(0, group, n, plan if plan.depth > 1 else None)
+        try:
+            block = Block(self._memory, size_of(self.curve, part))
+        except OutOfMemory:
+            return DeviceBases(group, n, replace(plan, depth=1), points=points)
+        self._table(part, plan, block.address, points)
+        return DeviceBases(group, n, plan, block.address, block)
+
+    def msm(self, bases: DeviceBases, scalars: Words | DeviceVector) -> HostPoint:
+        return self.msm_many([([bases], scalars)])[0][0]
+
+    def msm_many(
+        self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+    ) -> list[list[HostPoint]]:
+        """Sums in G1 on the main stream, in G2 on another; those of the host while the device works."""
+        for bases, scalars in requests:
+            for b in bases:
+                if len(b) != len(scalars):
+                    raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
+        found: list[list[HostPoint]] = [[None] * len(bases) for bases, _ in requests]
+        with Scope(self._memory) as memory:
+            msm = Msm(self._device, self.curve, self.job, memory)
+            try:
+                sums = [self._start(msm, *request) for request in requests]
+                for i, (bases, scalars) in enumerate(requests):
+                    places = [j for j, b in enumerate(bases) if b.host is not None]
+                    if places:
+                        handles = [bases[j].host for j in places]
+                        points = self._cpu.msm_many([(handles, self._on_host(scalars))])[0]
+                        for j, point in zip(places, points, strict=True):
+                            found[i][j] = point
+                for i, started in enumerate(sums):
+                    for j, s in started.items():
+                        found[i][j] = s.point if isinstance(s, Done) else msm.finish(s)
+            except BaseException:
+                # The other stream may still write into what is given back here.
+                with suppress(DeviceError):
+                    self._device.synchronize()
+                raise
+        return found
+
+    def _start(
+        self, msm: Msm, bases: Sequence[DeviceBases], scalars: Words | DeviceVector
+    ) -> dict[int, list[Sum] | Done]:
+        """Launches the sums of a request -> for each place in it a sum on its way, or what it is.
+
+        Memory that the main stream works with may be taken again by later work of that stream, and by the
+        other one, which waits for it each time. What the other stream works with is held to the end.
+        """
+        mine = {j: b for j, b in enumerate(bases) if b.plan is not None}
+        if not mine:
+            return {}
+        form = Form.MONTGOMERY if isinstance(scalars, DeviceVector) else Form.CANONICAL
+        given = scalars if isinstance(scalars, DeviceVector) else self._given(scalars)
+        words = self.curve.scalar.limbs if isinstance(scalars, DeviceVector) else scalars.shape[1]
+        started: dict[int, list[Sum] | Done] = {}
+        for plan in dict.fromkeys(b.plan for b in mine.values()):
+            assert plan is not None
+            sent = {
+                j: (b.group, b.points) for j, b in mine.items() if b.plan == plan and b.points is not None
+            }
+            if sent:
+                points = msm.sum_slices(plan, [*sent.values()], given.address, form, words)
+                started.update(zip(sent, map(Done, points), strict=True))
+            here = {j: b for j, b in mine.items() if b.plan == plan and b.points is None}
+            if here:
+                started.update(self._start_here(msm, plan, here, given.address, form, words))
+        if not isinstance(scalars, DeviceVector):
+            given.free()
+        return started
+
+    def _start_here(
+        self, msm: Msm, plan: MsmPlan, bases: dict[int, DeviceBases], scalars: int, form: Form, words: int
+    ) -> dict[int, list[Sum]]:
+        """Sums over bases of one plan that lie on the device, ``plan.n`` points at a time."""
+        n = len(next(iter(bases.values())))
+        started: dict[int, list[Sum]] = {j: [] for j in bases}
+        # The longest first, and beside the others, if one piece is all.
+        side = self._session.stream if self._session is not None and n <= plan.n else MAIN
+        for lo in range(0, n, plan.n):
+            count = min(plan.n, n - lo)
+            digits = msm.digits(plan, scalars + 8 * words * lo, count, form, words)
+            for j, b in sorted(bases.items(), key=lambda item: item[1].group is Group.G1):
+                at = Address(b.at + lo * point_bytes(self.curve, b.group))
+                stream = side if b.group is Group.G2 else MAIN
+                started[j].append(msm.sum(Bases(plan, b.group, count, at), digits, stream))
+            if side == MAIN or all(b.group is Group.G1 for b in bases.values()):
+                msm.release(digits)
+        return started
+
+    def linear_combination(
+        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
+    ) -> HostPoint:
+        return self._cpu.linear_combination(group, points, scalars)
+
+    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | DeviceVector) -> Words:
+        return self._cpu.fixed_base_mul(group, point, self._on_host(scalars))
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        return self._cpu.sparse_combination(group, points, starts, columns, values)
+
+    def canonical_coordinates(self, points: Words) -> Words:
+        return self._cpu.canonical_coordinates(points)
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        return self._cpu.first_bad_point(group, points)
+
+    def _on_host(self, scalars: Words | DeviceVector) -> Any:
+        """Scalars as the CPU backend takes them; needs no memory of the device."""
+        if isinstance(scalars, DeviceVector):
+            return self._cpu.upload(self.download(scalars, Form.MONTGOMERY), Form.MONTGOMERY)
+        return scalars
+
+    # Pairings ----------------------------------------------------------------------------
+
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        return self._cpu.pairing_check(g1, g2, fixed)

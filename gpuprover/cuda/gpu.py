@@ -1,0 +1,460 @@
+"""What proofs on one GPU share, and where everything of a proof lies.
+
+A :class:`Layout` says for each part of a key whether it stays on the device, and how. :func:`layouts` lists
+them from the best to the leanest, in the order in which a proof gives things up:
+
+1. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
+   nobody holds;
+2. sums over all points at once: they are taken a half, then a quarter at a time;
+3. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
+4. the matrices, likewise;
+5. the transforms' tables, for compact ones;
+6. the length of slices.
+
+A proof takes the first that fits beside what other proofs use; what merely lies there, of other keys, gives
+way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from gpuprover.backend import Group, KeyHeader
+from gpuprover.cuda import sparse
+from gpuprover.cuda.device import Device, Properties, Stream
+from gpuprover.cuda.memory import Arena, Pool, Resident, Residents, aligned, needs
+from gpuprover.cuda.msm import MsmPlan, choose_plan, point_bytes
+from gpuprover.cuda.ntt import table_bytes as twiddle_bytes
+from gpuprover.curves import CurveParams
+from gpuprover.errors import DeviceError, OutOfMemory
+from gpuprover.polynomial import Domain
+
+SHORTEST_SLICE = 1 << 10
+"""Entries or rows below which slices are not cut any further."""
+UNBOUNDED = 1 << 62
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """One set of bases.
+
+    Attributes:
+        place: which, by index in :func:`sets_of`.
+        plan: of the multiples beside them; None for none, where any plan without multiples serves.
+    """
+
+    place: int
+    group: Group
+    n: int
+    plan: MsmPlan | None
+
+
+@dataclass(frozen=True)
+class MatricesPart:
+    """The key's matrices: entries in slices of ``size``, all of them on the device or one at a time."""
+
+    rows: int
+    entries: int
+    size: int
+    resident: bool = True
+
+
+@dataclass(frozen=True)
+class TwiddlesPart:
+    """Tables of the transforms on a domain."""
+
+    domain: Domain
+    compact: bool = False
+
+
+@dataclass(frozen=True)
+class ArenaPart:
+    """The memory of an arena: kept for the next proof, as to allocate it takes the device a while."""
+
+    size: int
+
+
+Part = RowsPart | MatricesPart | TwiddlesPart | ArenaPart
+
+
+@dataclass(frozen=True)
+class SumsPlan:
+    """Sums of the same scalars with several sets of bases.
+
+    Attributes:
+        places: of the sets, by index in :func:`sets_of`.
+        plan: ``plan.n`` points are taken at a time.
+        resident: whether the bases lie on the device; else they are sent.
+    """
+
+    places: tuple[int, ...]
+    n: int
+    plan: MsmPlan
+    resident: bool = True
+
+    def rows(self) -> tuple[RowsPart, ...]:
+        kept = self.plan if self.plan.depth > 1 else None
+        return tuple(
+            RowsPart(place, group, self.n, kept)
+            for place, group in zip(self.places, self.plan.groups, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a key lie during a proof."""
+
+    curve: CurveParams
+    sums: tuple[SumsPlan, ...]
+    matrices: MatricesPart
+    twiddles: TwiddlesPart
+
+    def resident(self) -> list[Part]:
+        """What lies in the pool, besides the arena."""
+        rows = [part for sums in self.sums if sums.resident for part in sums.rows()]
+        parts: list[Part] = [self.twiddles, self.matrices, *rows]
+        return [part for part in parts if size_of(self.curve, part)]
+
+
+def size_of(curve: CurveParams, part: Part) -> int:
+    """Bytes of the pool that a part takes."""
+    match part:
+        case RowsPart():
+            depth = part.plan.depth if part.plan is not None else 1
+            return depth * part.n * point_bytes(curve, part.group)
+        case MatricesPart():
+            if not part.resident:
+                return 0
+            return sparse.resident_bytes(curve, 2, part.rows, part.entries, part.size)
+        case TwiddlesPart():
+            return twiddle_bytes(part.domain, part.compact)
+        case ArenaPart():
+            return part.size
+
+
+def has_multiples(part: object) -> bool:
+    return isinstance(part, RowsPart) and part.plan is not None
+
+
+def gives_way(part: Part) -> bool:
+    """Whether it goes before the bases and matrices of keys do: it is soon made again, or not needed."""
+    return has_multiples(part) or isinstance(part, TwiddlesPart | ArenaPart)
+
+
+def sets_of(header: KeyHeader) -> list[tuple[Group, int]]:
+    """The bases of a key: A, B in G1, B in G2, C and H."""
+    return [
+        (Group.G1, header.n_vars),
+        (Group.G1, header.n_vars),
+        (Group.G2, header.n_vars),
+        (Group.G1, header.n_vars - header.n_public - 1),
+        (Group.G1, header.domain_size),
+    ]
+
+
+REQUESTS = ((0, 1, 2), (3,), (4,))
+"""Places of bases that are multiplied by the same scalars."""
+
+Rehearse = Callable[[Layout], int]
+"""The bytes of the arena of a proof with this layout."""
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    curve: CurveParams, groups: tuple[Group, ...], n: int, room: int, properties: Properties, keep: bool
+) -> MsmPlan:
+    return choose_plan(curve, groups, n, room, properties, keep)
+
+
+def choose(
+    curve: CurveParams,
+    groups: tuple[Group, ...],
+    n: int,
+    properties: Properties,
+    room: int = UNBOUNDED,
+    keep: bool = False,
+) -> MsmPlan:
+    """:func:`~gpuprover.cuda.msm.choose_plan`; a little less room does not mean another plan."""
+    unit = 1 << max(0, room.bit_length() - 4)
+    return _choose(curve, groups, n, room // unit * unit, properties, keep)
+
+
+def layouts(
+    curve: CurveParams,
+    header: KeyHeader,
+    device: Device,
+    host_groups: Collection[Group],
+    rehearse: Rehearse,
+    free: int,
+    lies: Sequence[object],
+    shared: bool,
+) -> Iterator[tuple[Layout, int, int]]:
+    """(layout, bytes of the pool beside the arena, bytes of the arena) of all that there are, the best first.
+
+    Args:
+        free: bytes that nobody holds.
+        lies: what of the key is there already; nothing at its first proof.
+        shared: whether another proof uses that now.
+    """
+    properties = device.properties
+    domain = Domain(curve.scalar, header.domain_size.bit_length() - 1)
+    sets = sets_of(header)
+    requests: list[tuple[tuple[int, ...], tuple[Group, ...], int]] = []
+    for request in REQUESTS:
+        places = tuple(i for i in request if sets[i][1] and sets[i][0] not in host_groups)
+        if places:
+            requests.append((places, tuple(sets[i][0] for i in places), sets[places[0]][1]))
+
+    def sized(layout: Layout) -> tuple[Layout, int, int]:
+        return layout, sum(aligned(size_of(curve, p)) for p in layout.resident()), rehearse(layout)
+
+    def cut(sums: SumsPlan, halvings: int) -> SumsPlan:
+        """A 2^halvings-th of the points at a time."""
+        points = max(min(sums.n, SHORTEST_SLICE), -(-sums.n >> halvings))
+        return replace(sums, plan=choose(curve, sums.plan.groups, points, properties))
+
+    plain = Layout(
+        curve,
+        tuple(SumsPlan(places, n, choose(curve, groups, n, properties)) for places, groups, n in requests),
+        MatricesPart(header.domain_size, header.n_coefficients, sparse.SLICE),
+        TwiddlesPart(domain),
+    )
+    # 0. Tables are made once; what another proof uses is not made a second time.
+    there = {part.place: part for part in lies if isinstance(part, RowsPart)}
+    if (shared or any(map(has_multiples, lies))) and all(
+        i in there for places, _, _ in requests for i in places
+    ):
+        as_it_lies = []
+        for sums in plain.sums:
+            kept = [there[i].plan for i in sums.places]
+            same = all(plan == kept[0] for plan in kept)
+            as_it_lies.append(replace(sums, plan=kept[0]) if kept[0] is not None and same else sums)
+        yield sized(replace(plain, sums=tuple(as_it_lies)))
+    # 1. What is left beside all that a proof needs is shared out by the bases' own sizes.
+    _, held, arena = sized(plain)
+    sizes = [sum(size_of(curve, part) for part in sums.rows()) for sums in plain.sums]
+    for share in (1, 2, 4) if lies and free > held + arena else ():
+        left = (free - held - arena) // share
+        with_tables = []
+        for sums, own in zip(plain.sums, sizes, strict=True):
+            room = sums.plan.bytes(properties) + left * own // sum(sizes)
+            plan = choose(curve, sums.plan.groups, sums.n, properties, room, keep=True)
+            with_tables.append(replace(sums, plan=plan) if plan.n >= sums.n else sums)
+        layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables)))
+        if held_now + arena_now <= free:
+            yield layout, held_now, arena_now
+    # 2. to 6.
+    layout = plain
+    for halvings in range(3):
+        layout = replace(plain, sums=tuple(cut(sums, halvings) for sums in plain.sums))
+        yield sized(layout)
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        sent = replace(layout.sums[i], resident=False)
+        layout = replace(layout, sums=(*layout.sums[:i], sent, *layout.sums[i + 1 :]))
+        yield sized(layout)
+    layout = replace(layout, matrices=replace(layout.matrices, resident=False))
+    yield sized(layout)
+    layout = replace(layout, twiddles=TwiddlesPart(domain, compact=True))
+    yield sized(layout)
+    longest = max(header.domain_size, header.n_vars, layout.matrices.size)
+    halvings = 3
+    while longest >> halvings >= SHORTEST_SLICE:
+        size = max(SHORTEST_SLICE, layout.matrices.size // 2)
+        layout = replace(
+            layout,
+            sums=tuple(cut(sums, halvings) for sums in layout.sums),
+            matrices=replace(layout.matrices, size=size),
+        )
+        yield sized(layout)
+        halvings += 1
+
+
+@dataclass
+class Session:
+    """What one proof holds.
+
+    Attributes:
+        layout: where the parts of its key lie.
+        arena: memory for all else.
+        entries: the resident parts, and what the arena lies in, pinned.
+        stream: beside the main one.
+        taken: places of bases that have been prepared.
+    """
+
+    layout: Layout
+    arena: Arena
+    entries: list[Resident]
+    stream: Stream
+    taken: set[int] = field(default_factory=set)
+
+    def next_bases(self, group: Group, n: int) -> tuple[SumsPlan, RowsPart]:
+        """The part for bases that are prepared now: of several like it, the first that has not been taken."""
+        sums, part = next(
+            (sums, part)
+            for sums in self.layout.sums
+            for part in sums.rows()
+            if (part.group, part.n) == (group, n) and part.place not in self.taken
+        )
+        self.taken.add(part.place)
+        return sums, part
+
+    def entry(self, part: Part) -> Resident | None:
+        """Where a part lies; None where it does not stay."""
+        return next((e for e in self.entries if e.kind == part), None)
+
+
+class Gpu:
+    """What proofs on one device share; any number of backends in any threads.
+
+    Args:
+        limit: bytes of device memory that may be taken; by default a share of what is free.
+
+    Attributes:
+        arenas: sizes of arenas that have been computed.
+        leaked: bytes that successful proofs had not given back at their end; 0.
+    """
+
+    def __init__(self, device: Device, limit: int | None = None) -> None:
+        self.device = device
+        self.pool = Pool(device, limit)
+        self.residents = Residents(self.pool)
+        self.pool.reclaim = self.residents.reclaim
+        self.leaked = 0
+        self._failure: str | None = None
+        self._streams: list[Stream] = []
+        self.arenas: dict[tuple[object, ...], int] = {}
+
+    # Proofs ----------------------------------------------------------------------------
+
+    def plan(
+        self,
+        curve: CurveParams,
+        header: KeyHeader,
+        host_groups: Collection[Group],
+        rehearse: Rehearse,
+        budget: int | None,
+    ) -> tuple[Layout, int, int]:
+        """The layout of a first proof with a key: (layout, bytes in the pool beside the arena, of the arena).
+
+        Raises:
+            OutOfMemory: not even the leanest fits the budget, or the device.
+        """
+        room = self.pool.limit if budget is None else budget
+        need = 0
+        for layout, held, arena in layouts(
+            curve, header, self.device, host_groups, rehearse, room, (), shared=False
+        ):
+            need = held + arena
+            if need <= room:
+                return layout, held, arena
+        raise OutOfMemory(needs(self.device.name, "a proof with this key", need, room))
+
+    def begin(
+        self,
+        curve: CurveParams,
+        header: KeyHeader,
+        owner: object,
+        host_groups: Collection[Group],
+        rehearse: Rehearse,
+    ) -> Session:
+        """Takes the memory of a proof: entries for the key's parts, and an arena.
+
+        Raises:
+            DeviceError: the device has failed before.
+            OutOfMemory: not even the leanest layout fits beside what other proofs hold.
+        """
+        with self.pool.lock:
+            if self._failure is not None:
+                raise DeviceError(self._failure)
+            own, everything = self.residents.of(owner), self.residents.all()
+            idle = [e for e in everything if not e.pins]
+            mine = [e for e in everything if e in own or (e in idle and e in self.residents.of(self))]
+            free = self.pool.available + sum(e.size for e in mine)
+            total = free + sum(e.size for e in idle if e not in mine)
+            lies, shared = [e.kind for e in own], any(e.pins for e in own)
+            error: OutOfMemory | None = None
+            need = 0
+            for layout, rest, arena in layouts(
+                curve, header, self.device, host_groups, rehearse, free, lies, shared
+            ):
+                need = rest + arena
+                if need > total:
+                    continue
+                try:
+                    return self._take(layout, arena, owner)
+                except OutOfMemory as refused:
+                    error = refused
+            if error is None:
+                error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
+            raise error
+
+    def _take(self, layout: Layout, arena: int, owner: object) -> Session:
+        """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
+        entries: list[Resident] = []
+        added: list[Resident] = []
+        try:
+            wanted: list[tuple[object, Part]] = []
+            for part in layout.resident():
+                whose = self if isinstance(part, TwiddlesPart) else owner
+                found = [e for e in self.residents.of(whose) if e.kind == part and e not in entries]
+                if found:
+                    self._pin(found[0], entries)
+                else:
+                    wanted.append((whose, part))
+            arenas = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
+            arenas = [e for e in arenas if arena <= e.size <= 2 * arena]
+            if arenas:
+                self._pin(min(arenas, key=lambda e: e.size), entries)
+            else:
+                wanted.append((self, ArenaPart(arena)))
+            for entry in self.residents.of(owner):
+                if not entry.pins:
+                    self.residents.drop(entry)
+            for whose, part in wanted:
+                added.append(self.residents.add(whose, part, size_of(layout.curve, part), gives_way(part)))
+            stream = self._streams.pop() if self._streams else self.device.new_stream()
+        except BaseException:
+            for entry in (*entries, *added):
+                self.residents.unpin(entry)
+            for entry in added:
+                self.residents.drop(entry)
+            raise
+        entries += added
+        (place,) = (e for e in entries if isinstance(e.kind, ArenaPart))
+        return Session(layout, Arena(place.block.address, arena), entries, stream)
+
+    def _pin(self, entry: Resident, entries: list[Resident]) -> None:
+        self.residents.pin(entry)
+        entries.append(entry)
+
+    def end(self, session: Session, done: bool) -> None:
+        """Gives back what :meth:`begin` took."""
+        # What is on its way must not write into memory that is somebody else's by then.
+        with suppress(DeviceError):
+            self.device.synchronize()
+        left = session.arena.close()
+        with self.pool.lock:
+            if done:
+                self.leaked += left
+            for entry in session.entries:
+                self.residents.unpin(entry)
+            self._streams.append(session.stream)
+            if self._failure is not None:
+                self.residents.clear()
+
+    def shared(self, curve: CurveParams, part: TwiddlesPart) -> Resident:
+        """The entry for tables of transforms, pinned."""
+        with self.pool.lock:
+            for entry in self.residents.of(self):
+                if entry.kind == part:
+                    self.residents.pin(entry)
+                    return entry
+            return self.residents.add(self, part, size_of(curve, part), table=True)
+
+    def fail(self, error: DeviceError) -> None:
+        """The device is used no more."""
+        with self.pool.lock:
+            self._failure = self._failure or error.message

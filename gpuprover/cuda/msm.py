@@ -1,0 +1,837 @@
+"""Multi-scalar multiplication on a device: Pippenger's buckets over precomputed multiples of fixed bases.
+
+Σ s_i·P_i in phases (n points, windows of c bits, W of them, a table of D rows, G = ⌈W/D⌉ sets of 2^(c−1) buckets):
+
+0. Table, once for a set of bases: row j holds 2^(cGj)·P_i. D·n affine points; c·G doublings for each.
+1. Recode: s or r − s, whichever is smaller, in signed digits. The digit of window w = jG + g adds point (j, i) to a
+   bucket of set g. Zeros drop out.
+2. Sort the entries by bucket: counting sort, high bits first. Two passes over the scalars, two over the entries.
+3. Accumulate: every thread takes equally many entries, wherever buckets begin and end: up to n·W mixed additions.
+   What a thread has of a bucket that began before it is its head; heads are then merged by trees.
+4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes: 2·G·2^(c−1)
+   additions, and some 20 + c more one after another.
+5. The host adds Σ 2^(cg)·S_g over the sets.
+
+Full tables (D = W) leave one set; without tables (D = 1) there are W. One Digits, the result of 1 and 2, serves every
+bases of one plan: Groth16's A and B in G1 and B in G2 share theirs.
+
+Sources: Pippenger's method as in Bernstein, Doumen, Lange, Oosterwijk, "Faster batch forgery identification" (2012),
+section 4; precomputed multiples: Brickell, Gordon, McCurley, Wilson, "Fast exponentiation with precomputation"
+(1992); shared inversions by Montgomery's trick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuprover import reference
+from gpuprover.backend import Form, Group, HostPoint
+from gpuprover.cuda.device import MAIN, Address, Device, Program, Properties, Stream
+from gpuprover.curves import CurveParams
+from gpuprover.errors import InvalidInput, OutOfMemory
+from gpuprover.job import Job
+from gpuprover.limbs import Words, words_to_field
+
+MERGE_HEADS, SUM_RUNS, SUM_TREE, FINISH_SETS = range(4)
+"""Steps of the kernel combine, as in kernels/msm.cu."""
+ALIGNMENT = 256
+WARP = 32
+BLOCK = 128
+"""Lanes of a block of the kernels over points."""
+SORT_BLOCK = 256
+"""Threads of a block of the kernels over scalars and entries."""
+TREE = 32
+"""Threads of a block that sums a tree; in G2 a thread is two lanes."""
+
+MAX_WINDOW = 24
+LARGEST_LOW = 12
+"""Bits of a bucket's number that the second level of the sort tells apart, at most."""
+MAX_ROWS = 1 << 31
+"""Rows of a table: an entry has 31 bits for one."""
+MAX_ENTRIES = 1 << 32
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the cost model knows of a device. Predictions from instruction counts, until rows of a benchmark stand here.
+
+    Attributes:
+        clock: cycles a second.
+        multiplier: lanes of wide multiplications that a multiprocessor takes in a cycle.
+        share: of the multiplier's rate that additions reach.
+        entry: seconds for recoding and sorting an entry, times multiprocessors.
+        launch: seconds from one launch to the next.
+        doubling: seconds for the host's doubling of a point in G1.
+    """
+
+    clock: float = 1.98e9
+    multiplier: int = 32
+    share: float = 0.7
+    entry: float = 2.6e-9
+    launch: float = 4e-6
+    doubling: float = 5e-6
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Sizes that change speed and memory and never the result; predictions, too.
+
+    Attributes:
+        tile: entries that a block sorts by their low bits.
+        shortest: entries that a thread adds up, at least.
+        runs: threads that the reduction of buckets shall have.
+        span: points that a block adds up in a tree; a power of 2.
+        inversions: points that share an inversion.
+        segments: threads that accumulate; None: as many as the device holds at once.
+        piece: seconds of predicted work in one launch, after which cancellation is looked at.
+    """
+
+    tile: int = 8192
+    shortest: int = 8
+    runs: int = 1 << 15
+    span: int = 64
+    inversions: int = 16
+    segments: int | None = None
+    piece: float = 0.05
+
+
+COSTS = Costs()
+TUNING = Tuning()
+
+
+def _digits_program(curve: CurveParams) -> Program:
+    return Program(curve, "digits.cu")
+
+
+def _sums_program(curve: CurveParams, group: Group) -> Program:
+    return Program(curve, "msm.cu", (("GROUP", group.name[1]),))
+
+
+class Allocator(Protocol):
+    def allocate(self, size: int) -> Address: ...
+
+    def release(self, address: Address) -> None: ...
+
+
+# Plans ------------------------------------------------------------------------------------------
+
+
+def windows_for(curve: CurveParams, c: int) -> int:
+    """The fewest digits in (−2^(c−1), 2^(c−1)] that reach every integer up to (r − 1)/2."""
+    count, largest = 0, 0
+    while largest < (curve.r - 1) // 2:
+        largest += 1 << (c * count + c - 1)
+        count += 1
+    return count
+
+
+def point_bytes(curve: CurveParams, group: Group) -> int:
+    """Of an affine point; an XYZZ one takes twice that."""
+    return 8 * group.words(curve)
+
+
+def _lanes(group: Group) -> int:
+    """Lanes of a warp that hold a point together."""
+    return 1 if group is Group.G1 else 2
+
+
+@dataclass(frozen=True)
+class MsmPlan:
+    """How sums of up to ``n`` points at a time are done.
+
+    Attributes:
+        groups: those of the bases that share digits, one for each.
+        c: bits of a window.
+        depth: rows of the tables.
+    """
+
+    curve: CurveParams
+    groups: tuple[Group, ...]
+    n: int
+    c: int
+    depth: int
+    tuning: Tuning = field(default=TUNING, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.c <= MAX_WINDOW and 1 <= self.depth <= self.windows and self.n >= 0):
+            raise InvalidInput(f"msm: no plan has c = {self.c}, depth = {self.depth}, n = {self.n}")
+        if self.depth * self.n >= MAX_ROWS or self.windows * self.n >= MAX_ENTRIES:
+            raise InvalidInput(f"msm: {self.n} points at a time are too many for {self.windows} windows")
+
+    @cached_property
+    def windows(self) -> int:
+        return windows_for(self.curve, self.c)
+
+    @cached_property
+    def sets(self) -> int:
+        """Sets of buckets."""
+        return -(-self.windows // self.depth)
+
+    @property
+    def buckets(self) -> int:
+        return self.sets << (self.c - 1)
+
+    @property
+    def low(self) -> int:
+        """Bits of a bucket's number that are left to the second level of the sort."""
+        return min(self.c - 1, LARGEST_LOW, self.buckets.bit_length() // 2)
+
+    @property
+    def bins(self) -> int:
+        return self.buckets >> self.low
+
+    @property
+    def run(self) -> int:
+        """Buckets that one thread adds up first; a power of 2."""
+        wanted = max(1, self.buckets // self.tuning.runs)
+        return min(1 << (self.c - 1), max(4, 1 << (wanted.bit_length() - 1)))
+
+    def table_bytes(self, group: Group) -> int:
+        return self.depth * self.n * point_bytes(self.curve, group)
+
+    def digits_bytes(self) -> int:
+        """Of a Digits once it is made."""
+        return _Layout(_digit_sizes(self, self.n)).size
+
+    def sort_bytes(self) -> int:
+        """Beside it, while it is made."""
+        return _Layout(_sort_sizes(self, self.n)).size
+
+    def sum_bytes(self, group: Group, properties: Properties) -> int:
+        """Of one sum on the way, at most."""
+        threads = properties.multiprocessors * properties.threads // _lanes(group)
+        launches = _launches(self, group, properties)
+        return _Layout(_sum_sizes(self, group, _segments(self, self.n, launches * threads))).size
+
+    def bytes(self, properties: Properties) -> int:
+        """All of the above, with the tables, and with sums that run at the same time."""
+        sums = sum(self.table_bytes(g) + self.sum_bytes(g, properties) for g in self.groups)
+        return sums + self.digits_bytes() + self.sort_bytes()
+
+
+def mixed_addition(curve: CurveParams, group: Group) -> int:
+    """Wide multiplications of an XYZZ point + an affine one: 6 products, 2 squares, a sum of two products."""
+    product, square, pair = _multiplications(curve, group)
+    return 6 * product + 2 * square + pair
+
+
+def full_addition(curve: CurveParams, group: Group) -> int:
+    """Of two XYZZ points."""
+    product, square, pair = _multiplications(curve, group)
+    return 10 * product + 2 * square + pair
+
+
+def _multiplications(curve: CurveParams, group: Group) -> tuple[int, int, int]:
+    """Of a product, a square, a sum of two products, in limbs of 32 bits; see kernels/field.cuh and fp2_lanes.cuh."""
+    limbs = 2 * curve.base.limbs
+    rows = limbs * limbs
+    if group is Group.G1:
+        return 2 * rows, rows + limbs * (limbs + 1) // 2, 3 * rows
+    return 6 * rows, 4 * rows, 12 * rows
+
+
+def _rate(properties: Properties) -> float:
+    """Wide multiplications a second that additions reach."""
+    return COSTS.share * COSTS.multiplier * COSTS.clock * properties.multiprocessors
+
+
+def predicted_seconds(plan: MsmPlan, properties: Properties) -> float:
+    """One Digits and a sum for each group, one after another, for random scalars. A prediction."""
+    entries = plan.n * plan.windows
+    seconds = entries * COSTS.entry / properties.multiprocessors
+    for group in plan.groups:
+        full = full_addition(plan.curve, group)
+        runs = plan.buckets // plan.run
+        seconds += _accumulate_seconds(plan, group, properties)
+        seconds += full * 2 * (plan.buckets + runs) / _rate(properties)
+        # What waits for one addition after another, at a warp's pace on its scheduler of four.
+        chain = 2 * plan.run + 2 * plan.c + runs.bit_length()
+        seconds += chain * full * 4 / (COSTS.multiplier / 32) / COSTS.clock / _lanes(group)
+        seconds += 20 * COSTS.launch
+        seconds += plan.c * (plan.sets - 1) * COSTS.doubling * (1 if group is Group.G1 else 3)
+    return seconds
+
+
+def _accumulate_seconds(plan: MsmPlan, group: Group, properties: Properties) -> float:
+    return plan.n * plan.windows * mixed_addition(plan.curve, group) / _rate(properties)
+
+
+def _launches(plan: MsmPlan, group: Group, properties: Properties) -> int:
+    """Into which accumulation is cut."""
+    return max(1, round(_accumulate_seconds(plan, group, properties) / plan.tuning.piece))
+
+
+def choose_plan(
+    curve: CurveParams,
+    groups: Sequence[Group],
+    n: int,
+    available: int,
+    properties: Properties,
+    keep: bool = True,
+) -> MsmPlan:
+    """The plan that the cost model finds fastest within ``available`` bytes.
+
+    Where ``n`` points do not fit, tables are given up first; then the plan's ``n`` is smaller, and
+    :meth:`Msm.sum_slices` takes as many at a time.
+
+    Args:
+        groups: of the bases that will share digits.
+        keep: whether bases stay for many sums; if not, they get no tables.
+    Raises:
+        OutOfMemory: not even a few points at a time fit.
+    """
+    points = max(1, n)
+    while True:
+        best, best_seconds = None, float("inf")
+        for plan in _candidates(curve, tuple(groups), points, keep and points >= n):
+            # Slices come into two places in turns.
+            staged = 0 if points >= n else sum(plan.table_bytes(g) for g in groups)
+            if plan.bytes(properties) + staged > available:
+                continue
+            seconds = predicted_seconds(plan, properties)
+            if seconds < best_seconds:
+                best, best_seconds = plan, seconds
+        if best is not None:
+            return best
+        if points <= 256:
+            raise OutOfMemory(f"msm: {available} bytes of device memory do not hold {points} points' sum")
+        points = -(-points // 2)
+
+
+def _candidates(curve: CurveParams, groups: tuple[Group, ...], n: int, tables: bool) -> Iterator[MsmPlan]:
+    for c in range(2, MAX_WINDOW + 1):
+        windows = windows_for(curve, c)
+        depths = {-(-windows // sets) for sets in range(1, windows + 1)} if tables else {1}
+        for depth in sorted(depths):
+            if depth * n < MAX_ROWS and windows * n < MAX_ENTRIES:
+                yield MsmPlan(curve, groups, n, c, depth)
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+class _Layout:
+    """Parts of one allocation, by name."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        self.offsets: dict[str, int] = {}
+        self.size = 0
+        for name, size in sizes.items():
+            self.offsets[name] = self.size
+            self.size += -(-size // ALIGNMENT) * ALIGNMENT
+
+    def at(self, start: int) -> dict[str, int]:
+        return {name: start + offset for name, offset in self.offsets.items()}
+
+
+def _share(n: int, properties: Properties | None) -> int:
+    """Scalars of a block: enough blocks to fill the device eight times a multiprocessor, if n allows."""
+    blocks = 8 * (properties.multiprocessors if properties else 1)
+    return SORT_BLOCK * max(1, min(16, -(-n // (SORT_BLOCK * blocks))))
+
+
+def _tiles(plan: MsmPlan, n: int) -> int:
+    return n * plan.windows // plan.tuning.tile + plan.bins
+
+
+def _digit_sizes(plan: MsmPlan, n: int) -> dict[str, int]:
+    return {"sorted": 4 * n * plan.windows, "starts": 4 * (plan.buckets + 1)}
+
+
+def _sort_sizes(plan: MsmPlan, n: int, share: int = SORT_BLOCK) -> dict[str, int]:
+    entries = n * plan.windows
+    return {
+        "counts": 4 * plan.bins,
+        "bins": 4 * (plan.bins + 1),
+        "tiles": 4 * (plan.bins + 1),
+        "bin places": 4 * plan.bins * -(-n // share),
+        "bucket places": 4 * _tiles(plan, n) << plan.low,
+        "keys": 2 * entries,
+        "values": 4 * entries,
+    }
+
+
+def _segments(plan: MsmPlan, n: int, threads: int) -> int:
+    """Threads that accumulate: no more than get the shortest segment."""
+    return max(1, min(threads, -(-n * plan.windows // plan.tuning.shortest)))
+
+
+def _sum_sizes(plan: MsmPlan, group: Group, segments: int) -> dict[str, int]:
+    xyzz = 2 * point_bytes(plan.curve, group)
+    runs = plan.buckets // plan.run
+    merged = -(-segments * _lanes(group) // WARP)
+    return {
+        "sums": xyzz * plan.buckets,
+        "plain": xyzz * runs,
+        "weighted": xyzz * runs,
+        "heads": xyzz * segments,
+        "merged": xyzz * merged,
+        "head keys": 4 * segments,
+        "merged keys": 4 * merged,
+    }
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Points on the device with their multiples: ``plan.depth`` rows of ``n`` affine points."""
+
+    plan: MsmPlan
+    group: Group
+    n: int
+    address: Address
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Scalars as entries in the order of buckets.
+
+    Attributes:
+        sorted: u32[entries]: row·n + i, the sign in the highest bit.
+        starts: u32[plan.buckets + 1]: where buckets begin; the last is the number of entries.
+        stream: of the work that makes them.
+    """
+
+    plan: MsmPlan
+    n: int
+    memory: Address
+    sorted: int
+    starts: int
+    stream: Stream
+
+
+@dataclass
+class Sum:
+    """A sum on its way: ``plan.sets`` XYZZ points at ``address``, once the stream gets there."""
+
+    plan: MsmPlan
+    group: Group
+    stream: Stream
+    address: Address
+    scratch: Address | None
+
+
+# The driver --------------------------------------------------------------------------------------
+
+
+class Msm:
+    """Multi-scalar multiplications on one device over one curve.
+
+    What the methods return is made by work that the streams may still have before them. Memory is released
+    while work on it is pending only where the main stream alone uses it.
+    """
+
+    def __init__(
+        self, device: Device, curve: CurveParams, job: Job | None = None, allocator: Allocator | None = None
+    ) -> None:
+        """``allocator`` stands in for the device's own allocations."""
+        self.device, self.curve, self.job = device, curve, job or Job(threads=1)
+        self.memory: Allocator = allocator or device
+
+    @staticmethod
+    def programs(curve: CurveParams) -> list[Program]:
+        """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
+        return [_digits_program(curve), *(_sums_program(curve, group) for group in Group)]
+
+    # Bases -------------------------------------------------------------------------------------
+
+    def bases(self, plan: MsmPlan, group: Group, points: Words | Address, n: int | None = None) -> Bases:
+        """A copy of affine points with their table, on the main stream.
+
+        Args:
+            points: uint64[n, words] on the host, or n of them on the device.
+        """
+        size = point_bytes(self.curve, group)
+        count = len(points) if isinstance(points, np.ndarray) else n
+        assert count is not None
+        assert count <= plan.n
+        address = self.memory.allocate(max(1, plan.depth * count * size))
+        try:
+            if isinstance(points, np.ndarray):
+                self._write(address, points, MAIN)
+            elif count:
+                self.device.copy(address, points, count * size)
+            if count:
+                self._fill_table(plan, group, count, address)
+        except BaseException:
+            self.memory.release(address)
+            raise
+        return Bases(plan, group, count, address)
+
+    def _write(self, to: int, points: Words, stream: Stream) -> None:
+        """In pieces, since the host's array may be a strided view and a long one."""
+        row, piece = 8 * points.shape[1], 1 << 18
+        for lo in range(0, len(points), piece):
+            self.job.check()
+            self.device.write(to + lo * row, np.ascontiguousarray(points[lo : lo + piece]), stream)
+
+    def _fill_table(self, plan: MsmPlan, group: Group, n: int, table: int) -> None:
+        if plan.depth == 1:
+            return
+        program, size = _sums_program(self.curve, group), point_bytes(self.curve, group)
+        threads = self._resident(program, "multiply_row") // _lanes(group)
+        share = max(1, min(plan.tuning.inversions, -(-n // threads)))
+        blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
+        at_once = share * blocks * BLOCK // _lanes(group)
+        scratch = self.memory.allocate(3 * at_once * size // 2)
+        try:
+            for row in range(1, plan.depth):
+                start = table + (row - 1) * n * size
+                for lo in range(0, n, at_once):
+                    self.job.check()
+                    self.device.launch(
+                        program, "multiply_row", blocks, BLOCK,
+                        start, start + n * size, lo, min(n, lo + at_once), plan.c * plan.sets, share, scratch,
+                    )  # fmt: skip
+        finally:
+            self.memory.release(scratch)
+
+    def _resident(self, program: Program, kernel: str, shared: int = 0) -> int:
+        """Lanes that the device holds at once."""
+        blocks = self.device.resident_blocks(program, kernel, BLOCK, shared)
+        return self.device.properties.multiprocessors * blocks * BLOCK
+
+    # Scalars -----------------------------------------------------------------------------------
+
+    def digits(
+        self, plan: MsmPlan, scalars: int, n: int, form: Form = Form.CANONICAL, words: int | None = None
+    ) -> Digits:
+        """Phases 1 and 2 on the main stream for n scalars at an address of the device.
+
+        Args:
+            form: CANONICAL, uint64[n, words] of values below r; or MONTGOMERY, uint64[n, limbs].
+        """
+        assert n <= plan.n
+        assert form in (Form.CANONICAL, Form.MONTGOMERY)
+        kept = _Layout(_digit_sizes(plan, n))
+        memory = self.memory.allocate(kept.size)
+        result = Digits(plan, n, memory, **kept.at(memory), stream=MAIN)
+        try:
+            if n:
+                self._sort(result, scalars, form, words or self.curve.scalar.limbs)
+            else:
+                self.device.fill(result.starts, 0, 4 * (plan.buckets + 1))
+        except BaseException:
+            self.memory.release(memory)
+            raise
+        return result
+
+    def _sort(self, out: Digits, scalars: int, form: Form, words: int) -> None:
+        plan, n, launch = out.plan, out.n, self.device.launch
+        program, share = _digits_program(self.curve), _share(n, self.device.properties)
+        parts = _Layout(_sort_sizes(plan, n, share))
+        memory = self.memory.allocate(parts.size)
+        try:
+            at = parts.at(memory)
+            counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
+            bin_places, bucket_places = at["bin places"], at["bucket places"]
+            recoding = (
+                scalars,
+                words,
+                int(form is Form.MONTGOMERY),
+                n,
+                share,
+                plan.c,
+                plan.windows,
+                plan.sets,
+            )
+            recoding += (plan.low, plan.bins)
+            blocks, cut, tile = -(-n // share), _tiles(plan, n), plan.tuning.tile
+            self.job.check()
+            self.device.fill(counts, 0, 4 * plan.bins)
+            self.device.fill(out.starts, 0, 4 * plan.buckets)
+            launch(
+                program, "count_bins", blocks, SORT_BLOCK, *recoding, counts, bin_places, shared=4 * plan.bins
+            )
+            launch(
+                program,
+                "place_bins",
+                1,
+                SORT_BLOCK,
+                counts,
+                plan.bins,
+                tile,
+                bins,
+                tiles,
+                shared=4 * (WARP + 1),
+            )
+            launch(
+                program, "scatter_bins", blocks, SORT_BLOCK, *recoding, bins, bin_places, keys, values,
+                shared=4 * plan.bins,
+            )  # fmt: skip
+            launch(
+                program, "count_buckets", cut, SORT_BLOCK,
+                keys, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, shared=4 << plan.low,
+            )  # fmt: skip
+            launch(
+                program, "place_buckets", plan.bins, SORT_BLOCK, bins, plan.bins, plan.low, out.starts,
+                shared=4 * (WARP + 1),
+            )  # fmt: skip
+            launch(
+                program, "scatter_buckets", cut, SORT_BLOCK,
+                keys, values, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, out.sorted,
+                shared=4 << plan.low,
+            )  # fmt: skip
+        finally:
+            self.memory.release(memory)
+
+    # Sums --------------------------------------------------------------------------------------
+
+    def sum(self, bases: Bases, digits: Digits, stream: Stream = MAIN) -> Sum:
+        """Phases 3 and 4. On another stream than the main one, scratch is kept until :meth:`finish`."""
+        plan, group = digits.plan, bases.group
+        assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
+        xyzz = 2 * point_bytes(self.curve, group)
+        out = self.memory.allocate(plan.sets * xyzz)
+        try:
+            if stream != digits.stream:
+                self.device.wait(stream, digits.stream)
+            if digits.n == 0:
+                self.device.fill(out, 0, plan.sets * xyzz, stream)
+                return Sum(plan, group, stream, out, None)
+            launches = _launches(plan, group, self.device.properties)
+            threads = (
+                launches
+                * self._resident(
+                    _sums_program(self.curve, group), "accumulate", self._accumulator_bytes(group)
+                )
+                // _lanes(group)
+            )
+            segments = plan.tuning.segments or _segments(plan, digits.n, threads)
+            parts = _Layout(_sum_sizes(plan, group, segments))
+            scratch = self.memory.allocate(parts.size)
+        except BaseException:
+            self.memory.release(out)
+            raise
+        try:
+            at = parts.at(scratch)
+            self._accumulate(bases, digits, stream, at, segments, launches)
+            self._merge(group, stream, at, segments)
+            self._reduce(plan, group, digits, stream, at, out)
+        except BaseException:
+            self.device.synchronize()
+            self.memory.release(scratch)
+            self.memory.release(out)
+            raise
+        if stream != MAIN:
+            return Sum(plan, group, stream, out, scratch)
+        self.memory.release(scratch)
+        return Sum(plan, group, stream, out, None)
+
+    def _accumulator_bytes(self, group: Group) -> int:
+        """Shared memory of a block of accumulate: an XYZZ point a thread."""
+        return BLOCK // _lanes(group) * 2 * point_bytes(self.curve, group)
+
+    def _accumulate(
+        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int], segments: int, launches: int
+    ) -> None:
+        plan, group = digits.plan, bases.group
+        threads = BLOCK // _lanes(group)
+        blocks = -(-segments // threads)
+        for k in range(launches):
+            first, end = blocks * k // launches, blocks * (k + 1) // launches
+            if first < end:
+                self.job.check()
+                self.device.launch(
+                    _sums_program(self.curve, group), "accumulate", end - first, BLOCK,
+                    bases.address, digits.sorted, digits.starts, plan.buckets, segments, plan.tuning.shortest,
+                    first * threads, at["sums"], at["heads"], at["head keys"],
+                    shared=self._accumulator_bytes(group), stream=stream,
+                )  # fmt: skip
+
+    def _combine(
+        self, group: Group, stream: Stream, step: int, threads: int, a: int, b: int, c: int, index: int, keys: int,
+        count: int, size: int, block: int = BLOCK,
+    ) -> None:  # fmt: skip
+        self.job.check()
+        self.device.launch(
+            _sums_program(self.curve, group), "combine", -(-threads * _lanes(group) // block), block,
+            step, a, b, c, index, keys, count, size, stream=stream,
+        )  # fmt: skip
+
+    def _merge(self, group: Group, stream: Stream, at: dict[str, int], count: int) -> None:
+        """Heads by warps, then what is left of them, until it is one warp. The two arrays take turns."""
+        heads, keys, merged, merged_keys = (at[k] for k in ("heads", "head keys", "merged", "merged keys"))
+        warp = WARP // _lanes(group)
+        while True:
+            self._combine(
+                group, stream, MERGE_HEADS, count, heads, at["sums"], merged, keys, merged_keys, count, 0
+            )
+            if count <= warp:
+                return
+            count = -(-count // warp)
+            heads, keys, merged, merged_keys = merged, merged_keys, heads, keys
+
+    def _reduce(
+        self, plan: MsmPlan, group: Group, digits: Digits, stream: Stream, at: dict[str, int], out: int
+    ) -> None:
+        plain, weighted = at["plain"], at["weighted"]
+        total = plan.buckets // plan.run
+        runs = total // plan.sets
+        self._combine(
+            group, stream, SUM_RUNS, total, plain, weighted, at["sums"], digits.starts, 0, total, plan.run
+        )
+        bits, block = 0, TREE * _lanes(group)
+        while runs >> bits > 1:
+            span = min(plan.tuning.span, runs >> bits)
+            blocks = (total >> bits) // span * (bits + 2)
+            self._combine(
+                group, stream, SUM_TREE, blocks * TREE, plain, weighted, 0, 0, 0, bits, span, block=block
+            )
+            bits += span.bit_length() - 1
+        self._combine(
+            group,
+            stream,
+            FINISH_SETS,
+            plan.sets * TREE,
+            plain,
+            weighted,
+            out,
+            0,
+            0,
+            runs,
+            plan.run,
+            block=block,
+        )
+
+    # Results -----------------------------------------------------------------------------------
+
+    def finish(self, sums: Sequence[Sum]) -> HostPoint:
+        """Phase 5: waits for sums of one group, adds them up and frees them. The point at infinity for none."""
+        total: tuple[Any, ...] | None = None
+        try:
+            for s in sums:
+                assert s.group is sums[0].group
+                host = _HostPoints(
+                    reference.fq(self.curve) if s.group is Group.G1 else reference.fq2(self.curve)
+                )
+                words = np.empty(s.plan.sets * 2 * s.group.words(self.curve), dtype=np.uint64)
+                self.device.read(words, s.address, s.stream)
+                flat: list[Any] = [*words_to_field(self.curve.base, words.reshape(-1, self.curve.base.limbs))]
+                if s.group is Group.G2:
+                    flat = [*zip(flat[::2], flat[1::2], strict=True)]
+                points = [tuple(flat[k : k + 4]) for k in range(0, len(flat), 4)]
+                point = points.pop()
+                while points:
+                    for _ in range(s.plan.c):
+                        point = host.double(point)
+                    point = host.add(point, points.pop())
+                total = point if total is None else host.add(total, point)
+            return None if total is None else host.affine(total)
+        finally:
+            for s in sums:
+                self.memory.release(s.address)
+                if s.scratch is not None:
+                    self.memory.release(s.scratch)
+
+    def sum_slices(
+        self,
+        plan: MsmPlan,
+        bases: Sequence[tuple[Group, Words]],
+        scalars: int,
+        form: Form = Form.CANONICAL,
+        words: int | None = None,
+    ) -> list[HostPoint]:
+        """Sums of the same scalars with bases that stay on the host and come in slices of ``plan.n`` points.
+
+        While the device works on a slice, the next is on its way.
+
+        Args:
+            bases: arrays of the same number of affine points.
+            scalars: address of as many scalars on the device; ``form`` and ``words`` as in :meth:`digits`.
+        """
+        assert plan.depth == 1
+        n = len(bases[0][1])
+        row = 8 * (words or self.curve.scalar.limbs)
+        starts = range(0, n, plan.n)
+        room = sum(point_bytes(self.curve, group) * plan.n for group, _ in bases)
+        staged = [self.memory.allocate(room) for _ in starts[:2]]
+        results: list[list[Sum]] = [[] for _ in bases]
+        finished: list[HostPoint] = []
+        copies = self.device.new_stream()
+
+        def send(k: int) -> list[Bases]:
+            sent, to = [], int(staged[k % 2])
+            for group, points in bases:
+                slice_ = points[starts[k] : starts[k] + plan.n]
+                self._write(to, slice_, copies)
+                sent.append(Bases(plan, group, len(slice_), Address(to)))
+                to += plan.n * point_bytes(self.curve, group)
+            return sent
+
+        try:
+            slices = send(0) if n else []
+            for k, start in enumerate(starts):
+                self.device.wait(copies, MAIN)
+                self.device.wait(MAIN, copies)
+                digits = self.digits(plan, scalars + start * row, slices[0].n, form, words)
+                try:
+                    for i, part in enumerate(slices):
+                        results[i].append(self.sum(part, digits))
+                finally:
+                    self.release(digits)
+                if k + 1 < len(starts):
+                    slices = send(k + 1)
+            while results:
+                finished.append(self.finish(results.pop(0)))
+            return finished
+        finally:
+            self.device.synchronize()
+            for address in staged:
+                self.memory.release(address)
+            for s in (s for pending in results for s in pending):
+                self.memory.release(s.address)
+
+    def release(self, *handles: Bases | Digits) -> None:
+        for handle in handles:
+            self.memory.release(handle.address if isinstance(handle, Bases) else handle.memory)
+
+
+class _HostPoints:
+    """XYZZ points over plain integers; the formulas of kernels/curve.cuh."""
+
+    def __init__(self, field: reference.Field) -> None:
+        self.field = field
+
+    def double(self, p: tuple[Any, ...]) -> tuple[Any, ...]:
+        F = self.field
+        x, y, zz, zzz = p
+        u = F.add(y, y)
+        v = F.mul(u, u)
+        w, s, xx = F.mul(u, v), F.mul(x, v), F.mul(x, x)
+        m = F.add(F.add(xx, xx), xx)
+        x = F.sub(F.mul(m, m), F.add(s, s))
+        y = F.sub(F.mul(m, F.sub(s, x)), F.mul(w, y))
+        return x, y, F.mul(v, zz), F.mul(w, zzz)
+
+    def add(self, p: tuple[Any, ...], q: tuple[Any, ...]) -> tuple[Any, ...]:
+        F = self.field
+        x1, y1, zz1, zzz1 = p
+        x2, y2, zz2, zzz2 = q
+        if zz1 == F.zero:
+            return q
+        if zz2 == F.zero:
+            return p
+        u, s = F.mul(x1, zz2), F.mul(y1, zzz2)
+        d, r = F.sub(F.mul(x2, zz1), u), F.sub(F.mul(y2, zzz1), s)
+        if d == F.zero and r == F.zero:
+            return self.double(p)
+        dd = F.mul(d, d)
+        ddd, v = F.mul(d, dd), F.mul(u, dd)
+        x = F.sub(F.sub(F.mul(r, r), ddd), F.add(v, v))
+        y = F.sub(F.mul(r, F.sub(v, x)), F.mul(s, ddd))
+        return x, y, F.mul(F.mul(zz1, zz2), dd), F.mul(F.mul(zzz1, zzz2), ddd)
+
+    def affine(self, p: tuple[Any, ...]) -> Any:
+        """(x, y), or None."""
+        F = self.field
+        x, y, zz, zzz = p
+        if zz == F.zero:
+            return None
+        t = F.inverse(zzz)
+        by_z = F.mul(zz, t)
+        return F.mul(x, F.mul(by_z, by_z)), F.mul(y, t)

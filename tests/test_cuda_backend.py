@@ -1,0 +1,278 @@
+"""Whole proofs on the emulated device: the CPU's, byte for byte, with everything of a proof on the device."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gpuprover
+from containers import edit, put
+from cuda_proofs import BLINDING, chain_key, chain_witness, device_of, expected, larger, opened, prove
+from emulator import EmulatedDevice
+from gpuprover.backend import Group
+from gpuprover.cuda.backend import CudaBackend
+from gpuprover.cuda.device import MAIN, Stream
+from gpuprover.cuda.gpu import Gpu
+from gpuprover.cuda.memory import Block
+from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.formats.wtns import Witness
+from gpuprover.formats.zkey import load_key
+from gpuprover.groth16 import prover
+from gpuprover.job import Job
+
+pytestmark = pytest.mark.kernels_offline
+
+
+class Watched(EmulatedDevice):
+    """Counts the bytes that cross the bus."""
+
+    written = read_back = 0
+
+    def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
+        self.written += data.nbytes
+        super().write(to, data, stream)
+
+    def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
+        self.read_back += data.nbytes
+        super().read(data, start, stream)
+
+
+@pytest.mark.parametrize("reversed", [False, True], ids=["forward", "reversed"])
+def test_proofs_are_the_cpus(curve: CurveParams, reversed: bool) -> None:
+    gpu, key = opened(reversed=reversed), chain_key(curve)
+    for _ in range(3):  # the first one brings the key, the second may make tables of it
+        assert prove(key, chain_witness(curve), gpu) == expected(curve)
+    assert gpu.leaked == 0
+    assert {"multiply_chunks", "ntt_middle", "multiply_subtract", "accumulate"} <= set(device_of(gpu).kernels)
+
+
+def test_a_larger_proof() -> None:
+    data, witness = larger(BN254)
+    gpu, key = opened(), load_key(data)
+    for _ in range(2):
+        assert prove(key, witness, gpu) == expected(data)
+    assert gpu.leaked == 0
+
+
+def test_only_the_witness_and_the_sums_cross_the_bus() -> None:
+    data, witness = larger(BN254)
+    device, key = Watched(), load_key(data)
+    gpu = Gpu(device)
+    for _ in range(3):
+        device.written = device.read_back = 0
+        prove(key, witness, gpu)
+    assert witness.values.nbytes <= device.written < witness.values.nbytes + 1024
+    assert device.read_back < 128 << 10
+
+
+def test_a_false_witness_is_refused(curve: CurveParams) -> None:
+    key, good = chain_key(curve), chain_witness(curve)
+    values = good.values.copy()
+    values[3, 0] ^= 1
+    witness, backend = Witness(curve, values), CudaBackend(curve, Job(threads=1), opened())
+    for given in (witness, good):  # and the next proof is right
+        proof = prover.prove(key, given, backend, BLINDING)
+        if given is good:
+            assert prover.checked(key, given, proof, backend) == expected(curve)
+        else:
+            with pytest.raises(gpuprover.UnsatisfiedWitness):
+                prover.checked(key, given, proof, backend)
+
+
+@pytest.mark.parametrize(("section", "name"), [(5, "A points"), (7, "B2 points"), (9, "H points")])
+def test_a_bad_point_of_a_key_is_named(section: int, name: str) -> None:
+    curve = BN254
+    data = bytearray()
+    size = 128 if section == 7 else 64
+    whole = (gpuprover_vectors() / f"chain5.{curve.name}.zkey").read_bytes()
+    edit(whole, section, lambda content: data.extend(content))
+    key = load_key(edit(whole, section, put(3 * size, bytes([data[3 * size] ^ 1]))))
+    backend = CudaBackend(curve, Job(threads=1), opened())
+    proof = prover.prove(key, chain_witness(curve), backend)
+    with pytest.raises(gpuprover.MalformedFile, match=rf"{name}.*point 3"):
+        prover.checked(key, chain_witness(curve), proof, backend)
+
+
+def gpuprover_vectors() -> Any:
+    from cuda_proofs import VECTORS
+
+    return VECTORS
+
+
+# Keys that stay -------------------------------------------------------------------------
+
+
+def test_a_key_stays_as_long_as_it_lives() -> None:
+    curve = BN254
+    gpu, key = opened(), chain_key(curve)
+    prove(key, chain_witness(curve), gpu)
+    entries = {entry.kind: entry.block.address for entry in gpu.residents.of(key)}
+    assert entries
+    assert gpu.pool.used == sum(entry.size for entry in gpu.residents.all())
+    for _ in range(2):
+        allocations = device_of(gpu).allocations
+        prove(key, chain_witness(curve), gpu)
+    assert device_of(gpu).allocations == allocations
+    assert device_of(gpu).kernels.count("ntt_table") == 1
+    del key
+    gc.collect()
+    kept = {type(entry.kind).__name__ for entry in gpu.residents.all()}
+    assert kept == {"TwiddlesPart", "ArenaPart"}
+    gpu.residents.clear()
+    assert gpu.pool.used == device_of(gpu).used == 0
+
+
+def test_keys_of_both_curves_take_turns() -> None:
+    gpu = opened()
+    keys = {curve: chain_key(curve) for curve in CURVES}
+    for _ in range(2):
+        for curve, key in keys.items():
+            assert prove(key, chain_witness(curve), gpu) == expected(curve)
+    assert gpu.leaked == 0
+
+
+def test_proofs_in_several_threads(curve: CurveParams) -> None:
+    """Of one key and of others, each with its own arena."""
+    gpu = opened()
+    keys = [chain_key(curve) for _ in range(2)]
+    found: list[Any] = []
+
+    def run(i: int) -> None:
+        try:
+            for _ in range(2):
+                found.append(prove(keys[i % 2], chain_witness(curve), gpu))
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected(curve)] * 8
+    assert gpu.leaked == 0
+    assert all(entry.pins == 0 for entry in gpu.residents.all())
+
+
+def test_sums_on_the_host_meanwhile(curve: CurveParams) -> None:
+    gpu, key = opened(), chain_key(curve)
+    for groups in ([Group.G2], [Group.G1], list(Group)):
+        device_of(gpu).kernels.clear()
+        assert prove(key, chain_witness(curve), gpu, host_groups=groups) == expected(curve)
+        assert ("accumulate" in device_of(gpu).kernels) is (len(groups) == 1)
+    assert gpu.leaked == 0
+
+
+# Memory -----------------------------------------------------------------------------------
+
+
+def test_the_arena_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch, curve: CurveParams) -> None:
+    """The rehearsal takes what the proof takes."""
+    gpu, key = opened(), chain_key(curve)
+    extents: list[tuple[int, int]] = []
+    real = Gpu.end
+    monkeypatch.setattr(
+        Gpu,
+        "end",
+        lambda self, s, done: (extents.append((s.arena.extent, s.arena.size)), real(self, s, done)),
+    )
+    for _ in range(2):
+        prove(key, chain_witness(curve), gpu)
+    assert all(extent == size for extent, size in extents)
+
+
+def least(key: Any, gpu: Gpu) -> int:
+    """The smallest budget that a plan accepts, by bisection."""
+    backend = CudaBackend(key.curve, Job(threads=1), gpu)
+
+    def fits(budget: int) -> bool:
+        try:
+            backend.plan(key.plan_header, budget)
+        except gpuprover.OutOfMemory:
+            return False
+        return True
+
+    lo, hi = 0, 1 << 30
+    while hi - lo > 1:
+        middle = (lo + hi) // 2
+        lo, hi = (lo, middle) if fits(middle) else (middle, hi)
+    return hi
+
+
+def test_less_and_less_memory() -> None:
+    """Down to the least there is the same proof; below, the exception; the limit is never passed."""
+    data, witness = larger(BN254)
+    ample = opened()
+    for _ in range(2):
+        key = load_key(data)
+        prove(key, witness, ample)
+    bottom = least(load_key(data), opened())
+    top = ample.pool.peak
+    layouts = set()
+    for limit in sorted({*np.linspace(bottom, top, 12).astype(int).tolist(), bottom, top}, reverse=True):
+        gpu, key = opened(limit=limit), load_key(data)
+        for _ in range(2):
+            assert prove(key, witness, gpu) == expected(data), limit
+            assert gpu.pool.peak <= limit
+            assert device_of(gpu).peak <= limit
+            layouts.add(frozenset(entry.kind for entry in gpu.residents.all()))
+        assert gpu.leaked == 0
+    assert len(layouts) > 3
+    for limit in (bottom - 1, bottom // 2, 1):
+        gpu, key = opened(limit=limit), load_key(data)
+        with pytest.raises(gpuprover.OutOfMemory, match=r"^cuda:0: .* needs \d+ MiB .* \d+ MiB are left$"):
+            prove(key, witness, gpu)
+        del key
+        gc.collect()
+        gpu.residents.clear()
+        assert gpu.pool.used == device_of(gpu).used == 0
+
+
+def test_other_keys_give_way() -> None:
+    """Two keys where there is room for little more than one."""
+    data, witness = larger(BN254)
+    probe = opened()
+    key = load_key(data)
+    prove(key, witness, probe)
+    gpu = opened(limit=probe.pool.peak + probe.pool.peak // 8)
+    keys = [load_key(data), load_key(data)]
+    for _ in range(2):
+        for key in keys:
+            assert prove(key, witness, gpu) == expected(data)
+            assert gpu.residents.of(key)
+    assert gpu.pool.peak <= gpu.pool.limit
+
+
+def test_a_proof_leaves_others_their_memory() -> None:
+    """What another proof uses is not taken; there is an exception instead."""
+    curve = BN254
+    gpu, key, other = opened(), chain_key(curve), chain_key(curve)
+    backend = CudaBackend(curve, Job(threads=1), gpu)
+    with backend.proof(key.plan_header, key):
+        device_of(gpu).memory = device_of(gpu).used
+        with pytest.raises(gpuprover.OutOfMemory):
+            prove(other, chain_witness(curve), gpu)
+        with pytest.raises(ValueError, match="one proof at a time"), backend.proof(key.plan_header, key):
+            pass
+    device_of(gpu).memory = 1 << 30
+    assert prove(other, chain_witness(curve), gpu) == expected(curve)
+
+
+def test_another_process_takes_memory() -> None:
+    """What is free is asked of the device, each time."""
+    data, witness = larger(BN254)
+    gpu, key = opened(), load_key(data)
+    prove(key, witness, gpu)
+    taken = Block(gpu.pool, 1)
+    taken.free()
+    device_of(gpu).allocate(gpu.device.free_memory() - (1 << 16))
+    assert prove(key, witness, gpu) == expected(data)
+    gpu.residents.clear()
+    device_of(gpu).allocate(gpu.device.free_memory() - (1 << 12))
+    with pytest.raises(gpuprover.OutOfMemory):
+        prove(key, witness, gpu)

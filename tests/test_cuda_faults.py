@@ -1,0 +1,121 @@
+"""What goes wrong below the CUDA backend: the same proof, or a typed exception, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+
+import gpuprover
+from cuda_proofs import chain_key, chain_witness, device_of, expected, opened, prove
+from emulator import Faults
+from gpuprover.cuda.gpu import Gpu
+from gpuprover.curves import BN254, CurveParams
+from gpuprover.formats.zkey import ProvingKey
+from gpuprover.job import Job
+
+pytestmark = pytest.mark.kernels_offline
+SAMPLES = 25
+
+
+class After:
+    """An event that is set once it has been asked ``n`` times."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def clean(gpu: Gpu) -> bool:
+    """Whether nothing is held but what keys keep; all of that can go."""
+    gpu.pool.collect()
+    pinned = [entry for entry in gpu.residents.all() if entry.pins]
+    kept = sum(entry.size for entry in gpu.residents.all())
+    left = gpu.pool.used - kept
+    gpu.residents.clear()
+    return not pinned and left == 0 and gpu.pool.used == 0 and device_of(gpu).used == 0
+
+
+def attempt(faults: Faults, curve: CurveParams, proofs: int = 2) -> tuple[str, Gpu, ProvingKey]:
+    """The first exception's kind, or "proof" where all proofs are right."""
+    gpu, key = opened(faults=faults), chain_key(curve)
+    outcome = "proof"
+    for _ in range(proofs):
+        try:
+            assert prove(key, chain_witness(curve), gpu) == expected(curve)
+        except gpuprover.ProverError as error:
+            outcome = error.kind
+            break
+    gc.collect()
+    return outcome, gpu, key
+
+
+def counts(curve: CurveParams) -> tuple[int, int, int]:
+    """Allocations, launches and calls of two proofs."""
+    _, gpu, _ = attempt(Faults(), curve)
+    device = device_of(gpu)
+    return device.allocations, device.launches, device.calls
+
+
+def sample(rng: random.Random, total: int) -> list[int]:
+    return sorted({1, 2, total, *rng.sample(range(1, total + 1), min(total, SAMPLES))})
+
+
+def test_no_memory(curve: CurveParams) -> None:
+    """Every allocation: something is given up, or the proof is. The next one succeeds."""
+    total, _, _ = counts(curve)
+    outcomes = set()
+    for n in range(1, total + 1):
+        outcome, gpu, key = attempt(Faults(allocation=n), curve)
+        outcomes.add(outcome)
+        assert prove(key, chain_witness(curve), gpu) == expected(curve)
+        assert gpu.leaked == 0
+        assert clean(gpu), n
+    assert outcomes <= {"proof", "OutOfMemory"}
+    assert "proof" in outcomes
+
+
+def test_a_launch_fails(curve: CurveParams, rng: random.Random) -> None:
+    _, total, _ = counts(curve)
+    for n in sample(rng, total):
+        outcome, gpu, key = attempt(Faults(launch=n), curve)
+        assert outcome == "DeviceError", n
+        assert clean(gpu), n
+        with pytest.raises(gpuprover.DeviceError):
+            prove(key, chain_witness(curve), gpu)
+        assert clean(gpu), n
+
+
+def test_the_device_is_lost(curve: CurveParams, rng: random.Random) -> None:
+    _, _, total = counts(curve)
+    key = None
+    for n in [0, *sample(rng, total)]:
+        outcome, gpu, key = attempt(Faults(lost=n), curve)
+        assert outcome == ("DeviceError" if n < total else "proof"), n
+        assert clean(gpu) or n >= total, n
+    # A key that was on a lost device serves on another one.
+    assert key is not None
+    assert prove(key, chain_witness(curve), opened()) == expected(curve)
+
+
+def test_cancelled_at_every_moment(rng: random.Random) -> None:
+    curve, total = BN254, 0
+    gpu, key = opened(), chain_key(BN254)
+    while True:
+        try:
+            proof = prove(key, chain_witness(curve), gpu, Job(threads=1, cancel=After(total)))
+        except gpuprover.Cancelled:
+            total += 1
+            gpu.pool.collect()
+            assert gpu.leaked == 0
+            assert gpu.pool.used == sum(entry.size for entry in gpu.residents.all())
+            assert all(entry.pins == 0 for entry in gpu.residents.all())
+            continue
+        break
+    assert proof == expected(curve)
+    assert total > 10
+    assert clean(gpu)
