@@ -1,9 +1,9 @@
 """What proofs take on this machine's devices: measured and kept, or else the figures of other machines.
 
 Seconds are a table over the number of constraints: linear between its rows, flat below the first, beyond the
-last along the line through the last two. A row splits them into a part that runs on one thread and a part that
-all share. They are of circuits whose witness has values of full width, which is the worst case: most circuits
-take less, and alike on every device.
+last along the line through the last two. A row splits them into a part that runs on one thread and a part
+that all share. They are of circuits whose witness has values of full width, which is the worst case: most
+circuits take less, and alike on every device.
 
 ``gpuprover bench --calibrate`` measures and writes ``calibration.json`` into the cache folder, with an entry
 for each kind of work on each processor or GPU and code path; one of another version of gpuprover is not used.
@@ -110,7 +110,7 @@ _IFMA_BLS12_381 = _times(
     (28, 0.005, 0.005),
     (3896, 0.0869, 0.0506),
     (16184, 0.268, 0.157),
-    (65336, 0.842, 0.509),
+    (65336, 0.842, 0.480),
 )
 _PUBLISHED = (
     (100_000, 0.037, 0.0),
@@ -129,10 +129,10 @@ DEFAULTS = (
             (28, 0.004, 0.004),
             (3896, 0.0439, 0.0324),
             (16184, 0.0959, 0.0628),
-            (65336, 0.385, 0.155),
-            (262141, 1.19, 0.590),
-            (1048573, 5.32, 2.78),
-            (4194301, 18.8, 10.2),
+            (65336, 0.335, 0.185),
+            (262141, 1.19, 0.620),
+            (1048573, 5.00, 2.62),
+            (4194301, 20.0, 10.5),
         ),
         origin=_CPU,
     ),
@@ -145,8 +145,8 @@ DEFAULTS = (
             (28, 0.006, 0.006),
             (3896, 0.126, 0.0747),
             (16184, 0.461, 0.236),
-            (65336, 1.66, 0.788),
-            (262141, 6.05, 3.06),
+            (65336, 1.66, 0.870),
+            (262141, 6.05, 3.20),
         ),
         origin=_CPU,
     ),
@@ -155,7 +155,8 @@ DEFAULTS = (
     Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
     Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
 )
-"""By kind, path and work, for every model."""
+"""By kind, path and work, for every model. Of the CPU: chains of cpu.jsonl, rounded and smoothed, and a first row
+from what the phases beside the sums take there."""
 
 
 # The table ----------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def load(warn: Callable[[str], None] | None = None) -> Calibration:
         return Calibration(problem="nothing is measured on this machine: run `gpuprover bench --calibrate`")
     try:
         entries = _parse(read_json(file))
-    except (ProverError, KeyError, TypeError, ValueError) as error:
+    except (ProverError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = error.message if isinstance(error, ProverError) else "it is damaged"
         problem = f"{file}: not used: {why}; run `gpuprover bench --calibrate`"
         if warn is not None:
@@ -228,7 +229,7 @@ def keep(entries: Iterable[Entry]) -> Path:
 
 
 def _parse(document: Any) -> list[Entry]:
-    """Raises KeyError, TypeError or ValueError for anything that :func:`keep` would not write."""
+    """Raises one of what :func:`load` catches for anything that :func:`keep` would not write."""
     if document["format"] != FORMAT:
         raise ValueError
 
