@@ -166,10 +166,15 @@ class _Load:
             self.pinned -= held if runs == 1 else 0
             self.keys[need.circuit] = held, runs - 1
 
+    @property
+    def held(self) -> int:
+        """Bytes of all keys."""
+        return sum(size for size, _ in self.keys.values())
+
     def evict(self) -> tuple[str, ...]:
         """Drops keys that no run uses, oldest first, until the rest fits; all of them for a proof alone."""
         idle = [circuit for circuit, (_, runs) in self.keys.items() if not runs]
-        over = self.own + sum(size for size, _ in self.keys.values()) - (self.device.memory or 0)
+        over = self.own + self.held - (self.device.memory or 0)
         gone = []
         for circuit in idle if self.device.memory is not None or self.alone else ():
             if over <= 0 and not self.alone:
@@ -434,7 +439,7 @@ class Scheduler:
         options = []
         for i, usual in enumerate(found):
             load = self._loads[usual.device]
-            taken = float(load.own + load.pinned - (load.device.memory or 0))
+            taken = float(load.own + load.held - (load.device.memory or 0))
             start = self._start_now(ticket, usual, now, booked)
             if start is not None:
                 options.append(_Option(self._end_of(start[0], now), taken, i, *start, None))

@@ -18,9 +18,10 @@ from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 UNTRIED = 1 << 13
 """Constraints below which a GPU that nobody has measured is not tried: a prediction from published times of
 sums of that many points, where launches alone take as long as a CPU."""
-LOAD_RATE = 5e9
-"""Bytes a second of a key and its tables on their way to a GPU: a prediction, from what keys that stay there are
-published to save."""
+LOAD_RATE = 7e9
+"""Bytes of a key a second to a GPU: a prediction, from what keys that stay there are published to save."""
+TABLE_RATE = 1e10
+"""Bytes of tables a second that a GPU computes: a prediction, from the multiplications of their doublings."""
 SPLIT_GAIN = 1.1
 """A proof is split between GPU and host if that is predicted to make it so many times faster."""
 
@@ -172,8 +173,8 @@ def propose(
 ) -> Placement | str:
     """A proof on a device of which nothing is taken, or why it cannot be there.
 
-    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile. ``loaded``:
-    the key is there.
+    ``threads`` of the CPU are free for it: beside a GPU, for parts that the ``host`` does meanwhile.
+    ``loaded``: the key is there.
     """
     if device.problem:
         return device.problem
@@ -215,7 +216,7 @@ def propose(
     if host is not None and threads and level is Degrade.NONE:
         splits = _splits(shape, device, times, threads, host, found)
         found = min([found, *splits], key=lambda p: p.seconds)
-    loading = 0.0 if loaded else found.shared / LOAD_RATE
+    loading = 0.0 if loaded else found.plan.key / LOAD_RATE + found.plan.tables / TABLE_RATE
     return replace(found, seconds=found.seconds + loading, loading=loading)
 
 
