@@ -439,3 +439,55 @@ def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp
     with pytest.raises(processes.Late):
         worker.ask(rate("additions G2"), 0.0)
     wait_for(lambda: not workers(tmp_path))
+
+
+def rehearsed(tmp_path: Path, *arguments: str) -> list[Row]:
+    """The rows of a run; a second one finds nothing to do."""
+    process = started(tmp_path, *arguments)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == EXIT_OK, said
+    found = written(tmp_path)
+    again = started(tmp_path, *arguments)
+    again.communicate(timeout=60)
+    assert again.returncode == EXIT_OK
+    assert written(tmp_path) == found
+    return found
+
+
+def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
+    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4,proof bits bn254"
+    found = rehearsed(tmp_path, "--only", only)
+    measured = [(row["operation"], row["device"], row["mode"]) for row in found if "took_s" in row]
+    sums = [("msm G1", device, "warm") for device in ("cuda", "cpu")]
+    assert measured == [
+        ("rate wide rows", "cuda", "warm"),
+        *[("ntt", device, "warm") for device in ("cuda", "cpu")],
+        *(3 * sums),
+        ("msm G1, no tables", "cuda", "warm"),
+        ("setup", "cpu", "once"),
+        *[("groth16 prove", device, "warm") for device in ("cuda", "cpu")],
+        ("groth16 prove", "cuda", "cold"),
+    ]
+    for row in found:
+        if row["device"] == "cuda" and row["mode"] == "warm" and "rate" not in row["operation"]:
+            assert sum(row["kernels"].values()) > 0
+            assert row["checked"]
+    shares = {row["operation"]: row["share"] for row in found if "share" in row}
+    assert shares.keys() == {"ntt", "msm G1", "msm G1, no tables"}
+    assert all(share > 0 for share in shares.values())
+    (depth,) = {row["depth"] for row in found if row["operation"] == "msm G1" and "depth" in row}
+    assert depth > 1
+    made = run("bench", "report", tmp_path / "out" / "rows.jsonl", "--output", tmp_path / "r.html", "--json")
+    assert made.code == EXIT_OK
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path: Path) -> None:
+    """With the tests, of which the emulated device does the short ones."""
+    tests = "test_transforms and (1- or 2-) or test_keys_in_turns"
+    found = rehearsed(tmp_path, "--deadline", "1000", "--tests", tests)
+    names_ = {case.name for case in cases.plan(cases.SIZES["tiny"])}
+    assert {row["case"] for row in found} == {"cubins", *names_}
+    (row,) = (row for row in found if row["operation"] == "tests")
+    assert row["passed"] > 3
+    assert row["skipped"] == 0

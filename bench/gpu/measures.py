@@ -287,15 +287,17 @@ def proof(
         gpuprover.prove(key, wtns, device=CUDA)
     measured[0] |= _kernels(kernels)
     if cold:
-        fields = {**shape, "mode": "cold", **on_gpu.fields}
-        measured += _measured([Contestant(name, fields, _cold(machine, zkey, wtns))], 1, Job(threads=1))
+        measured.append({**shape, **on_gpu.fields, **_cold(machine, zkey, wtns)})
     return rows + measured
 
 
-def _cold(machine: Machine, zkey: Path, wtns: Path) -> Callable[[], Sample]:
+def _cold(machine: Machine, zkey: Path, wtns: Path) -> Row:
+    """Our command line on the GPU, once: its files are in the system's cache, its kernels compiled."""
     outputs = [str(machine.folder / f"{kind}.json") for kind in ("proof", "public")]
     command = [*python_command(), "prove", str(zkey), str(wtns), *outputs, "--quiet", "--device", CUDA]
-    return lambda: run_process(command, check=lambda: None, limit=COLD_LIMIT)[0]
+    sample, _ = run_process(command, check=lambda: None, limit=COLD_LIMIT)
+    row: Row = {"mode": "cold", "peak": sample.peak}
+    return {**row, "cpu": spread([sample.cpu or 0.0]), "wall": spread([sample.wall or 0.0])}
 
 
 def _set_up(machine: Machine, params: CurveParams, circuit: str, log: int, zkey: Path, wtns: Path) -> Row:
