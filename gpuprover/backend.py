@@ -282,11 +282,10 @@ _REGISTRY: dict[str, str] = {
 }
 """Device name -> module:class; the class is called with (curve, job)."""
 
-_GPUS: dict[str, tuple[str, str]] = {
-    "cuda": ("gpuprover.cuda.devices", "gpuprover.cuda.backend:CudaBackend"),
+_GPUS: dict[str, str] = {
+    "cuda": "gpuprover.cuda.devices",
 }
-"""Family of devices, ``cuda:0`` and so on -> the module that knows them, and module:class of their backend,
-which is called with (curve, job, device)."""
+"""Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
 
 
 def device_names() -> list[str]:
@@ -338,15 +337,12 @@ def open_backend(device: str, curve: CurveParams, job: Job) -> Backend:
     """The backend for a resolved or requested device name."""
     name = resolve_device(device)
     if is_gpu(name):
-        return _load(_GPUS[name.partition(":")[0]][1])(curve, job, _family(name).open_device(name))
-    return _load(_REGISTRY[name])(curve, job)
+        backend: Backend = _family(name).open_backend(name, curve, job)
+        return backend
+    module, _, attribute = _REGISTRY[name].partition(":")
+    factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
+    return factory(curve, job)
 
 
 def _family(name: str) -> Any:
-    return import_module(_GPUS[name.partition(":")[0]][0])
-
-
-def _load(place: str) -> Callable[..., Backend]:
-    module, _, attribute = place.partition(":")
-    factory: Callable[..., Backend] = getattr(import_module(module), attribute)
-    return factory
+    return import_module(_GPUS[name.partition(":")[0]])

@@ -216,8 +216,15 @@ def _cache() -> Record:
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "stale": len([p for p in folder.parent.iterdir() if p.name.startswith("numba-") and p != folder]),
-        "cubins": len(list(folder.parent.glob("cubin-*/*.cubin"))),
+        "cubins": _cubins(folder.parent),
     }
+
+
+def _cubins(cache: Path) -> int:
+    """CUDA kernels compiled for GPUs, by this user or before."""
+    from gpuprover.cuda.compile import built_folders
+
+    return sum(len(list(f.glob("*.cubin"))) for f in (*cache.glob("cubin-*"), *built_folders()))
 
 
 def _packages() -> Record:
@@ -315,10 +322,9 @@ def _cache_text(r: Record) -> str:
     state = (
         f"{r['files']} files, {format_bytes(r['bytes'])}" if r["files"] else "empty: run `gpuprover warmup`"
     )
-    if r["cubins"]:
-        state += f", {r['cubins']} cubins"
     stale = f"; {r['stale']} folders of other versions beside it" if r["stale"] else ""
-    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}"
+    cubins = f"\n{r['cubins']} cubins of CUDA kernels" if r["cubins"] else ""
+    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}{cubins}"
 
 
 def warmup(args: Namespace, context: Context) -> int:

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m gpuprover.cuda.build", description="Compiles the CUDA kernels; needs no GPU."
     )
-    parser.add_argument("--arch", action="append", required=True, metavar="sm_90", help="may be repeated")
+    parser.add_argument("--arch", action="append", required=True, metavar="LIST", help="sm_90,sm_100, say")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cubins go")
     parser.add_argument("--only", metavar="NAME", help="one program, such as vector.bn254")
     parser.add_argument("--jobs", metavar="N", help="processes at once; default: the CPUs")
@@ -145,7 +145,8 @@ def _run(args: Namespace) -> int:
     nvrtc = find_nvrtc(whole_number(args.cuda, "--cuda") if args.cuda else None)
     if nvrtc is None:
         raise DeviceError("NVRTC is missing: pip install 'gpuprover[cuda13]'")
-    for name in args.arch:
+    architectures = [name for part in args.arch for name in part.split(",")]
+    for name in architectures:
         if name not in nvrtc.architectures():
             known = ", ".join(nvrtc.architectures())
             raise InvalidInput(f"--arch: expected some of {known} for {nvrtc}; found {name[:40]!r}")
@@ -156,7 +157,7 @@ def _run(args: Namespace) -> int:
         wanted = {args.only: wanted[args.only]}
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    units = [(program, architecture) for architecture in args.arch for program in wanted.values()]
+    units = [(program, architecture) for architecture in architectures for program in wanted.values()]
     if len(units) == 1:
         ((program, architecture),) = units
         cubin = compile_program(program, architecture, nvrtc)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.config import available_cpus
-from gpuprover.cuda import probe
+from gpuprover.cuda import probe, source
 from gpuprover.cuda.build import build
 from gpuprover.cuda.compile import cache_folder, find_cubin, find_nvrtc, load_cubin, program_name
 from gpuprover.cuda.device import MAIN, Address, Program, Properties, Stream
@@ -302,7 +302,8 @@ class CupyDevice:
     @_on_device
     def prepare(self, programs: Sequence[Program]) -> None:
         architecture, nvrtc = self.properties.architecture, self._nvrtc
-        missing = [p for p in programs if find_cubin(p, architecture, nvrtc) is None]
+        listed = {p for curve in {p.curve for p in programs} for p in source.programs(curve)}
+        missing = [p for p in programs if p in listed and find_cubin(p, architecture, nvrtc) is None]
         if len(missing) > 1 and nvrtc is not None and (folder := cache_folder(nvrtc)) is not None:
             build([(p, architecture) for p in missing], folder, nvrtc, processes=available_cpus())
         for program in programs:

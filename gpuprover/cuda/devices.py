@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
+from gpuprover.backend import Backend
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
+from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
+from gpuprover.job import Job
 
-__all__ = ["gpus", "mark_lost", "open_device", "present", "resolve"]
+__all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
 
 _open: dict[str, Device] = {}
+_gpus: dict[str, Any] = {}
 _lock = threading.Lock()
 
 
@@ -71,3 +77,14 @@ def open_device(name: str) -> Device:
         if name not in _open:
             _open[name] = CupyDevice(int(name.partition(":")[2]))
         return _open[name]
+
+
+def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
+    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it."""
+    module = import_module("gpuprover.cuda.backend")
+    device = open_device(name)
+    with _lock:
+        if name not in _gpus or _gpus[name].device is not device:
+            _gpus[name] = module.Gpu(device)
+        backend: Backend = module.CudaBackend(curve, job, _gpus[name])
+    return backend

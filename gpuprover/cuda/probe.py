@@ -112,8 +112,15 @@ def survey() -> Survey:
     nvml = _open_nvml()
     found = Survey(driver=_driver_version(nvml))
     try:
-        version = _driver()
+        version = driver_cuda()
+        if version is None:
+            raise _no_driver()
         found = replace(found, driver_cuda=(version // 1000, version % 1000 // 10))
+        if version < 1000 * min(DRIVERS):
+            raise _Unusable(
+                f"the NVIDIA driver is too old: it runs CUDA {_dotted(version)} at most",
+                f"install driver {min(DRIVERS.values())} or newer",
+            )
         extra = next(f"gpuprover[cuda{major}]" for major in DRIVERS if version >= 1000 * major)
         package = _cupy_package(extra)
         found = replace(found, cupy=_version(package))
@@ -140,25 +147,16 @@ def driver_cuda() -> int | None:
     return None if failed else version.value  # a toolkit's stub of the library fails
 
 
-def _driver() -> int:
-    """As :func:`driver_cuda`, new enough for us."""
-    version = driver_cuda()
-    if version is None and _KERNEL_DRIVER.exists():
-        raise _Unusable(
+def _no_driver() -> _Unusable:
+    if _KERNEL_DRIVER.exists():
+        return _Unusable(
             "the machine has an NVIDIA driver, but its library libcuda.so.1 is not in reach",
             "in a container: start it with --gpus all (NVIDIA Container Toolkit)",
         )
-    if version is None:
-        raise _Unusable(
-            "no NVIDIA driver on this machine",
-            f"on a machine with an NVIDIA GPU, install driver {DRIVERS[13]} or newer",
-        )
-    if version < 1000 * min(DRIVERS):
-        raise _Unusable(
-            f"the NVIDIA driver is too old: it runs CUDA {_dotted(version)} at most",
-            f"install driver {min(DRIVERS.values())} or newer",
-        )
-    return version
+    return _Unusable(
+        "no NVIDIA driver on this machine",
+        f"on a machine with an NVIDIA GPU, install driver {DRIVERS[13]} or newer",
+    )
 
 
 def _cupy_package(extra: str) -> str:

@@ -14,16 +14,14 @@ from gpuprover.curves import CurveParams, FieldParams
 CONSTANTS = "curve_constants.cuh"
 """The name by which the kernels include the curve's constants."""
 LIMB_BITS = 32
-VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
-    "rates.cu": ((),),
-    "vector.cu": ((),),
-}
-"""File of ``kernels/`` -> the macros of each of its programs: all that is launched, and built in advance."""
+VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {}
+"""File of ``kernels/`` -> the macros of each of its programs; any other file is one program, without any."""
 
 
 def programs(curve: CurveParams) -> list[Program]:
-    """All programs of a curve."""
-    return [Program(curve, source, defines) for source, variants in VARIANTS.items() for defines in variants]
+    """All programs of a curve: what is launched, and so what is compiled in advance."""
+    names = sorted(name for name in sources(curve) if name.endswith(".cu"))
+    return [Program(curve, name, defines) for name in names for defines in VARIANTS.get(name, ((),))]
 
 
 def sources(curve: CurveParams) -> dict[str, str]:
