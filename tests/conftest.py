@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,24 @@ def scale(backend_name: str) -> Scale:
 
 
 @pytest.fixture
-def opened(backend_name: str, curve: CurveParams) -> OpenBackend:
+def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
+    from gpuprover.cuda import gpu, msm
+
+    monkeypatch.setattr(msm, "MAX_WINDOW", 4)
+    monkeypatch.setattr(msm, "SORT_BLOCK", 32)
+    gpu._choose.cache_clear()
+    yield
+    gpu._choose.cache_clear()
+
+
+@pytest.fixture
+def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
         from gpuprover.cuda.backend import CudaBackend, Gpu
+
+        request.getfixturevalue("quick_sums")
 
         gpu = Gpu(EmulatedDevice(EMULATED))
         return lambda job: CudaBackend(curve, job, gpu)

@@ -25,7 +25,7 @@ from gpuprover.formats.zkey import load_key
 from gpuprover.groth16 import prover
 from gpuprover.job import Job
 
-pytestmark = pytest.mark.kernels_offline
+pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
 
 class Watched(EmulatedDevice):

@@ -15,8 +15,8 @@ from gpuprover.curves import BN254, CurveParams
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
 
-pytestmark = pytest.mark.kernels_offline
-SAMPLES = 25
+pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
+SAMPLES = 8
 
 
 class After:

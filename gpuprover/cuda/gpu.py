@@ -34,6 +34,8 @@ from gpuprover.polynomial import Domain
 
 SHORTEST_SLICE = 1 << 10
 """Entries or rows below which slices are not cut any further."""
+SHORTEST_TABLE = 1 << 10
+"""Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
 
 
@@ -242,7 +244,7 @@ def layouts(
         for sums, own in zip(plain.sums, sizes, strict=True):
             room = sums.plan.bytes(properties) + left * own // sum(sizes)
             plan = choose(curve, sums.plan.groups, sums.n, properties, room, keep=True)
-            with_tables.append(replace(sums, plan=plan) if plan.n >= sums.n else sums)
+            with_tables.append(replace(sums, plan=plan) if plan.n >= sums.n >= SHORTEST_TABLE else sums)
         layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables)))
         if held_now + arena_now <= free:
             yield layout, held_now, arena_now
