@@ -455,7 +455,7 @@ def rehearsed(tmp_path: Path, *arguments: str) -> list[Row]:
 
 
 def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
-    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4, full width"
+    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width"
     found = rehearsed(tmp_path, "--only", only)
     measured = [(row["operation"], row["device"]) for row in found if "took_s" in row]
     assert measured == [
