@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
 from fake_cupy import Gpu, Machine
@@ -33,6 +34,8 @@ from gpuprover.job import Job
 pytestmark = pytest.mark.kernels_offline
 ROOT = Path(__file__).resolve().parents[1]
 VECTOR = Program(BN254, "vector.cu")
+SMALL = Program(BN254, "sparse.cu")
+"""The quickest to compile."""
 
 
 @pytest.fixture(autouse=True)
@@ -294,7 +297,7 @@ def test_every_kernel_file_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_cubin_is_compiled_once(nvrtc: Nvrtc, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cubin = compile.load_cubin(VECTOR, "sm_90", nvrtc)
+    cubin = compile.load_cubin(SMALL, "sm_90", nvrtc)
     assert cubin.startswith(b"\x7fELF")
     (path,) = cache.rglob("*.cubin")
     assert path.parent.name == "cubin-nvrtc13.0"
@@ -304,11 +307,11 @@ def test_a_cubin_is_compiled_once(nvrtc: Nvrtc, cache: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(compile, "compile_program", refuse)
-        assert compile.load_cubin(VECTOR, "sm_90", nvrtc) == cubin
+        assert compile.load_cubin(SMALL, "sm_90", nvrtc) == cubin
     whole = path.read_bytes()
     for damaged in (b"", whole[:-1], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
         path.write_bytes(damaged)
-        assert compile.load_cubin(VECTOR, "sm_90", nvrtc) == cubin
+        assert compile.load_cubin(SMALL, "sm_90", nvrtc) == cubin
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -333,16 +336,16 @@ def test_names_change_with_all_that_goes_in(monkeypatch: pytest.MonkeyPatch) -> 
 def test_cubins_built_before_need_no_compiler(
     nvrtc: Nvrtc, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DeviceError, match=r"vector\.cu: no cubin for sm_90.*pip install"):
-        compile.load_cubin(VECTOR, "sm_90", None)
+    with pytest.raises(DeviceError, match=r"sparse\.cu: no cubin for sm_90.*pip install"):
+        compile.load_cubin(SMALL, "sm_90", None)
     folder = tmp_path / "built"
     done: list[str] = []
-    units = [(Program(curve, "vector.cu"), "sm_90") for curve in CURVES]
+    units = [(Program(curve, "sparse.cu"), "sm_90") for curve in CURVES]
     folder.mkdir()
     build.build(units, folder, nvrtc, processes=2, done=lambda name, seconds: done.append(name))
     assert sorted(done) == sorted(path.name for path in folder.iterdir())
     monkeypatch.setenv(CUBIN_VARIABLE, str(folder))
-    assert compile.load_cubin(VECTOR, "sm_90", None) == compile.compile_program(VECTOR, "sm_90", nvrtc)
+    assert compile.load_cubin(SMALL, "sm_90", None) == compile.compile_program(SMALL, "sm_90", nvrtc)
     build.build(units, folder, nvrtc, done=lambda *_: pytest.fail("built again"))
 
 
@@ -358,7 +361,7 @@ def test_a_build_can_be_stopped(nvrtc: Nvrtc, tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        build.build([(VECTOR, "sm_90")], tmp_path, nvrtc, check=check)
+        build.build([(SMALL, "sm_90")], tmp_path, nvrtc, check=check)
     assert not list(tmp_path.iterdir())
 
 
@@ -373,11 +376,11 @@ def test_what_does_not_compile_is_told(nvrtc: Nvrtc) -> None:
     ("arguments", "code", "says"),
     [
         (["--arch", "sm_13"], 2, "--arch: expected some of sm_75, "),
-        (["--arch", "sm_90", "--only", "x"], 2, "--only: expected one of vector.bn254, "),
+        (["--arch", "sm_90", "--only", "x"], 2, "--only: expected one of msm.bn254.GROUP-2, "),
         (["--arch", "sm_90", "--jobs", "0"], 2, "--jobs: expected a whole number"),
         (["--arch", "sm_90", "--cuda", "11"], 3, "NVRTC is missing"),
         (["--arch", "sm_90", "--output", "/proc/none"], 2, "/proc/none: "),
-        (["--arch", "sm_90", "--only", "vector.bn254"], 0, ""),
+        (["--arch", "sm_90", "--only", "sparse.bn254"], 0, ""),
     ],
 )
 def test_the_command(
@@ -676,14 +679,20 @@ def test_a_device_is_opened_once(machine: Machine, monkeypatch: pytest.MonkeyPat
 
 
 def test_backends_of_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_gpus", {})
-    module = SimpleNamespace(
-        Gpu=lambda device: SimpleNamespace(device=device),
-        CudaBackend=lambda curve, job, gpu: SimpleNamespace(curve=curve, job=job, gpu=gpu),
-    )
-    monkeypatch.setitem(sys.modules, "gpuprover.cuda.backend", module)
+    monkeypatch.setattr(devices, "_shared", {})
+    monkeypatch.setattr(devices, "programs", lambda curve: [])
     emulated = {name: EmulatedDevice(name) for name in ("cuda:0", "cuda:1")}
     monkeypatch.setattr(devices, "open_device", emulated.__getitem__)
     opened: list[Any] = [devices.open_backend(f"cuda:{i}", BN254, Job()) for i in (0, 0, 1)]
-    assert opened[0].gpu is opened[1].gpu
-    assert [one.gpu.device.name for one in opened] == ["cuda:0", "cuda:0", "cuda:1"]
+    assert opened[0]._gpu is opened[1]._gpu
+    assert [one.name for one in opened] == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+def test_a_whole_proof(device: CupyDevice, machine: Machine) -> None:
+    """All that the backend asks of a device, on one that does it as late as it may; BN254."""
+    key, witness = cuda_proofs.chain_key(BN254), cuda_proofs.chain_witness(BN254)
+    gpu = cuda_proofs.Gpu(device)
+    assert cuda_proofs.prove(key, witness, gpu) == cuda_proofs.expected(BN254)
+    assert len(machine.launches) > 20
+    listed = {compile.program_name(program) for program in programs(BN254)}
+    assert set(device._modules) <= listed

@@ -7,7 +7,6 @@ every step, so that a fault can be put at any step of a proof.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ import numpy as np
 import pytest
 
 import gpuprover
+import gpuprover.cuda.backend
+import gpuprover.cuda.gpu
 from emulator import EmulatedDevice, Faults
-from gpuprover import api
+from gpuprover import api, cuda
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
@@ -31,6 +32,7 @@ from running import Run
 
 pytestmark = pytest.mark.kernels_offline
 BLINDING = (7, 11)
+VECTORS = Path(__file__).parent / "vectors"
 H200 = Gpu("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
 
 
@@ -74,16 +76,21 @@ class FakeGpu:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A machine with one GPU, which every circuit is worth."""
     gpu = FakeGpu(EmulatedDevice())
-    module = SimpleNamespace(
-        Gpu=lambda device: gpu, CudaBackend=lambda curve, job, gpu: Steps(gpu, CpuBackend(curve, job))
+    one_gpu(monkeypatch, lambda: gpu.device)
+    monkeypatch.setattr(cuda.gpu, "Gpu", lambda device: gpu)
+    monkeypatch.setattr(
+        cuda.backend, "CudaBackend", lambda curve, job, gpu: Steps(gpu, CpuBackend(curve, job))
     )
-    monkeypatch.setitem(sys.modules, "gpuprover.cuda.backend", module)
-    monkeypatch.setattr(devices, "_gpus", {})
-    monkeypatch.setattr(devices, "open_device", lambda name: gpu.device)
+    return gpu
+
+
+def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice]) -> None:
+    monkeypatch.setattr(devices, "_shared", {})
+    monkeypatch.setattr(devices, "open_device", lambda name: device())
+    monkeypatch.setattr(devices, "programs", lambda curve: [])
     monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))
     monkeypatch.setattr(probe, "_lost", {})
     monkeypatch.setattr(api, "COMPLEX", 0)
-    return gpu
 
 
 @dataclass(frozen=True)
@@ -176,17 +183,22 @@ def test_each_run_draws_its_own_blinding(gpu: FakeGpu, made: Made, monkeypatch: 
     assert len(set(drawn)) == 2
 
 
-def test_kernels_run_again_after_a_failure_among_threads(gpu: FakeGpu, made: Made, expected: Any) -> None:
+def test_kernels_run_again_after_a_failure_among_threads(
+    gpu: FakeGpu, made: Made, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failure within Job.map tells all kernels to stop; those of the CPU must not hear it."""
+    jobs: list[Any] = []
+    opened: Any = cuda.backend.CudaBackend
 
     def fail(name: str) -> None:
         if name == "msm_many":
             jobs[-1].map(lambda i: gpu.device.launch(None, "", 0, 0) if i else None, range(4))  # type: ignore[arg-type]
 
-    jobs: list[Any] = []
-    backend = sys.modules["gpuprover.cuda.backend"]
-    opened = backend.CudaBackend  # type: ignore[attr-defined]
-    backend.CudaBackend = lambda curve, job, gpu: (jobs.append(job), opened(curve, job, gpu))[1]  # type: ignore[attr-defined]
+    def watched(curve: Any, job: Any, gpu: Any) -> Any:
+        jobs.append(job)
+        return opened(curve, job, gpu)
+
+    monkeypatch.setattr(cuda.backend, "CudaBackend", watched)
     gpu.trouble = fail
     gpu.device = EmulatedDevice(faults=Faults(launch=1))
     result = gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING, threads=2)
@@ -245,6 +257,34 @@ def test_a_gpu_that_does_not_start(
     result = gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING)
     assert (result.device, result.proof) == ("cpu", expected)
     assert result.warnings[-1] == "cuda:0: start failed; the CPU took over"
+
+
+# The real backend --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ({"faults": Faults(lost=3)}, "the device is lost"),
+        ({"faults": Faults(lost=60)}, "the device is lost"),
+        ({"faults": Faults(launch=1)}, "launch of"),
+        ({"faults": Faults(launch=9)}, "launch of"),
+        ({"faults": Faults(allocation=1)}, None),
+        ({"memory": 5000}, "cuda:0"),
+        ({}, None),
+    ],
+)
+def test_the_backend_on_a_device_that_fails(
+    monkeypatch: pytest.MonkeyPatch, trouble: dict[str, Any], says: str | None
+) -> None:
+    device = EmulatedDevice(**trouble)
+    one_gpu(monkeypatch, lambda: device)
+    result = gpuprover.prove(VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns", blinding=BLINDING)
+    assert result.proof == json.loads((VECTORS / "chain5.bn254.proof.json").read_text())
+    assert result.device == ("cuda:0" if says is None else "cpu")
+    told = [warning for warning in result.warnings if "the CPU took over" in warning]
+    assert len(told) == (says is not None)
+    assert all(str(says) in line for line in told)
 
 
 # What is not retried --------------------------------------------------------------------------------------

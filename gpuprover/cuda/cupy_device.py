@@ -300,13 +300,15 @@ class CupyDevice:
             return self._modules[name]
 
     @_on_device
-    def prepare(self, programs: Sequence[Program]) -> None:
+    def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
         architecture, nvrtc = self.properties.architecture, self._nvrtc
         listed = {p for curve in {p.curve for p in programs} for p in source.programs(curve)}
         missing = [p for p in programs if p in listed and find_cubin(p, architecture, nvrtc) is None]
         if len(missing) > 1 and nvrtc is not None and (folder := cache_folder(nvrtc)) is not None:
-            build([(p, architecture) for p in missing], folder, nvrtc, processes=available_cpus())
+            units = [(program, architecture) for program in missing]
+            build(units, folder, nvrtc, processes=available_cpus(), check=check)
         for program in programs:
+            check()
             self._module(program)
 
     @_on_device

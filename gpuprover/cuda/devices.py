@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuprover.backend import Backend
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
+from gpuprover.cuda.source import programs
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
 
+if TYPE_CHECKING:
+    from gpuprover.cuda.gpu import Gpu as Shared
+
 __all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
 
 _open: dict[str, Device] = {}
-_gpus: dict[str, Any] = {}
+_shared: dict[str, Shared] = {}
 _lock = threading.Lock()
 
 
@@ -80,11 +83,17 @@ def open_device(name: str) -> Device:
 
 
 def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
-    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it."""
-    module = import_module("gpuprover.cuda.backend")
+    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
+
+    The first of a curve compiles its kernels where they were not built before.
+    """
+    from gpuprover.cuda.backend import CudaBackend
+    from gpuprover.cuda.gpu import Gpu as Shared
+
     device = open_device(name)
+    with job.phase("load kernels"):
+        device.prepare(programs(curve), job.check)
     with _lock:
-        if name not in _gpus or _gpus[name].device is not device:
-            _gpus[name] = module.Gpu(device)
-        backend: Backend = module.CudaBackend(curve, job, _gpus[name])
-    return backend
+        if name not in _shared or _shared[name].device is not device:
+            _shared[name] = Shared(device)
+        return CudaBackend(curve, job, _shared[name])
