@@ -439,3 +439,60 @@ def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp
     with pytest.raises(processes.Late):
         worker.ask(rate("additions G2"), 0.0)
     wait_for(lambda: not workers(tmp_path))
+
+
+def rehearsed(tmp_path: Path, *arguments: str) -> list[Row]:
+    """The rows of a run; a second one finds nothing to do."""
+    process = started(tmp_path, *arguments)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == EXIT_OK, said
+    found = written(tmp_path)
+    again = started(tmp_path, *arguments)
+    again.communicate(timeout=60)
+    assert again.returncode == EXIT_OK
+    assert written(tmp_path) == found
+    return found
+
+
+def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
+    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width"
+    found = rehearsed(tmp_path, "--only", only)
+    measured = [(row["operation"], row["device"]) for row in found if "took_s" in row]
+    assert measured == [
+        ("rate wide rows", "cuda"),
+        ("ntt", "cuda"),
+        ("ntt", "cpu"),
+        ("msm G1", "cuda"),
+        ("msm G1", "cpu"),
+        ("msm G1, no tables", "cuda"),
+    ]
+    on_gpu = [row for row in found if row["device"] == "cuda" and row["operation"] in ("ntt", "msm G1")]
+    for row in on_gpu:
+        assert sum(row["kernels"].values()) > 0
+        assert row["checked"]
+        assert row["share"] > 0
+    assert on_gpu[1]["depth"] > 1
+    made = run("bench", "report", tmp_path / "out" / "rows.jsonl", "--output", tmp_path / "r.html", "--json")
+    assert made.code == EXIT_OK
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path: Path) -> None:
+    """With proofs, and with the tests, of which the emulated device does the short ones."""
+    tests = "test_transforms and (1- or 2-) or test_keys_in_turns"
+    found = rehearsed(tmp_path, "--deadline", "1000", "--tests", tests)
+    plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
+    assert list(dict.fromkeys(row["case"] for row in found)) == ["cubins", *plan]
+    (row,) = (row for row in found if row["operation"] == "tests")
+    assert row["passed"] > 3
+    assert row["skipped"] == 0
+    proofs = [row for row in found if row["case"] == "proof chain bn254 2^3"]
+    assert [(row["operation"], row["device"], row["mode"]) for row in proofs] == [
+        ("setup", "cpu", "once"),
+        ("groth16 prove", "cuda", "warm"),
+        ("groth16 prove", "cpu", "warm"),
+        ("groth16 prove", "cuda", "cold"),
+    ]
+    assert all(row["wall"]["median_s"] > 0 for row in proofs)
+    assert proofs[1]["phases"]["msm"] > 0
+    assert proofs[1]["kernels"]

@@ -142,7 +142,7 @@ def _msm(
     words["cpu"] = tables and log <= sizes.cpu - (2 if group == "G2" else 0)
     words["tables"] = tables
     seconds = 2 + 2e-6 * CURVE_COST[curve.name] * GROUP_COST[group] * 2.0**log
-    name = f"msm {group} {curve.name} 2^{log}, {scalars}" + ("" if tables else ", no tables")
+    name = f"msm {group} {curve.name} 2^{log} {scalars}" + ("" if tables else " without tables")
     return Case(name, "msm", seconds, words)
 
 

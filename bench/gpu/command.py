@@ -192,8 +192,10 @@ class _Run:
         if not self.open():
             return EXIT_RESOURCES
         self.build()
-        self.warm()
-        for case in self.todo():
+        todo = list(self.todo())
+        if any(case.kind != "rate" for case in todo):
+            self.warm()
+        for case in todo:
             if case.kind != "rate":
                 with suppress(Late):
                     self.warmed()

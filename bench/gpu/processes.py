@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import gpuprover
+from gpuprover.errors import MAX_MESSAGE
 
 from ..measure import Failed
 
@@ -89,7 +90,7 @@ class Worker:
         if answer.get("device") is False:
             raise NoDevice(answer["error"])
         if "error" in answer:
-            raise Failed(" ".join(answer["error"].split()))
+            raise Failed(" ".join(answer["error"].split())[:MAX_MESSAGE])
         return answer
 
     def _exchange(
