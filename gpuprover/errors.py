@@ -74,6 +74,12 @@ class OutOfMemory(ProverError):
     exit_code = EXIT_RESOURCES
 
 
+class QueueFull(ProverError):
+    """As many proofs wait as may; try again later."""
+
+    exit_code = EXIT_RESOURCES
+
+
 class DeviceError(ProverError):
     """A device was asked for that is missing, unsupported or failing; or the disk is full."""
 
