@@ -18,7 +18,7 @@ from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, DeviceError, In
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 
-from . import pictures
+from . import calibrate, pictures
 from .measure import Variant
 from .operations import measure_operations
 from .peers import InnerPeer, named_command, peers_of
@@ -192,7 +192,9 @@ class _Plan:
 
 
 def run(args: Namespace, context: Context) -> int:
-    """Measures, and writes rows, pictures and a report."""
+    """Measures, and writes rows, pictures and a report; with ``--calibrate``, times for placement alone."""
+    if args.calibrate:
+        return calibrate.run(args, context, _curves(args.curves, quick=False))
     output = Path(args.output) if args.output else default_output()
     if output.suffix != ".jsonl":
         raise InvalidInput(f"--output: expected a file named *.jsonl, found {str(output)!r}")

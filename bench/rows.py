@@ -35,6 +35,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuprover.config import processor_name
 from gpuprover.errors import InvalidInput, MalformedFile
 
 SEED = 20240613
@@ -58,11 +59,8 @@ def cpu_model() -> str:
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor() or platform.machine()
-    name = next(
-        (line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), ""
-    )
-    return f"{name or platform.machine()}{', IFMA' if 'avx512ifma' in info else ''}"
+        info = ""
+    return f"{processor_name()}{', IFMA' if 'avx512ifma' in info else ''}"
 
 
 def commit() -> str:

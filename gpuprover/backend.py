@@ -317,6 +317,18 @@ def resolve_device(device: str) -> str:
     raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {device!r}")
 
 
+def found_gpus() -> list[Any]:
+    """The GPUs of every family, those that cannot be used included: records with name, model, architecture,
+    total, free, problem and advice."""
+    return [gpu for family in _GPUS for gpu in _family(family).gpus()]
+
+
+def cpu_path_name() -> str:
+    """Which of the CPU's code paths runs: ``ifma`` or ``portable``."""
+    name: str = import_module("gpuprover.cpu.path").cpu_path().name
+    return name
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

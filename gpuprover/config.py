@@ -8,6 +8,7 @@ new setting is one field, one parser and one line in ``_PARSERS``.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -125,6 +126,14 @@ def available_cpus() -> int:
     if quota is not None:
         cpus = min(cpus, max(1, int(quota + 0.5)))
     return max(1, cpus)
+
+
+def processor_name() -> str:
+    """The processor's model as the system calls it."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _read(path: Path) -> str | None:

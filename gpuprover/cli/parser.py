@@ -258,6 +258,9 @@ def _bench(parser: Parser) -> None:
         parser.add_argument(name, metavar=metavar, help=f"{about}; may be repeated", action="append")
 
     parser.add_argument("--quick", action="store_true", help="small sizes, under half a minute")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="only what --device auto needs to know; within a minute"
+    )
     option("--only", "LIST", "some of field,ntt,msm,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")

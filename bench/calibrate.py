@@ -1,0 +1,157 @@
+"""``gpuprover bench --calibrate``: what proofs take on this machine's devices, for placement.
+
+Chain circuits of growing size are proven on every device, with the key loaded and where it is needed, and so
+is the sum in G2 alone, which the CPU may do for a GPU. A size starts only if it is likely to end in time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gpuprover
+from gpuprover import calibration
+from gpuprover.backend import Group, open_backend
+from gpuprover.circuits import chain_circuit
+from gpuprover.curves import CurveParams
+from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
+from gpuprover.formats.wtns import read_witness
+from gpuprover.job import Job
+from gpuprover.scheduler import Device
+
+from .measure import fastest
+from .proofs import CHAIN_ROOM
+from .rows import significant
+
+if TYPE_CHECKING:
+    from gpuprover.cli.context import Context
+
+LOGS = (6, 8, 10, 12, 14, 16, 18, 20)
+SECONDS = 50.0
+"""For all of it, after a proof of each curve that compiles what is not compiled yet."""
+GROWTH = 5.0
+"""The next size is four times as large, and so is what it takes, nearly."""
+
+
+def run(args: Namespace, context: Context, curves: Sequence[CurveParams]) -> int:
+    """Measures and keeps; what cannot be opened is left out, with a warning."""
+    settings = context.settings
+    machine = [
+        d
+        for d in calibration.devices(settings.threads)
+        if settings.device in ("auto", d.kind, d.name) and not d.problem
+    ]
+    with context.work("calibrate") as limits, tempfile.TemporaryDirectory(prefix="gpuprover-") as folder:
+        job = Job(threads=limits["threads"], cancel=limits["cancel"], progress=limits["progress"])
+        entries = [
+            entry
+            for curve in curves
+            for entry in measure(
+                curve, machine, job, Path(folder), SECONDS / len(curves), context.console.warn, LOGS
+            )
+        ]
+    if not entries:
+        raise DeviceError(f"device {settings.device!r}: nothing could be measured")
+    file = calibration.keep(entries)
+    kept = calibration.load()
+    lines = calibration.describe(kept, machine, [calibration.groth16(curve) for curve in curves])
+    record = {"ok": True, "calibration": str(file), "entries": len(entries), "times": lines}
+    context.console.answer(record, "\n".join([*lines, f"kept in {file}"]))
+    return EXIT_OK
+
+
+def measure(
+    curve: CurveParams,
+    machine: Sequence[Device],
+    job: Job,
+    folder: Path,
+    seconds: float,
+    warn: Callable[[str], None],
+    logs: Sequence[int],
+) -> list[calibration.Entry]:
+    """An entry for each device that can be opened; of equal GPUs only the first is measured."""
+    models = {(d.kind, d.model, d.path): d for d in reversed(machine)}
+    whole: dict[Device, list[calibration.Row]] = {d: [] for d in models.values()}
+    sums: dict[Device, list[calibration.Row]] = {d: [] for d in models.values()}
+    deadline, took = float("inf"), 0.0
+    # The first size twice: whatever is not compiled yet is compiled then.
+    for i, log in enumerate([logs[0], *logs]):
+        begun = time.perf_counter()
+        if i > 1 and begun + GROWTH * took > deadline:
+            break
+        with job.phase(f"calibrate, {curve.name}"):
+            zkey, wtns = _circuit(curve, log, folder, job)
+            for device in list(whole):
+                try:
+                    whole_row, sum_row = _measure(device, zkey, wtns, job)
+                except (DeviceError, OutOfMemory) as error:
+                    warn(f"{device.name}: 2^{log}: {error.message}")
+                    if not whole[device]:
+                        del whole[device]
+                    continue
+                whole[device].append(whole_row)
+                sums[device].append(sum_row)
+            job.report((i + 1) / (len(logs) + 1))
+        now = time.perf_counter()
+        took = now - begun
+        if i == 0:
+            deadline, took = now + seconds, 0.0
+            for rows in (*whole.values(), *sums.values()):
+                rows.clear()
+    when = time.strftime("%Y-%m-%d", time.gmtime())
+    return [
+        calibration.Entry(
+            device.kind,
+            device.model,
+            device.path,
+            calibration.groth16(curve),
+            tuple(rows),
+            {Group.G2.name: tuple(sums[device])},
+            calibration.VERSION,
+            f"measured here on {when} with {job.threads} threads",
+        )
+        for device, rows in whole.items()
+        if rows
+    ]
+
+
+def _circuit(curve: CurveParams, log: int, folder: Path, job: Job) -> tuple[Path, Path]:
+    r1cs, wtns, zkey = (folder / f"{curve.name}_{log}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+    chain_circuit((1 << log) - min(CHAIN_ROOM, 1 << log >> 3), curve).write(r1cs, wtns)
+    gpuprover.setup(r1cs, zkey, insecure=True, device="cpu", threads=job.threads)
+    return zkey, wtns
+
+
+def _measure(device: Device, zkey: Path, wtns: Path, job: Job) -> tuple[calibration.Row, calibration.Row]:
+    """Rows of a whole proof and of its sum in G2."""
+    key, witness = gpuprover.load_key(zkey), read_witness(wtns)
+    counts = sorted({1, device.threads}) if device.kind == "cpu" else [job.threads]
+
+    def proof(threads: int) -> float:
+        def call() -> None:
+            gpuprover.prove(key, wtns, device=device.name, threads=threads)
+
+        call()
+        wall = fastest(call).wall
+        assert wall is not None
+        return significant(wall)
+
+    def total(threads: int) -> float:
+        backend = open_backend(device.name, key.curve, Job(threads=threads))
+        bases = backend.prepare_bases(Group.G2, key.b2)
+        wall = fastest(lambda: backend.msm(bases, witness.values)).wall
+        backend.free(bases)
+        assert wall is not None
+        return significant(wall)
+
+    def row(call: Callable[[int], float]) -> calibration.Row:
+        one, many = call(counts[0]), call(counts[-1])
+        if device.kind != "cpu":
+            return key.constraints, one, 0.0
+        return calibration.row(key.constraints, one, many, counts[-1])
+
+    return row(proof), row(total)

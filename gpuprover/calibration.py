@@ -1,0 +1,290 @@
+"""What proofs take on this machine's devices: measured and kept, or else the figures of other machines.
+
+Seconds are a table over the number of constraints: linear between its rows, flat below the first, beyond the
+last along the line through the last two. A row splits them into a part that runs on one thread and a part
+that all share. They are of circuits whose witness has values of full width, which is the worst case: most
+circuits take less, and alike on every device.
+
+``gpuprover bench --calibrate`` measures and writes ``calibration.json`` into the cache folder, with an entry
+for each kind of work on each processor or GPU and code path; one of another version of gpuprover is not used.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
+from gpuprover.cache import cache_root
+from gpuprover.config import processor_name
+from gpuprover.curves import CurveParams
+from gpuprover.errors import DeviceError, ProverError
+from gpuprover.formats.json_files import read_json, write_json
+from gpuprover.scheduler import Device
+
+VERSION: str = sys.modules["gpuprover"].__version__
+"""Of gpuprover; its facade, which says it, stands above and is not imported."""
+FORMAT = 1
+FILE = "calibration.json"
+
+Row = tuple[int, float, float]
+"""Constraints; seconds on one thread; seconds of work that threads share."""
+
+
+def groth16(curve: CurveParams) -> str:
+    """The name under which times of Groth16 proofs over a curve are kept."""
+    return f"groth16 {curve.name}"
+
+
+def row(constraints: int, one: float, many: float, threads: int) -> Row:
+    """From seconds with one thread and with ``threads``."""
+    if threads < 2:
+        return constraints, 0.0, one
+    shared = min(one, max(0.0, (one - many) * threads / (threads - 1)))
+    return constraints, one - shared, shared
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Times of one kind of work on one kind of processor or GPU.
+
+    Attributes:
+        kind, model, path: of the :class:`Device`.
+        work: as :func:`groth16` names it.
+        version: of gpuprover; empty for figures of other machines.
+        rows: of whole proofs, with the key where it is needed; by constraints.
+        parts: of parts of a proof, by name.
+        origin: where the figures come from.
+    """
+
+    kind: str
+    model: str
+    path: str
+    work: str
+    rows: tuple[Row, ...]
+    parts: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    version: str = ""
+    origin: str = ""
+
+    def seconds(self, constraints: int, threads: int, part: str | None = None) -> float:
+        """Infinite for a part that nobody measured."""
+        rows = self.rows if part is None else self.parts.get(part, ())
+        if not rows:
+            return float("inf")
+        return _at(rows, constraints, 1) + _at(rows, constraints, 2) / threads
+
+
+def _at(rows: Sequence[Row], constraints: int, column: int) -> float:
+    if constraints <= rows[0][0] or len(rows) == 1:
+        return rows[0][column] * max(1.0, constraints / rows[0][0] if len(rows) == 1 else 1.0)
+    low = min(bisect_right([r[0] for r in rows], constraints), len(rows) - 1) - 1
+    (x0, y0), (x1, y1) = ((rows[i][0], rows[i][column]) for i in (low, low + 1))
+    value = y0 + (y1 - y0) * (constraints - x0) / (x1 - x0)
+    return value if constraints <= x1 else max(y1, value)
+
+
+# Figures of other machines ----------------------------------------------------------------
+
+_BN254, _BLS12_381 = "groth16 bn254", "groth16 bls12-381"
+_CPU = "bench/results/cpu.jsonl, an AMD EPYC (Zen 5)"
+_GPU = "a prediction: what another prover publishes for an RTX 4090"
+_COSTLIER = 2.25
+"""BLS12-381 against BN254 on a GPU: wide multiplications of an addition in G1, 2,884 against 1,284."""
+_PORTABLE_BLS12_381 = 4.5
+"""The portable path against IFMA: sums in G2 over BLS12-381, of 2^12 to 2^16, in cpu.jsonl."""
+
+
+def _times(*figures: tuple[int, float, float]) -> tuple[Row, ...]:
+    """Rows from (constraints, seconds with one thread, with two)."""
+    return tuple(row(n, one, two, 2) for n, one, two in figures)
+
+
+def _scaled(rows: Iterable[Row], factor: float) -> tuple[Row, ...]:
+    return tuple((n, alone * factor, shared * factor) for n, alone, shared in rows)
+
+
+_IFMA_BLS12_381 = _times(
+    (28, 0.005, 0.005),
+    (3896, 0.0869, 0.0506),
+    (16184, 0.268, 0.157),
+    (65336, 0.842, 0.480),
+)
+_PUBLISHED = (
+    (100_000, 0.037, 0.0),
+    (400_000, 0.067, 0.0),
+    (800_000, 0.100, 0.0),
+    (1_600_000, 0.187, 0.0),
+    (3_200_000, 0.366, 0.0),
+)
+DEFAULTS = (
+    Entry(
+        "cpu",
+        "",
+        "ifma",
+        _BN254,
+        _times(
+            (28, 0.004, 0.004),
+            (3896, 0.0439, 0.0324),
+            (16184, 0.0959, 0.0628),
+            (65336, 0.335, 0.185),
+            (262141, 1.19, 0.620),
+            (1048573, 5.00, 2.62),
+            (4194301, 20.0, 10.5),
+        ),
+        origin=_CPU,
+    ),
+    Entry(
+        "cpu",
+        "",
+        "portable",
+        _BN254,
+        _times(
+            (28, 0.006, 0.006),
+            (3896, 0.126, 0.0747),
+            (16184, 0.461, 0.236),
+            (65336, 1.66, 0.870),
+            (262141, 6.05, 3.20),
+        ),
+        origin=_CPU,
+    ),
+    Entry("cpu", "", "ifma", _BLS12_381, _IFMA_BLS12_381, origin=_CPU),
+    Entry("cpu", "", "portable", _BLS12_381, _scaled(_IFMA_BLS12_381, _PORTABLE_BLS12_381), origin=_CPU),
+    Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
+    Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
+)
+"""By kind, path and work, for every model. Of the CPU: chains of cpu.jsonl, rounded and smoothed, and a first
+row from what the phases beside the sums take there."""
+
+
+# The table ----------------------------------------------------------------------------------
+
+
+class Calibration:
+    """Predicted seconds (:class:`gpuprover.scheduler.Times`), from what is kept and else from the defaults.
+
+    Attributes:
+        entries: what is kept of this version.
+        problem: why nothing is kept, in words; empty if something is.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), problem: str = "") -> None:
+        self.entries, self.problem = tuple(entries), problem
+        self._kept = {(e.kind, e.model, e.path, e.work): e for e in self.entries}
+        self._defaults = {(e.kind, e.path, e.work): e for e in DEFAULTS}
+
+    def entry(self, work: str, device: Device) -> Entry:
+        """The times that stand for this work there."""
+        kept = self._kept.get((device.kind, device.model, device.path, work))
+        if kept is not None:
+            return kept
+        path = device.path if device.kind == "cpu" else ""
+        return self._defaults[device.kind, path, work]
+
+    def seconds(
+        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+    ) -> float:
+        return self.entry(work, device).seconds(constraints, threads, part)
+
+    def measured(self, work: str, device: Device) -> bool:
+        return (device.kind, device.model, device.path, work) in self._kept
+
+
+def path() -> Path:
+    """Where calibrations are kept."""
+    return cache_root() / FILE
+
+
+def load(warn: Callable[[str], None] | None = None) -> Calibration:
+    """What is kept; a file that is damaged counts as none, and ``warn`` is told."""
+    file = path()
+    if not file.exists():
+        return Calibration(problem="nothing is measured on this machine: run `gpuprover bench --calibrate`")
+    try:
+        entries = _parse(read_json(file))
+    except (ProverError, AttributeError, KeyError, TypeError, ValueError) as error:
+        why = error.message if isinstance(error, ProverError) else "it is damaged"
+        problem = f"{file}: not used: {why}; run `gpuprover bench --calibrate`"
+        if warn is not None:
+            warn(problem)
+        return Calibration(problem=problem)
+    current = [entry for entry in entries if entry.version == VERSION]
+    old = f"{file}: measured with another version: run `gpuprover bench --calibrate`"
+    return Calibration(current, "" if current else old)
+
+
+def keep(entries: Iterable[Entry]) -> Path:
+    """Adds entries to the file, in place of those of the same work and device.
+
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    kept = {(e.kind, e.model, e.path, e.work): e for e in (*load().entries, *entries)}
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_json(file, {"format": FORMAT, "entries": [asdict(entry) for entry in kept.values()]})
+    return file
+
+
+def _parse(document: Any) -> list[Entry]:
+    """Raises one of what :func:`load` catches for anything that :func:`keep` would not write."""
+    if document["format"] != FORMAT:
+        raise ValueError
+
+    def rows(values: Any) -> tuple[Row, ...]:
+        found = tuple((int(n), float(alone), float(shared)) for n, alone, shared in values)
+        if not found or any(not (0 <= x < 1e9 and 0 <= y < 1e9) for _, x, y in found):
+            raise ValueError
+        if found[0][0] < 1 or any(a[0] >= b[0] for a, b in pairwise(found)):
+            raise ValueError
+        return found
+
+    return [
+        Entry(
+            kind=str(e["kind"]),
+            model=str(e["model"]),
+            path=str(e["path"]),
+            work=str(e["work"]),
+            rows=rows(e["rows"]),
+            parts={str(name): rows(values) for name, values in e["parts"].items()},
+            version=str(e["version"]),
+            origin=str(e["origin"]),
+        )
+        for e in document["entries"]
+    ]
+
+
+# The machine ----------------------------------------------------------------------------------
+
+
+def devices(threads: int, memory: int | None = None) -> list[Device]:
+    """The CPU, with what it may use, and the GPUs; those that cannot be used with the reason."""
+    found = [Device("cpu", "cpu", processor_name(), cpu_path_name(), threads, memory)]
+    for gpu in found_gpus():
+        problem = "; ".join(filter(None, (gpu.problem, gpu.advice)))
+        free = gpu.total if gpu.free is None else gpu.free
+        found.append(Device(gpu.name, "cuda", gpu.model, gpu.architecture, memory=free, problem=problem))
+    if len(found) == 1:
+        try:
+            resolve_device("cuda")
+        except DeviceError as error:
+            found.append(Device("cuda", "cuda", problem=error.message))
+    return found
+
+
+def describe(calibration: Calibration, machine: Sequence[Device], works: Sequence[str]) -> list[str]:
+    """A line for each device and work: from when on it is the fastest, and where its times come from."""
+    lines = [calibration.problem] if calibration.problem else []
+    for device in machine:
+        for work in () if device.problem else works:
+            entry = calibration.entry(work, device)
+            times = ", ".join(
+                f"2^{log} {entry.seconds(1 << log, max(1, device.threads)) * 1000:.3g} ms"
+                for log in (10, 13, 16, 20)
+            )
+            lines.append(f"{device.name}, {work}: {times} ({entry.origin})")
+    return lines
