@@ -51,7 +51,7 @@ def run(args: Namespace, context: Context, curves: Sequence[CurveParams]) -> int
             entry
             for curve in curves
             for entry in measure(
-                curve, machine, job, Path(folder), SECONDS / len(curves), context.console.warn
+                curve, machine, job, Path(folder), SECONDS / len(curves), context.console.warn, LOGS
             )
         ]
     if not entries:
@@ -71,7 +71,7 @@ def measure(
     folder: Path,
     seconds: float,
     warn: Callable[[str], None],
-    logs: Sequence[int] = LOGS,
+    logs: Sequence[int],
 ) -> list[calibration.Entry]:
     """An entry for each device that can be opened; of equal GPUs only the first is measured."""
     models = {(d.kind, d.model, d.path): d for d in reversed(machine)}
@@ -111,7 +111,7 @@ def measure(
             calibration.groth16(curve),
             tuple(rows),
             {Group.G2.name: tuple(sums[device])},
-            gpuprover.__version__,
+            calibration.VERSION,
             f"measured here on {when} with {job.threads} threads",
         )
         for device, rows in whole.items()

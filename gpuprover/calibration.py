@@ -11,6 +11,7 @@ for each kind of work on each processor or GPU and code path; one of another ver
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpuprover import __version__
 from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
 from gpuprover.cache import cache_root
 from gpuprover.config import processor_name
@@ -27,6 +27,8 @@ from gpuprover.errors import DeviceError, ProverError
 from gpuprover.formats.json_files import read_json, write_json
 from gpuprover.scheduler import Device
 
+VERSION: str = sys.modules["gpuprover"].__version__
+"""Of gpuprover; its facade, which says it, stands above and is not imported."""
 FORMAT = 1
 FILE = "calibration.json"
 
@@ -155,8 +157,8 @@ DEFAULTS = (
     Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
     Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
 )
-"""By kind, path and work, for every model. Of the CPU: chains of cpu.jsonl, rounded and smoothed, and a first row
-from what the phases beside the sums take there."""
+"""By kind, path and work, for every model. Of the CPU: chains of cpu.jsonl, rounded and smoothed, and a first
+row from what the phases beside the sums take there."""
 
 
 # The table ----------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ def load(warn: Callable[[str], None] | None = None) -> Calibration:
         if warn is not None:
             warn(problem)
         return Calibration(problem=problem)
-    current = [entry for entry in entries if entry.version == __version__]
+    current = [entry for entry in entries if entry.version == VERSION]
     old = f"{file}: measured with another version: run `gpuprover bench --calibrate`"
     return Calibration(current, "" if current else old)
 

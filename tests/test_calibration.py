@@ -1,4 +1,4 @@
-"""Times of devices: the defaults, what is kept and read again, damaged files, a calibration from end to end."""
+"""Times of devices: defaults, what is kept and read again, damaged files, a calibration from end to end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def entry(**changes: Any) -> Entry:
         "work": BN254,
         "rows": ((100, 0.001, 0.0), (1000, 0.002, 0.0)),
         "parts": {"G2": ((100, 0.0005, 0.0), (1000, 0.001, 0.0))},
-        "version": calibration.__version__,
+        "version": calibration.VERSION,
         "origin": "this test",
     }
     return Entry(**{**values, **changes})
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_told_and_counts_as_none(own_cache: Path, text: str) -
 
 
 def test_every_default_could_be_kept() -> None:
-    calibration.keep([Entry(**{**vars(e), "version": calibration.__version__}) for e in DEFAULTS])
+    calibration.keep([Entry(**{**vars(e), "version": calibration.VERSION}) for e in DEFAULTS])
     assert [e.rows for e in calibration.load().entries] == [e.rows for e in DEFAULTS]
 
 

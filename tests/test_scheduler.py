@@ -638,6 +638,21 @@ def test_a_gpu_runs_as_many_as_its_pool_holds() -> None:
     machine.run()
 
 
+def test_a_long_queue_for_a_gpu_sends_some_to_an_idle_cpu() -> None:
+    n = 1 << 20
+    times = FakeTimes()
+    ratio = times.seconds(WORK, cpu(), n, 8) / times.seconds(WORK, gpu(), n, 1)
+    for number, some in ((3, False), (100, True)):
+        machine = Machine([cpu(), replace(gpu(), proofs=1)])
+        machine.submit(shape(n), "warm")
+        for _ in range(number):
+            machine.submit(shape(n), "warm")
+        machine.run()
+        on_cpu = sum(run.placement.device == "cpu" for run in machine.runs)
+        assert (on_cpu > 0) is some
+        assert on_cpu <= number / ratio + 1
+
+
 def test_small_proofs_share_the_cpu_and_a_large_one_gets_all_of_it() -> None:
     machine = Machine([cpu(8)])
     for _ in range(20):
@@ -776,6 +791,7 @@ def test_a_lost_device_gives_its_proofs_to_the_others_and_late_results_are_disca
     machine.submit(shape(1 << 20))
     machine.poll()
     assert machine.active[0].placement.device == "cuda:0"
+    assert machine.active[0].placement.loading > 0, "its memory is empty when it comes back"
     machine.run()
 
 
