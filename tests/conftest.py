@@ -18,7 +18,7 @@ from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import devices
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import CURVES, CurveParams
+from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
 from running import Ran, Run
@@ -95,7 +95,7 @@ class Scale:
 
 
 _SCALES = {"reference": Scale(points=3, edge_points=3, log_ntt=6, log_large=8, large=20, busy=300)}
-_SCALES["emulated"] = Scale(points=70, edge_points=12, log_ntt=6, log_large=8, large=300, busy=2000)
+_SCALES["emulated"] = Scale(points=40, edge_points=8, log_ntt=6, log_large=9, large=200, busy=2000)
 _COMPILED = Scale(points=1000, edge_points=80, log_ntt=11, log_large=15, large=20_011, busy=1 << 16)
 
 OpenBackend = Callable[[Job], Backend]
@@ -134,6 +134,8 @@ ON_HOST = (
     "small_order",
 )
 """Parts of the names of tests of what the CUDA backend leaves to the CPU's."""
+LONG_SUMS = ("every_kind", "large_msm", "msm_sizes", "budgets", "one_bit_each")
+"""Parts of the names of tests that the emulated device runs in BN254's G1 alone, but for the slow ones."""
 
 
 @pytest.fixture(params=[*_REGISTRY, PORTABLE, EMULATED, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -155,8 +157,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = callspec.params.get("backend_name") if callspec is not None else None
         if name == EMULATED:
             item.add_marker(pytest.mark.kernels_offline)
+            long = any(part in item.name for part in LONG_SUMS)
+            if long and (callspec.params.get("curve"), callspec.params.get("group")) != (BN254, Group.G1):
+                item.add_marker(pytest.mark.slow)
         if name in (EMULATED, "cuda"):
-            return any(part in item.name for part in ON_HOST)
+            # The host's threads do nothing there.
+            return callspec.params.get("threads", 1) > 1 or any(part in item.name for part in ON_HOST)
         if name != PORTABLE:
             return False
         return cpu_path().name == PORTABLE or not any(part in item.name for part in TWO_PATHS)

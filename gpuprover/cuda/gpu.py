@@ -32,8 +32,10 @@ from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.polynomial import Domain
 
-SHORTEST_SLICE = 1 << 10
-"""Entries or rows below which slices are not cut any further."""
+SHORTEST_SLICE = 1 << 14
+"""Entries or points below which slices are not cut any further; other things take more memory then."""
+MOST_HALVINGS = 6
+"""Of the points that are taken at a time: each slice has its own buckets to add up."""
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
@@ -218,10 +220,11 @@ def layouts(
         points = max(min(sums.n, SHORTEST_SLICE), -(-sums.n >> halvings))
         return replace(sums, plan=choose(curve, sums.plan.groups, points, properties))
 
+    entries = min(sparse.SLICE, max(sparse.CHUNK, header.n_coefficients))
     plain = Layout(
         curve,
         tuple(SumsPlan(places, n, choose(curve, groups, n, properties)) for places, groups, n in requests),
-        MatricesPart(header.domain_size, header.n_coefficients, sparse.SLICE),
+        MatricesPart(header.domain_size, header.n_coefficients, entries),
         TwiddlesPart(domain),
     )
     # 0. Tables are made once; what another proof uses is not made a second time.
@@ -261,17 +264,14 @@ def layouts(
     yield sized(layout)
     layout = replace(layout, twiddles=TwiddlesPart(domain, compact=True))
     yield sized(layout)
-    longest = max(header.domain_size, header.n_vars, layout.matrices.size)
-    halvings = 3
-    while longest >> halvings >= SHORTEST_SLICE:
-        size = max(SHORTEST_SLICE, layout.matrices.size // 2)
+    for halvings in range(3, MOST_HALVINGS + 1):
+        size = max(min(SHORTEST_SLICE, entries), entries >> halvings)
         layout = replace(
             layout,
             sums=tuple(cut(sums, halvings) for sums in layout.sums),
             matrices=replace(layout.matrices, size=size),
         )
         yield sized(layout)
-        halvings += 1
 
 
 @dataclass
