@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from gpuprover import memory
-from gpuprover.backend import Backend, distrust, is_gpu, open_backend, refused_gpu, resolve_device
+from gpuprover.backend import (
+    Backend,
+    Group,
+    MemoryPlan,
+    distrust,
+    found_gpus,
+    is_gpu,
+    open_backend,
+    refused_gpu,
+    resolve_device,
+)
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, MalformedFile, OutOfMemory, UnsatisfiedWitness
 from gpuprover.formats import groth16_json, json_files
@@ -20,15 +30,13 @@ from gpuprover.formats.zkey import ProvingKey
 from gpuprover.formats.zkey import load_key as _load_zkey
 from gpuprover.job import Event, Job, Progress
 from gpuprover.limbs import Words, ints_to_words
+from gpuprover.scheduler import TIERS, JobShape, choose, tier_of
 
 if TYPE_CHECKING:
     from gpuprover.groth16.setup import SetupResult
 
 Pathish = str | PathLike[str]
 T = TypeVar("T")
-
-COMPLEX = 10_000
-"""Constraints from which on a proof is worth a GPU: a prediction."""
 
 WitnessLike = Pathish | bytes | Sequence[int] | Words | Mapping[str, Any]
 
@@ -154,14 +162,19 @@ def prove(
         fixed = _checked_blinding(blinding)
 
         def run(backend: Backend) -> groth16_json.Proof:
-            backend.plan(loaded.plan_header, memory.budget(memory_limit))
+            budget = memory.budget(memory_limit)
+            # The limit is on this process: how much of a GPU is taken is between its pool and what is free.
+            plan = backend.plan(loaded.plan_header, None if is_gpu(backend.name) else budget)
+            if is_gpu(backend.name):
+                memory.require(plan.host, budget, f"a proof on {backend.name}")
             with job.phase("check key header"):
                 loaded.check_header_subgroups(backend)
             # Every run draws its own blinding: what a failed GPU still holds tells nothing of this proof.
             proof = prover.prove(loaded, values, backend, fixed)
             return prover.checked(loaded, values, proof, backend) if verify else proof
 
-        proof, ran_on, warnings = _run(device, loaded.constraints, loaded.curve, job, run)
+        placed = place(device, loaded, job, memory.budget(memory_limit))
+        proof, ran_on, warnings = _run(device, placed, loaded.curve, job, run)
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
     job.check()
@@ -178,35 +191,71 @@ def prove(
 # Where it runs -----------------------------------------------------------------------------------
 
 
-def place(device: str, constraints: int) -> tuple[str, tuple[str, ...]]:
-    """The device for a circuit, and what to tell about it: ``auto`` is a GPU for complex ones, else the CPU.
+@dataclass(frozen=True)
+class Placed:
+    """Where something runs.
+
+    Attributes:
+        device: its own name: ``cpu``, ``cuda:0``.
+        host_groups: groups whose sums the CPU computes while a GPU does the rest.
+        warnings: why it is not where one would expect it.
+    """
+
+    device: str
+    host_groups: frozenset[Group] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+
+def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
+    """Where a proof with a key runs. ``auto`` asks the scheduler, and nothing else does.
+
+    ``budget``: bytes of the host's memory that the proof may take.
 
     Raises:
         DeviceError: the device that was asked for cannot be had.
+        OutOfMemory: no device holds the proof.
     """
     if device != "auto":
-        return resolve_device(device), ()
-    if constraints <= COMPLEX:
-        return "cpu", ()
-    try:
-        return resolve_device("cuda"), ()
-    except DeviceError:
-        refused = refused_gpu()
-        return "cpu", () if refused is None else (f"{refused}; the CPU proves instead",)
+        return Placed(resolve_device(device))
+    if not any(gpu.problem is None for gpu in found_gpus()):
+        # Small circuits would not be on a GPU anyway.
+        refused = refused_gpu() if tier_of(key.constraints) is TIERS[-1] else None
+        return Placed("cpu", warnings=() if refused is None else (f"{refused}; the CPU proves instead",))
+    from gpuprover import calibration
+
+    header = key.plan_header
+    plans = {
+        "cpu": (open_backend("cpu", key.curve, job).plan(header, None),),
+        "cuda": (_least_on_gpu(key),),
+    }
+    shape = JobShape(
+        calibration.groth16(key.curve), key.constraints, plans, tuple(group.value for group in (Group.G2,))
+    )
+    chosen = choose("auto", shape, calibration.devices(job.threads, budget), calibration.load())
+    return Placed(chosen.device, frozenset(Group(name) for name in chosen.host_groups))
+
+
+def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
+    """What a GPU has to hold at least: bases are sent in slices where there is no more.
+
+    The device's own plan is made when it is open, which choosing it shall not wait for.
+    """
+    element = key.curve.scalar.bytes
+    return MemoryPlan(key=0, tables=0, arena=(4 * key.domain_size + 2 * key.n_vars) * element, host=0)
 
 
 def _run(
-    device: str, constraints: int, curve: CurveParams, job: Job, work: Callable[[Backend], T]
+    device: str, placed: Placed, curve: CurveParams, job: Job, work: Callable[[Backend], T]
 ) -> tuple[T, str, tuple[str, ...]]:
-    """``work`` on the device, or on the CPU where ``auto`` chose a GPU that failed.
+    """``work`` where it was placed, or on the CPU where ``auto`` chose a GPU that failed.
 
     Returns:
         the result, the device that made it, warnings.
     """
-    name, warnings = place(device, constraints)
+    name, warnings = placed.device, placed.warnings
     suspect = False
     try:
-        return work(open_backend(name, curve, job)), name, warnings
+        return work(open_backend(name, curve, job, placed.host_groups)), name, warnings
     except (DeviceError, OutOfMemory) as error:
         if device != "auto" or not is_gpu(name):
             raise
@@ -324,7 +373,7 @@ def setup(
     """Makes a proving key for a circuit, from a ceremony's file or (insecurely) from a local secret.
 
     Exactly one of ``ptau`` and ``insecure`` has to be given. Either key has no phase-2 contribution yet.
-    ``device`` is as for :func:`prove`.
+    ``device``: as for :func:`prove`, but ``auto`` is the CPU, which does most of it in any case.
 
     Raises:
         ProverError: one of its kinds; the output is written whole or not at all.
@@ -348,7 +397,9 @@ def setup(
                 return setup_from_ptau(circuit, read_ptau(ptau), zkey, backend)
             return setup_insecure(circuit, zkey, backend)
 
-        result, _, warnings = _run(device, circuit.n_constraints, circuit.curve, job, run)
+        # Most of it is what every backend leaves to the CPU: on a GPU by name only.
+        placed = Placed(resolve_device(device))
+        result, _, warnings = _run(device, placed, circuit.curve, job, run)
         return replace(result, warnings=(*result.warnings, *warnings))
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

@@ -13,7 +13,7 @@ host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -345,11 +345,14 @@ def distrust(device: str, problem: str) -> None:
     _family(device).mark_lost(device, problem)
 
 
-def open_backend(device: str, curve: CurveParams, job: Job) -> Backend:
-    """The backend for a resolved or requested device name."""
+def open_backend(device: str, curve: CurveParams, job: Job, host_groups: Collection[Group] = ()) -> Backend:
+    """The backend for a resolved or requested device name.
+
+    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
+    """
     name = resolve_device(device)
     if is_gpu(name):
-        backend: Backend = _family(name).open_backend(name, curve, job)
+        backend: Backend = _family(name).open_backend(name, curve, job, host_groups)
         return backend
     module, _, attribute = _REGISTRY[name].partition(":")
     factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)

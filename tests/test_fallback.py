@@ -21,7 +21,8 @@ import gpuprover
 import gpuprover.cuda.backend
 import gpuprover.cuda.gpu
 from emulator import EmulatedDevice, Faults
-from gpuprover import api, cuda
+from gpuprover import api, calibration, cuda, scheduler
+from gpuprover.backend import Group
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
@@ -79,7 +80,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     one_gpu(monkeypatch, lambda: gpu.device)
     monkeypatch.setattr(cuda.gpu, "Gpu", lambda device: gpu)
     monkeypatch.setattr(
-        cuda.backend, "CudaBackend", lambda curve, job, gpu: Steps(gpu, CpuBackend(curve, job))
+        cuda.backend, "CudaBackend", lambda curve, job, gpu, host_groups: Steps(gpu, CpuBackend(curve, job))
     )
     return gpu
 
@@ -91,7 +92,29 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice
     monkeypatch.setattr(devices, "programs", lambda curve: [])
     monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))
     monkeypatch.setattr(probe, "_lost", {})
-    monkeypatch.setattr(api, "COMPLEX", 0)
+    faster(monkeypatch, "cuda")
+    # Of small circuits nobody expects to be on a GPU.
+    monkeypatch.setattr(api, "tier_of", lambda constraints: scheduler.TIERS[-1])
+
+
+@dataclass(frozen=True)
+class Known:
+    """Times of a machine on which one kind of device is faster, whatever the circuit."""
+
+    kind: str
+    part: float = 0.0
+
+    def seconds(
+        self, work: str, device: scheduler.Device, constraints: int, threads: int, part: str | None = None
+    ) -> float:
+        return self.part if part is not None else 1.0 if device.kind == self.kind else 2.0
+
+    def measured(self, work: str, device: scheduler.Device) -> bool:
+        return True
+
+
+def faster(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(calibration, "load", lambda: Known(kind))
 
 
 @dataclass(frozen=True)
@@ -121,8 +144,25 @@ def test_a_good_gpu_proves(gpu: FakeGpu, made: Made, expected: Any, monkeypatch:
         result = gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING, device=device)
         assert (result.device, result.proof) == ("cuda:0", expected)
         assert not any("cuda" in warning for warning in result.warnings)
-    monkeypatch.setattr(api, "COMPLEX", 100)
+    faster(monkeypatch, "cpu")
     assert gpuprover.prove(made.zkey, made.wtns).device == "cpu"
+
+
+def test_a_part_that_the_cpu_does_meanwhile(
+    gpu: FakeGpu, made: Made, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both were measured and it is predicted to pay."""
+    seen = []
+
+    def opened(curve: Any, job: Any, gpu: Any, host_groups: Any) -> Steps:
+        seen.append(host_groups)
+        return Steps(gpu, CpuBackend(curve, job))
+
+    monkeypatch.setattr(cuda.backend, "CudaBackend", opened)
+    monkeypatch.setattr(calibration, "load", lambda: Known("cuda", part=0.5))
+    assert gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING).proof == expected
+    assert gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING, device="cuda").proof == expected
+    assert [set(groups) for groups in seen] == [{Group.G2}, set()]
 
 
 def steps_of_a_proof(gpu: FakeGpu, made: Made) -> int:
@@ -195,9 +235,9 @@ def test_kernels_run_again_after_a_failure_among_threads(
         if name == "msm_many":
             jobs[-1].map(lambda i: gpu.device.launch(None, "", 0, 0) if i else None, range(4))  # type: ignore[arg-type]
 
-    def watched(curve: Any, job: Any, gpu: Any) -> Any:
+    def watched(curve: Any, job: Any, *others: Any) -> Any:
         jobs.append(job)
-        return opened(curve, job, gpu)
+        return opened(curve, job, *others)
 
     monkeypatch.setattr(cuda.backend, "CudaBackend", watched)
     gpu.trouble = fail
@@ -345,14 +385,12 @@ def test_a_gpu_that_is_not_used_is_told(gpu: FakeGpu, made: Made, monkeypatch: p
 # Set-up, command line -------------------------------------------------------------------------------
 
 
-def test_a_setup_goes_on_without_the_gpu(gpu: FakeGpu, made: Made, tmp_path: Path) -> None:
-    result = gpuprover.setup(made.r1cs, tmp_path / "good.zkey", insecure=True)
-    assert gpu.steps
-    assert not any("cuda" in warning for warning in result.warnings)
-    gpu.device = EmulatedDevice(faults=Faults(lost=2))
-    result = gpuprover.setup(made.r1cs, tmp_path / "c.zkey", insecure=True)
-    assert result.warnings[-1] == "cuda:0: the device is lost; the CPU took over"
+def test_a_setup_is_the_cpu_s_unless_a_gpu_is_asked_for(gpu: FakeGpu, made: Made, tmp_path: Path) -> None:
+    gpuprover.setup(made.r1cs, tmp_path / "c.zkey", insecure=True)
+    assert not gpu.steps
     assert gpuprover.prove(tmp_path / "c.zkey", made.wtns, device="cpu").proof
+    gpuprover.setup(made.r1cs, tmp_path / "good.zkey", insecure=True, device="cuda")
+    assert gpu.steps
     gpu.device = EmulatedDevice(faults=Faults(lost=2))
     with pytest.raises(DeviceError, match="lost"):
         gpuprover.setup(made.r1cs, tmp_path / "none.zkey", insecure=True, device="cuda")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from gpuprover.backend import Backend
+from gpuprover.backend import Backend, Group
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
@@ -86,10 +87,11 @@ def open_device(name: str) -> Device:
         return _open[name]
 
 
-def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
+def open_backend(name: str, curve: CurveParams, job: Job, host_groups: Collection[Group] = ()) -> Backend:
     """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
 
-    The first of a curve compiles its kernels where they were not built before.
+    ``host_groups``: groups whose sums the CPU computes meanwhile. The first backend of a curve compiles its
+    kernels where they were not built before.
     """
     from gpuprover.cuda.backend import CudaBackend
     from gpuprover.cuda.gpu import Gpu as Shared
@@ -102,4 +104,4 @@ def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
     with _lock:
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Shared(device)
-        return CudaBackend(curve, job, _shared[name])
+        return CudaBackend(curve, job, _shared[name], host_groups)
