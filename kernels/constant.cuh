@@ -1,7 +1,7 @@
 // Products with elements that are known in advance: constants w with the quotient v = ⌊w·R/p⌋ beside them (Shoup; Harvey,
-// "Faster arithmetic for number-theoretic transforms", 2014, section 2). Then x·w mod p is x·w − ⌊x·v/R⌋·p up to a
-// multiple of p, and of the three products only halves are needed: 99 wide multiplications and 16 narrow ones for
-// eight limbs in place of 128 and 8.
+// "Faster arithmetic for number-theoretic transforms", 2014, section 2). Then x·w − ⌊x·v/R⌋·p is x·w mod p, or p more,
+// and of the three products only halves are needed: 99 wide multiplications and 16 narrow ones for eight limbs, in place
+// of 128 and 8.
 //
 // w is the plain integer: x·w stands in whatever form x does.
 
@@ -21,31 +21,28 @@ DEVICE Fr minus_modulus() {
     return x;
 }
 
+// sum += a·b·2^(32k), with the carry of the product before it, unless it is the first of a chain. Leaves a carry.
+template <int WORDS>
+DEVICE void add_product(u32 (&sum)[WORDS], int k, u32 a, u32 b, bool first) {
+    sum[k] = first ? mad_lo_cc(a, b, sum[k]) : madc_lo_cc(a, b, sum[k]);
+    sum[k + 1] = madc_hi_cc(a, b, sum[k + 1]);
+}
+
 // even + 2^32·odd += the words below R of x·y. What passes R is lost.
 DEVICE void add_lower_half(u32 (&even)[Fr::LIMBS], u32 (&odd)[Fr::LIMBS], const Fr& x, const Fr& y) {
-    constexpr int LIMBS = Fr::LIMBS;
+    constexpr int LAST = Fr::LIMBS - 1;
 #pragma unroll
-    for (int j = 0; j < LIMBS; j++) {
-        // Columns i + j even.
-        const int e = j % 2;
+    for (int j = 0; j <= LAST; j++) {
+        const int e = j % 2, o = 1 - e;
 #pragma unroll
-        for (int i = e; i + j < LIMBS - 1; i += 2) {
-            const int k = i + j;
-            even[k] = i == e ? mad_lo_cc(x.limb[i], y.limb[j], even[k]) : madc_lo_cc(x.limb[i], y.limb[j], even[k]);
-            even[k + 1] = k + 2 < LIMBS ? madc_hi_cc(x.limb[i], y.limb[j], even[k + 1]) : madc_hi(x.limb[i], y.limb[j], even[k + 1]);
-        }
-        // Columns i + j odd; of the last one only the lower words.
-        const int o = 1 - e;
+        for (int i = e; i + j < LAST; i += 2) add_product(even, i + j, x.limb[i], y.limb[j], i == e);
 #pragma unroll
-        for (int i = o; i + j < LIMBS - 1; i += 2) {
-            const int k = i + j - 1;
-            odd[k] = i == o ? mad_lo_cc(x.limb[i], y.limb[j], odd[k]) : madc_lo_cc(x.limb[i], y.limb[j], odd[k]);
-            odd[k + 1] = madc_hi_cc(x.limb[i], y.limb[j], odd[k + 1]);
-        }
-        if (o + j == LIMBS - 1) {
-            odd[LIMBS - 2] += x.limb[o] * y.limb[j];
+        for (int i = o; i + j < LAST; i += 2) add_product(odd, i + j - 1, x.limb[i], y.limb[j], i == o);
+        // Of limbs i + j = LAST only the lower word.
+        if (o + j < LAST) {
+            odd[LAST - 1] = madc_lo(x.limb[LAST - j], y.limb[j], odd[LAST - 1]);
         } else {
-            odd[LIMBS - 2] = madc_lo(x.limb[LIMBS - 1 - j], y.limb[j], odd[LIMBS - 2]);
+            odd[LAST - 1] += x.limb[LAST - j] * y.limb[j];
         }
     }
 }
@@ -69,22 +66,16 @@ DEVICE Fr upper_half(const Fr& x, const Fr& y) {
 #pragma unroll
     for (int j = 0; j < LIMBS; j++) {
         const int least = FIRST - j > 0 ? FIRST - j : 0;
-        const int e = (least + j) % 2 ? least + 1 : least;
+        const int e = least + (least + j) % 2, o = least + (least + j + 1) % 2;
 #pragma unroll
-        for (int i = e; i < LIMBS; i += 2) {
-            const int k = i + j - FIRST;
-            even[k] = i == e ? mad_lo_cc(x.limb[i], y.limb[j], even[k]) : madc_lo_cc(x.limb[i], y.limb[j], even[k]);
-            even[k + 1] = madc_hi_cc(x.limb[i], y.limb[j], even[k + 1]);
-            if (i + 2 >= LIMBS && k < LIMBS) even[k + 2] = addc(even[k + 2], 0);
-        }
-        const int o = (least + j) % 2 ? least : least + 1;
+        for (int i = e; i < LIMBS; i += 2) add_product(even, i + j - FIRST, x.limb[i], y.limb[j], i == e);
+        // The last limb of a chain is number LIMBS − 1 or the one before; its carry goes to a word of its own.
+        const int after_e = LIMBS + 1 - (LIMBS - 1 - e) % 2 + j - FIRST;
+        if (after_e < LIMBS + 2) even[after_e] = addc(even[after_e], 0);
 #pragma unroll
-        for (int i = o; i < LIMBS; i += 2) {
-            const int k = i + j - FIRST - 1;
-            odd[k] = i == o ? mad_lo_cc(x.limb[i], y.limb[j], odd[k]) : madc_lo_cc(x.limb[i], y.limb[j], odd[k]);
-            odd[k + 1] = madc_hi_cc(x.limb[i], y.limb[j], odd[k + 1]);
-            if (i + 2 >= LIMBS) odd[k + 2] = addc(odd[k + 2], 0);
-        }
+        for (int i = o; i < LIMBS; i += 2) add_product(odd, i + j - FIRST - 1, x.limb[i], y.limb[j], i == o);
+        const int after_o = LIMBS - (LIMBS - 1 - o) % 2 + j - FIRST;
+        odd[after_o] = addc(odd[after_o], 0);
     }
     Fr q;
     add_cc(even[1], odd[0]);

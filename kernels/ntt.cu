@@ -18,8 +18,9 @@
 // A pass does `levels` levels on tiles. Position = (block, row, s): block has `done` bits, row `levels` bits, s the
 // rest; a column is (block, s), and a tile all rows of some consecutive columns. No two tiles share an element, so that
 // passes work in place. A tile is in shared memory; a thread takes 8 elements at a time into registers and does up to
-// three levels on them, a stage. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of
-// them by whole warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
+// three levels on them, a stage. Twiddles are read where they are needed: but for the last levels of the last pass many
+// lanes share each. Of the n/2·log_n products n − 1 have the factor W[0] = 1 and are left out, most of them by whole
+// warps: log_n/2 − 1 an element remain, log_n/2 on a coset.
 
 #include "constant.cuh"
 #include "launch.cuh"
@@ -147,25 +148,70 @@ DEVICE void spread(u32 (&values)[1 << BITS], u32 first, Difference difference) {
     for (int k = 1; k < 1 << BITS; k++) values[k] = values[k & (k - 1)] ^ differences[lowest_bit(k)];
 }
 
-// Elements are in shared memory in halves of 16 bytes, lower halves before upper ones, so that 8 neighbouring lanes
-// that take a half each of 8 columns meet every bank once; so do lanes with other rows, as the row turns the column.
+// The lowest n bits of x, which has no others, in reverse.
+DEVICE u32 reversed(u32 x, u32 n) { return n == 0 ? 0 : __brev(x) >> (32 - n); }
+
+// Which elements of a vector a tile holds, and where. In a tile an element's index is (row, column), or, where rows
+// are neighbours in the vector, (column, row): neighbouring lanes then have neighbouring roots.
+struct Pass {
+    u32 log_n, done, levels, log_stride;
+    u32 log_size, log_columns, first_column;
+    u32 row_shift, column_shift;
+    // In shared memory the bits of an index from these on turn its lowest ones.
+    u32 turns, also_turns, turned;
+    // Column k is block rev(k), so that neighbouring columns are neighbours in a result in natural order.
+    bool natural;
+
+    DEVICE u32 row_of(u32 index) const { return index >> row_shift & ((1u << levels) - 1); }
+    DEVICE u32 column_of(u32 index) const { return index >> column_shift & ((1u << log_columns) - 1); }
+
+    // The block of a column; vectors of fewer elements than a tile leave columns empty, which have none.
+    DEVICE u32 block(u32 column) const {
+        const u32 b = column >> log_stride & ((1u << done) - 1);
+        return natural ? reversed(b, done) : b;
+    }
+
+    // Where an element lies in a vector; at or after its end if the column is empty.
+    DEVICE u32 position(u32 row, u32 column) const {
+        const u32 s = column & ((1u << log_stride) - 1);
+        return column >> (done + log_stride) << log_n | block(column) << log_stride << levels | row << log_stride | s;
+    }
+
+    // The same in a result in natural order.
+    DEVICE u32 natural_position(u32 row, u32 column) const {
+        return column >> done << log_n | reversed(row, levels) << done | (column & ((1u << done) - 1));
+    }
+
+    // The index of the m-th element of the tile in the order in which elements lie in the vector.
+    DEVICE u32 in_order(u32 m) const {
+        if (row_shift == 0 || log_stride >= log_columns) return m;
+        const u32 s = m & ((1u << log_stride) - 1);
+        const u32 row = m >> log_stride & ((1u << levels) - 1);
+        return row << row_shift | m >> (levels + log_stride) << log_stride | s;
+    }
+
+    // The same in a result in natural order, for whole runs of columns.
+    DEVICE u32 in_natural_order(u32 m) const {
+        return m >> log_columns << row_shift | (m & ((1u << log_columns) - 1)) << column_shift;
+    }
+
+    // Where an element lies in shared memory. Lanes that take 8 elements whose indices differ in three neighbouring
+    // bits, one each, or the halves of 4, meet every bank once.
+    DEVICE u32 place(u32 index) const { return index ^ ((index >> turns ^ index >> also_turns) & turned); }
+};
+
+// Shared memory holds halves of 16 bytes, the lower ones of all elements before the upper ones.
 struct alignas(16) Half {
     u32 limb[Fr::LIMBS / 2];
 };
 
 struct Tile {
     Half* halves;
-    u32 log_size, log_columns;
+    u32 log_size;
 
-    // The upper halves begin in the middle of the banks: neighbouring lanes that load the halves of 4 elements from
-    // global memory put them into all banks.
+    // The upper halves begin in the middle of the banks: neighbouring lanes that move the halves of 4 elements meet
+    // all banks.
     DEVICE u32 upper() const { return (1u << log_size) + 4; }
-
-    // Where the element of an index (row, column) lies.
-    DEVICE u32 place(u32 index) const {
-        const u32 columns = (1u << log_columns) - 1;
-        return index ^ (index >> log_columns & columns & 7);
-    }
 
     DEVICE Fr get(u32 at) const {
         const Half lower = halves[at], higher = halves[upper() + at];
@@ -188,54 +234,15 @@ struct Tile {
         halves[at] = lower;
         halves[upper() + at] = higher;
     }
-
-    // The places of a thread's elements `start` + (e << shift), register by register after `turns` levels down.
-    DEVICE void places(u32 (&at)[OWN], u32 start, u32 shift, u32 turns) const {
-        spread<LOG_OWN>(at, place(start), [&](u32 bit) {
-            const u32 turned = bit + LOG_OWN - turns;
-            return place(1u << (shift + (turned < LOG_OWN ? turned : turned - LOG_OWN)));
-        });
-    }
 };
 
-// The lowest n bits of x, which has no others, in reverse.
-DEVICE u32 reversed(u32 x, u32 n) { return n == 0 ? 0 : __brev(x) >> (32 - n); }
-
-// Which elements of a vector a tile holds.
-struct Pass {
-    u32 log_n, done, levels, log_stride;
-    u32 log_size, log_columns, first_column;
-    // Column k is block rev(k), so that neighbouring columns are neighbours in a result in natural order.
-    bool natural;
-
-    // The block of a column; vectors of fewer elements than a tile leave columns empty, which have none.
-    DEVICE u32 block(u32 column) const {
-        const u32 b = column >> log_stride & ((1u << done) - 1);
-        return natural ? reversed(b, done) : b;
-    }
-
-    // Where the element (row, column) lies in a vector; at or after its end if the column is empty.
-    DEVICE u32 position(u32 row, u32 column) const {
-        const u32 s = column & ((1u << log_stride) - 1);
-        return column >> (done + log_stride) << log_n | block(column) << log_stride << levels | row << log_stride | s;
-    }
-
-    // The same in a result in natural order.
-    DEVICE u32 natural_position(u32 row, u32 column) const {
-        return column >> done << log_n | reversed(row, levels) << done | (column & ((1u << done) - 1));
-    }
-
-    // The index (row, column) of the m-th element of the tile in the order in which elements lie in the vector.
-    DEVICE u32 in_order(u32 m) const {
-        if (log_stride >= log_columns) return m;
-        const u32 s = m & ((1u << log_stride) - 1);
-        const u32 row = m >> log_stride & ((1u << levels) - 1);
-        return row << log_columns | m >> (levels + log_stride) << log_stride | s;
-    }
-
-    DEVICE u32 row_of(u32 index) const { return index >> log_columns; }
-    DEVICE u32 column_of(u32 index) const { return index & ((1u << log_columns) - 1); }
-};
+// The places of a thread's elements `start` + (e << shift), register by register after `turns` levels down.
+DEVICE void places_of(u32 (&at)[OWN], const Pass& pass, u32 start, u32 shift, u32 turns) {
+    spread<LOG_OWN>(at, pass.place(start), [&](u32 bit) {
+        const u32 turned = bit + LOG_OWN - turns;
+        return pass.place(1u << (shift + (turned < LOG_OWN ? turned : turned - LOG_OWN)));
+    });
+}
 
 // Each thread moves halves of 16 elements, lower or upper ones: neighbouring lanes move those of one element.
 constexpr int LOG_MOVED = LOG_OWN + 1;
@@ -256,25 +263,25 @@ DEVICE void load_tile(const Pass& pass, const Tile& tile, const Fr* v) {
     Half moved[MOVED];
 #pragma unroll
     for (int k = 0; k < MOVED; k++) moved[k] = positions[k] <= end ? source[2ull * positions[k]] : Half{};
-    spread<LOG_MOVED>(places, tile.place(first), [&](int bit) { return tile.place(pass.in_order(moved_bit(bit))); });
+    spread<LOG_MOVED>(places, pass.place(first), [&](int bit) { return pass.place(pass.in_order(moved_bit(bit))); });
     Half* const target = tile.halves + half * tile.upper();
 #pragma unroll
     for (int k = 0; k < MOVED; k++) target[places[k]] = moved[k];
 }
 
 DEVICE void store_tile(const Pass& pass, const Tile& tile, Fr* v) {
-    const auto index_of = [&](u32 m) { return pass.natural ? m : pass.in_order(m); };
-    const auto position_of = [&](u32 row, u32 column) {
+    const auto index_of = [&](u32 m) { return pass.natural ? pass.in_natural_order(m) : pass.in_order(m); };
+    const auto position = [&](u32 row, u32 column) {
         return pass.natural ? pass.natural_position(row, column) : pass.position(row, column);
     };
     const u32 half = threadIdx.x & 1, first = index_of(threadIdx.x >> 1), end = ~0u >> (32 - pass.log_n);
     u32 positions[MOVED], places[MOVED];
-    spread<LOG_MOVED>(positions, position_of(pass.row_of(first), pass.first_column | pass.column_of(first)),
+    spread<LOG_MOVED>(positions, position(pass.row_of(first), pass.first_column | pass.column_of(first)),
                       [&](int bit) {
                           const u32 index = index_of(moved_bit(bit));
-                          return position_of(pass.row_of(index), pass.column_of(index));
+                          return position(pass.row_of(index), pass.column_of(index));
                       });
-    spread<LOG_MOVED>(places, tile.place(first), [&](int bit) { return tile.place(index_of(moved_bit(bit))); });
+    spread<LOG_MOVED>(places, pass.place(first), [&](int bit) { return pass.place(index_of(moved_bit(bit))); });
     const Half* const source = tile.halves + half * tile.upper();
     Half* const target = reinterpret_cast<Half*>(v) + half;
     Half moved[MOVED];
@@ -296,7 +303,7 @@ template <bool DOWN, bool UP>
 DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Constant* table, u32 log_table, bool down_inverse,
                       bool up_inverse, bool coset, const Scaling& scaling) {
     SHARED_MEMORY(Half, halves);
-    const Tile tile{halves, pass.log_size, pass.log_columns};
+    const Tile tile{halves, pass.log_size};
     load_tile(pass, tile, v);
     // All stages have three levels but the first one down, whose other bits are those of the next stage.
     const u32 stages = (pass.levels + LOG_OWN - 1) / LOG_OWN;
@@ -307,17 +314,16 @@ DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Constant* ta
         const u32 first_levels = pass.levels - LOG_OWN * (stages - 1);
         const u32 above = stage == 0 ? 0 : first_levels + LOG_OWN * (stage - 1);
         const u32 count = stage == 0 ? first_levels : LOG_OWN;
-        const u32 shift = pass.log_size - LOG_OWN - above;
+        const u32 shift = pass.row_shift + pass.levels - LOG_OWN - above;
         const u32 start = threadIdx.x >> shift << (shift + LOG_OWN) | (threadIdx.x & ((1u << shift) - 1));
         const u32 row = pass.row_of(start), block = pass.block(pass.first_column | pass.column_of(start));
         // The blocks of this stage's first level; with a leading 1 they are those of the coset.
         const u32 prefix = block << above | row >> (pass.levels - above) | (coset ? 1u << (pass.done + above) : 0);
         Fr x[OWN];
-        u32 at[OWN], turned[OWN];
-        tile.places(at, start, shift, 0);
-        tile.places(turned, start, shift, count);
+        u32 at[OWN];
         __syncthreads();
         if (DOWN && step < stages) {
+            places_of(at, pass, start, shift, 0);
 #pragma unroll
             for (int m = 0; m < OWN; m++) x[m] = tile.get(at[m]);
 #pragma unroll 1
@@ -325,14 +331,15 @@ DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Constant* ta
                 level_down(x, table, log_table, prefix << i, (1u << i) - 1, down_inverse);
             }
             if (!UP && step == last_step) reduce_all(x);
+            places_of(at, pass, start, shift, count);
 #pragma unroll
-            for (int m = 0; m < OWN; m++) tile.put(turned[m], x[m]);
+            for (int m = 0; m < OWN; m++) tile.put(at[m], x[m]);
         }
         if (step == stages - 1 && (scaling.powers || scaling.halvings)) {
             // A thread's own elements: no barrier is needed before or after.
 #pragma unroll 1
             for (u32 m = 0; m < OWN; m++) {
-                const u32 index = start + (m << shift), place = tile.place(index);
+                const u32 index = start + (m << shift), place = pass.place(index);
                 const u32 position = block << pass.levels | pass.row_of(index);
                 Fr y = tile.get(place);
                 if (scaling.powers && position != 0) y = times_root(y, table, log_table, position, scaling.inverse);
@@ -341,13 +348,15 @@ DEVICE void transform(const Pass& pass, const Fr* v, Fr* out, const Constant* ta
             }
         }
         if (UP && step >= stages - 1) {
+            places_of(at, pass, start, shift, count);
 #pragma unroll
-            for (int m = 0; m < OWN; m++) x[m] = tile.get(turned[m]);
+            for (int m = 0; m < OWN; m++) x[m] = tile.get(at[m]);
 #pragma unroll 1
             for (u32 i = count; i-- > 0;) {
                 level_up(x, table, log_table, prefix << i, (1u << i) - 1, up_inverse);
             }
             if (step == last_step) reduce_all(x);
+            places_of(at, pass, start, shift, 0);
 #pragma unroll
             for (int m = 0; m < OWN; m++) tile.put(at[m], x[m]);
         }
@@ -371,6 +380,13 @@ DEVICE Pass pass_of_block(i64 log_n, i64 done, i64 levels) {
     pass.log_columns = pass.log_size - pass.levels;
     const u32 log_tiles = pass.log_n > pass.log_size ? pass.log_n - pass.log_size : 0;
     pass.first_column = (blockIdx.x & ((1u << log_tiles) - 1)) << pass.log_columns;
+    // Fewer rows than a thread has elements leave it some columns.
+    const bool rows_last = pass.log_stride == 0 && pass.levels >= LOG_OWN;
+    pass.row_shift = rows_last ? 0 : pass.log_columns;
+    pass.column_shift = rows_last ? pass.levels : 0;
+    pass.turns = rows_last ? LOG_OWN : pass.log_columns;
+    pass.also_turns = rows_last ? pass.levels : 31;
+    pass.turned = rows_last ? 7 : ((1u << pass.log_columns) - 1) & 7;
     pass.natural = false;
     return pass;
 }

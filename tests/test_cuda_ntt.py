@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ptx
 from emulator import EmulatedDevice, Faults
 from gpuprover import reference
 from gpuprover.cuda.device import Address
 from gpuprover.cuda.ntt import LEAST_LEVELS, LEVELS, LOG_COMPACT, Transform, scratch_bytes, split, table_bytes
 from gpuprover.curves import CURVES, CurveParams, FieldParams
 from gpuprover.errors import DeviceError, OutOfMemory
-from gpuprover.limbs import Words, field_to_words, words_to_field, words_to_ints
+from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_field, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from nvrtc import compile_cubin, disassemble
 from samples import fast_dft, field_edges
-from test_kernels_offline import DEFAULT_ARCH, ROOT, compiled
+from test_kernels_offline import DEFAULT_ARCH, ROOT, compiled, raw_values
 
 pytestmark = pytest.mark.kernels_offline
 
@@ -128,6 +129,34 @@ def check_all(device: EmulatedDevice, domain: Domain, s: Split, rng: random.Rand
     transform.to_coset([v], Coset.NONE)
     assert get(device, v, field, n) == on_coset
     transform.close()
+
+
+# Products with constants -------------------------------------------------------------------
+
+
+def test_constants_in_ptx(curve: CurveParams, rng: random.Random) -> None:
+    """Over all of the range that x may have in a register, as a device's assembler is given it."""
+    field, p = curve.scalar, curve.r
+    R = 1 << 8 * field.bytes
+    text = compiled(curve, "tests/kernels/constants.cu", DEFAULT_ARCH).ptx
+    raw = raw_values(field, rng)
+    known = [1, 2, p - 1, p - 2, p // 2, R % p, *(rng.randrange(1, p) for _ in range(6))]
+    pairs = [*((x, rng.choice(known)) for x in raw), *((raw[-1], w) for w in known)]
+    for x, w in pairs:
+        a, constant = (ints_to_words(v, field.limbs) for v in ([x], [w, w * R // p]))
+        for kernel, want in (("times_constant", x * w % p), ("times_negated", -x * w % p)):
+            out = np.zeros_like(a)
+            ptx.run(text, kernel, a, constant, out)
+            assert words_to_ints(out) == [want], (kernel, x, w)
+    inverse = ints_to_words([-pow(p, -1, R) % R], field.limbs)
+    for x in raw:
+        made = np.zeros((2, field.limbs), np.uint64)
+        ptx.run(text, "make_constant", ints_to_words([x], field.limbs), inverse, made)
+        w = field.from_montgomery(x)
+        assert words_to_ints(made) == [w, w * R // p], x
+
+
+# Transforms -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("s", SPLITS, ids=name)
@@ -273,6 +302,16 @@ def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
             assert all(".128" in o for o in widths), (kernel, widths)
 
 
+def test_budget_of_a_product(curve: CurveParams, tmp_path: Path) -> None:
+    """28 wide and 8 narrow multiplications for a lower half, 43 for the upper one; the assembler adds 1."""
+    done = compiled(curve, "tests/kernels/constants.cu", DEFAULT_ARCH)
+    counts = disassemble(done.cubin, tmp_path)["times_constant"]
+    assert 99 <= sum(n for o, n in counts.items() if o.startswith(("IMAD.WIDE", "IMAD.HI"))) <= 100
+    assert counts["IMAD"] + counts["IMAD.X"] <= 16
+    assert done.kernels["times_constant"].spilled == 0
+
+
+@pytest.mark.slow
 def test_compact_variant_compiles(curve: CurveParams) -> None:
     text = (ROOT / "kernels/ntt.cu").read_text()
     done = compile_cubin(curve, "ntt.cu", text, DEFAULT_ARCH, "-DCOMPACT=1")

@@ -12,8 +12,9 @@ REVERSED_TO_NATURAL            up                                  log_n/2 − 1
 to_coset                       down and up, the middle two as one  log_n − 1
 =============================  ==================================  ====================================
 
-A coset costs one more, which to_coset includes; 1/n a sixteenth of one. With a compact table the last levels
-down and the first ones up take one more for every two elements, and scaling takes two instead of one.
+They are products with constants (kernels/constant.cuh). A coset costs one more, which to_coset includes, and
+1/n a twelfth of one. With a compact table the last LOG_COMPACT − 1 levels down, and the first ones up, take
+one more for every two elements, and the coset of to_coset one for each.
 """
 
 from __future__ import annotations
