@@ -75,7 +75,8 @@ def _devices(context: Context, skip: Callable[[Row, str], None]) -> list[str]:
     """
     asked = context.settings.device
     if asked != "auto":
-        return [resolve_device(asked)]
+        resolve_device(asked)
+        return [asked]
     found = []
     for name in device_names():
         if name == "auto":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from gpuprover import memory
-from gpuprover.backend import Backend, open_backend, resolve_device
+from gpuprover.backend import Backend, distrust, is_gpu, open_backend, refused_gpu, resolve_device
 from gpuprover.curves import CurveParams
-from gpuprover.errors import InvalidInput, MalformedFile, OutOfMemory
+from gpuprover.errors import DeviceError, InvalidInput, MalformedFile, OutOfMemory, UnsatisfiedWitness
 from gpuprover.formats import groth16_json, json_files
 from gpuprover.formats.groth16_json import VerificationKey
 from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from gpuprover.groth16.setup import SetupResult
 
 Pathish = str | PathLike[str]
+T = TypeVar("T")
+
+COMPLEX = 10_000
+"""Constraints from which on a proof is worth a GPU: a prediction."""
+
 WitnessLike = Pathish | bytes | Sequence[int] | Words | Mapping[str, Any]
 
 
@@ -35,8 +40,8 @@ class ProofResult:
     Attributes:
         proof: snarkjs's document: pi_a, pi_b, pi_c, protocol, curve; decimal strings.
         public_signals: decimal strings.
-        timings: seconds by phase.
-        device: the backend that ran it.
+        timings: seconds by phase, those of a device that failed included.
+        device: the device that made it, the CPU if another one failed.
         memory: resident bytes ``before``, at the ``peak`` and ``after``; mapped pages of the key count.
         warnings: sentences that the proof's user has to read.
     """
@@ -119,7 +124,8 @@ def prove(
         key: from :func:`load_key`, or a path.
         witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
             ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` (the freest GPU) or ``cuda:N``. With ``auto``, the CPU takes over
+            from a GPU that fails or runs out of memory, and ``warnings`` says so.
         threads: at most this many; default ``PROVER_THREADS`` or the CPUs of this process.
         memory_limit: MiB for the whole process, the mapped key not counted.
         progress: called with :class:`gpuprover.Progress` now and then.
@@ -134,33 +140,89 @@ def prove(
     from gpuprover.groth16 import prover
 
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
-    name = resolve_device(device)
+    resolve_device(device)
     before = memory.resident()
     memory.reset_peak()
     try:
-        if not isinstance(key, ProvingKey):
+        if isinstance(key, ProvingKey):
+            loaded = key
+        else:
             with job.phase("load key"):
-                key = load_key(key)
-        values = _load_witness(witness, key.curve, job, memory_limit)
-        prover.check_witness_fits(key, values)
-        backend = open_backend(name, key.curve, job)
-        backend.plan(key.plan_header, memory.budget(memory_limit))
-        with job.phase("check key header"):
-            key.check_header_subgroups(backend)
-        proof = prover.prove(key, values, backend, _checked_blinding(blinding))
-        if verify:
-            proof = prover.checked(key, values, proof, backend)
+                loaded = load_key(key)
+        values = _load_witness(witness, loaded.curve, job, memory_limit)
+        prover.check_witness_fits(loaded, values)
+        fixed = _checked_blinding(blinding)
+
+        def run(backend: Backend) -> groth16_json.Proof:
+            backend.plan(loaded.plan_header, memory.budget(memory_limit))
+            with job.phase("check key header"):
+                loaded.check_header_subgroups(backend)
+            # Every run draws its own blinding: what a failed GPU still holds tells nothing of this proof.
+            proof = prover.prove(loaded, values, backend, fixed)
+            return prover.checked(loaded, values, proof, backend) if verify else proof
+
+        proof, ran_on, warnings = _run(device, loaded.constraints, loaded.curve, job, run)
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
     job.check()
     return ProofResult(
-        proof=groth16_json.proof_to_json(proof, key.curve),
-        public_signals=[str(x) for x in prover.public_signals(key, values)],
+        proof=groth16_json.proof_to_json(proof, loaded.curve),
+        public_signals=[str(x) for x in prover.public_signals(loaded, values)],
         timings=dict(job.timings),
-        device=backend.name,
+        device=ran_on,
         memory={"before": before, "peak": memory.peak(), "after": memory.resident()},
-        warnings=key.warnings,
+        warnings=(*loaded.warnings, *warnings),
     )
+
+
+# Where it runs -----------------------------------------------------------------------------------
+
+
+def place(device: str, constraints: int) -> tuple[str, tuple[str, ...]]:
+    """The device for a circuit, and what to tell about it: ``auto`` is a GPU for complex ones, else the CPU.
+
+    Raises:
+        DeviceError: the device that was asked for cannot be had.
+    """
+    if device != "auto":
+        return resolve_device(device), ()
+    if constraints <= COMPLEX:
+        return "cpu", ()
+    try:
+        return resolve_device("cuda"), ()
+    except DeviceError:
+        refused = refused_gpu()
+        return "cpu", () if refused is None else (f"{refused}; the CPU proves instead",)
+
+
+def _run(
+    device: str, constraints: int, curve: CurveParams, job: Job, work: Callable[[Backend], T]
+) -> tuple[T, str, tuple[str, ...]]:
+    """``work`` on the device, or on the CPU where ``auto`` chose a GPU that failed.
+
+    Returns:
+        the result, the device that made it, warnings.
+    """
+    name, warnings = place(device, constraints)
+    suspect = False
+    try:
+        return work(open_backend(name, curve, job)), name, warnings
+    except (DeviceError, OutOfMemory) as error:
+        if device != "auto" or not is_gpu(name):
+            raise
+        problem = error.message
+    except (UnsatisfiedWitness, MalformedFile):
+        # A GPU that computes wrongly looks the same: the CPU decides.
+        if not is_gpu(name):
+            raise
+        suspect, problem = True, f"{name}: it made a wrong proof from a good key and witness"
+    job.resume()
+    result = work(open_backend("cpu", curve, job))
+    if suspect:
+        distrust(name, problem)
+        if device != "auto":
+            raise DeviceError(problem)
+    return result, "cpu", (*warnings, f"{problem}; the CPU took over")
 
 
 def _checked_blinding(blinding: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -262,6 +324,7 @@ def setup(
     """Makes a proving key for a circuit, from a ceremony's file or (insecurely) from a local secret.
 
     Exactly one of ``ptau`` and ``insecure`` has to be given. Either key has no phase-2 contribution yet.
+    ``device`` is as for :func:`prove`.
 
     Raises:
         ProverError: one of its kinds; the output is written whole or not at all.
@@ -273,15 +336,19 @@ def setup(
     if (ptau is None) is not insecure:
         raise InvalidInput("setup: expected either a ptau file or insecure, not both and not neither")
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
-    name = resolve_device(device)
+    resolve_device(device)
     budget = memory.budget(memory_limit)
     try:
         with job.phase("read circuit"):
             circuit = read_r1cs(r1cs, budget, job.check)
         memory.require(memory_needed(circuit, ptau is not None), budget, f"the set-up for {circuit.source}")
-        backend = open_backend(name, circuit.curve, job)
-        if ptau is not None:
-            return setup_from_ptau(circuit, read_ptau(ptau), zkey, backend)
-        return setup_insecure(circuit, zkey, backend)
+
+        def run(backend: Backend) -> SetupResult:
+            if ptau is not None:
+                return setup_from_ptau(circuit, read_ptau(ptau), zkey, backend)
+            return setup_insecure(circuit, zkey, backend)
+
+        result, _, warnings = _run(device, circuit.n_constraints, circuit.curve, job, run)
+        return replace(result, warnings=(*result.warnings, *warnings))
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

@@ -282,35 +282,67 @@ _REGISTRY: dict[str, str] = {
 }
 """Device name -> module:class; the class is called with (curve, job)."""
 
-_MISSING: dict[str, str] = {
-    "cuda": "device 'cuda' is not available: its backend does not exist yet; use --device cpu",
+_GPUS: dict[str, str] = {
+    "cuda": "gpuprover.cuda.devices",
 }
+"""Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
 
 
 def device_names() -> list[str]:
-    """The devices that :func:`open_backend` takes, ``auto`` first."""
-    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_MISSING]
+    """The devices that :func:`open_backend` takes, ``auto`` first; a family stands for all of its devices."""
+    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_GPUS]
+
+
+def is_gpu(name: str) -> bool:
+    """Whether a device has memory of its own, and may fail where the CPU does not."""
+    return name.partition(":")[0] in _GPUS
 
 
 def resolve_device(device: str) -> str:
-    """The registry's name for a request; ``auto`` is the CPU until a device backend exists.
+    """The device's own name for a request: ``cuda`` is the freest usable GPU, ``cuda:0`` say.
+
+    ``auto`` is the CPU here; for a proof or a set-up, :func:`gpuprover.api.place` decides.
 
     Raises:
-        DeviceError: the device is known and cannot be had.
+        DeviceError: the device is known and cannot be had; the message says why, and what to do.
         InvalidInput: no such device.
     """
     if device == "auto":
         return "cpu"
     if device in _REGISTRY:
         return device
-    family = device.split(":", 1)[0]
-    if family in _MISSING:
-        raise DeviceError(_MISSING[family])
+    if is_gpu(device):
+        name: str = _family(device).resolve(device)
+        return name
     raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {device!r}")
+
+
+def refused_gpu() -> str | None:
+    """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
+    for family in _GPUS:
+        if _family(family).present():
+            try:
+                resolve_device(family)
+            except DeviceError as error:
+                return error.message
+    return None
+
+
+def distrust(device: str, problem: str) -> None:
+    """The GPU is used no more by this process."""
+    _family(device).mark_lost(device, problem)
 
 
 def open_backend(device: str, curve: CurveParams, job: Job) -> Backend:
     """The backend for a resolved or requested device name."""
-    module, _, attribute = _REGISTRY[resolve_device(device)].partition(":")
+    name = resolve_device(device)
+    if is_gpu(name):
+        backend: Backend = _family(name).open_backend(name, curve, job)
+        return backend
+    module, _, attribute = _REGISTRY[name].partition(":")
     factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
     return factory(curve, job)
+
+
+def _family(name: str) -> Any:
+    return import_module(_GPUS[name.partition(":")[0]])

@@ -111,6 +111,11 @@ class Job:
         finally:
             self._span = outer
 
+    def resume(self) -> None:
+        """After a failure that the run survives: kernels run again, unless the run has to end anyway."""
+        self.check()
+        self.stop[0] = 0
+
     def report(self, fraction: float) -> None:
         """Tells how much of the current phase, or of its current part, is done, in [0, 1]."""
         if self._progress is not None and self._phase:

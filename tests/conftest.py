@@ -16,6 +16,8 @@ import pytest
 from emulator import EmulatedDevice
 from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
+from gpuprover.cuda import devices
+from gpuprover.cuda.probe import Survey
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
@@ -43,6 +45,13 @@ def seed(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def rng(seed: str) -> random.Random:
     return random.Random(seed)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test finds does not depend on the machine's GPUs, but for those with the marker ``gpu``."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(devices, "_survey", lambda: Survey(problem="hidden from the tests"))
 
 
 @pytest.fixture(params=CURVES, ids=lambda c: c.name)

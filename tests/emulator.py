@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -255,8 +255,9 @@ class EmulatedDevice:
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
         return max(1, min(self.properties.threads // threads, self.properties.shared // max(1, shared)))
 
-    def prepare(self, programs: Sequence[Program]) -> None:
+    def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
         for program in programs:
+            check()
             library(program)
 
     def new_stream(self) -> Stream:

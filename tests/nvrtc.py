@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from gpuprover.cuda.compile import find_nvrtc
 from gpuprover.cuda.source import sources
 from gpuprover.curves import CurveParams
 
@@ -24,22 +22,6 @@ def _file(package: str, name: str) -> Path:
         return next(Path(str(f.locate())) for f in files(package) or () if f.name == name)
     except (PackageNotFoundError, StopIteration):
         pytest.skip(f"the NVRTC tests need {package} with {name} (pip install 'gpuprover[test]')")
-
-
-@lru_cache
-def _library() -> Any:
-    path = _file("nvidia-cuda-nvrtc", "libnvrtc.so.13")
-    # NVRTC opens this by name, and finds it where it is loaded already.
-    (builtins,) = path.parent.glob("libnvrtc-builtins.so.*")
-    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(path))
-
-
-def _check(code: int, log: str = "") -> None:
-    if code:
-        nvrtc = _library()
-        nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-        raise AssertionError(f"NVRTC: {nvrtc.nvrtcGetErrorString(code).decode()}\n{log}")
 
 
 @dataclass(frozen=True)
@@ -67,38 +49,15 @@ REPORT = re.compile(
 
 def compile_cubin(curve: CurveParams, name: str, text: str, arch: str, *options: str) -> Compiled:
     """``text`` with the kernels' sources as its include files, compiled for one architecture (``sm_90``)."""
-    nvrtc, headers = _library(), sources(curve)
-    program = ctypes.c_void_p()
-    texts = (ctypes.c_char_p * len(headers))(*(t.encode() for t in headers.values()))
-    names = (ctypes.c_char_p * len(headers))(*(n.encode() for n in headers))
-    _check(
-        nvrtc.nvrtcCreateProgram(
-            ctypes.byref(program), text.encode(), name.encode(), len(headers), texts, names
-        )
-    )
-    try:
-        flags = [f"-arch={arch}", "--std=c++17", "--ptxas-options=-v", *options]
-        code = nvrtc.nvrtcCompileProgram(
-            program, len(flags), (ctypes.c_char_p * len(flags))(*(f.encode() for f in flags))
-        )
-        log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0").decode()
-        _check(code, log)
-        kernels = {
-            function: Kernel(int(registers), int(stack), int(stores) + int(loads))
-            for function, stack, stores, loads, registers in REPORT.findall(log)
-        }
-        ptx = _read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0").decode()
-        return Compiled(_read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), ptx, kernels)
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-
-
-def _read(size_of: Any, read: Any, program: ctypes.c_void_p) -> bytes:
-    size = ctypes.c_size_t()
-    _check(size_of(program, ctypes.byref(size)))
-    buffer = ctypes.create_string_buffer(size.value)
-    _check(read(program, buffer))
-    return buffer.raw
+    nvrtc = find_nvrtc(13)
+    if nvrtc is None:
+        pytest.skip("the NVRTC tests need nvidia-cuda-nvrtc (pip install 'gpuprover[test]')")
+    done = nvrtc.compile(text, name, sources(curve), arch, ["--ptxas-options=-v", *options])
+    kernels = {
+        function: Kernel(int(registers), int(stack), int(stores) + int(loads))
+        for function, stack, stores, loads, registers in REPORT.findall(done.log)
+    }
+    return Compiled(done.cubin, done.ptx, kernels)
 
 
 def disassemble(cubin: bytes, folder: Path) -> dict[str, Counter[str]]:

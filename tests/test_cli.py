@@ -63,6 +63,7 @@ class StandIn:
             timings={"quotient": 0.25, "verify": 0.01},
             device="cpu",
             memory={"before": 1, "peak": 3, "after": 2},
+            warnings=self.warnings,
         )
 
 

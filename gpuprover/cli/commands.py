@@ -115,12 +115,20 @@ def _prove(args: Namespace, context: Context, witness: Any, inputs: list[str]) -
         if context.interrupts.event.is_set():
             raise Cancelled("interrupted; no output was written")
         write_proof(result, args.proof, args.public)
-    record = proof_record(result, args, key, time.perf_counter() - begun)
+    _warn_of_run(result.warnings, key, context)
+    record = proof_record(result, args, time.perf_counter() - begun)
     context.console.answer(record, _proof_text(result, args, context, record["seconds"]))
     return EXIT_OK
 
 
-def proof_record(result: ProofResult, args: Namespace, key: ProvingKey, taken: float) -> dict[str, Any]:
+def _warn_of_run(warnings: tuple[str, ...], key: ProvingKey, context: Context) -> None:
+    """Shows what the work itself warns of; the key's warnings were shown when it was opened."""
+    for warning in warnings:
+        if warning not in key.warnings:
+            context.console.warn(warning)
+
+
+def proof_record(result: ProofResult, args: Namespace, taken: float) -> dict[str, Any]:
     """The JSON answer to a proof that was made and written in ``taken`` seconds; the worker's too."""
     return {
         "ok": True,
@@ -130,7 +138,7 @@ def proof_record(result: ProofResult, args: Namespace, key: ProvingKey, taken: f
         "seconds": round(taken, 6),
         "timings": {phase: round(value, 6) for phase, value in result.timings.items()},
         "memory": result.memory,
-        "warnings": key.warnings,
+        "warnings": result.warnings,
     }
 
 
@@ -179,9 +187,10 @@ def setup(args: Namespace, context: Context) -> int:
     check_device(context)
     with context.work("setup") as limits:
         ptau = None if args.insecure else args.ptau
-        gpuprover.setup(args.r1cs, args.zkey, ptau=ptau, insecure=args.insecure, **limits)
+        result = gpuprover.setup(args.r1cs, args.zkey, ptau=ptau, insecure=args.insecure, **limits)
     key = open_key(args.zkey, context)
-    record = {"ok": True, "zkey": args.zkey, **_key_record(key), "warnings": key.warnings}
+    _warn_of_run(result.warnings, key, context)
+    record = {"ok": True, "zkey": args.zkey, **_key_record(key), "warnings": result.warnings}
     context.console.answer(record, f"wrote {args.zkey} ({key.constraints:,} constraints, {key.curve.name})")
     return EXIT_OK
 

@@ -9,12 +9,15 @@ from argparse import Namespace
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
 from gpuprover.config import Settings, available_cpus, cgroup_cpu_quota, cgroup_memory_limit
-from gpuprover.errors import EXIT_OK, InvalidInput, ProverError
+from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
+
+if TYPE_CHECKING:
+    from gpuprover.cuda.probe import Gpu
 
 FEATURES = ("adx", "bmi2", "avx2", "avx512f", "avx512ifma", "asimd", "sve")
 """CPU features that matter to a prover, as Linux names them."""
@@ -40,8 +43,31 @@ def run(args: Namespace, context: Context) -> int:
             record[name] = look()
         except Exception as error:  # a doctor reports what fails, and goes on
             record[name] = {"problem": f"{type(error).__name__}: {error}"}
+    record["problems"] = problems = _problems(record, context.settings)
     context.console.answer(record, _text(record, context))
-    return EXIT_OK
+    if not args.check:
+        return EXIT_OK
+    for problem in problems:
+        context.console.warn(f"this cannot prove: {problem}")
+    return EXIT_RESOURCES if problems else EXIT_OK
+
+
+def _problems(record: Record, settings: Settings) -> list[str]:
+    """What would keep a proof from being made here, with these settings."""
+    from gpuprover.backend import open_backend, resolve_device
+    from gpuprover.curves import CURVES
+    from gpuprover.job import Job
+
+    problems = [f"{name}: {part['problem']}" for name, part in record.items() if "problem" in part]
+    try:
+        resolve_device(settings.device)
+        # The CPU's backend verifies every proof. A GPU is not opened: that takes memory, and a second.
+        open_backend("cpu", CURVES[0], Job(threads=1))
+    except ProverError as error:
+        problems.append(error.message)
+    if record["cache"].get("folder") is None:
+        problems.append("no folder for compiled code is writable")
+    return problems
 
 
 def _python() -> Record:
@@ -126,50 +152,37 @@ def _memory(settings: Settings) -> Record:
 
 
 def _gpu() -> Record:
-    """NVIDIA GPUs through NVML, if its binding is installed; else whether the kernel knows a driver."""
-    record: Record = {
-        "found": [],
-        "driver": None,
-        "cupy": _version("cupy-cuda13x") or _version("cupy-cuda12x"),
+    """The GPUs of this machine, which of them can be used, and why not."""
+    from gpuprover.cuda.probe import survey
+
+    found = survey()
+    return {
+        "found": [_gpu_record(gpu) for gpu in found.gpus],
+        "driver": found.driver,
+        "driver_cuda": _dotted(found.driver_cuda),
+        "cupy": found.cupy,
+        "nvrtc": _dotted(found.nvrtc),
+        "why": found.problem,
+        "advice": found.advice,
     }
-    try:
-        import pynvml
-    except ImportError:
-        driver = Path("/proc/driver/nvidia/version")
-        record["why"] = (
-            "an NVIDIA driver is loaded, but nvidia-ml-py is not installed: pip install nvidia-ml-py"
-            if driver.exists()
-            else "no NVIDIA driver on this machine"
-        )
-        return record
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        record["why"] = f"no usable NVIDIA driver ({error})"
-        return record
-    try:
-        record["driver"] = _text_of(pynvml.nvmlSystemGetDriverVersion())
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            record["found"].append(
-                {
-                    "name": _text_of(pynvml.nvmlDeviceGetName(handle)),
-                    "memory": int(memory.total),
-                    "memory_free": int(memory.free),
-                    "compute_capability": f"{major}.{minor}",
-                }
-            )
-        if not record["found"]:
-            record["why"] = "the driver reports no GPU"
-    finally:
-        pynvml.nvmlShutdown()
-    return record
 
 
-def _text_of(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+def _gpu_record(gpu: Gpu) -> Record:
+    return {
+        "name": gpu.name,
+        "uuid": gpu.uuid,
+        "model": gpu.model,
+        "architecture": gpu.architecture,
+        "memory": gpu.total,
+        "memory_free": gpu.free,
+        "usable": gpu.usable,
+        "why": gpu.problem,
+        "advice": gpu.advice,
+    }
+
+
+def _dotted(version: tuple[int, int] | None) -> str | None:
+    return None if version is None else "{}.{}".format(*version)
 
 
 def _device(settings: Settings) -> Record:
@@ -203,11 +216,19 @@ def _cache() -> Record:
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "stale": len([p for p in folder.parent.iterdir() if p.name.startswith("numba-") and p != folder]),
+        "cubins": _cubins(folder.parent),
     }
 
 
+def _cubins(cache: Path) -> int:
+    """CUDA kernels compiled for GPUs, by this user or before."""
+    from gpuprover.cuda.compile import built_folders
+
+    return sum(len(list(f.glob("*.cubin"))) for f in (*cache.glob("cubin-*"), *built_folders()))
+
+
 def _packages() -> Record:
-    names = ("numpy", "numba", "llvmlite", "wasmtime", "rich", "nvidia-ml-py")
+    names = ("numpy", "numba", "llvmlite", "wasmtime", "rich", "nvidia-ml-py", "nvidia-cuda-nvrtc")
     return {name: _version(name) for name in names}
 
 
@@ -265,21 +286,33 @@ def _memory_text(r: Record) -> str:
 
 
 def _gpu_text(r: Record) -> str:
-    lines = [
-        f"{g['name']}, {format_bytes(g['memory'])} ({format_bytes(g['memory_free'])} free), "
-        f"compute capability {g['compute_capability']}, driver {r['driver']}"
-        for g in r["found"]
-    ]
-    if "why" in r:
-        lines.append(f"none: {r['why']}")
-    if r["found"] and not r["cupy"]:
-        lines.append("CuPy is not installed: pip install 'gpuprover[cuda13]'")
+    lines = []
+    for gpu in r["found"]:
+        free = f" ({format_bytes(gpu['memory_free'])} free)" if gpu["memory_free"] is not None else ""
+        lines.append(
+            f"{gpu['name']}: {gpu['model']}, {gpu['architecture']}, {format_bytes(gpu['memory'])}{free}"
+            if gpu["usable"]
+            else f"{gpu['name']}: {gpu['model']}, not usable: {_why(gpu)}"
+        )
+    if not r["found"]:
+        lines.append(f"none: {_why(r)}")
+    if r["driver_cuda"]:
+        parts = [f"driver {r['driver']}" if r["driver"] else "driver", f"for CUDA {r['driver_cuda']}"]
+        made = [f"CuPy {r['cupy']}" if r["cupy"] else "no CuPy"]
+        made.append(f"NVRTC {r['nvrtc']}" if r["nvrtc"] else "no NVRTC")
+        lines.append(", ".join([" ".join(parts), *made]))
     return "\n".join(lines)
+
+
+def _why(r: Record) -> str:
+    return "; ".join(filter(None, [r["why"], r["advice"]]))
 
 
 def _device_text(r: Record) -> str:
     lines = [f"{r['requested']} (from {_source(r['from'])}) -> {r['used']}"]
-    lines += [f"{name}: {'available' if used == name else used}" for name, used in r["known"].items()]
+    for name, used in r["known"].items():
+        refused = used.startswith("refused")
+        lines.append(f"{name}: {'not available' if refused else 'available' if used == name else used}")
     return "\n".join(lines)
 
 
@@ -290,13 +323,13 @@ def _cache_text(r: Record) -> str:
         f"{r['files']} files, {format_bytes(r['bytes'])}" if r["files"] else "empty: run `gpuprover warmup`"
     )
     stale = f"; {r['stale']} folders of other versions beside it" if r["stale"] else ""
-    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}"
+    cubins = f"\n{r['cubins']} cubins of CUDA kernels" if r["cubins"] else ""
+    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}{cubins}"
 
 
 def warmup(args: Namespace, context: Context) -> int:
     import time
 
-    from gpuprover.cli.commands import check_device
     from gpuprover.curves import CURVES, curve_by_name
 
     curves = None
@@ -306,13 +339,19 @@ def warmup(args: Namespace, context: Context) -> int:
         except KeyError:
             known = ", ".join(curve.name for curve in CURVES)
             raise InvalidInput(f"--curve: expected one of {known}; found {args.curve!r}") from None
-    check_device(context)
+    gpu = _usable_gpu(context.settings.device)
     begun = time.perf_counter()
     with context.work("compile") as limits:
         from gpuprover.cpu import warmup as compile_everything
 
         job = job_of(limits)
         compile_everything(curves=curves, job=job)
+        if gpu is not None:
+            from gpuprover.cuda.devices import open_device
+            from gpuprover.cuda.source import programs
+
+            with job.phase(f"compile for {gpu}"):
+                open_device(gpu).prepare([p for curve in curves or CURVES for p in programs(curve)])
     seconds = time.perf_counter() - begun
     cache = _cache()
     text = f"compiled in {format_seconds(seconds)}, cache: {_cache_text(cache)}"
@@ -324,3 +363,16 @@ def warmup(args: Namespace, context: Context) -> int:
     }
     context.console.answer(record, text)
     return EXIT_OK
+
+
+def _usable_gpu(device: str) -> str | None:
+    """The GPU that proofs on ``device`` would use. Raises DeviceError where one was asked for by name."""
+    from gpuprover.backend import is_gpu, resolve_device
+
+    if device == "auto":
+        try:
+            return resolve_device("cuda")
+        except DeviceError:
+            return None
+    name = resolve_device(device)
+    return name if is_gpu(name) else None

@@ -66,7 +66,7 @@ class _Group:
         parser = self._commands.add_parser(name, help=about, description=description)
         parser.set_defaults(run=run)
         common = parser.add_argument_group("common options")
-        common.add_argument("--device", metavar="NAME", help="auto, cpu or cuda; default: auto")
+        common.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; default: auto")
         common.add_argument("--threads", metavar="N", help="at most N threads; default: the CPUs there are")
         common.add_argument(
             "--memory-limit", metavar="MIB", help="memory to stay within, the mapped key aside"
@@ -221,7 +221,8 @@ def build_parser() -> Parser:
     )
     worker.add_argument("--keys", metavar="N", default="4", help="keep at most N keys loaded; default: 4")
 
-    root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
+    doctor = root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
+    doctor.add_argument("--check", action="store_true", help="exit with 3 where nothing could be proved")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
     warmup.add_argument("--curve", metavar="NAME", help="only for this curve: bn254 or bls12-381")
 

@@ -129,4 +129,4 @@ def _prove(args: Namespace, keys: KeyCache, context: Context) -> dict[str, Any]:
         if context.interrupts.event.is_set():
             raise Cancelled("interrupted; no output was written")
         write_proof(result, args.proof, args.public)
-    return {**proof_record(result, args, key, time.perf_counter() - begun), "key_loaded": warm}
+    return {**proof_record(result, args, time.perf_counter() - begun), "key_loaded": warm}

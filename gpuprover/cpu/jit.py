@@ -9,8 +9,6 @@ and features to the key of each entry.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +17,11 @@ from typing import Any, TypeVar
 import numba
 from numba.core import caching
 
+from gpuprover.cache import own_folder
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CACHE_VARIABLE = "GPUPROVER_CACHE_DIR"
 
 
 @lru_cache(maxsize=1)
@@ -35,33 +34,10 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_root() -> Path:
-    """``GPUPROVER_CACHE_DIR``, or gpuprover's folder in the user's cache folder."""
-    explicit = os.environ.get(CACHE_VARIABLE)
-    if explicit:
-        return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gpuprover"
-
-
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
     """The folder of compiled code for these sources, made if need be; None where none is writable."""
-    name = f"numba-{source_digest()}"
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    for root in (cache_root(), Path(tempfile.gettempdir()) / f"gpuprover-{user}"):
-        folder = root / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-                continue  # compiled code is executed: never load what another user owns
-            probe = folder / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError:
-            continue
-        return folder
-    return None
+    return own_folder(f"numba-{source_digest()}")
 
 
 class _Locator(caching._CacheLocator):

@@ -6,7 +6,7 @@ CuPy; the tests have another that runs the same kernels on the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
@@ -126,8 +126,11 @@ class Device(Protocol):
         """How many blocks of a kernel one multiprocessor holds at once; at least 1."""
         ...
 
-    def prepare(self, programs: Sequence[Program]) -> None:
-        """Compiles and loads programs now instead of at their first launch."""
+    def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
+        """Compiles and loads programs now instead of at their first launch.
+
+        ``check`` is called now and then; an exception of its ends it.
+        """
         ...
 
     def new_stream(self) -> Stream: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class Nothing:
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
         return self._real.resident_blocks(program, kernel, threads, shared)
 
-    def prepare(self, programs: Sequence[Program]) -> None:
+    def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
         pass
 
     def new_stream(self) -> Stream:

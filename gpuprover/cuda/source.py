@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from gpuprover.cuda.device import Program
 from gpuprover.curves import CurveParams, FieldParams
 
 CONSTANTS = "curve_constants.cuh"
 """The name by which the kernels include the curve's constants."""
 LIMB_BITS = 32
+VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+    "msm.cu": ((("GROUP", "2"),), (("GROUP", "1"),)),
+    "ntt.cu": ((), (("COMPACT", "1"),)),
+}
+"""File of ``kernels/`` -> the macros of each of its programs; any other file is one program, without any."""
+
+
+def programs(curve: CurveParams) -> list[Program]:
+    """All programs of a curve, what takes longest to compile first: all that is launched."""
+    names = sorted((n for n in sources(curve) if n.endswith(".cu")), key=lambda n: (n not in VARIANTS, n))
+    return [Program(curve, name, defines) for name in names for defines in VARIANTS.get(name, ((),))]
 
 
 def sources(curve: CurveParams) -> dict[str, str]:

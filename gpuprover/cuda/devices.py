@@ -1,0 +1,105 @@
+"""The GPUs by name: which ``cuda`` means, and one open device for each, kept for the life of the process."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from gpuprover.backend import Backend
+from gpuprover.cuda import probe
+from gpuprover.cuda.device import Device
+from gpuprover.cuda.probe import Gpu, Survey, mark_lost
+from gpuprover.cuda.source import programs
+from gpuprover.curves import CurveParams
+from gpuprover.errors import DeviceError, InvalidInput
+from gpuprover.job import Job
+
+if TYPE_CHECKING:
+    from gpuprover.cuda.gpu import Gpu as Shared
+
+__all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
+
+_open: dict[str, Device] = {}
+_loaded: dict[tuple[str, str], Device] = {}
+_shared: dict[str, Shared] = {}
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _survey() -> Survey:
+    """As the process found the machine; only free memory and lost devices change."""
+    return probe.survey()
+
+
+def present() -> bool:
+    """Whether the machine has an NVIDIA driver at all."""
+    return _survey().driver_cuda is not None
+
+
+def gpus() -> list[Gpu]:
+    """All GPUs that this process sees, with what is free and what has failed by now."""
+    return [probe.refreshed(probe.judged(gpu)) for gpu in _survey().gpus]
+
+
+def resolve(name: str) -> str:
+    """``cuda:N`` for ``cuda:N``, or for ``cuda``, which is the usable GPU with most free memory.
+
+    Raises:
+        DeviceError: it cannot be used; the message says why and what to do.
+        InvalidInput: no such name.
+    """
+    family, colon, number = name.partition(":")
+    if colon and not (number.isascii() and number.isdigit() and str(int(number)) == number):
+        raise InvalidInput(f"device: expected {family} or {family}:0, say; found {name[:40]!r}")
+    found = [probe.judged(gpu) for gpu in _survey().gpus]
+    asked = [gpu for gpu in found if name in (family, gpu.name)]
+    usable = [gpu for gpu in asked if gpu.usable]
+    if len(usable) > 1:
+        usable = [probe.refreshed(gpu) for gpu in usable]
+        return max(usable, key=lambda gpu: gpu.total if gpu.free is None else gpu.free).name
+    if usable:
+        return usable[0].name
+    if asked:
+        why = [asked[0].problem, asked[0].advice]
+    elif found:
+        why = ["found " + ", ".join(f"{gpu.name} ({gpu.model})" for gpu in found)]
+    else:
+        why = [_survey().problem, _survey().advice]
+    raise DeviceError(f"device {name!r} is not available: {'; '.join(filter(None, why))}")
+
+
+def open_device(name: str) -> Device:
+    """The device ``cuda:N``, the same one each time.
+
+    Raises:
+        DeviceError: it does not start, or failed before.
+    """
+    from gpuprover.cuda.cupy_device import CupyDevice
+
+    failed = probe.lost(name)
+    if failed is not None:
+        raise DeviceError(f"{name}: not used any more: {failed}")
+    with _lock:
+        if name not in _open:
+            _open[name] = CupyDevice(int(name.partition(":")[2]))
+        return _open[name]
+
+
+def open_backend(name: str, curve: CurveParams, job: Job) -> Backend:
+    """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
+
+    The first of a curve compiles its kernels where they were not built before.
+    """
+    from gpuprover.cuda.backend import CudaBackend
+    from gpuprover.cuda.gpu import Gpu as Shared
+
+    device = open_device(name)
+    if _loaded.get((name, curve.name)) is not device:
+        with job.phase("load kernels"):
+            device.prepare(programs(curve), job.check)
+        _loaded[name, curve.name] = device
+    with _lock:
+        if name not in _shared or _shared[name].device is not device:
+            _shared[name] = Shared(device)
+        return CudaBackend(curve, job, _shared[name])
