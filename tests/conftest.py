@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,11 @@ def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
     from gpuprover.cuda import gpu, msm
 
+    def choose(*arguments: Any) -> msm.MsmPlan:
+        return replace(msm.choose_plan(*arguments), tuning=replace(msm.TUNING, block=32))
+
     monkeypatch.setattr(msm, "MAX_WINDOW", 4)
-    monkeypatch.setattr(msm, "SORT_BLOCK", 32)
+    monkeypatch.setattr(gpu, "choose_plan", choose)
     gpu._choose.cache_clear()
     yield
     gpu._choose.cache_clear()

@@ -236,6 +236,29 @@ def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert gpu.pool.used == device_of(gpu).used == 0
 
 
+def test_tables_of_a_key_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made at its second proof, in memory that nobody holds; they go before another key's bases do."""
+    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
+    data, witness = larger(BN254)
+    probe, key = opened(), load_key(data)
+    prove(key, witness, probe)
+    gpu = opened(limit=probe.pool.peak * 3)
+    made: list[int] = []
+    for again in range(4):
+        assert prove(key, witness, gpu) == expected(data)
+        kinds = [entry.kind for entry in gpu.residents.of(key)]
+        depths = {kind.plan.depth for kind in kinds if gpu_module.has_multiples(kind)}
+        assert bool(depths) is bool(again)
+        made.append(device_of(gpu).kernels.count("multiply_row"))
+    assert made[0] == 0 < made[1] == made[2] == made[3], "tables are made once"
+    assert min(depths) > 1
+    other = load_key(data)
+    assert prove(other, witness, gpu) == expected(data)
+    assert gpu.pool.peak <= gpu.pool.limit
+    assert prove(key, witness, gpu) == expected(data)
+    assert gpu.leaked == 0
+
+
 def test_other_keys_give_way() -> None:
     """Two keys where there is room for little more than one."""
     data, witness = larger(BN254)

@@ -436,8 +436,9 @@ class CudaBackend:
             scratch.append(Block(self._memory, slice_bytes(self.curve, m.matrices.entries)))
             staging = scratch[-1].address
         m.matrices.multiply(given.address, [v.address for v in outs], partials, staging, self.job.check)
-        for block in (*scratch, given):
+        for block in scratch:
             block.free()
+        given.free()
         return outs
 
     def _given(self, scalars: Words) -> Given:

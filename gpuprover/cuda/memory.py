@@ -2,8 +2,8 @@
 
 Whoever needs memory takes it from an :class:`Allocator`: the device itself, the :class:`Pool` of a GPU, or
 the :class:`Arena` of a proof, which is one allocation of the pool and asks the device for nothing meanwhile.
-Parts of keys lie in the pool as :class:`Resident` entries. Those that no proof uses are given up when memory is
-needed elsewhere: tables of multiples first, then what was used longest ago.
+Parts of keys lie in the pool as :class:`Resident` entries. Those that no proof uses are given up when memory
+is needed elsewhere: tables of multiples first, then what was used longest ago.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Scope:
 
 
 class Within:
-    """An allocator whose first allocation lies in a place that is there already; others come from elsewhere."""
+    """An allocator whose first allocation is a place that is there already; others come from elsewhere."""
 
     def __init__(self, place: Address, source: Allocator) -> None:
         self._place, self._source = place, source

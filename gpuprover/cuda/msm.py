@@ -700,27 +700,30 @@ class Msm:
     # Results -----------------------------------------------------------------------------------
 
     def finish(self, sums: Sequence[Sum]) -> HostPoint:
-        """Phase 5: waits for sums of one group, adds them up and frees them. Infinity for none."""
-        total: tuple[Any, ...] | None = None
+        """Phase 5: waits for sums of one group and plan, adds them up and frees them. Infinity for none."""
+        points: list[Any] = []
         try:
+            if not sums:
+                return None
+            plan, group = sums[0].plan, sums[0].group
+            host = _HostPoints(reference.fq(self.curve) if group is Group.G1 else reference.fq2(self.curve))
             for s in sums:
-                assert s.group is sums[0].group
-                host = _HostPoints(
-                    reference.fq(self.curve) if s.group is Group.G1 else reference.fq2(self.curve)
-                )
-                words = np.empty(s.plan.sets * 2 * s.group.words(self.curve), dtype=np.uint64)
+                assert (s.plan, s.group) == (plan, group)
+                words = np.empty(plan.sets * 2 * group.words(self.curve), dtype=np.uint64)
                 self.device.read(words, s.address, s.stream)
                 flat: list[Any] = [*words_to_field(self.curve.base, words.reshape(-1, self.curve.base.limbs))]
-                if s.group is Group.G2:
+                if group is Group.G2:
                     flat = [*zip(flat[::2], flat[1::2], strict=True)]
-                points = [tuple(flat[k : k + 4]) for k in range(0, len(flat), 4)]
-                point = points.pop()
-                while points:
-                    for _ in range(s.plan.c):
-                        point = host.double(point)
-                    point = host.add(point, points.pop())
-                total = point if total is None else host.add(total, point)
-            return None if total is None else host.affine(total)
+                found = [tuple(flat[k : k + 4]) for k in range(0, len(flat), 4)]
+                # Set by set, so that the doublings are done once.
+                points = [host.add(p, q) for p, q in zip(points, found, strict=True)] if points else found
+            point = points.pop()
+            while points:
+                for _ in range(plan.c):
+                    point = host.double(point)
+                point = host.add(point, points.pop())
+            result: HostPoint = host.affine(point)
+            return result
         finally:
             for s in sums:
                 self.memory.release(s.address)
