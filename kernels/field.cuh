@@ -16,8 +16,8 @@ template <class C>
 struct alignas(16) Prime {
     static constexpr int LIMBS = C::LIMBS;
 
-    // Lanes that hold an element together, and words that each has of it: see fp2_lanes.cuh for others.
-    static constexpr int LANES = 1, WORDS = LIMBS;
+    // Lanes that hold an element together: see fp2_lanes.cuh.
+    static constexpr int LANES = 1;
 
     u32 limb[LIMBS];
 

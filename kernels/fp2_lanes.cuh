@@ -12,8 +12,8 @@
 #include "launch.cuh"
 
 struct Fq2Lane {
-    // Lanes that hold an element together, and words that each has of it.
-    static constexpr int LANES = 2, WORDS = Fq::LIMBS;
+    // Lanes that hold an element together.
+    static constexpr int LANES = 2;
 
     Fq own;
 
@@ -30,6 +30,8 @@ struct Fq2Lane {
     DEVICE static bool every(bool flag) { return __all_sync(WHOLE_WARP, flag); }
     DEVICE static bool any(bool flag) { return __any_sync(WHOLE_WARP, flag); }
 };
+
+DEVICE Fq part_of(const Fq2Lane& x) { return x.own; }
 
 // What the other lane holds.
 DEVICE Fq other(const Fq2Lane& x) { return exchanged(x.own); }

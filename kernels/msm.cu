@@ -25,12 +25,10 @@ constexpr u32 SIGN = 1u << 31;
 constexpr u32 NONE = ~0u;
 // Threads of a warp.
 constexpr u32 WARP = 32 / E::LANES;
-// Blocks of 128 lanes that shall fit a multiprocessor: so many registers a lane are left.
-#ifdef B
-constexpr int BLOCKS = B;
-#else
-constexpr int BLOCKS = E::WORDS == 8 ? 4 : 3;
-#endif
+// Blocks of 128 lanes that a multiprocessor shall hold, which bounds the registers of a lane: as many as fit without a
+// register spilled.
+constexpr int ACCUMULATING = Fq::LIMBS == 8 ? 5 - E::LANES : 4 - E::LANES;
+constexpr int COMBINING = Fq::LIMBS == 8 ? 5 - E::LANES : 2;
 
 DEVICE u32 thread_in_block() { return threadIdx.x / E::LANES; }
 DEVICE i64 thread_in_grid() { return (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / E::LANES; }
@@ -41,9 +39,9 @@ DEVICE i64 threads_of_grid() { return static_cast<i64>(gridDim.x) * blockDim.x /
 // Thread t of `segments` adds up entries [t·L, (t + 1)·L) of the sorted list, whatever buckets they belong to, with
 // L from the number of entries and at least `shortest`. What it has of a bucket goes to sums[bucket] if the bucket
 // begins in its segment, else to heads[t]; head_keys[t] is that bucket, or NONE. Empty buckets are not written.
-KERNEL __launch_bounds__(128, BLOCKS) accumulate(const Fq* points, const u32* sorted, const u32* starts, i64 buckets,
-                                                 i64 segments, i64 shortest, i64 first_segment, Fq* sums, Fq* heads,
-                                                 u32* head_keys) {
+KERNEL __launch_bounds__(128, ACCUMULATING)
+    accumulate(const Fq* points, const u32* sorted, const u32* starts, i64 buckets, i64 segments, i64 shortest,
+               i64 first_segment, Fq* sums, Fq* heads, u32* head_keys) {
     SHARED_MEMORY(unsigned char, memory);
     SharedPoint<E> sum(memory);
     sum.put(Xyzz<E>::identity());
@@ -185,8 +183,8 @@ DEVICE void finish_sets(Fq* plain, Fq* weighted, i64 runs, i64 run, Fq* out) {
 }
 
 // a and b are arrays of points that a step changes, c those that it reads or writes besides.
-KERNEL __launch_bounds__(128, BLOCKS) combine(i64 step, Fq* a, Fq* b, Fq* c, const u32* index, u32* keys, i64 count,
-                                              i64 size) {
+KERNEL __launch_bounds__(128, COMBINING)
+    combine(i64 step, Fq* a, Fq* b, Fq* c, const u32* index, u32* keys, i64 count, i64 size) {
     switch (step) {
         case MERGE_HEADS: merge_heads(a, index, count, b, c, keys); break;
         case SUM_RUNS: sum_runs(c, index, count, size, a, b); break;
@@ -202,6 +200,7 @@ KERNEL __launch_bounds__(128, BLOCKS) combine(i64 step, Fq* a, Fq* b, Fq* c, con
 KERNEL __launch_bounds__(128) multiply_row(const Fq* row, Fq* next, i64 lo, i64 hi, i64 doublings, i64 share,
                                            Fq* scratch) {
     const i64 t = thread_in_grid(), threads = threads_of_grid();
+    if (!__any_sync(WHOLE_WARP, lo + t < hi)) return;
     E product = E::one();
     for (i64 k = 0; k < share; k++) {
         const i64 i = lo + k * threads + t, at = 3 * (k * threads + t);

@@ -9,23 +9,18 @@
 
 #define FUNCTION static __device__ __noinline__
 
+// What this lane has of an element.
+DEVICE Fq part_of(const Fq& x) { return x; }
+
 // Coordinate i of an array, this lane's part.
 template <class E>
 DEVICE E get(const Fq* a, i64 i) {
-    if constexpr (E::LANES == 1) {
-        return a[i];
-    } else {
-        return {a[E::LANES * i + threadIdx.x % E::LANES]};
-    }
+    return {a[E::LANES * i + threadIdx.x % E::LANES]};
 }
 
 template <class E>
 DEVICE void put(Fq* a, i64 i, const E& x) {
-    if constexpr (E::LANES == 1) {
-        a[i] = x;
-    } else {
-        a[E::LANES * i + threadIdx.x % E::LANES] = x.own;
-    }
+    a[E::LANES * i + threadIdx.x % E::LANES] = part_of(x);
 }
 
 // Point i of an array of affine ones.
@@ -48,14 +43,14 @@ DEVICE void put_point(Fq* points, i64 i, const Xyzz<E>& p) {
     put(points, 4 * i + 3, p.zzz);
 }
 
-// A XYZZ point of each of the block's threads in shared memory: words of 16 bytes, those of neighbouring threads side
-// by side. It takes bytes(threads).
+// A point of each of the block's threads in shared memory: words of 16 bytes, those of neighbouring threads side by
+// side.
 template <class E>
 class SharedPoint {
     struct alignas(16) Part {
         u32 word[4];
     };
-    static constexpr int PARTS = E::WORDS / 4;
+    static constexpr int PARTS = Fq::LIMBS / 4;
 
     Part* parts;
 
@@ -64,15 +59,23 @@ public:
 
     // Coordinate k: X, Y, ZZ or ZZZ.
     DEVICE E get(int k) const {
-        E x;
+        Fq x;
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) reinterpret_cast<Part*>(&x)[i] = parts[(k * PARTS + i) * blockDim.x];
-        return x;
+        for (int i = 0; i < PARTS; i++) {
+            const Part part = parts[(k * PARTS + i) * blockDim.x];
+#pragma unroll
+            for (int j = 0; j < 4; j++) x.limb[4 * i + j] = part.word[j];
+        }
+        return {x};
     }
 
-    DEVICE void put(int k, const E& x) {
+    DEVICE void put(int k, const E& element) {
+        const Fq x = part_of(element);
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) parts[(k * PARTS + i) * blockDim.x] = reinterpret_cast<const Part*>(&x)[i];
+        for (int i = 0; i < PARTS; i++) {
+            const u32(&w)[Fq::LIMBS] = x.limb;
+            parts[(k * PARTS + i) * blockDim.x] = {{w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]}};
+        }
     }
 
     DEVICE void put(const Xyzz<E>& p) { put(0, p.x), put(1, p.y), put(2, p.zz), put(3, p.zzz); }

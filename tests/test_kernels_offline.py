@@ -151,6 +151,22 @@ def test_field_operations(curve: CurveParams, host: ctypes.CDLL, name: str, rng:
     assert max(reduced) < params(curve, name).modulus
 
 
+@pytest.mark.parametrize("name", ["fq", "fq2"])
+def test_sums_of_products(curve: CurveParams, host: ctypes.CDLL, name: str, rng: random.Random) -> None:
+    E = specification(curve, name)
+    raw = sample(curve, name, rng)
+    top = bound(params(curve, name)) - 1
+    largest = top if name == "fq" else (top, top)
+    quads = [[largest] * 4, *([rng.choice(raw) for _ in range(4)] for _ in range(3000))]
+    columns = [[*column] for column in zip(*quads, strict=True)]
+    words = [raw_words(curve, name, column) for column in columns]
+    out = np.zeros_like(words[0])
+    call(host[f"sums_of_products_{name}"], *words, out, len(quads))
+    got = elements(curve, name, read_raw(curve, name, out))
+    for result, a, b, c, d in zip(got, *(elements(curve, name, column) for column in columns), strict=True):
+        assert result == E.add(E.mul(a, b), E.mul(c, d)), (a, b, c, d)
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_inverses(curve: CurveParams, host: ctypes.CDLL, name: str, rng: random.Random) -> None:
     E = specification(curve, name)
@@ -332,6 +348,18 @@ LARGE_BUDGETS = {
 }
 
 
+# Kernels of kernels/msm.cu in G1: what they hold beside additions is little, and their registers are bounded.
+SUM_BUDGETS = {
+    "bn254": {"accumulate": (2000, 128), "combine": (2750, 128), "multiply_row": (2200, 128)},
+    "bls12-381": {"accumulate": (4400, 168), "combine": (6150, 200), "multiply_row": (4800, 184)},
+}
+# A point in two lanes: wide multiplications of one lane.
+SUM_BUDGETS_G2 = {
+    "bn254": {"accumulate": (3050, 168), "combine": (4200, 168), "multiply_row": (3450, 184)},
+    "bls12-381": {"accumulate": (6750, 255), "combine": (9400, 255), "multiply_row": (7700, 255)},
+}
+
+
 def check_budgets(budgets: dict[str, tuple[int, int]], done: Compiled, folder: Path) -> None:
     opcodes = disassemble(done.cubin, folder)
     for name, (multiplications, registers) in budgets.items():
@@ -354,3 +382,14 @@ def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
 def test_budgets_of_large_kernels(curve: CurveParams, tmp_path: Path) -> None:
     done = compiled(curve, "tests/kernels/budget_large.cu", DEFAULT_ARCH)
     check_budgets(LARGE_BUDGETS[curve.name], done, tmp_path)
+
+
+def test_budgets_of_sums(curve: CurveParams, tmp_path: Path) -> None:
+    check_budgets(SUM_BUDGETS[curve.name], compiled(curve, "kernels/msm.cu", DEFAULT_ARCH), tmp_path)
+
+
+@pytest.mark.slow
+def test_budgets_of_sums_in_g2(curve: CurveParams, tmp_path: Path) -> None:
+    path = "kernels/msm.cu"
+    done = compile_cubin(curve, path, (ROOT / path).read_text(), DEFAULT_ARCH, "-DGROUP=2")
+    check_budgets(SUM_BUDGETS_G2[curve.name], done, tmp_path)

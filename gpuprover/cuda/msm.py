@@ -1,23 +1,25 @@
 """Multi-scalar multiplication on a device: Pippenger's buckets over precomputed multiples of fixed bases.
 
-Σ s_i·P_i in phases (n points, windows of c bits, W of them, a table of D rows, G = ⌈W/D⌉ sets of 2^(c−1) buckets):
+Σ s_i·P_i in phases, for n points, W windows of c bits, a table of D rows, and G = ⌈W/D⌉ sets of 2^(c−1)
+buckets:
 
 0. Table, once for a set of bases: row j holds 2^(cGj)·P_i. D·n affine points; c·G doublings for each.
-1. Recode: s or r − s, whichever is smaller, in signed digits. The digit of window w = jG + g adds point (j, i) to a
-   bucket of set g. Zeros drop out.
-2. Sort the entries by bucket: counting sort, high bits first. Two passes over the scalars, two over the entries.
-3. Accumulate: every thread takes equally many entries, wherever buckets begin and end: up to n·W mixed additions.
-   What a thread has of a bucket that began before it is its head; heads are then merged by trees.
-4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes: 2·G·2^(c−1)
-   additions, and some 20 + c more one after another.
+1. Recode: s or r − s, whichever is smaller, in signed digits. The digit of window w = jG + g adds point
+   (j, i) to a bucket of set g. Zeros drop out.
+2. Sort the entries by bucket: counting sort, high bits first. Two passes over the scalars, two over the
+   entries.
+3. Accumulate: every thread takes equally many entries, wherever buckets begin and end; up to n·W mixed
+   additions. What a thread has of a bucket that began before it is its head; trees merge the heads.
+4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes.
+   2·G·2^(c−1) additions, and some 20 + c more one after another.
 5. The host adds Σ 2^(cg)·S_g over the sets.
 
-Full tables (D = W) leave one set; without tables (D = 1) there are W. One Digits, the result of 1 and 2, serves every
-bases of one plan: Groth16's A and B in G1 and B in G2 share theirs.
+Full tables (D = W) leave one set; without tables (D = 1) there are W. One Digits, the result of 1 and 2,
+serves every bases of one plan: Groth16's A and B in G1 and B in G2 share theirs.
 
-Sources: Pippenger's method as in Bernstein, Doumen, Lange, Oosterwijk, "Faster batch forgery identification" (2012),
-section 4; precomputed multiples: Brickell, Gordon, McCurley, Wilson, "Fast exponentiation with precomputation"
-(1992); shared inversions by Montgomery's trick.
+Sources: Pippenger's method as in Bernstein, Doumen, Lange, Oosterwijk, "Faster batch forgery
+identification" (2012), section 4; precomputed multiples: Brickell, Gordon, McCurley, Wilson, "Fast
+exponentiation with precomputation" (1992); shared inversions by Montgomery's trick.
 """
 
 from __future__ import annotations
@@ -43,8 +45,6 @@ ALIGNMENT = 256
 WARP = 32
 BLOCK = 128
 """Lanes of a block of the kernels over points."""
-SORT_BLOCK = 256
-"""Threads of a block of the kernels over scalars and entries."""
 TREE = 32
 """Threads of a block that sums a tree; in G2 a thread is two lanes."""
 
@@ -58,7 +58,7 @@ MAX_ENTRIES = 1 << 32
 
 @dataclass(frozen=True)
 class Costs:
-    """What the cost model knows of a device. Predictions from instruction counts, until rows of a benchmark stand here.
+    """What the cost model knows of a device: predictions, until rows of a benchmark stand here.
 
     Attributes:
         clock: cycles a second.
@@ -82,6 +82,7 @@ class Tuning:
     """Sizes that change speed and memory and never the result; predictions, too.
 
     Attributes:
+        block: threads of a block over scalars or entries.
         tile: entries that a block sorts by their low bits.
         shortest: entries that a thread adds up, at least.
         runs: threads that the reduction of buckets shall have.
@@ -91,6 +92,7 @@ class Tuning:
         piece: seconds of predicted work in one launch, after which cancellation is looked at.
     """
 
+    block: int = 256
     tile: int = 8192
     shortest: int = 8
     runs: int = 1 << 15
@@ -198,9 +200,9 @@ class MsmPlan:
         """Of a Digits once it is made."""
         return _Layout(_digit_sizes(self, self.n)).size
 
-    def sort_bytes(self) -> int:
+    def sort_bytes(self, properties: Properties) -> int:
         """Beside it, while it is made."""
-        return _Layout(_sort_sizes(self, self.n)).size
+        return _Layout(_sort_sizes(self, self.n, _share(self, self.n, properties))).size
 
     def sum_bytes(self, group: Group, properties: Properties) -> int:
         """Of one sum on the way, at most."""
@@ -211,7 +213,7 @@ class MsmPlan:
     def bytes(self, properties: Properties) -> int:
         """All of the above, with the tables, and with sums that run at the same time."""
         sums = sum(self.table_bytes(g) + self.sum_bytes(g, properties) for g in self.groups)
-        return sums + self.digits_bytes() + self.sort_bytes()
+        return sums + self.digits_bytes() + self.sort_bytes(properties)
 
 
 def mixed_addition(curve: CurveParams, group: Group) -> int:
@@ -227,7 +229,7 @@ def full_addition(curve: CurveParams, group: Group) -> int:
 
 
 def _multiplications(curve: CurveParams, group: Group) -> tuple[int, int, int]:
-    """Of a product, a square, a sum of two products, in limbs of 32 bits; see kernels/field.cuh and fp2_lanes.cuh."""
+    """Of a product, a square, a sum of two products; see kernels/field.cuh and fp2_lanes.cuh."""
     limbs = 2 * curve.base.limbs
     rows = limbs * limbs
     if group is Group.G1:
@@ -329,10 +331,9 @@ class _Layout:
         return {name: start + offset for name, offset in self.offsets.items()}
 
 
-def _share(n: int, properties: Properties | None) -> int:
-    """Scalars of a block: enough blocks to fill the device eight times a multiprocessor, if n allows."""
-    blocks = 8 * (properties.multiprocessors if properties else 1)
-    return SORT_BLOCK * max(1, min(16, -(-n // (SORT_BLOCK * blocks))))
+def _share(plan: MsmPlan, n: int, properties: Properties) -> int:
+    """Scalars of a block: enough blocks to fill the device with threads, if n allows."""
+    return plan.tuning.block * max(1, min(16, n // (properties.multiprocessors * properties.threads)))
 
 
 def _tiles(plan: MsmPlan, n: int) -> int:
@@ -343,7 +344,7 @@ def _digit_sizes(plan: MsmPlan, n: int) -> dict[str, int]:
     return {"sorted": 4 * n * plan.windows, "starts": 4 * (plan.buckets + 1)}
 
 
-def _sort_sizes(plan: MsmPlan, n: int, share: int = SORT_BLOCK) -> dict[str, int]:
+def _sort_sizes(plan: MsmPlan, n: int, share: int) -> dict[str, int]:
     entries = n * plan.windows
     return {
         "counts": 4 * plan.bins,
@@ -522,36 +523,34 @@ class Msm:
 
     def _sort(self, out: Digits, scalars: int, form: Form, words: int) -> None:
         plan, n, launch = out.plan, out.n, self.device.launch
-        program, share = _digits_program(self.curve), _share(n, self.device.properties)
+        program, share = _digits_program(self.curve), _share(plan, n, self.device.properties)
         parts = _Layout(_sort_sizes(plan, n, share))
         memory = self.memory.allocate(parts.size)
         try:
             at = parts.at(memory)
             counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
             bin_places, bucket_places = at["bin places"], at["bucket places"]
-            recoding = (
-                scalars,
-                words,
-                int(form is Form.MONTGOMERY),
-                n,
-                share,
-                plan.c,
-                plan.windows,
-                plan.sets,
-            )
-            recoding += (plan.low, plan.bins)
+            recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
+            recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
             blocks, cut, tile = -(-n // share), _tiles(plan, n), plan.tuning.tile
             self.job.check()
             self.device.fill(counts, 0, 4 * plan.bins)
             self.device.fill(out.starts, 0, 4 * plan.buckets)
             launch(
-                program, "count_bins", blocks, SORT_BLOCK, *recoding, counts, bin_places, shared=4 * plan.bins
+                program,
+                "count_bins",
+                blocks,
+                plan.tuning.block,
+                *recoding,
+                counts,
+                bin_places,
+                shared=4 * plan.bins,
             )
             launch(
                 program,
                 "place_bins",
                 1,
-                SORT_BLOCK,
+                plan.tuning.block,
                 counts,
                 plan.bins,
                 tile,
@@ -560,19 +559,19 @@ class Msm:
                 shared=4 * (WARP + 1),
             )
             launch(
-                program, "scatter_bins", blocks, SORT_BLOCK, *recoding, bins, bin_places, keys, values,
+                program, "scatter_bins", blocks, plan.tuning.block, *recoding, bins, bin_places, keys, values,
                 shared=4 * plan.bins,
             )  # fmt: skip
             launch(
-                program, "count_buckets", cut, SORT_BLOCK,
+                program, "count_buckets", cut, plan.tuning.block,
                 keys, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, shared=4 << plan.low,
             )  # fmt: skip
             launch(
-                program, "place_buckets", plan.bins, SORT_BLOCK, bins, plan.bins, plan.low, out.starts,
+                program, "place_buckets", plan.bins, plan.tuning.block, bins, plan.bins, plan.low, out.starts,
                 shared=4 * (WARP + 1),
             )  # fmt: skip
             launch(
-                program, "scatter_buckets", cut, SORT_BLOCK,
+                program, "scatter_buckets", cut, plan.tuning.block,
                 keys, values, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, out.sorted,
                 shared=4 << plan.low,
             )  # fmt: skip
@@ -644,8 +643,8 @@ class Msm:
                 )  # fmt: skip
 
     def _combine(
-        self, group: Group, stream: Stream, step: int, threads: int, a: int, b: int, c: int, index: int, keys: int,
-        count: int, size: int, block: int = BLOCK,
+        self, group: Group, stream: Stream, step: int, threads: int,
+        a: int, b: int, c: int, index: int, keys: int, count: int, size: int, block: int = BLOCK,
     ) -> None:  # fmt: skip
         self.job.check()
         self.device.launch(
@@ -701,7 +700,7 @@ class Msm:
     # Results -----------------------------------------------------------------------------------
 
     def finish(self, sums: Sequence[Sum]) -> HostPoint:
-        """Phase 5: waits for sums of one group, adds them up and frees them. The point at infinity for none."""
+        """Phase 5: waits for sums of one group, adds them up and frees them. Infinity for none."""
         total: tuple[Any, ...] | None = None
         try:
             for s in sums:
@@ -749,7 +748,7 @@ class Msm:
         row = 8 * (words or self.curve.scalar.limbs)
         starts = range(0, n, plan.n)
         room = sum(point_bytes(self.curve, group) * plan.n for group, _ in bases)
-        staged = [self.memory.allocate(room) for _ in starts[:2]]
+        staged: list[Address] = []
         results: list[list[Sum]] = [[] for _ in bases]
         finished: list[HostPoint] = []
         copies = self.device.new_stream()
@@ -764,6 +763,9 @@ class Msm:
             return sent
 
         try:
+            staged += [self.memory.allocate(room)]
+            if len(starts) > 1:
+                staged += [self.memory.allocate(room)]
             slices = send(0) if n else []
             for k, start in enumerate(starts):
                 self.device.wait(copies, MAIN)

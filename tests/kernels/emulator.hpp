@@ -9,6 +9,10 @@
 
 #pragma once
 
+// glibc's checked longjmp takes a jump to another stack for a mistake.
+#undef _FORTIFY_SOURCE
+
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -57,8 +61,11 @@ struct Warp {
     unsigned masks[32];
 };
 
+// A coroutine starts by its context and is left and entered by its jump, which makes no system call.
 struct Fiber {
     ucontext_t context;
+    jmp_buf jump;
+    bool started = false;
     std::unique_ptr<char[]> stack{new char[STACK]};
     unsigned thread = 0;
     // What it waits for: the barrier's generation to leave this value.
@@ -74,7 +81,7 @@ struct Launch {
     bool reversed;
 };
 
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::vector<std::unique_ptr<Fiber>> fibers;
 static Fiber* current = nullptr;
 static Launch launch_state;
@@ -83,6 +90,20 @@ static Barrier block_barrier;
 static unsigned next_thread, live_threads;
 static std::vector<unsigned char> shared_bytes;
 static unsigned char* shared_start;
+
+// From the scheduler into a coroutine, until that waits or ends.
+inline void enter(Fiber* fiber) {
+    current = fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber->started) _longjmp(fiber->jump, 1);
+    fiber->started = true;
+    setcontext(&fiber->context);
+}
+
+// And back.
+inline void leave(Fiber* fiber) {
+    if (!_setjmp(fiber->jump)) _longjmp(scheduler, 1);
+}
 
 inline void call() {
     const uint64_t* a = launch_state.arguments;
@@ -143,14 +164,14 @@ inline void fiber_main() {
         release_if_complete();
     }
     self->busy = false;
-    swapcontext(&self->context, &scheduler);
+    leave(self);
 }
 
 inline void wait_for(const Barrier& barrier, unsigned generation) {
     Fiber* self = current;
     self->waits_for = &barrier;
     self->generation = generation;
-    swapcontext(&self->context, &scheduler);
+    leave(self);
     self->waits_for = nullptr;
     threadIdx.x = self->thread;
 }
@@ -218,8 +239,7 @@ inline bool run_block() {
             Fiber* fiber = fibers[i].get();
             if (!fiber->busy || fiber->waits_for->generation == fiber->generation) continue;
             moved = true;
-            current = fiber;
-            swapcontext(&scheduler, &fiber->context);
+            enter(fiber);
         }
         if (next_thread < n) {
             Fiber* fiber = nullptr;
@@ -237,8 +257,8 @@ inline bool run_block() {
             makecontext(&fiber->context, fiber_main, 0);
             fiber->busy = true;
             fiber->waits_for = nullptr;
-            current = fiber;
-            swapcontext(&scheduler, &fiber->context);
+            fiber->started = false;
+            enter(fiber);
             moved = true;
         }
         if (!moved && live_threads) {

@@ -42,6 +42,20 @@ static void group_law(const Affine<E>* p, const Affine<E>* q, const E* z, Xyzz<E
     }
 }
 
+// out[i] = a[i]·b[i] + c[i]·d[i].
+template <class E>
+static void sums_of_products(const E* a, const E* b, const E* c, const E* d, E* out, i64 n) {
+    for (i64 i = 0; i < n; i++) out[i] = sum_of_products(a[i], b[i], c[i], d[i]);
+}
+
+extern "C" void sums_of_products_fq(const Fq* a, const Fq* b, const Fq* c, const Fq* d, Fq* out, i64 n) {
+    sums_of_products(a, b, c, d, out, n);
+}
+
+extern "C" void sums_of_products_fq2(const Fq2* a, const Fq2* b, const Fq2* c, const Fq2* d, Fq2* out, i64 n) {
+    sums_of_products(a, b, c, d, out, n);
+}
+
 #define FIELD(E, name)                                                                                              \
     extern "C" void operations_##name(const E* a, const E* b, E* out, unsigned char* flags, i64 n) {                \
         operations(a, b, out, flags, n);                                                                            \
