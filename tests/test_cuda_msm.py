@@ -281,7 +281,7 @@ def test_slices(curve: CurveParams, n: int, rng: random.Random) -> None:
         words = np.repeat(point_words(curve, group, logs), 2, axis=0)
         words.flags.writeable = False
         bases.append((group, words[::2]))
-    got = Msm(device, curve).sum_slices(plan, bases, address)
+    got = Msm(device, curve).sum_slices(plan, bases, address, device.new_stream())
     assert got == [combination(curve, g, logs, scalars) for g in groups]
     device.release(address)
     assert device.used == 0
@@ -330,7 +330,7 @@ def test_failures_leave_nothing_allocated(rng: random.Random) -> None:
             made.append(msm.bases(plan, Group.G1, points))
             made.append(msm.digits(plan, scalars, n))
             msm.finish([msm.sum(*made)])
-            msm.sum_slices(replace(plan, n=4, depth=1), [(Group.G1, points)], scalars)
+            msm.sum_slices(replace(plan, n=4, depth=1), [(Group.G1, points)], scalars, device.new_stream())
         except OutOfMemory:
             failures += 1
         msm.release(*made)

@@ -555,7 +555,8 @@ class CudaBackend:
                 j: (b.group, b.points) for j, b in mine.items() if b.plan == plan and b.points is not None
             }
             if sent:
-                points = msm.sum_slices(plan, [*sent.values()], given.address, form, words)
+                with self._gpu.stream() as copies:
+                    points = msm.sum_slices(plan, [*sent.values()], given.address, copies, form, words)
                 started.update(zip(sent, map(Done, points), strict=True))
             here = {j: b for j, b in mine.items() if b.plan == plan and b.points is None}
             if here:

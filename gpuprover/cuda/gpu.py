@@ -18,7 +18,7 @@ way.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -427,6 +427,17 @@ class Gpu:
         entries += added
         (place,) = (e for e in entries if isinstance(e.kind, ArenaPart))
         return Session(layout, Arena(place.block.address, arena), entries, stream)
+
+    @contextmanager
+    def stream(self) -> Iterator[Stream]:
+        """A stream beside the main one; with nothing left to do when it comes back."""
+        with self.pool.lock:
+            stream = self._streams.pop() if self._streams else self.device.new_stream()
+        try:
+            yield stream
+        finally:
+            with self.pool.lock:
+                self._streams.append(stream)
 
     def _pin(self, entry: Resident, entries: list[Resident]) -> None:
         self.residents.pin(entry)

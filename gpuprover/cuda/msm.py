@@ -735,6 +735,7 @@ class Msm:
         plan: MsmPlan,
         bases: Sequence[tuple[Group, Words]],
         scalars: int,
+        copies: Stream,
         form: Form = Form.CANONICAL,
         words: int | None = None,
     ) -> list[HostPoint]:
@@ -745,6 +746,7 @@ class Msm:
         Args:
             bases: arrays of the same number of affine points.
             scalars: address of as many scalars on the device; ``form`` and ``words`` as in :meth:`digits`.
+            copies: a stream beside the main one, for the slices on their way.
         """
         assert plan.depth == 1
         n = len(bases[0][1])
@@ -754,7 +756,6 @@ class Msm:
         staged: list[Address] = []
         results: list[list[Sum]] = [[] for _ in bases]
         finished: list[HostPoint] = []
-        copies = self.device.new_stream()
 
         def send(k: int) -> list[Bases]:
             sent, to = [], int(staged[k % 2])
