@@ -479,7 +479,7 @@ def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
 @pytest.mark.slow
 def test_the_whole_rehearsal(tmp_path: Path) -> None:
     """With proofs, and with the tests, of which the emulated device does the short ones."""
-    tests = "test_transforms and (1- or 2-) or test_keys_in_turns"
+    tests = "upload or (byte_for_byte and one and bn254)"
     found = rehearsed(tmp_path, "--deadline", "1000", "--tests", tests)
     plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
     assert list(dict.fromkeys(row["case"] for row in found)) == ["cubins", *plan]
