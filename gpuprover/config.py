@@ -116,6 +116,16 @@ def default_threads() -> int:
     return load_settings({}).threads
 
 
+def gpu_memory_limit() -> int | None:
+    """Bytes of a GPU's memory that this process may take: ``PROVER_GPU_MEMORY_LIMIT`` in MiB; None without.
+
+    Raises:
+        InvalidInput: the variable is set to something else than a whole number of at least 1.
+    """
+    text = os.environ.get("PROVER_GPU_MEMORY_LIMIT", "")
+    return whole_number(text, "PROVER_GPU_MEMORY_LIMIT") << 20 if text.strip() else None
+
+
 def available_cpus() -> int:
     """CPUs in this process's affinity mask, or fewer where a container's CPU quota is lower; at least 1."""
     if hasattr(os, "sched_getaffinity"):

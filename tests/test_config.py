@@ -11,6 +11,7 @@ from gpuprover.config import (
     cgroup_cpu_quota,
     cgroup_memory_limit,
     default_threads,
+    gpu_memory_limit,
     load_settings,
     seconds,
 )
@@ -88,3 +89,13 @@ def test_cgroup_v1_limits(tmp_path: Path) -> None:
 def test_no_cgroups_no_limits(tmp_path: Path) -> None:
     assert cgroup_cpu_quota(tmp_path, tmp_path) is None
     assert cgroup_memory_limit(tmp_path, tmp_path) is None
+
+
+def test_the_limit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROVER_GPU_MEMORY_LIMIT", raising=False)
+    assert gpu_memory_limit() is None
+    monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "512")
+    assert gpu_memory_limit() == 512 << 20
+    monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "much")
+    with pytest.raises(InvalidInput, match="PROVER_GPU_MEMORY_LIMIT"):
+        gpu_memory_limit()

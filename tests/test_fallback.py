@@ -27,8 +27,10 @@ from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
 from gpuprover.cuda.probe import Gpu, Survey
+from gpuprover.curves import BN254
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
+from gpuprover.job import Job
 from running import Run
 
 pytestmark = pytest.mark.kernels_offline
@@ -78,7 +80,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A machine with one GPU, which every circuit is worth."""
     gpu = FakeGpu(EmulatedDevice())
     one_gpu(monkeypatch, lambda: gpu.device)
-    monkeypatch.setattr(cuda.gpu, "Gpu", lambda device: gpu)
+    monkeypatch.setattr(cuda.gpu, "Gpu", lambda device, limit: gpu)
     monkeypatch.setattr(
         cuda.backend, "CudaBackend", lambda curve, job, gpu, host_groups: Steps(gpu, CpuBackend(curve, job))
     )
@@ -326,6 +328,14 @@ def test_the_backend_on_a_device_that_fails(
     told = [warning for warning in result.warnings if "the CPU took over" in warning]
     assert len(told) == (says is not None)
     assert all(str(says) in line for line in told)
+
+
+def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = EmulatedDevice()
+    one_gpu(monkeypatch, lambda: device)
+    monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
+    devices.open_backend("cuda:0", BN254, Job())
+    assert devices._shared["cuda:0"].pool.limit == 3 << 20
 
 
 # What is not retried --------------------------------------------------------------------------------------

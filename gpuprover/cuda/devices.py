@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gpuprover.backend import Backend, Group
+from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
@@ -103,5 +104,5 @@ def open_backend(name: str, curve: CurveParams, job: Job, host_groups: Collectio
         _loaded[name, curve.name] = device
     with _lock:
         if name not in _shared or _shared[name].device is not device:
-            _shared[name] = Shared(device)
+            _shared[name] = Shared(device, gpu_memory_limit())
         return CudaBackend(curve, job, _shared[name], host_groups)
