@@ -276,6 +276,10 @@ def devices(threads: int, memory: int | None = None) -> list[Device]:
     return found
 
 
+def _figure(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
 def describe(calibration: Calibration, machine: Sequence[Device], works: Sequence[str]) -> list[str]:
     """A line for each device and work: from when on it is the fastest, and where its times come from."""
     lines = [calibration.problem] if calibration.problem else []
@@ -283,7 +287,7 @@ def describe(calibration: Calibration, machine: Sequence[Device], works: Sequenc
         for work in () if device.problem else works:
             entry = calibration.entry(work, device)
             times = ", ".join(
-                f"2^{log} {entry.seconds(1 << log, max(1, device.threads)) * 1000:.3g} ms"
+                f"2^{log} {_figure(entry.seconds(1 << log, max(1, device.threads)))}"
                 for log in (10, 13, 16, 20)
             )
             lines.append(f"{device.name}, {work}: {times} ({entry.origin})")

@@ -333,11 +333,12 @@ def test_fuel_of_a_witness_program(run: Run, squares: Files) -> None:
 
 def test_doctor(run: Run) -> None:
     answer = json.loads(run("doctor", "--json", "--threads", 1).out)
-    assert {"python", "cpu", "memory", "gpu", "device", "cache", "packages"} <= set(answer)
+    assert {"python", "cpu", "memory", "gpu", "device", "placement", "cache", "packages"} <= set(answer)
     assert (answer["cpu"]["threads"], answer["cpu"]["threads_from"]) == (1, "argument")
     assert answer["device"]["used"] == "cpu"
     assert answer["device"]["known"]["cuda"].startswith("refused: device 'cuda'")
     assert answer["gpu"]["found"] or answer["gpu"]["why"]
+    assert any(line.startswith("cpu, groth16 bn254: 2^10 ") for line in answer["placement"]["times"])
     assert not [name for name, part in answer.items() if "problem" in part]
     ran = run("doctor", "--device", "cuda")
     assert ran.code == 0, "a doctor reports, it does not refuse"

@@ -34,6 +34,7 @@ def run(args: Namespace, context: Context) -> int:
         ("memory", lambda: _memory(context.settings)),
         ("gpu", _gpu),
         ("device", lambda: _device(context.settings)),
+        ("placement", lambda: _placement(context.settings)),
         ("cache", _cache),
         ("packages", _packages),
     ]
@@ -203,6 +204,16 @@ def _device(settings: Settings) -> Record:
     }
 
 
+def _placement(settings: Settings) -> Record:
+    """What ``auto`` expects a proof to take on each device, and why."""
+    from gpuprover import calibration
+    from gpuprover.curves import CURVES
+
+    machine = calibration.devices(settings.threads)
+    works = [calibration.groth16(curve) for curve in CURVES]
+    return {"times": calibration.describe(calibration.load(), machine, works)}
+
+
 def _cache() -> Record:
     from gpuprover.cpu.jit import cache_folder
 
@@ -248,6 +259,7 @@ def _text(record: Record, context: Context) -> str:
         "memory": _memory_text,
         "gpu": _gpu_text,
         "device": _device_text,
+        "placement": lambda r: "\n".join(r["times"]),
         "cache": _cache_text,
         "packages": lambda r: ", ".join(f"{n} {v}" if v else f"{n} not installed" for n, v in r.items()),
     }
