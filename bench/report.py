@@ -190,11 +190,15 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def _has_gpu(rows: Sequence[Row]) -> bool:
+    """Whether anything was measured on a GPU."""
+    return any(row.get("device") == "cuda" and figure(row) for row in rows)
+
+
 def _targets_table(rows: Sequence[Row], notes: Notes) -> Html:
     body: list[Sequence[object]] = []
-    with_gpu = any(row.get("device") == "cuda" and figure(row) for row in rows)
     for target in TARGETS:
-        if target.of_gpu and not with_gpu:
+        if target.of_gpu and not _has_gpu(rows):
             continue
         against = f" against {target.peer}" if target.peer else ""
         entries = outcomes(rows)[target.name]
@@ -234,7 +238,8 @@ def _machines(rows: Sequence[Row]) -> Html:
         ("seed", values("seed")),
     ]
     items = [f"<dt>{_e(name)}</dt><dd>{_e(text)}</dd>" for name, text in facts if text]
-    return Html(f"<dl>{''.join(items)}</dl>")
+    no_gpu = "" if _has_gpu(rows) else "<p>None of these rows is of a GPU: there is no figure of one here.</p>"
+    return Html(f"<dl>{''.join(items)}</dl>{no_gpu}")
 
 
 def _figures(found: Sequence[Picture]) -> Html:
