@@ -238,7 +238,7 @@ def _machines(rows: Sequence[Row]) -> Html:
         ("seed", values("seed")),
     ]
     items = [f"<dt>{_e(name)}</dt><dd>{_e(text)}</dd>" for name, text in facts if text]
-    no_gpu = "" if _has_gpu(rows) else "<p>None of these rows is of a GPU: there is no figure of one here.</p>"
+    no_gpu = "" if _has_gpu(rows) else "<p>None of these rows is of a GPU: there is no figure of one.</p>"
     return Html(f"<dl>{''.join(items)}</dl>{no_gpu}")
 
 
