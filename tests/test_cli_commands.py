@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from gpuprover.bench import calibrate
 
-from gpuprover import errors
+from gpuprover import calibration, errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.curves import BN254, CURVES, CurveParams
@@ -245,7 +246,11 @@ def _documented_answers() -> dict[str, set[str]]:
     return answers
 
 
-def test_json_answers_are_documented(run: Run, bn254: Files, squares: Files) -> None:
+def test_json_answers_are_documented(
+    run: Run, bn254: Files, squares: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "LOGS", (3,))
+    monkeypatch.setattr(calibration, "path", lambda: tmp_path / "calibration.json")
     c, q = bn254, squares
     calls: dict[str, list[object]] = {
         "prove": [c.c_zkey, c.c_wtns, c.q_json, c.t_json],
@@ -260,6 +265,7 @@ def test_json_answers_are_documented(run: Run, bn254: Files, squares: Files) -> 
         "zkey export solidityverifier": [c.c_zkey, c.v_sol],
         "zkey export soliditycalldata": [c.s_json, c.p_json],
         "bench": ["--only", "field", "--curves", "bn254", "--rounds", "1", "--output", c.b_jsonl],
+        "bench --calibrate": ["--curves", "bn254", "--threads", "1", "--device", "cpu"],
         "bench report": [c.b_jsonl, "--output", c.b_html],
         "doctor": [],
         "warmup": ["--curve", "bn254"],
