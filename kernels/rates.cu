@@ -107,11 +107,11 @@ KERNEL products_fq(const Fq* in, Fq* out, i64 rounds) { power(in, out, rounds); 
 KERNEL products_fr(const Fr* in, Fr* out, i64 rounds) { power(in, out, rounds); }
 KERNEL squares_fq(const Fq* in, Fq* out, i64 rounds) { repeated_square(in, out, rounds); }
 
-// The sum of `rounds` of the count points, thread i's beginning with point i mod count.
-template <class E>
-DEVICE void sum_affine(const Affine<E>* points, i64 count, Xyzz<E>* out, i64 rounds) {
+// The sum of `rounds` of the count points, thread i's beginning with point i mod count. In G2 a point takes two lanes,
+// and is measured by whole sums alone.
+KERNEL additions_g1(const Affine<Fq>* points, i64 count, Xyzz<Fq>* out, i64 rounds) {
     const i64 i = first_index(0);
-    Xyzz<E> sum = Xyzz<E>::identity();
+    Xyzz<Fq> sum = Xyzz<Fq>::identity();
     i64 next = i % count;
 #pragma unroll 1
     for (i64 r = 0; r < rounds; r++) {
@@ -119,14 +119,6 @@ DEVICE void sum_affine(const Affine<E>* points, i64 count, Xyzz<E>* out, i64 rou
         next = next + 1 == count ? 0 : next + 1;
     }
     store(out, i, sum);
-}
-
-KERNEL additions_g1(const Affine<Fq>* points, i64 count, Xyzz<Fq>* out, i64 rounds) {
-    sum_affine(points, count, out, rounds);
-}
-
-KERNEL additions_g2(const Affine<Fq2>* points, i64 count, Xyzz<Fq2>* out, i64 rounds) {
-    sum_affine(points, count, out, rounds);
 }
 
 // Memory ------------------------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp
         worker.ask(rate("no such rate"), 60)
     assert worker.ask(rate("launches"), 60)["rows"]
     with pytest.raises(processes.Late):
-        worker.ask(rate("additions G2"), 0.0)
+        worker.ask(rate("additions G1"), 0.0)
     wait_for(lambda: not workers(tmp_path))
 
 

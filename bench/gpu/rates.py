@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Group
 from gpuprover.cuda.device import Address, Device, Program
 from gpuprover.curves import CurveParams
-from gpuprover.limbs import g1_to_words, g2_to_words
-from gpuprover.reference import g1, g2
+from gpuprover.limbs import g1_to_words
+from gpuprover.reference import g1
 
 from ..rows import SEED, Row, significant, spread
 
@@ -129,23 +128,19 @@ def _in_registers(
     return measure
 
 
-def _additions(group: Group, kernel: str) -> Callable[[_Bench], Iterator[float]]:
-    def measure(bench: _Bench) -> Iterator[float]:
-        curve, words = bench.curve, group.words(bench.curve)
-        law, generator = (g1(curve), curve.g1) if group is Group.G1 else (g2(curve), curve.g2)
-        points: list[Any] = [generator]
-        for _ in range(16 if bench.small else TABLE - 1):
-            points.append(law.add(points[-1], generator))
-        table = g1_to_words(curve, points) if group is Group.G1 else g2_to_words(curve, points)
-        blocks, threads = bench.grid(kernel), 32 if bench.small else THREADS
-        with bench.memory(table, 16 * words * blocks * threads) as (given, out):
+def _additions(bench: _Bench) -> Iterator[float]:
+    curve, words = bench.curve, bench.curve.g1_words
+    points: list[Any] = [curve.g1]
+    for _ in range(16 if bench.small else TABLE - 1):
+        points.append(g1(curve).add(points[-1], curve.g1))
+    kernel, threads = "additions_g1", 32 if bench.small else THREADS
+    blocks = bench.grid(kernel)
+    with bench.memory(g1_to_words(curve, points), 16 * words * blocks * threads) as (given, out):
 
-            def call(rounds: int) -> None:
-                bench.device.launch(bench.program, kernel, blocks, threads, given, len(points), out, rounds)
+        def call(rounds: int) -> None:
+            bench.device.launch(bench.program, kernel, blocks, threads, given, len(points), out, rounds)
 
-            yield from bench.runs(call, blocks * threads)
-
-    return measure
+        yield from bench.runs(call, blocks * threads)
 
 
 def _copy(bench: _Bench) -> Iterator[float]:
@@ -267,8 +262,7 @@ RATES: dict[str, Rate] = {
     "squares Fq": Rate("squares", _in_registers("squares_fq", _one, _fq), True),
     "products Fr": Rate("products", _in_registers("products_fr", _one, _fr), True),
     "products Fq, one warp": Rate("products in turn", _in_registers("products_fq", _one, _fq, True), True),
-    "additions G1": Rate("mixed additions", _additions(Group.G1, "additions_g1"), True),
-    "additions G2": Rate("mixed additions", _additions(Group.G2, "additions_g2"), True),
+    "additions G1": Rate("mixed additions", _additions, True),
     "copy": Rate("bytes", _copy),
     "copy by a kernel": Rate("bytes", _copy_quads),
     "gather 64 bytes": Rate("bytes", _gather(64)),
