@@ -433,7 +433,9 @@ def test_the_doctor_shows_the_gpus(gpu: FakeGpu, run: Run, monkeypatch: pytest.M
     )
     monkeypatch.setattr(probe, "survey", lambda: found)
     monkeypatch.setattr(devices, "_survey", lambda: found)
+    monkeypatch.setattr(calibration, "load", calibration.Calibration)
     out = run("doctor").out
+    assert "cuda:0, groth16 bn254: 2^10 " in out
     assert "cuda:0: NVIDIA H200, sm_90, 1.0 GiB (1.0 GiB free)" in out
     assert "cuda:1: Old, not usable: it is old; buy one" in out
     assert "driver 580.159.03 for CUDA 13.0, CuPy 14.2.0, NVRTC 13.0" in out
