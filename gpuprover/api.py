@@ -373,7 +373,8 @@ def setup(
     """Makes a proving key for a circuit, from a ceremony's file or (insecurely) from a local secret.
 
     Exactly one of ``ptau`` and ``insecure`` has to be given. Either key has no phase-2 contribution yet.
-    ``device``: as for :func:`prove`, but ``auto`` is the CPU, which does most of it in any case.
+    ``device``: as for :func:`prove`, but ``auto`` is the CPU. A GPU multiplies the generators of an insecure
+    set-up; what is made of a ceremony's file is the CPU's work in any case.
 
     Raises:
         ProverError: one of its kinds; the output is written whole or not at all.

@@ -195,24 +195,22 @@ KERNEL __launch_bounds__(128, COMBINING)
 
 // Tables ----------------------------------------------------------------------------------------------------
 
-// next[i] = 2^doublings·row[i] for i in [lo, hi), affine and canonical. A thread takes up to `share` points, and
-// inverts the product of their ZZZ (Montgomery's trick). scratch: 3 coordinates a point and as many as share·threads.
-KERNEL __launch_bounds__(128) multiply_row(const Fq* row, Fq* next, i64 lo, i64 hi, i64 doublings, i64 share,
-                                           Fq* scratch) {
+// out[i] = make(i, true) for i in [lo, hi), affine and canonical; all lanes call make together. A thread takes up to
+// `share` points, and inverts the product of their ZZZ (Montgomery's trick). scratch: 3 coordinates a point and as many
+// as share·threads.
+template <class Make>
+DEVICE void put_affine(Fq* out, i64 lo, i64 hi, i64 share, Fq* scratch, Make make) {
     const i64 t = thread_in_grid(), threads = threads_of_grid();
     if (!__any_sync(WHOLE_WARP, lo + t < hi)) return;
     E product = E::one();
     for (i64 k = 0; k < share; k++) {
         const i64 i = lo + k * threads + t, at = 3 * (k * threads + t);
         const bool active = i < hi;
-        Affine<E> base{E::zero(), E::zero()};
-        if (active) base = get_affine<E>(row, i);
-        Xyzz<E> p = from_affine(base);
-        for (i64 d = 0; d < doublings; d++) p = doubled(p);
+        const Xyzz<E> p = make(i, active);
         const bool infinite = is_infinity(p);
         if (active) {
-            put(next, 2 * i, p.x);
-            put(next, 2 * i + 1, p.y);
+            put(out, 2 * i, p.x);
+            put(out, 2 * i + 1, p.y);
             put(scratch, at, p.zz);
             put(scratch, at + 1, p.zzz);
             put(scratch, at + 2, product);
@@ -226,8 +224,8 @@ KERNEL __launch_bounds__(128) multiply_row(const Fq* row, Fq* next, i64 lo, i64 
         const bool active = i < hi;
         E x = E::zero(), y = E::zero(), zz = E::zero(), zzz = E::zero(), before = E::zero();
         if (active) {
-            x = get<E>(next, 2 * i);
-            y = get<E>(next, 2 * i + 1);
+            x = get<E>(out, 2 * i);
+            y = get<E>(out, 2 * i + 1);
             zz = get<E>(scratch, at);
             zzz = get<E>(scratch, at + 1);
             before = get<E>(scratch, at + 2);
@@ -240,8 +238,38 @@ KERNEL __launch_bounds__(128) multiply_row(const Fq* row, Fq* next, i64 lo, i64 
         const E shorter = inverted * zzz;
         if (!infinite) inverted = shorter;
         if (active) {
-            put(next, 2 * i, infinite ? E::zero() : reduce(x));
-            put(next, 2 * i + 1, infinite ? E::zero() : reduce(y));
+            put(out, 2 * i, infinite ? E::zero() : reduce(x));
+            put(out, 2 * i + 1, infinite ? E::zero() : reduce(y));
         }
     }
+}
+
+// next[i] = 2^doublings·row[i] for i in [lo, hi); share and scratch as above.
+KERNEL __launch_bounds__(128) multiply_row(const Fq* row, Fq* next, i64 lo, i64 hi, i64 doublings, i64 share,
+                                           Fq* scratch) {
+    put_affine(next, lo, hi, share, scratch, [&](i64 i, bool active) {
+        Affine<E> base{E::zero(), E::zero()};
+        if (active) base = get_affine<E>(row, i);
+        Xyzz<E> p = from_affine(base);
+        for (i64 d = 0; d < doublings; d++) p = doubled(p);
+        return p;
+    });
+}
+
+// Multiples of one point: out[i] = s·P for the canonical scalar s of `words` 64-bit words at scalars[i·words], with
+// table[255·w + d − 1] = d·2^(8w)·P for the bytes w of a scalar; share and scratch as above.
+KERNEL __launch_bounds__(128, 2) multiply_fixed(const Fq* table, const u64* scalars, i64 words, Fq* out, i64 lo, i64 hi,
+                                                i64 share, Fq* scratch) {
+    SHARED_MEMORY(unsigned char, memory);
+    SharedPoint<E> sum(memory);
+    put_affine(out, lo, hi, share, scratch, [&](i64 i, bool active) {
+        sum.put(Xyzz<E>::identity());
+        for (i64 w = 0; w < 8 * words; w++) {
+            const u32 d = active ? static_cast<u32>(scalars[i * words + w / 8] >> (w % 8 * 8)) & 255 : 0;
+            Affine<E> p{E::zero(), E::zero()};
+            if (d != 0) p = get_affine<E>(table, 255 * w + d - 1);
+            add_affine_to(sum, p, d != 0);
+        }
+        return sum.get();
+    });
 }

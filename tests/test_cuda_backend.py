@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from typing import Any
 
@@ -15,6 +16,8 @@ from containers import edit, put
 from cuda_proofs import BLINDING, chain_key, chain_witness, device_of, expected, larger, opened, prove
 from emulator import EmulatedDevice
 from gpuprover.backend import Group
+from gpuprover.cpu.backend import CpuBackend
+from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.device import MAIN, Stream
@@ -25,6 +28,8 @@ from gpuprover.formats.wtns import Witness
 from gpuprover.formats.zkey import load_key
 from gpuprover.groth16 import prover
 from gpuprover.job import Job
+from gpuprover.limbs import ints_to_words
+from samples import curve_point, field_edges, generator
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
@@ -50,6 +55,35 @@ def test_proofs_are_the_cpus(curve: CurveParams, reversed: bool) -> None:
         assert prove(key, chain_witness(curve), gpu) == expected(curve)
     assert gpu.leaked == 0
     assert {"multiply_chunks", "ntt_middle", "multiply_subtract", "accumulate"} <= set(device_of(gpu).kernels)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 3 << 20])
+def test_multiples_of_a_point(
+    curve: CurveParams, group: Group, memory: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In threads that share an inversion, in blocks, from host and device; the CPU's, word for word."""
+    monkeypatch.setattr(backend_module, "FEWEST_MULTIPLES", 1)
+    monkeypatch.setattr(backend_module, "MOST_MULTIPLES", 50)
+    scalars = [*field_edges(curve.r), *(rng.randrange(curve.r) for _ in range(45))]
+    words = ints_to_words(scalars, curve.scalar.limbs)
+    gpu = opened(memory=memory, reversed=memory == 1 << 30)
+    backend, cpu = CudaBackend(curve, Job(), gpu), CpuBackend(curve, Job())
+    for base in (generator(curve, group), curve_point(curve, group, rng), None):
+        expected = cpu.fixed_base_mul(group, base, words)
+        assert np.array_equal(backend.fixed_base_mul(group, base, words), expected)
+        v = backend.upload(words)
+        assert np.array_equal(backend.fixed_base_mul(group, base, v), expected)
+        backend.free(v)
+    assert "multiply_fixed" in device_of(gpu).kernels
+    assert gpu.pool.used == 0
+
+
+def test_few_multiples_are_the_cpus(curve: CurveParams) -> None:
+    gpu = opened()
+    words = ints_to_words([1, 2, 3], curve.scalar.limbs)
+    found = CudaBackend(curve, Job(), gpu).fixed_base_mul(Group.G1, curve.g1, words)
+    assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, curve.g1, words))
+    assert not device_of(gpu).kernels
 
 
 def test_a_larger_proof() -> None:

@@ -330,6 +330,16 @@ def test_the_backend_on_a_device_that_fails(
     assert all(str(says) in line for line in told)
 
 
+def test_a_key_that_the_gpu_makes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = EmulatedDevice()
+    one_gpu(monkeypatch, lambda: device)
+    monkeypatch.setattr(cuda.backend, "FEWEST_MULTIPLES", 1)
+    chain_circuit(12).write(tmp_path / "c.r1cs", tmp_path / "c.wtns")
+    gpuprover.setup(tmp_path / "c.r1cs", tmp_path / "c.zkey", insecure=True, device="cuda")
+    assert "multiply_fixed" in device.kernels
+    assert gpuprover.prove(tmp_path / "c.zkey", tmp_path / "c.wtns", device="cpu").proof
+
+
 def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     device = EmulatedDevice()
     one_gpu(monkeypatch, lambda: device)

@@ -23,6 +23,7 @@ from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.msm import mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.errors import ProverError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Direction, Domain
@@ -315,9 +316,21 @@ def _set_up(machine: Machine, params: CurveParams, circuit: str, log: int, zkey:
     r1cs = zkey.with_suffix(".r1cs")
     constraints = (1 << log) - min(CHAIN_ROOM, 1 << log >> 3)
     MAKERS[circuit](max(4, constraints), params).write(r1cs, wtns)
-    sample = timed(lambda: gpuprover.setup(r1cs, zkey, insecure=True, threads=machine.threads))
+    row: Row = {"operation": "setup", "implementation": OURS, "mode": "once", "device": "cuda"}
+
+    def made(device: str) -> Sample:
+        return timed(
+            lambda: gpuprover.setup(r1cs, zkey, insecure=True, device=device, threads=machine.threads)
+        )
+
+    try:
+        sample = made(CUDA)
+        gpuprover.prove(zkey, wtns, device="cpu", threads=machine.threads)
+    except ProverError as error:
+        # Whatever is wrong with it, proofs can still be measured.
+        row |= {"device": "cpu", "instead": f"of the GPU: {error.message}"}
+        sample = made("cpu")
     r1cs.unlink()
-    row: Row = {"operation": "setup", "implementation": OURS, "mode": "once", "device": "cpu"}
     row |= {"circuit": f"{circuit} 2^{log}", "curve": params.name, "threads": machine.threads}
     return {**row, "cpu": spread([sample.cpu or 0.0]), "wall": spread([sample.wall or 0.0])}
 

@@ -1,8 +1,8 @@
 """The backend ``cuda``: what a prover asks for, as launches on a GPU.
 
 Everything of a proof stays on the device, from the witness, which is sent once, to the sums that come back.
-``linear_combination``, ``fixed_base_mul``, ``sparse_combination``, the checks of points and pairings are the
-CPU backend's: they are short, or part of set-up and verification.
+``linear_combination``, ``sparse_combination``, the checks of points and pairings are the CPU backend's: they
+are short, or part of set-up and verification.
 
 Within :meth:`CudaBackend.proof` all memory comes from one arena, whose size is known because the same steps
 have been rehearsed on a device that does nothing. Outside of it, each vector is an allocation of the pool.
@@ -23,7 +23,7 @@ from gpuprover.cuda import sparse
 from gpuprover.cuda.device import MAIN, Address, Program
 from gpuprover.cuda.gpu import Gpu, Layout, RowsPart, Session, TwiddlesPart, choose, sets_of, size_of
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
-from gpuprover.cuda.msm import Bases, Msm, MsmPlan, Sum, point_bytes
+from gpuprover.cuda.msm import Bases, Msm, MsmPlan, Sum, fixed_multiples, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.sparse import (
@@ -37,7 +37,7 @@ from gpuprover.cuda.sparse import (
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 THREADS = 256
@@ -46,6 +46,10 @@ SCALED = 16
 """Elements of a thread that scales by powers: a power by its bits takes it some 40 products."""
 INVERTED = 64
 """Elements of a thread that share an inversion, of some 330 products."""
+FEWEST_MULTIPLES = 1 << 12
+"""Multiples of a point below which the CPU has them before the GPU's table is made. A prediction."""
+MOST_MULTIPLES = 1 << 20
+"""Multiples of a point at a time."""
 ADD, SUB, MUL = range(3)
 TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
 """As kernels/vector.cu numbers them."""
@@ -153,6 +157,7 @@ class CudaBackend:
         self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
         self._host: Backend | None = None
+        self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
         self._witness: list[tuple[Words, Block]] = []
 
@@ -590,7 +595,25 @@ class CudaBackend:
         return self._cpu.linear_combination(group, points, scalars)
 
     def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | DeviceVector) -> Words:
-        return self._cpu.fixed_base_mul(group, point, self._on_host(scalars))
+        if len(scalars) < FEWEST_MULTIPLES:
+            return self._cpu.fixed_base_mul(group, point, self._on_host(scalars))
+        words = self.download(scalars) if isinstance(scalars, DeviceVector) else scalars
+        # A set-up asks for the same point's multiples block after block.
+        if self._fixed[0] != (group, point):
+            factors = ints_to_words(fixed_multiples(self.curve), self.curve.scalar.limbs)
+            self._fixed = (group, point), self._cpu.fixed_base_mul(group, point, factors)
+        table, out = self._fixed[1], np.empty((len(words), group.words(self.curve)), dtype=np.uint64)
+        with Scope(self._memory) as memory:
+            msm = Msm(self._device, self.curve, self.job, memory)
+            at, size = memory.allocate(table.nbytes), min(len(words), MOST_MULTIPLES)
+            self._device.write(at, table)
+            given, result = memory.allocate(size * self._element), memory.allocate(size * 8 * out.shape[1])
+            for lo in range(0, len(words), size):
+                part = words[lo : lo + size]
+                self._device.write(given, np.ascontiguousarray(part))
+                msm.multiples(group, at, given, len(part), result)
+                self._device.read(out[lo : lo + size], result)
+        return out
 
     def sparse_combination(
         self,

@@ -24,7 +24,7 @@ exponentiation with precomputation" (1992); shared inversions by Montgomery's tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -140,6 +140,11 @@ def point_bytes(curve: CurveParams, group: Group) -> int:
 def _lanes(group: Group) -> int:
     """Lanes of a warp that hold a point together."""
     return 1 if group is Group.G1 else 2
+
+
+def fixed_multiples(curve: CurveParams) -> list[int]:
+    """What a point is multiplied by for the table of the kernel multiply_fixed: d·2^(8w), mod r."""
+    return [(d << 8 * w) % curve.r for w in range(curve.scalar.bytes) for d in range(1, 256)]
 
 
 @dataclass(frozen=True)
@@ -471,25 +476,60 @@ class Msm:
             self.device.write(to + lo * row, np.ascontiguousarray(points[lo : lo + piece]), stream)
 
     def _fill_table(self, plan: MsmPlan, group: Group, n: int, table: int) -> None:
-        if plan.depth == 1:
+        size, doublings = point_bytes(self.curve, group), plan.c * plan.sets
+        for row in range(1, plan.depth):
+            start = table + (row - 1) * n * size
+
+            def launch(lo: int, hi: int, start: int = start) -> tuple[int, ...]:
+                return start, start + n * size, lo, hi, doublings
+
+            self._in_shares("multiply_row", group, n, plan.tuning.inversions, launch)
+
+    def _in_shares(
+        self,
+        kernel: str,
+        group: Group,
+        n: int,
+        inversions: int,
+        arguments: Callable[[int, int], tuple[int, ...]],
+        shared: int = 0,
+    ) -> None:
+        """Launches a kernel on ranges of [0, n) whose threads invert once for up to so many points.
+
+        Their share and scratch follow the ``arguments`` for a range.
+        """
+        if not n:
             return
         program, size = _sums_program(self.curve, group), point_bytes(self.curve, group)
-        threads = self._resident(program, "multiply_row") // _lanes(group)
-        share = max(1, min(plan.tuning.inversions, -(-n // threads)))
+        threads = self._resident(program, kernel, shared) // _lanes(group)
+        share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
         at_once = share * blocks * BLOCK // _lanes(group)
         scratch = self.memory.allocate(3 * at_once * size // 2)
         try:
-            for row in range(1, plan.depth):
-                start = table + (row - 1) * n * size
-                for lo in range(0, n, at_once):
-                    self.job.check()
-                    self.device.launch(
-                        program, "multiply_row", blocks, BLOCK,
-                        start, start + n * size, lo, min(n, lo + at_once), plan.c * plan.sets, share, scratch,
-                    )  # fmt: skip
+            for lo in range(0, n, at_once):
+                self.job.check()
+                given = arguments(lo, min(n, lo + at_once))
+                self.device.launch(program, kernel, blocks, BLOCK, *given, share, scratch, shared=shared)
         finally:
             self.memory.release(scratch)
+
+    def multiples(self, group: Group, table: int, scalars: int, n: int, out: int) -> None:
+        """n multiples of one point, affine, on the main stream.
+
+        Args:
+            table: address of the multiples that :func:`fixed_multiples` names, affine.
+            scalars: address of canonical ones.
+        """
+        words = self.curve.scalar.limbs
+        self._in_shares(
+            "multiply_fixed",
+            group,
+            n,
+            TUNING.inversions,
+            lambda lo, hi: (table, scalars, words, out, lo, hi),
+            shared=self._accumulator_bytes(group),
+        )
 
     def _resident(self, program: Program, kernel: str, shared: int = 0) -> int:
         """Lanes that the device holds at once."""

@@ -123,6 +123,17 @@ def test_sums_do_not_change_from_run_to_run(
     cuda.free(bases)
 
 
+def test_multiples_of_a_point(
+    curve: CurveParams, group: Group, cuda: Backend, cpu: Backend, numbers: np.random.Generator
+) -> None:
+    """As many as a set-up asks for at a time, and a remainder."""
+    scalars = full_width(curve, 50_001, numbers)
+    scalars[:3] = 0
+    scalars[1, 0], scalars[2, -1] = 1, 1
+    base = curve.g1 if group is Group.G1 else curve.g2
+    assert np.array_equal(cuda.fixed_base_mul(group, base, scalars), cpu.fixed_base_mul(group, base, scalars))
+
+
 # Sparse products -----------------------------------------------------------------------------
 
 
