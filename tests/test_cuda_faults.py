@@ -16,7 +16,12 @@ from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
-SAMPLES = 8
+
+
+@pytest.fixture(params=[8, pytest.param(1 << 30, marks=pytest.mark.slow)], ids=["some", "all"])
+def samples(request: pytest.FixtureRequest) -> int:
+    """At how many places of a proof something goes wrong."""
+    return request.param
 
 
 class After:
@@ -61,8 +66,8 @@ def counts(curve: CurveParams) -> tuple[int, int, int]:
     return device.allocations, device.launches, device.calls
 
 
-def sample(rng: random.Random, total: int) -> list[int]:
-    return sorted({1, 2, total, *rng.sample(range(1, total + 1), min(total, SAMPLES))})
+def sample(rng: random.Random, total: int, samples: int) -> list[int]:
+    return sorted({1, 2, total, *rng.sample(range(1, total + 1), min(total, samples))})
 
 
 def test_no_memory(curve: CurveParams) -> None:
@@ -79,9 +84,9 @@ def test_no_memory(curve: CurveParams) -> None:
     assert "proof" in outcomes
 
 
-def test_a_launch_fails(curve: CurveParams, rng: random.Random) -> None:
+def test_a_launch_fails(curve: CurveParams, samples: int, rng: random.Random) -> None:
     _, total, _ = counts(curve)
-    for n in sample(rng, total):
+    for n in sample(rng, total, samples):
         outcome, gpu, key = attempt(Faults(launch=n), curve)
         assert outcome == "DeviceError", n
         assert clean(gpu), n
@@ -90,12 +95,13 @@ def test_a_launch_fails(curve: CurveParams, rng: random.Random) -> None:
         assert clean(gpu), n
 
 
-def test_the_device_is_lost(curve: CurveParams, rng: random.Random) -> None:
+def test_the_device_is_lost(curve: CurveParams, samples: int, rng: random.Random) -> None:
     _, _, total = counts(curve)
     key = None
-    for n in [0, *sample(rng, total)]:
+    for n in [0, *sample(rng, total, samples)]:
         outcome, gpu, key = attempt(Faults(lost=n), curve)
-        assert outcome == ("DeviceError" if n < total else "proof"), n
+        # The last call of a proof waits for work that is done: with its sums read, a proof may stand without.
+        assert outcome == ("DeviceError" if n < total - 1 else "proof"), n
         assert clean(gpu) or n >= total, n
     # A key that was on a lost device serves on another one.
     assert key is not None
