@@ -489,7 +489,7 @@ def test_the_whole_rehearsal(tmp_path: Path) -> None:
     assert row["skipped"] == 0
     proofs = [row for row in found if row["case"] == "proof chain bn254 2^3"]
     assert [(row["operation"], row["device"], row["mode"]) for row in proofs] == [
-        ("setup", "cpu", "once"),
+        ("setup", "cuda", "once"),
         ("groth16 prove", "cuda", "warm"),
         ("groth16 prove", "cpu", "warm"),
         ("groth16 prove", "cuda", "cold"),
