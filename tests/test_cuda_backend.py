@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,21 @@ def test_few_multiples_are_the_cpus(curve: CurveParams) -> None:
     found = CudaBackend(curve, Job(), gpu).fixed_base_mul(Group.G1, curve.g1, words)
     assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, curve.g1, words))
     assert not device_of(gpu).kernels
+
+
+@pytest.mark.parametrize("false", [False, True])
+def test_nothing_of_a_witness_stays(curve: CurveParams, false: bool) -> None:
+    """Neither of a good one nor of one that does not satisfy the circuit."""
+    gpu, key, witness = opened(), chain_key(curve), chain_witness(curve)
+    values = witness.values.copy()
+    values[-1, 0] ^= np.uint64(false)
+    with suppress(gpuprover.UnsatisfiedWitness):
+        prove(key, Witness(curve, values), gpu)
+    (arena,) = (e for e in gpu.residents.all() if isinstance(e.kind, gpu_module.ArenaPart))
+    held = np.empty(arena.kind.size, dtype=np.uint8)
+    gpu.device.read(held, arena.block.address)
+    assert len(held) > values.nbytes
+    assert not held.any()
 
 
 def test_a_larger_proof() -> None:

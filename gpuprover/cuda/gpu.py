@@ -445,9 +445,11 @@ class Gpu:
 
     def end(self, session: Session, done: bool) -> None:
         """Gives back what :meth:`begin` took."""
-        # What is on its way must not write into memory that is somebody else's by then.
         with suppress(DeviceError):
+            # What is on its way must not write into memory that is somebody else's by then.
             self.device.synchronize()
+            # A witness, and what comes of it, is secret: nobody who gets this memory next shall find it.
+            self.device.fill(session.arena.start, 0, session.arena.size)
         left = session.arena.close()
         with self.pool.lock:
             if done:

@@ -175,11 +175,11 @@ class Arena:
     Attributes:
         extent: bytes from the start to the end of the furthest allocation so far.
         held: bytes that are allocated.
-        size: of the range.
+        start, size: of the range.
     """
 
     def __init__(self, start: int, size: int) -> None:
-        self._start, self.size = start, size
+        self.start, self.size = start, size
         self.extent = self.held = 0
         self._taken: list[tuple[int, int]] = []
         self._open = True
@@ -203,12 +203,12 @@ class Arena:
             raise OutOfMemory(f"the arena of a proof: no {size} bytes beside {self.held} of {self.size}")
         self._taken.insert(place, (at, at + size))
         self.extent, self.held = max(self.extent, at + size), self.held + size
-        return Address(self._start + at)
+        return Address(self.start + at)
 
     def release(self, address: Address) -> None:
         if not self._open:
             return
-        at = address - self._start
+        at = address - self.start
         (i,) = (i for i, (begin, _) in enumerate(self._taken) if begin == at)
         _, end = self._taken.pop(i)
         self.held -= end - at
