@@ -80,6 +80,22 @@ class QueueFull(ProverError):
     exit_code = EXIT_RESOURCES
 
 
+class CircuitNotFound(ProverError):
+    """No circuit of that name is among the circuit keys."""
+
+
+class ProofGenerationFailed(ProverError):
+    """The proof could not be made, although nothing is wrong with its input: what made it died or failed."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class ShuttingDown(ProverError):
+    """The prover takes no more work."""
+
+    exit_code = EXIT_RESOURCES
+
+
 class DeviceError(ProverError):
     """A device was asked for that is missing, unsupported or failing; or the disk is full."""
 
@@ -96,3 +112,29 @@ class Cancelled(ProverError):
     """The caller cancelled the work."""
 
     exit_code = EXIT_CANCELLED
+
+
+class Aborted(Cancelled):
+    """A job of a prover was cancelled, by its caller or because the prover was closed."""
+
+
+def to_record(error: ProverError) -> dict[str, object]:
+    """``{"kind", "message", "exit_code"}``: what answers and messages between processes say of an error."""
+    return {"kind": error.kind, "message": error.message, "exit_code": error.exit_code}
+
+
+def from_record(record: object) -> ProverError:
+    """The error that :func:`to_record` described; one of an unknown kind is a ProofGenerationFailed.
+
+    Its message is the same; what a :class:`MalformedFile` knows of its parts is only in there.
+    """
+    fields = record if isinstance(record, dict) else {}
+    known = {cls.__name__: cls for cls in (ProverError, *_descendants(ProverError))}
+    cls = known.get(str(fields.get("kind")), ProofGenerationFailed)
+    error = cls.__new__(cls)
+    ProverError.__init__(error, str(fields.get("message", "an error without a message")))
+    return error
+
+
+def _descendants(cls: type[ProverError]) -> list[type[ProverError]]:
+    return [d for child in cls.__subclasses__() for d in (child, *_descendants(child))]

@@ -9,6 +9,8 @@ the verifier, which has a backend for them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -85,6 +87,14 @@ def verification_key_to_json(key: VerificationKey) -> dict[str, Any]:
 
     # A part of the document that no verifier needs; the reference's half a second does.
     alpha_beta = power(fq12(key.curve), pairing(key.curve, key.alpha1, key.beta2), circom_exponent(key.curve))
+    document = verification_key_points(key)
+    points = document.pop("IC")
+    table = [[[str(c) for c in fq2] for fq2 in fq6] for fq6 in alpha_beta]
+    return {**document, "vk_alphabeta_12": table, "IC": points}
+
+
+def verification_key_points(key: VerificationKey) -> dict[str, Any]:
+    """The same document without e(α, β), which costs a pairing and no verifier needs."""
     return {
         "protocol": "groth16",
         "curve": key.curve.snarkjs_name,
@@ -93,9 +103,14 @@ def verification_key_to_json(key: VerificationKey) -> dict[str, Any]:
         "vk_beta_2": g2_to_json(key.beta2),
         "vk_gamma_2": g2_to_json(key.gamma2),
         "vk_delta_2": g2_to_json(key.delta2),
-        "vk_alphabeta_12": [[[str(c) for c in fq2] for fq2 in fq6] for fq6 in alpha_beta],
         "IC": [g1_to_json(p) for p in key.ic],
     }
+
+
+def digest(key: VerificationKey) -> str:
+    """SHA-256 in hex of a verification key's values: equal exactly for equal keys, however written."""
+    document = json.dumps(verification_key_points(key), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(document.encode()).hexdigest()
 
 
 def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
