@@ -145,10 +145,46 @@ def prove(
     Raises:
         ProverError: one of its kinds; see :mod:`gpuprover.errors`.
     """
-    from gpuprover.groth16 import prover
-
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
     resolve_device(device)
+
+    def placed(loaded: ProvingKey) -> Placed:
+        return place(device, loaded, job, memory.budget(memory_limit))
+
+    return _prove(key, witness, job, placed, memory_limit=memory_limit, verify=verify, blinding=blinding)
+
+
+def prove_placed(
+    key: ProvingKey | Pathish,
+    witness: WitnessLike,
+    placed: Placed,
+    job: Job,
+    *,
+    memory_limit: int | None = None,
+    verify: bool = True,
+    blinding: tuple[int, int] | None = None,
+) -> ProofResult:
+    """:func:`prove` where somebody else has placed it: no other device takes over.
+
+    ``memory_limit`` is as there; who places several proofs in one process bounds their sum, and gives none.
+    """
+    return _prove(
+        key, witness, job, lambda _: placed, memory_limit=memory_limit, verify=verify, blinding=blinding
+    )
+
+
+def _prove(
+    key: ProvingKey | Pathish,
+    witness: WitnessLike,
+    job: Job,
+    placed_for: Callable[[ProvingKey], Placed],
+    *,
+    memory_limit: int | None,
+    verify: bool,
+    blinding: tuple[int, int] | None,
+) -> ProofResult:
+    from gpuprover.groth16 import prover
+
     before = memory.resident()
     memory.reset_peak()
     try:
@@ -173,8 +209,7 @@ def prove(
             proof = prover.prove(loaded, values, backend, fixed)
             return prover.checked(loaded, values, proof, backend) if verify else proof
 
-        placed = place(device, loaded, job, memory.budget(memory_limit))
-        proof, ran_on, warnings = _run(device, placed, loaded.curve, job, run)
+        proof, ran_on, warnings = _run(placed_for(loaded), loaded.curve, job, run)
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
     job.check()
@@ -199,11 +234,15 @@ class Placed:
         device: its own name: ``cpu``, ``cuda:0``.
         host_groups: groups whose sums the CPU computes while a GPU does the rest.
         warnings: why it is not where one would expect it.
+        takeover: whether the CPU takes over from a GPU that fails.
+        budget: bytes that it may take of a GPU's memory, its part of the key included; None: what is free.
     """
 
     device: str
     host_groups: frozenset[Group] = frozenset()
     warnings: tuple[str, ...] = ()
+    takeover: bool = False
+    budget: int | None = None
 
 
 def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
@@ -232,7 +271,7 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
         calibration.groth16(key.curve), key.constraints, plans, tuple(group.value for group in (Group.G2,))
     )
     chosen = choose("auto", shape, calibration.devices(job.threads, budget), calibration.load())
-    return Placed(chosen.device, frozenset(Group(name) for name in chosen.host_groups))
+    return Placed(chosen.device, frozenset(Group(name) for name in chosen.host_groups), takeover=True)
 
 
 def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
@@ -245,9 +284,9 @@ def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
 
 
 def _run(
-    device: str, placed: Placed, curve: CurveParams, job: Job, work: Callable[[Backend], T]
+    placed: Placed, curve: CurveParams, job: Job, work: Callable[[Backend], T]
 ) -> tuple[T, str, tuple[str, ...]]:
-    """``work`` where it was placed, or on the CPU where ``auto`` chose a GPU that failed.
+    """``work`` where it was placed, or on the CPU if that takes over.
 
     Returns:
         the result, the device that made it, warnings.
@@ -255,9 +294,10 @@ def _run(
     name, warnings = placed.device, placed.warnings
     suspect = False
     try:
-        return work(open_backend(name, curve, job, placed.host_groups)), name, warnings
+        backend = open_backend(name, curve, job, placed.host_groups, placed.budget)
+        return work(backend), name, warnings
     except (DeviceError, OutOfMemory) as error:
-        if device != "auto" or not is_gpu(name):
+        if not placed.takeover or not is_gpu(name):
             raise
         problem = error.message
     except (UnsatisfiedWitness, MalformedFile):
@@ -269,7 +309,7 @@ def _run(
     result = work(open_backend("cpu", curve, job))
     if suspect:
         distrust(name, problem)
-        if device != "auto":
+        if not placed.takeover:
             raise DeviceError(problem)
     return result, "cpu", (*warnings, f"{problem}; the CPU took over")
 
@@ -400,7 +440,7 @@ def setup(
 
         # Most of it is what every backend leaves to the CPU: on a GPU by name only.
         placed = Placed(resolve_device(device))
-        result, _, warnings = _run(device, placed, circuit.curve, job, run)
+        result, _, warnings = _run(placed, circuit.curve, job, run)
         return replace(result, warnings=(*result.warnings, *warnings))
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

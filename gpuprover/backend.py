@@ -345,14 +345,21 @@ def distrust(device: str, problem: str) -> None:
     _family(device).mark_lost(device, problem)
 
 
-def open_backend(device: str, curve: CurveParams, job: Job, host_groups: Collection[Group] = ()) -> Backend:
+def open_backend(
+    device: str,
+    curve: CurveParams,
+    job: Job,
+    host_groups: Collection[Group] = (),
+    budget: int | None = None,
+) -> Backend:
     """The backend for a resolved or requested device name.
 
     ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
+    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
     """
     name = resolve_device(device)
     if is_gpu(name):
-        backend: Backend = _family(name).open_backend(name, curve, job, host_groups)
+        backend: Backend = _family(name).open_backend(name, curve, job, host_groups, budget)
         return backend
     module, _, attribute = _REGISTRY[name].partition(":")
     factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)

@@ -128,8 +128,8 @@ def from_record(record: object) -> ProverError:
 
     Its message is the same; what a :class:`MalformedFile` knows of its parts is only in there.
     """
-    fields = record if isinstance(record, dict) else {}
-    known = {cls.__name__: cls for cls in (ProverError, *_descendants(ProverError))}
+    fields: dict[str, object] = record if isinstance(record, dict) else {}
+    known: dict[str, type[ProverError]] = {cls.__name__: cls for cls in _descendants(ProverError)}
     cls = known.get(str(fields.get("kind")), ProofGenerationFailed)
     error = cls.__new__(cls)
     ProverError.__init__(error, str(fields.get("message", "an error without a message")))

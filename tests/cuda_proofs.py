@@ -62,8 +62,9 @@ def prove(
     gpu: Gpu,
     job: Job | None = None,
     host_groups: Collection[Group] = (),
+    budget: int | None = None,
 ) -> Proof:
-    backend = CudaBackend(key.curve, job or Job(threads=1), gpu, host_groups)
+    backend = CudaBackend(key.curve, job or Job(threads=1), gpu, host_groups, budget)
     return prover.prove(key, witness, backend, BLINDING)
 
 

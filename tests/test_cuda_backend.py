@@ -286,6 +286,21 @@ def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert gpu.pool.used == device_of(gpu).used == 0
 
 
+def test_a_budget_bounds_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device with ample memory; its key does without tables however often it comes."""
+    monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 32)
+    data, witness = larger(BN254)
+    budget = least(load_key(data), opened())
+    gpu, key = opened(), load_key(data)
+    for _ in range(2):
+        assert prove(key, witness, gpu, budget=budget) == expected(data)
+    assert gpu.pool.peak <= budget
+    with pytest.raises(gpuprover.OutOfMemory):
+        prove(key, witness, gpu, budget=budget - 1)
+    assert prove(key, witness, gpu) == expected(data)
+    assert gpu.pool.peak > budget
+
+
 def test_tables_of_a_key_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made at its second proof, in memory that nobody holds; they go before another key's bases do."""
     monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)

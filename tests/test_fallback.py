@@ -82,7 +82,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     one_gpu(monkeypatch, lambda: gpu.device)
     monkeypatch.setattr(cuda.gpu, "Gpu", lambda device, limit: gpu)
     monkeypatch.setattr(
-        cuda.backend, "CudaBackend", lambda curve, job, gpu, host_groups: Steps(gpu, CpuBackend(curve, job))
+        cuda.backend,
+        "CudaBackend",
+        lambda curve, job, gpu, host_groups, budget: Steps(gpu, CpuBackend(curve, job)),
     )
     return gpu
 
@@ -156,7 +158,7 @@ def test_a_part_that_the_cpu_does_meanwhile(
     """Where both were measured and it is predicted to pay."""
     seen = []
 
-    def opened(curve: Any, job: Any, gpu: Any, host_groups: Any) -> Steps:
+    def opened(curve: Any, job: Any, gpu: Any, host_groups: Any, budget: Any) -> Steps:
         seen.append(host_groups)
         return Steps(gpu, CpuBackend(curve, job))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
 from gpuprover.formats.groth16_json import (
     Proof,
+    digest,
     g1_to_json,
     g2_to_json,
     parse_proof,
     parse_public_signals,
     parse_verification_key,
     proof_to_json,
+    verification_key_points,
     verification_key_to_json,
 )
 from gpuprover.formats.json_files import read_json
@@ -39,6 +42,21 @@ def test_verification_key(curve: CurveParams) -> None:
     assert parsed == key.vk
     assert parsed.n_public == 2
     assert key.verification_key == document(curve, "vkey")
+
+
+@both_curves
+def test_digest_is_of_the_values(curve: CurveParams) -> None:
+    """However a key is written; any other value gives another digest."""
+    written = document(curve, "vkey")
+    key = parse_verification_key(written)
+    bare = verification_key_points(key)
+    assert bare == {name: value for name, value in written.items() if name != "vk_alphabeta_12"}
+    assert digest(parse_verification_key(bare)) == digest(key)
+    numbers = json.loads(json.dumps(written).replace('"1"', "1"))
+    assert digest(parse_verification_key(numbers)) == digest(key)
+    other = replace(key, ic=(*key.ic[:-1], key.alpha1))
+    swapped = replace(key, gamma2=key.delta2, delta2=key.gamma2)
+    assert len({digest(k) for k in (key, other, swapped)}) == 3
 
 
 def test_verification_keys_of_snarkjs(data_dir: Path) -> None:

@@ -146,13 +146,21 @@ class CudaBackend:
 
     Args:
         host_groups: groups whose sums the CPU backend computes meanwhile, on the job's threads.
+        budget: bytes of device memory that a proof may take, with its part of the key; None: what is free.
     """
 
-    def __init__(self, curve: CurveParams, job: Job, gpu: Gpu, host_groups: Collection[Group] = ()) -> None:
+    def __init__(
+        self,
+        curve: CurveParams,
+        job: Job,
+        gpu: Gpu,
+        host_groups: Collection[Group] = (),
+        budget: int | None = None,
+    ) -> None:
         self.name = gpu.device.name
         self.curve, self.job = curve, job
         self._gpu, self._device = gpu, gpu.device
-        self._host_groups = frozenset(host_groups)
+        self._host_groups, self._budget = frozenset(host_groups), budget
         self._memory: Source = gpu.pool
         self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
@@ -194,8 +202,13 @@ class CudaBackend:
 
     def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
         """``budget`` is in bytes of device memory; what the host takes, for the matrices, does not count."""
+        budgets = [b for b in (budget, self._budget) if b is not None]
         layout, _, arena = self._gpu.plan(
-            self.curve, header, self._host_groups, lambda layout: self._rehearse(header, layout), budget
+            self.curve,
+            header,
+            self._host_groups,
+            lambda layout: self._rehearse(header, layout),
+            min(budgets, default=None),
         )
         sizes = {part: aligned(size_of(self.curve, part)) for part in layout.resident()}
         rows = [part for part in layout.resident() if isinstance(part, RowsPart)]
@@ -217,6 +230,7 @@ class CudaBackend:
                 owner,
                 self._host_groups,
                 lambda layout: self._rehearse(header, layout),
+                self._budget,
             )
             self._session, self._memory = session, session.arena
             try:

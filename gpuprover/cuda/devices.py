@@ -88,11 +88,18 @@ def open_device(name: str) -> Device:
         return _open[name]
 
 
-def open_backend(name: str, curve: CurveParams, job: Job, host_groups: Collection[Group] = ()) -> Backend:
+def open_backend(
+    name: str,
+    curve: CurveParams,
+    job: Job,
+    host_groups: Collection[Group] = (),
+    budget: int | None = None,
+) -> Backend:
     """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
 
-    ``host_groups``: groups whose sums the CPU computes meanwhile. The first backend of a curve compiles its
-    kernels where they were not built before.
+    ``host_groups``: groups whose sums the CPU computes meanwhile. ``budget``: bytes of its memory for
+    one proof; None: what is free. The first backend of a curve compiles its kernels where they were not built
+    before.
     """
     from gpuprover.cuda.backend import CudaBackend
     from gpuprover.cuda.gpu import Gpu as Shared
@@ -105,4 +112,4 @@ def open_backend(name: str, curve: CurveParams, job: Job, host_groups: Collectio
     with _lock:
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Shared(device, gpu_memory_limit())
-        return CudaBackend(curve, job, _shared[name], host_groups)
+        return CudaBackend(curve, job, _shared[name], host_groups, budget)

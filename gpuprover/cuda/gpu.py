@@ -361,8 +361,9 @@ class Gpu:
         owner: object,
         host_groups: Collection[Group],
         rehearse: Rehearse,
+        budget: int | None = None,
     ) -> Session:
-        """Takes the memory of a proof: entries for the key's parts, and an arena.
+        """Takes the memory of a proof: entries for the key's parts, and an arena; ``budget`` bounds both.
 
         Raises:
             DeviceError: the device has failed before.
@@ -376,6 +377,8 @@ class Gpu:
             mine = [e for e in everything if e in own or (e in idle and e in self.residents.of(self))]
             free = self.pool.available + sum(e.size for e in mine)
             total = free + sum(e.size for e in idle if e not in mine)
+            if budget is not None:
+                free, total = min(free, budget), min(total, budget)
             lies, shared = [e.kind for e in own], any(e.pins for e in own)
             error: OutOfMemory | None = None
             need = 0
