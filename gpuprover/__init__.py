@@ -30,6 +30,8 @@ _PUBLIC = {
     "ProofResult": "api",
     "ProvingKey": "formats.zkey",
     "Progress": "job",
+    "MemoryUsage": "memory",
+    "memory_usage": "memory",
     "ProverError": "errors",
     "MalformedFile": "errors",
     "UnsupportedFile": "errors",
@@ -54,6 +56,7 @@ __all__ = [
     "DeviceError",
     "InvalidInput",
     "MalformedFile",
+    "MemoryUsage",
     "OutOfMemory",
     "Progress",
     "ProofGenerationFailed",
@@ -68,6 +71,7 @@ __all__ = [
     "WitnessMismatch",
     "__version__",
     "load_key",
+    "memory_usage",
     "prove",
     "setup",
     "verify",
@@ -95,6 +99,7 @@ if TYPE_CHECKING:
     )
     from gpuprover.formats.zkey import ProvingKey
     from gpuprover.job import Progress
+    from gpuprover.memory import MemoryUsage, memory_usage
 
 
 def __getattr__(name: str) -> Any:

@@ -183,15 +183,41 @@ def cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("
     return min(quotas, default=None)
 
 
+@dataclass(frozen=True)
+class CgroupMemory:
+    """Bytes that a control group may hold, and holds now but for cached files, which the kernel drops."""
+
+    limit: int
+    used: int
+
+
+def cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")
+) -> CgroupMemory | None:
+    """The enclosing control group with the least room; None where none has a limit."""
+    found = []
+    for folder in _cgroup_folders(root, process, "memory"):
+        limit = min(_cgroup_memory_limits(folder), default=None)
+        usage = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or ""
+        if limit is None or not usage.isdigit():
+            continue
+        # v1 counts the groups below under names of their own.
+        lines = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+        stat = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+        files = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+        found.append(CgroupMemory(limit, max(0, int(usage) - files)))
+    return min(found, key=lambda group: group.limit - group.used, default=None)
+
+
 def cgroup_memory_limit(
     root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")
 ) -> int | None:
     """Bytes that the tightest enclosing control group grants; None where none does."""
-    limits = []
-    for folder in _cgroup_folders(root, process, "memory"):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            text = _read(folder / name) or ""
-            # v1 writes "no limit" as a number near 2^63.
-            if text.isdigit() and int(text) < 1 << 60:
-                limits.append(int(text))
-    return min(limits, default=None)
+    folders = _cgroup_folders(root, process, "memory")
+    return min((limit for folder in folders for limit in _cgroup_memory_limits(folder)), default=None)
+
+
+def _cgroup_memory_limits(folder: Path) -> list[int]:
+    texts = [_read(folder / name) or "" for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    # v1 writes "no limit" as a number near 2^63.
+    return [int(text) for text in texts if text.isdigit() and int(text) < 1 << 60]

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from gpuprover.config import (
+    CgroupMemory,
     available_cpus,
     cgroup_cpu_quota,
+    cgroup_memory,
     cgroup_memory_limit,
     default_threads,
     gpu_memory_limit,
@@ -86,7 +88,30 @@ def test_cgroup_v1_limits(tmp_path: Path) -> None:
     assert cgroup_memory_limit(root, process) == 512 << 20
 
 
+def test_what_a_cgroup_holds_is_what_cannot_be_dropped(tmp_path: Path) -> None:
+    root, process = tmp_path / "cgroup", tmp_path / "proc"
+    _write(process / "cgroup", "0::/pod/container\n")
+    _write(root / "pod/container/memory.max", "1000\n")
+    _write(root / "pod/container/memory.current", "600\n")
+    _write(root / "pod/container/memory.stat", "anon 300\nactive_file 100\ninactive_file 50\n")
+    assert cgroup_memory(root, process) == CgroupMemory(limit=1000, used=450)
+    _write(root / "pod/memory.max", "1200\n")
+    _write(root / "pod/memory.current", "1100\n")
+    assert cgroup_memory(root, process) == CgroupMemory(limit=1200, used=1100), "it has the least room"
+    assert cgroup_memory_limit(root, process) == 1000
+
+
+def test_what_a_cgroup_of_the_first_version_holds(tmp_path: Path) -> None:
+    root, process = tmp_path / "cgroup", tmp_path / "proc"
+    _write(process / "cgroup", "4:memory:/box\n")
+    _write(root / "memory/box/memory.limit_in_bytes", "1000")
+    _write(root / "memory/box/memory.usage_in_bytes", "500")
+    _write(root / "memory/box/memory.stat", "inactive_file 1\ntotal_active_file 20\ntotal_inactive_file 30\n")
+    assert cgroup_memory(root, process) == CgroupMemory(limit=1000, used=450)
+
+
 def test_no_cgroups_no_limits(tmp_path: Path) -> None:
+    assert cgroup_memory(tmp_path, tmp_path) is None
     assert cgroup_cpu_quota(tmp_path, tmp_path) is None
     assert cgroup_memory_limit(tmp_path, tmp_path) is None
 

@@ -26,6 +26,7 @@ from gpuprover.backend import Group
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
+from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import Gpu, Survey
 from gpuprover.curves import BN254
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
@@ -66,6 +67,7 @@ class FakeGpu:
 
     def __post_init__(self) -> None:
         self.steps: list[str] = []
+        self.pool = Pool(self.device)
         self.trouble: Callable[[str], None] = lambda name: None
         self.after: Callable[[str, Any], Any] = lambda name, result: result
 
@@ -347,7 +349,11 @@ def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) ->
     one_gpu(monkeypatch, lambda: device)
     monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
     devices.open_backend("cuda:0", BN254, Job())
-    assert devices._shared["cuda:0"].pool.limit == 3 << 20
+    pool = devices._shared["cuda:0"].pool
+    assert pool.limit == 3 << 20
+    before = gpuprover.memory_usage().gpu_pool or 0
+    pool.allocate(1 << 20)
+    assert gpuprover.memory_usage().gpu_pool == before + (1 << 20)
 
 
 # What is not retried --------------------------------------------------------------------------------------

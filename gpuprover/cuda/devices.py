@@ -16,6 +16,7 @@ from gpuprover.cuda.source import programs
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
+from gpuprover.memory import count_pool
 
 if TYPE_CHECKING:
     from gpuprover.cuda.gpu import Gpu as Shared
@@ -112,4 +113,5 @@ def open_backend(
     with _lock:
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Shared(device, gpu_memory_limit())
+            count_pool(_shared[name].pool)
         return CudaBackend(curve, job, _shared[name], host_groups, budget)
