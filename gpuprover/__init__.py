@@ -30,6 +30,7 @@ _PUBLIC = {
     "ProofResult": "api",
     "ProvingKey": "formats.zkey",
     "Progress": "job",
+    "BackpressureController": "backpressure",
     "MemoryUsage": "memory",
     "memory_usage": "memory",
     "ProverError": "errors",
@@ -51,6 +52,7 @@ _PUBLIC = {
 
 __all__ = [
     "Aborted",
+    "BackpressureController",
     "Cancelled",
     "CircuitNotFound",
     "DeviceError",
@@ -80,6 +82,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch
+    from gpuprover.backpressure import BackpressureController
     from gpuprover.errors import (
         Aborted,
         Cancelled,
