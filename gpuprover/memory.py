@@ -21,10 +21,6 @@ from gpuprover.errors import InvalidInput, OutOfMemory
 
 MIB = 1 << 20
 MB = 10**6
-WATERMARK = 0.73
-"""The share of a limit from which on new proofs wait."""
-LEAK_LIMIT = 100.0
-"""MB a minute."""
 CODE_BYTES = 52 << 20
 """Numba and the compiled kernels, which are loaded when first used, and memory that malloc keeps."""
 
@@ -240,7 +236,7 @@ class LeakAlarm:
 
     PARTS = 5
 
-    def __init__(self, limit: float = LEAK_LIMIT, window: float = 300.0) -> None:
+    def __init__(self, limit: float, window: float = 300.0) -> None:
         self.rate: float | None = None
         self.alarms = 0
         self._limit, self._part = limit, window / self.PARTS
@@ -290,7 +286,7 @@ class Watermark:
     def __init__(
         self,
         limit: int | None,
-        mark: float = WATERMARK,
+        mark: float,
         container: Callable[[], CgroupMemory | None] = cgroup_memory,
     ) -> None:
         self._limit, self._mark, self._container = limit, mark, container
