@@ -107,13 +107,10 @@ def _c_library() -> Any:
     return None
 
 
-def _heap() -> tuple[int | None, int | None]:
-    """What malloc has given out, and what it holds."""
+@lru_cache(maxsize=1)
+def _mallinfo() -> Any:
+    """glibc's mallinfo2, from 2.33 on; None elsewhere."""
     import ctypes
-
-    function = getattr(_c_library(), "mallinfo2", None)  # glibc 2.33
-    if function is None:
-        return None, None
 
     class Mallinfo(ctypes.Structure):
         _fields_ = [
@@ -121,8 +118,18 @@ def _heap() -> tuple[int | None, int | None]:
             for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
         ]
 
-    function.restype, function.argtypes = Mallinfo, []
-    found = function()
+    function = getattr(_c_library(), "mallinfo2", None)
+    if function is not None:
+        function.restype, function.argtypes = Mallinfo, []
+    return function
+
+
+def _heap() -> tuple[int | None, int | None]:
+    """What malloc has given out, and what it holds."""
+    mallinfo = _mallinfo()
+    if mallinfo is None:
+        return None, None
+    found = mallinfo()
     # Large pieces are mapped one by one (hblkhd), and stand outside the arenas.
     return found.uordblks + found.hblkhd, found.arena + found.hblkhd
 
