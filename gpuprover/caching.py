@@ -37,7 +37,7 @@ class CacheStatistics:
         pinned: entries that are pinned.
         hits, misses: look-ups that found something, and that did not.
         waits: look-ups that waited for what another thread was making.
-        evictions: entries that made room for others.
+        evictions: entries that made room for others, or did not fit alone.
         expired: entries that became too old.
     """
 
@@ -317,8 +317,6 @@ class Cache(Generic[K, V]):
     def _insert(self, key: K, entry: _Entry[V]) -> list[_Entry[V]]:
         before = self._remove(key)
         old = [] if before is None else [before]
-        if entry.size > self._capacity and not entry.users and key not in self._pins:
-            return old  # it would only drive others out
         self._entries[key] = entry
         self._bytes += entry.size
         if self._lifetime is not None:
@@ -329,7 +327,7 @@ class Cache(Generic[K, V]):
         """After a change of what may be evicted."""
         if not entry.users and key not in self._pins:
             self._idle[key] = None
-            if entry.size > self._capacity:
+            if entry.size > self._capacity:  # it would only drive others out
                 self._idle.move_to_end(key, last=False)
         return self._evict(self._capacity)
 

@@ -1,16 +1,19 @@
-"""Settings: from arguments, else from ``PROVER_*`` variables, else from the machine.
+"""Settings: by argument, else from ``PROVER_*`` variables, else from the machine.
 
-One :class:`Settings` record holds what every command and service shares, and remembers
-where each value came from, so that ``gpuprover doctor`` and error messages can say it. A
-new setting is one field, one parser and one line in ``_PARSERS``.
+:data:`SETTINGS` is the one table: parsing, ``gpuprover config`` and docs/configuration.md are made from it.
+What a single command needs is in :class:`Settings`, what a prover needs in :class:`EngineSettings`; both
+remember where each value came from. A new setting is one row, and one field of :class:`EngineSettings`.
 """
 
 from __future__ import annotations
 
+import difflib
+import math
+import operator
 import os
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +24,14 @@ from gpuprover.errors import InvalidInput
 ENVIRONMENT_PREFIX = "PROVER_"
 
 MAX_THREADS = 4096
+MEMORY_SHARE = 0.75
+"""Of the container's or the machine's memory, what a prover's processes take unless told otherwise. The rest
+is for others, and for mapped keys, which the kernel would read again and again if it had no room for them."""
+UNKNOWN_MEMORY = 4096
+"""MiB; the limit where the machine does not say how much memory it has."""
+MOST_WORKERS = 8
+WORKER_BYTES = 160 << 20
+"""What a worker takes before its first proof: Python, NumPy, Numba and compiled kernels. Measured by hand."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,78 @@ class Settings:
     threads: int = 1
     memory_limit: int | None = None
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a prover may use, and how it behaves. :data:`SETTINGS` says what each field means, and its unit.
+
+    Attributes:
+        sources: field name -> ``"argument"``, the variable's name, ``"machine"`` where the value follows from
+            the machine or from other settings, or ``"default"``.
+    """
+
+    circuit_keys_path: Path
+    preload_circuits: tuple[str, ...]
+    device: str
+    threads: int
+    memory_limit: int
+    memory_watermark: float
+    policy: str
+    verifier: str
+    min_workers: int
+    max_workers: int
+    max_proofs_per_worker: int
+    worker_memory: int
+    queue_limit: int
+    job_timeout: float
+    admission_wait: float
+    retry_delay: float
+    init_timeout: float
+    heartbeat_timeout: float
+    grace_period: float
+    key_cache: int
+    proof_cache: int
+    verification_cache: int
+    cache_ttl: float
+    leak_alarm: float
+    sources: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, as JSON has them; without the sources."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "sources"}
+
+
+Parse = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table.
+
+    Attributes:
+        name: of the argument, and of the field.
+        parse: (text or a Python value, where it stands) -> the value, or InvalidInput.
+        values: what may be given, for readers.
+        unit: ``"MiB"``, ``"s"``, ...; empty for what has none.
+        default: the value, or how it follows from those of the rows above.
+        default_text: how the docs say it, where it is not the same on every machine.
+        meaning: a sentence without its full stop.
+        own: it is an argument of a prover; others are read from the environment, where they are needed.
+    """
+
+    name: str
+    parse: Parse
+    values: str
+    default: Any
+    meaning: str
+    unit: str = ""
+    default_text: str = ""
+    own: bool = True
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
 
 
 def whole_number(text: str, where: str, *, low: int = 1, high: int = 1 << 40) -> int:
@@ -70,41 +153,397 @@ def seconds(text: str, where: str) -> float:
     return value
 
 
-def _device(text: str, where: str) -> str:
-    name = text.strip().lower()
+def _whole(value: Any, where: str, low: int = 1, high: int = 1 << 40) -> int:
+    if not isinstance(value, str) and not isinstance(value, bool):
+        try:
+            value = str(operator.index(value))
+        except TypeError:
+            value = repr(value)
+    return whole_number(str(value), where, low=low, high=high)
+
+
+def _number(value: Any, where: str, low: float, high: float = 1e9, above: bool = False) -> float:
+    """A number from ``low`` to ``high``; with ``above``, ``low`` itself is too low."""
+    found = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            found = float(value)
+        except (ValueError, OverflowError):
+            found = math.nan
+    if not low <= found <= high or (above and found == low):
+        bound = f"above {low:g} and up to" if above else f"from {low:g} to"
+        raise InvalidInput(f"{where}: expected a number {bound} {high:g}, found {str(value)[:40]!r}")
+    return found
+
+
+_positive = partial(_number, low=0, above=True)
+
+
+def _device(value: Any, where: str) -> str:
+    name = value.strip().lower() if isinstance(value, str) else ""
     if not name:
-        raise InvalidInput(f"{where}: expected auto, cpu or cuda, found nothing")
+        found = "nothing" if isinstance(value, str) else repr(value)[:40]
+        raise InvalidInput(f"{where}: expected auto, cpu or cuda, found {found}")
     return name
 
 
-_PARSERS: Mapping[str, Callable[[str, str], Any]] = {
-    "device": _device,
-    "threads": partial(whole_number, high=MAX_THREADS),
-    "memory_limit": whole_number,
-}
+def _choice(value: Any, where: str, names: tuple[str, ...]) -> str:
+    name = str(value).strip().lower()
+    if name not in names:
+        raise InvalidInput(f"{where}: expected {_or(names)}, found {str(value)[:40]!r}")
+    return name
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]])
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    """Names, without repetitions, from ``a,b`` or from an iterable."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Iterable) or isinstance(parts, bytes):
+        raise InvalidInput(f"{where}: expected names, found {value!r}")
+    names = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise InvalidInput(f"{where}: expected names, found {part!r}")
+        names += [part.strip()] if part.strip() else []
+    return tuple(dict.fromkeys(names))
+
+
+def _path(value: Any, where: str) -> Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
+        raise InvalidInput(f"{where}: expected a path, found {value!r}")
+    return Path(value).expanduser()
+
+
+def _all_memory() -> int:
+    """MiB that the container grants, or that the machine has."""
+    known = [amount for amount in (cgroup_memory_limit(), machine_memory()[0]) if amount is not None]
+    return min(known) >> 20 if known else UNKNOWN_MEMORY
+
+
+def _default_workers(given: Mapping[str, Any]) -> int:
+    by_memory = (given["memory_limit"] << 20) // 4 // WORKER_BYTES
+    workers: int = min(given["threads"], MOST_WORKERS, by_memory)
+    least: int = given["min_workers"]
+    return max(1, workers, least)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "circuit_keys_path",
+        _path,
+        "a folder",
+        Path("circuit-keys"),
+        default_text="`circuit-keys`",
+        meaning="where circuits are: `NAME.zkey`, with `NAME.wasm` and `NAME.vkey.json` beside it, or all in "
+        "`NAME/`",
+    ),
+    Setting(
+        "preload_circuits",
+        _names,
+        "names, separated by commas",
+        (),
+        "circuits whose keys are loaded at the start and stay loaded",
+        default_text="none",
+    ),
+    Setting(
+        "device",
+        _device,
+        "`auto`, `cpu`, `cuda` or `cuda:N`",
+        "auto",
+        "what proves; `auto` takes a GPU for circuits that gain from one",
+    ),
+    Setting(
+        "threads",
+        partial(_whole, high=MAX_THREADS),
+        f"1 to {MAX_THREADS}",
+        lambda given: available_cpus(),
+        "threads that work at once, of all workers together",
+        default_text="the CPUs that the process may use, by affinity and by the container's quota",
+    ),
+    Setting(
+        "memory_limit",
+        _whole,
+        "at least 1",
+        lambda given: max(1, int(MEMORY_SHARE * _all_memory())),
+        "memory that a command, or a prover with all its processes, stays within, mapped keys aside",
+        "MiB",
+        f"{MEMORY_SHARE * 100:.0f} % of the container's memory, or else of the machine's; "
+        "for a single command none",
+    ),
+    Setting(
+        "memory_watermark",
+        partial(_number, low=0.1, high=1),
+        "0.1 to 1",
+        0.73,
+        "share of the memory limit from which on new proofs wait and caches shrink",
+    ),
+    Setting(
+        "policy",
+        partial(_choice, names=("eager", "lazy", "off")),
+        "`eager`, `lazy`, `off`",
+        lambda given: "eager" if given["preload_circuits"] else "lazy",
+        "when workers start: at once, with the first proof, or never, for a node that only verifies",
+        default_text="`eager` if circuits are preloaded, else `lazy`",
+    ),
+    Setting(
+        "verifier",
+        partial(_choice, names=("process", "inline")),
+        "`process`, `inline`",
+        "process",
+        "whether verification has a process of its own, or runs in the caller's",
+    ),
+    Setting(
+        "min_workers",
+        partial(_whole, low=0, high=MAX_THREADS),
+        f"0 to {MAX_THREADS}",
+        lambda given: min(1, given.get("max_workers", 1)),
+        "workers that stay when there is nothing to do",
+        default_text="1",
+    ),
+    Setting(
+        "max_workers",
+        partial(_whole, low=0, high=MAX_THREADS),
+        f"0 to {MAX_THREADS}",
+        _default_workers,
+        "workers for the CPU at most; 0 proves in the calling process",
+        default_text=f"as many as threads, at most {MOST_WORKERS}, and a quarter of the memory limit over "
+        f"{WORKER_BYTES >> 20} MiB",
+    ),
+    Setting(
+        "max_proofs_per_worker", _whole, "at least 1", 500, "a worker is replaced after this many proofs"
+    ),
+    Setting(
+        "worker_memory",
+        _whole,
+        "at least 1",
+        lambda given: max(512, given["memory_limit"] // 2 // max(1, given["max_workers"])),
+        "a worker that holds more than this of its own between two proofs is replaced",
+        "MiB",
+        "half of the memory limit, divided by the workers; at least 512",
+    ),
+    Setting(
+        "queue_limit",
+        _whole,
+        "at least 1",
+        100,
+        "proofs that may wait; one more is refused or held up, as its caller wants",
+    ),
+    Setting("job_timeout", _positive, "above 0", 3600.0, "from submission to the end of a proof", "s"),
+    Setting(
+        "admission_wait",
+        partial(_number, low=0),
+        "at least 0",
+        5.0,
+        "how long new proofs wait near the memory limit before it is looked at again",
+        "s",
+    ),
+    Setting(
+        "retry_delay",
+        partial(_number, low=0),
+        "at least 0",
+        2.0,
+        "pause before a proof that ran out of memory is tried with less",
+        "s",
+    ),
+    Setting(
+        "init_timeout", _positive, "above 0", 300.0, "for a process to become ready, compiling included", "s"
+    ),
+    Setting(
+        "heartbeat_timeout",
+        _positive,
+        "above 0",
+        30.0,
+        "a process that is silent for longer is replaced",
+        "s",
+    ),
+    Setting(
+        "grace_period",
+        partial(_number, low=0),
+        "at least 0",
+        30.0,
+        "for running proofs to end when the prover is closed, before they are aborted",
+        "s",
+    ),
+    Setting(
+        "key_cache",
+        partial(_whole, low=0),
+        "at least 0",
+        lambda given: max(1, given["memory_limit"] // 2),
+        "keys that each process keeps open, by the bytes of their files; preloaded ones count, and stay",
+        "MiB",
+        "half of the memory limit",
+    ),
+    Setting(
+        "proof_cache",
+        partial(_whole, low=0),
+        "at least 0",
+        0,
+        "proofs that are kept, to answer the same witness again with the same proof",
+        "MiB",
+        "0: off",
+    ),
+    Setting(
+        "verification_cache",
+        partial(_whole, low=0),
+        "at least 0",
+        0,
+        "answers of the verifier that are kept",
+        "MiB",
+        "0: off",
+    ),
+    Setting(
+        "cache_ttl", _positive, "above 0", 3600.0, "age at which kept proofs and answers are forgotten", "s"
+    ),
+    Setting(
+        "leak_alarm", _positive, "above 0", 100.0, "growth of memory that is logged as a leak", "MB a minute"
+    ),
+    Setting(
+        "gpu_memory_limit",
+        _whole,
+        "at least 1",
+        None,
+        "memory of each GPU that a process may take",
+        "MiB",
+        "95 % of what is free",
+        own=False,
+    ),
+    Setting(
+        "cpu_path",
+        partial(_choice, names=("ifma", "portable")),
+        "`ifma`, `portable`",
+        None,
+        "which code the CPU runs: with AVX-512 IFMA or without",
+        default_text="by the CPU's features",
+        own=False,
+    ),
+)
+
+_BY_NAME: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in SETTINGS})
+
+
+def _given(
+    rows: Iterable[Setting], arguments: Mapping[str, Any], environment: Mapping[str, str] | None, option: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is set, parsed, and by whom. ``option`` stands before an argument's name in messages."""
+    environment = os.environ if environment is None else environment
+    values, sources = {}, {}
+    for row in rows:
+        value, text = arguments.get(row.name), environment.get(row.variable, "")
+        if value is not None:
+            name = option + row.name.replace("_", "-") if option else row.name
+            values[row.name], sources[row.name] = row.parse(value, name), "argument"
+        elif text.strip():
+            values[row.name], sources[row.name] = row.parse(text, row.variable), row.variable
+    return values, sources
 
 
 def load_settings(
     arguments: Mapping[str, str | None], environment: Mapping[str, str] | None = None
 ) -> Settings:
-    """Settings from arguments (field name -> text, None where not given), environment, machine.
+    """Settings from a command's arguments (field name -> text, None where not given), environment, machine.
 
     Raises:
         InvalidInput: a value cannot be used; the message names the option or the variable.
     """
-    environment = os.environ if environment is None else environment
-    values: dict[str, Any] = {"device": "auto", "memory_limit": None}
-    sources = dict.fromkeys(_PARSERS, "machine")
-    for name, parse in _PARSERS.items():
-        option, variable = "--" + name.replace("_", "-"), ENVIRONMENT_PREFIX + name.upper()
-        text = arguments.get(name)
-        if text is not None:
-            values[name], sources[name] = parse(text, option), "argument"
-        elif environment.get(variable, "").strip():
-            values[name], sources[name] = parse(environment[variable], variable), variable
+    rows = [_BY_NAME[name] for name in ("device", "threads", "memory_limit")]
+    values, sources = _given(rows, arguments, environment, "--")
     if "threads" not in values:
         values["threads"] = available_cpus()
-    return Settings(**values, sources=MappingProxyType(sources))
+    return Settings(
+        **values, sources=MappingProxyType({row.name: sources.get(row.name, "machine") for row in rows})
+    )
+
+
+def load_engine_settings(
+    arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None, *, options: bool = False
+) -> EngineSettings:
+    """Settings of a prover from arguments, environment, machine.
+
+    Args:
+        arguments: field name -> a Python value or text; None where not given.
+        environment: by default the process's.
+        options: the arguments are a command's, and errors name them ``--like-this``.
+
+    Raises:
+        InvalidInput: a value cannot be used, or there is no argument of that name.
+    """
+    rows = [row for row in SETTINGS if row.own]
+    for name in arguments:
+        if name not in {row.name for row in rows}:
+            raise InvalidInput(f"{name}: no such setting{_meant(name, [row.name for row in rows])}")
+    values, sources = _given(rows, arguments, environment, "--" if options else "")
+    for row in rows:
+        if row.name not in values:
+            values[row.name] = row.default(values) if callable(row.default) else row.default
+    if values["min_workers"] > values["max_workers"]:
+        raise InvalidInput(
+            f"min_workers: expected at most max_workers, which is {values['max_workers']}, "
+            f"found {values['min_workers']}"
+        )
+    unset = {row.name: "machine" if callable(row.default) else "default" for row in rows}
+    return EngineSettings(**values, sources=MappingProxyType(unset | sources))
+
+
+def describe(settings: EngineSettings, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Every row of the table: name -> ``{"value", "unit", "source", "variable", "meaning"}``, plain values.
+
+    Raises:
+        InvalidInput: a variable that a prover does not take as an argument cannot be used.
+    """
+    others, sources = _given([row for row in SETTINGS if not row.own], {}, environment, "")
+    values = settings.as_dict() | others
+    return {
+        row.name: {
+            "value": values.get(row.name),
+            "unit": row.unit,
+            "source": settings.sources.get(row.name) or sources.get(row.name, "default"),
+            "variable": row.variable,
+            "meaning": row.meaning,
+        }
+        for row in SETTINGS
+    }
+
+
+def markdown_table() -> str:
+    """The table of docs/configuration.md."""
+    lines = ["| variable | argument | value | default | what it is |", "| --- | --- | --- | --- | --- |"]
+    for row in SETTINGS:
+        argument = f"`{row.name}`" if row.own else ""
+        value = f"{row.values} {row.unit}".rstrip() if row.unit else row.values
+        default = row.default_text or f"{_text(row.default)} {row.unit}".rstrip()
+        lines.append(f"| `{row.variable}` | {argument} | {value} | {default} | {row.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that look like settings and are none -> a line that says so, and which may be meant."""
+    environment = os.environ if environment is None else environment
+    known = [row.variable for row in SETTINGS]
+    return {
+        name: f"{name}: no such setting{_meant(name, known)}"
+        for name in sorted(environment)
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+    }
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"; is {close[0]} meant?" if close else ""
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:g}" if isinstance(value, float) else f"`{value}`" if isinstance(value, str) else str(value)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def default_threads() -> int:
@@ -122,8 +561,21 @@ def gpu_memory_limit() -> int | None:
     Raises:
         InvalidInput: the variable is set to something else than a whole number of at least 1.
     """
-    text = os.environ.get("PROVER_GPU_MEMORY_LIMIT", "")
-    return whole_number(text, "PROVER_GPU_MEMORY_LIMIT") << 20 if text.strip() else None
+    values, _ = _given([_BY_NAME["gpu_memory_limit"]], {}, None, "")
+    return values["gpu_memory_limit"] << 20 if values else None
+
+
+def machine_memory() -> tuple[int | None, int | None]:
+    """Bytes of memory that the machine has, and that are available now; None where it does not say."""
+    found: dict[str, int] = {}
+    for line in (_read(Path("/proc/meminfo")) or "").splitlines():
+        words = line.split()
+        if len(words) == 3 and words[1].isdigit():
+            found[words[0]] = int(words[1]) * 1024
+    total = found.get("MemTotal:")
+    if total is None and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, found.get("MemAvailable:")
 
 
 def available_cpus() -> int:

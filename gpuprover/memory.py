@@ -21,10 +21,6 @@ from gpuprover.errors import InvalidInput, OutOfMemory
 
 MIB = 1 << 20
 MB = 10**6
-WATERMARK = 0.73
-"""The share of a limit from which on new proofs wait."""
-LEAK_LIMIT = 100.0
-"""MB a minute."""
 CODE_BYTES = 52 << 20
 """Numba and the compiled kernels, which are loaded when first used, and memory that malloc keeps."""
 
@@ -111,13 +107,10 @@ def _c_library() -> Any:
     return None
 
 
-def _heap() -> tuple[int | None, int | None]:
-    """What malloc has given out, and what it holds."""
+@lru_cache(maxsize=1)
+def _mallinfo() -> Any:
+    """glibc's mallinfo2, from 2.33 on; None elsewhere."""
     import ctypes
-
-    function = getattr(_c_library(), "mallinfo2", None)  # glibc 2.33
-    if function is None:
-        return None, None
 
     class Mallinfo(ctypes.Structure):
         _fields_ = [
@@ -125,8 +118,18 @@ def _heap() -> tuple[int | None, int | None]:
             for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
         ]
 
-    function.restype, function.argtypes = Mallinfo, []
-    found = function()
+    function = getattr(_c_library(), "mallinfo2", None)
+    if function is not None:
+        function.restype, function.argtypes = Mallinfo, []
+    return function
+
+
+def _heap() -> tuple[int | None, int | None]:
+    """What malloc has given out, and what it holds."""
+    mallinfo = _mallinfo()
+    if mallinfo is None:
+        return None, None
+    found = mallinfo()
     # Large pieces are mapped one by one (hblkhd), and stand outside the arenas.
     return found.uordblks + found.hblkhd, found.arena + found.hblkhd
 
@@ -240,7 +243,7 @@ class LeakAlarm:
 
     PARTS = 5
 
-    def __init__(self, limit: float = LEAK_LIMIT, window: float = 300.0) -> None:
+    def __init__(self, limit: float, window: float = 300.0) -> None:
         self.rate: float | None = None
         self.alarms = 0
         self._limit, self._part = limit, window / self.PARTS
@@ -290,7 +293,7 @@ class Watermark:
     def __init__(
         self,
         limit: int | None,
-        mark: float = WATERMARK,
+        mark: float,
         container: Callable[[], CgroupMemory | None] = cgroup_memory,
     ) -> None:
         self._limit, self._mark, self._container = limit, mark, container

@@ -114,6 +114,7 @@ ORDERS = {
     "zkey export soliditycalldata S P": "public proof",
     "worker": "",
     "bench": "",
+    "config": "",
     "doctor": "",
     "warmup": "",
 }

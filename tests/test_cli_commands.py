@@ -267,6 +267,7 @@ def test_json_answers_are_documented(
         "bench": ["--only", "field", "--curves", "bn254", "--rounds", "1", "--output", c.b_jsonl],
         "bench --calibrate": ["--curves", "bn254", "--threads", "1", "--device", "cpu"],
         "bench report": [c.b_jsonl, "--output", c.b_html],
+        "config": [],
         "doctor": [],
         "warmup": ["--curve", "bn254"],
     }

@@ -227,7 +227,7 @@ def test_gaps_and_a_clock_that_starts_anywhere() -> None:
 def test_the_watermark() -> None:
     mark = Watermark(1000, 0.73, lambda: None)
     assert [mark.excess(held) for held in (0, 730, 731, 1000)] == [0, 0, 1, 270]
-    assert Watermark(None, container=lambda: None).excess(1 << 60) == 0
+    assert Watermark(None, 0.73, lambda: None).excess(1 << 60) == 0
 
 
 def test_the_container_decides_where_it_is_tighter() -> None:

@@ -1,4 +1,4 @@
-"""prove, fullprove, verify, setup, wtns and zkey: arguments in, library call, answer out."""
+"""prove, fullprove, verify, setup, wtns, zkey and config: arguments in, library call, answer out."""
 
 from __future__ import annotations
 
@@ -339,6 +339,31 @@ def export_calldata(args: Namespace, context: Context) -> int:
     else:
         context.console.data(calldata)
     return EXIT_OK
+
+
+def config(args: Namespace, context: Context) -> int:
+    from gpuprover.config import describe, load_engine_settings, markdown_table, unknown_variables
+
+    given = {name: getattr(args, name) for name in ("device", "threads", "memory_limit")}
+    settings = describe(load_engine_settings(given, options=True))
+    unknown = unknown_variables()
+    for warning in unknown.values():
+        context.console.warn(warning)
+    rows = [(row["variable"], f"{_setting_text(row):<24}  {row['source']}") for row in settings.values()]
+    record = {"settings": settings, "unknown": list(unknown)}
+    text = markdown_table().rstrip("\n") if args.markdown else context.console.table(rows)
+    context.console.answer(record, text)
+    return EXIT_OK
+
+
+def _setting_text(row: dict[str, Any]) -> str:
+    value = row["value"]
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(value)
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{number} {row['unit']}".rstrip()
 
 
 def bench(args: Namespace, context: Context) -> int:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import Settings, available_cpus, cgroup_cpu_quota, cgroup_memory_limit
+from gpuprover.config import (
+    Settings,
+    available_cpus,
+    cgroup_cpu_quota,
+    cgroup_memory_limit,
+    machine_memory,
+)
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
 
 if TYPE_CHECKING:
@@ -124,16 +130,7 @@ def _cpu_path() -> Record:
 
 
 def _memory(settings: Settings) -> Record:
-    total = available = None
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name in ("MemTotal", "MemAvailable"):
-                amount = int(value.split()[0]) * 1024
-                total, available = (amount, available) if name == "MemTotal" else (total, amount)
-    except OSError:
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total, available = machine_memory()
     address_space = None
     try:
         import resource

@@ -20,7 +20,7 @@ exit codes:
 
 environment:
   PROVER_DEVICE, PROVER_THREADS, PROVER_MEMORY_LIMIT   defaults of the options of that name
-  PROVER_CPU_PATH                                      ifma or portable; default: by the CPU's features
+  PROVER_...                                           the other settings: see gpuprover config
   GPUPROVER_CACHE_DIR                                  folder of compiled code
   GPUPROVER_DEBUG=1                                    traceback of an internal error
 
@@ -221,6 +221,13 @@ def build_parser() -> Parser:
     )
     worker.add_argument("--keys", metavar="N", default="4", help="keep at most N keys loaded; default: 4")
 
+    config = root.command(
+        "config",
+        "commands:config",
+        "show every setting, its value and where it comes from",
+        "By option, else by variable, else by the machine; a container's limits count, not its host's.",
+    )
+    config.add_argument("--markdown", action="store_true", help="the table of all settings, for documents")
     doctor = root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
     doctor.add_argument("--check", action="store_true", help="exit with 3 where nothing could be proved")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
