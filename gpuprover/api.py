@@ -370,26 +370,14 @@ def verify_batch(
     threads: int | None = None,
     cancel: Event | None = None,
 ) -> list[bool]:
-    """For each (public signals, proof) whether it holds; a damaged one is False.
+    """For each (public signals, proof) whether it holds; a damaged one, or one for another curve, is False.
 
     Many proofs of one key cost a fraction of as many calls of :func:`verify`.
     """
     from gpuprover.groth16 import verifier
 
     key, _ = _verification_key(verification_key)
-    good: list[tuple[int, tuple[list[int], groth16_json.Proof]]] = []
-    for i, (signals, document) in enumerate(statements):
-        try:
-            public = groth16_json.parse_public_signals(signals, key.curve, key.n_public)
-            good.append((i, (public, groth16_json.parse_proof(document, key.curve))))
-        except MalformedFile:
-            continue
-    results = [False] * len(statements)
-    backend = _verifying_backend(key, threads, cancel)
-    holds = verifier.verify_batch(key, [statement for _, statement in good], backend)
-    for (i, _), value in zip(good, holds, strict=True):
-        results[i] = value
-    return results
+    return verifier.verify_documents(key, statements, _verifying_backend(key, threads, cancel))
 
 
 def _verifying_backend(key: VerificationKey, threads: int | None, cancel: Event | None = None) -> Backend:

@@ -103,6 +103,7 @@ class Channel:
         self._limit, self._max_fds = limit, max_fds
         self._sending, self._receiving = threading.RLock(), threading.RLock()
         self._closed = False
+        self._received = 0
         # What has come of the frame that is being received: a receive that runs out of time can be repeated.
         self._header, self._body = bytearray(), bytearray()
         self._size: int | None = None
@@ -183,6 +184,11 @@ class Channel:
         """Whether a part of a message has come, and its rest has not."""
         return bool(self._header)
 
+    @property
+    def received(self) -> int:
+        """Bytes that have come so far."""
+        return self._received
+
     def _receive(
         self, deadline: float | None, admit: Callable[[int], None] | None
     ) -> tuple[dict[str, Any], list[int]]:
@@ -224,6 +230,7 @@ class Channel:
                 raise ConnectionLost(
                     "the other side closed the connection" + (" within a message" if self._header else "")
                 )
+            self._received += len(data)
             return data
 
     def _read_some(self, count: int) -> bytes:

@@ -113,6 +113,7 @@ ORDERS = {
     "zkey export solidityverifier K S": "zkey contract",
     "zkey export soliditycalldata S P": "public proof",
     "worker": "",
+    "verifier": "",
     "bench": "",
     "config": "",
     "doctor": "",

@@ -366,6 +366,16 @@ def _setting_text(row: dict[str, Any]) -> str:
     return f"{number} {row['unit']}".rstrip()
 
 
+def verifier(args: Namespace, context: Context) -> int:
+    from gpuprover.verifier.serve import serve
+
+    def announce(record: dict[str, Any]) -> None:
+        context.console.answer(record, f"listening on {', '.join(record['listening'])}")
+
+    threads = context.settings.threads
+    return serve(args.socket, args.listen, args.vkey, threads=threads, announce=announce)
+
+
 def bench(args: Namespace, context: Context) -> int:
     return _bench_command("run", args, context)
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from gpuprover.cli.console import write_lines
 from gpuprover.errors import InvalidInput
+from gpuprover.verifier.arguments import add_arguments
 
 EPILOG = """\
 exit codes:
@@ -228,6 +229,17 @@ def build_parser() -> Parser:
         "By option, else by variable, else by the machine; a container's limits count, not its host's.",
     )
     config.add_argument("--markdown", action="store_true", help="the table of all settings, for documents")
+
+    verifier = root.command(
+        "verifier",
+        "commands:verifier",
+        "verify for other processes, with no proving key, GPU or witness program in this one",
+        "Listens until SIGTERM; requests that wait by then are still answered. A Unix socket is this user's\n"
+        "alone; an address is open to all who reach it. Clients: gpuprover.verifier.client.VerifierClient.",
+    )
+    add_arguments(verifier)
+    verifier.usage = "%(prog)s (--socket PATH | --listen HOST:PORT) [--vkey NAME=FILE] [options]"
+
     doctor = root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
     doctor.add_argument("--check", action="store_true", help="exit with 3 where nothing could be proved")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")

@@ -24,8 +24,8 @@ import numpy as np
 
 from gpuprover.backend import Backend, Group
 from gpuprover.curves import AffineG1, CurveParams
-from gpuprover.errors import MalformedFile
-from gpuprover.formats.groth16_json import Proof, VerificationKey
+from gpuprover.errors import MalformedFile, UnsupportedFile
+from gpuprover.formats.groth16_json import Proof, VerificationKey, parse_proof, parse_public_signals
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words, words_to_g1
 
 WEIGHT_BITS = 127
@@ -165,6 +165,24 @@ def verify_batch(
     results: list[bool] = []
     for start in range(0, len(statements), BATCH):
         results += _Batch(key, checked, statements[start : start + BATCH], backend).results()
+    return results
+
+
+def verify_documents(
+    key: VerificationKey, statements: Sequence[tuple[object, object]], backend: Backend
+) -> list[bool]:
+    """As :func:`verify_batch`, for pairs of documents (public signals, proof); a damaged one is False."""
+    good: list[tuple[int, tuple[list[int], Proof]]] = []
+    for i, (signals, document) in enumerate(statements):
+        try:
+            public = parse_public_signals(signals, key.curve, key.n_public)
+            good.append((i, (public, parse_proof(document, key.curve))))
+        except (MalformedFile, UnsupportedFile):
+            continue
+    results = [False] * len(statements)
+    holds = verify_batch(key, [statement for _, statement in good], backend)
+    for (i, _), value in zip(good, holds, strict=True):
+        results[i] = value
     return results
 
 

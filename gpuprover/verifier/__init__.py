@@ -1,0 +1,28 @@
+"""The verifier as a process of its own: it holds verification keys, and no proving material, GPU or wasm.
+
+``python -m gpuprover.verifier`` is the process (:mod:`~gpuprover.verifier.server`); the
+:class:`~gpuprover.verifier.client.VerifierClient` talks to one that runs somewhere, and the
+:class:`~gpuprover.verifier.process.VerifierProcess` to one of its own, which it restarts when it dies.
+Importing this package imports nothing.
+
+Messages are those of :mod:`gpuprover.messages`. A request is ``{"id", "op", …}``, its answer
+``{"id", "result": {…}}`` or ``{"id", "error": {"kind", "message", "exit_code"}}``; answers come in any order.
+
+================  ==========================================  ==============================================
+op                request                                     result
+================  ==========================================  ==============================================
+``hello``                                                     ``protocol``, ``version``, ``pid``, ``ready``
+``load``          ``name``, ``verification_key``, ``digest``  ``digest``, once the key's points are checked
+``unload``        ``name``                                    ``unloaded``
+``verify``        ``name`` or ``digest``, ``public``,         ``valid``
+                  ``proof``
+``verify_batch``  ``name`` or ``digest``, ``statements``:     ``valid``, a list
+                  pairs of public signals and proof
+``status``                                                    see ``VerifierStatus``
+``shutdown``      (not over TCP)                              an empty object; what runs is finished
+================  ==========================================  ==============================================
+
+Both sides compute a key's digest (:func:`gpuprover.formats.groth16_json.digest`), and a key is what its
+digest says: a name that a connection loads means that key on this connection alone, so that no client can
+exchange another's key. The names that a verifier was started with are known to all.
+"""

@@ -1,0 +1,565 @@
+"""Calls to a verifier that runs somewhere: from many threads, over one connection, renewed when it breaks."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpuprover.errors import (
+    CircuitNotFound,
+    InvalidInput,
+    MalformedFile,
+    ProverError,
+    ShuttingDown,
+    Timeout,
+    from_record,
+)
+from gpuprover.messages import MAX_FRAME, Channel, ConnectionLost, encode
+from gpuprover.verifier.address import connect, parse_address
+
+if TYPE_CHECKING:
+    from gpuprover.formats.groth16_json import VerificationKey
+
+    KeyLike = VerificationKey | Mapping[str, Any]
+
+Statement = tuple[Sequence[int | str], Mapping[str, Any]]
+
+PROTOCOL = 1
+CALL_SECONDS = 120.0
+"""A call's time unless it says another; a first verification may have to compile its code."""
+CONNECT_SECONDS = 5.0
+START_SECONDS = 30.0
+"""From a connection to the verifier's first answer."""
+PING_SECONDS = 10.0
+SILENCE_SECONDS = 60.0
+"""A verifier that owes answers and does not even answer a question of its health for so long is given up."""
+FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
+"""Seconds before another attempt: doubled each time, from and to."""
+TRIES = 6
+"""Attempts to connect or to start, without an answer, after which the calls that wait fail."""
+SENDS = 10
+"""A call that goes down with so many verifiers fails."""
+STEADY_SECONDS = 5.0
+"""A connection that held so long was a good one: the next attempt comes without delay."""
+
+PART = 512
+"""Statements of a batch in one message: what the verifier checks with one product."""
+PART_BYTES = 1 << 20
+WINDOW = 4
+"""Parts of one batch that are on their way."""
+
+
+@dataclass(frozen=True)
+class VerifierStatus:
+    """How a verifier is.
+
+    Attributes:
+        state: ``ready``, ``starting`` (also after it died), ``idle`` (it was not needed yet) or ``closed``.
+        pid: of the process; None where there is none.
+        restarts: processes or connections after the first.
+        uptime: seconds.
+        threads: verifications that it makes at once.
+        connections, waiting, running: clients, and requests that wait or are worked on.
+        keys: name -> digest, curve and number of public signals.
+        counters: verified (valid and invalid ones together), valid, invalid; failed and refused requests.
+        memory: bytes of the process: private, pss, rss, peak.
+    """
+
+    state: str
+    pid: int | None = None
+    restarts: int = 0
+    uptime: float = 0.0
+    threads: int = 0
+    connections: int = 0
+    waiting: int = 0
+    running: int = 0
+    keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    memory: Mapping[str, int | None] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class _Call:
+    """A request, until it is answered: it is sent again on every new connection."""
+
+    number: int
+    frame: bytes
+    future: Future[dict[str, Any]] = field(default_factory=Future)
+    sends: int = 0
+    sent_to: Channel | None = None
+
+
+@dataclass(frozen=True)
+class _Key:
+    digest: str
+    document: dict[str, Any]
+
+
+class VerifierClient:
+    """A verifier at an address: the path of a Unix socket or ``HOST:PORT``.
+
+    Any number of threads may call. A verification has no side effects, so that a request which a broken
+    connection left unanswered is simply sent again, after the keys that were loaded here.
+
+    Raises:
+        InvalidInput: the address is none. Whether somebody answers there shows at the first call.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = parse_address(address)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._calls: dict[int, _Call] = {}
+        self._own: dict[int, Future[dict[str, Any]]] = {}
+        """Requests of this class itself, which belong to one connection."""
+        self._keys: dict[str, _Key] = {}
+        self._thread: threading.Thread | None = None
+        self._connection: Channel | None = None
+        self._channel: Channel | None = None
+        """The connection, once callers may send over it."""
+        self._opened = 0
+        self._answered = 0
+        self._pid: int | None = None
+        self._refusal: ProverError | None = None
+        self._closing = threading.Event()
+        self._ready = threading.Event()
+
+    def __enter__(self) -> VerifierClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Calls ---------------------------------------------------------------------------
+
+    def load(
+        self, name: str, verification_key: KeyLike, digest: str | None = None, *, timeout: float | None = None
+    ) -> str:
+        """Hands the verifier a key -> its digest. A name that is loaded already then means the new key.
+
+        Args:
+            verification_key: a :class:`VerificationKey`, or its document as snarkjs writes it.
+            digest: what :func:`gpuprover.formats.groth16_json.digest` gave where the key comes from. Both
+                sides compute it, and compare.
+
+        Raises:
+            MalformedFile, UnsupportedFile: the key is damaged, or has another digest.
+        """
+        key = _checked_key(verification_key, digest)
+        request = self._load_request(name, key)
+        with self._changed:
+            before = self._keys.get(name)
+            self._keys[name] = key
+            if not self._eager and not self._busy:
+                return key.digest  # goes to the verifier when it is started
+        try:
+            found = self._call(request, timeout).get("digest")
+            if found != key.digest:
+                raise MalformedFile("verification key", "digest", "the verifier found another one")
+        except BaseException:
+            with self._changed:
+                if before is None:
+                    self._keys.pop(name, None)
+                else:
+                    self._keys[name] = before
+            raise
+        return key.digest
+
+    def unload(self, name: str, *, timeout: float | None = None) -> None:
+        """Forgets a key that was loaded here.
+
+        Raises:
+            CircuitNotFound: none of that name was.
+        """
+        with self._changed:
+            if self._keys.pop(name, None) is None:
+                raise CircuitNotFound(f"{name}: no verification key of that name is loaded")
+            if not self._busy:
+                return
+        with suppress(CircuitNotFound):  # a verifier that was started meanwhile never had it
+            self._call({"op": "unload", "name": name}, timeout)
+
+    def verify(
+        self,
+        name: str,
+        public_signals: Sequence[int | str],
+        proof: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+    ) -> bool:
+        """Whether a proof holds, as :func:`gpuprover.verify` says.
+
+        Args:
+            name: of a key that was loaded here, or that the verifier was started with.
+            public_signals, proof: documents; paths are not read.
+            timeout: seconds, for everything: the verifier may have to be started first.
+
+        Raises:
+            MalformedFile, UnsupportedFile: a document is damaged.
+            CircuitNotFound: no key of that name.
+            QueueFull, Timeout, ShuttingDown; ConnectionLost: there is no verifier, and none can be had.
+        """
+        request = {"op": "verify", **self._which(name), "public": public_signals, "proof": proof}
+        try:
+            call = self._new_call(request)
+        except InvalidInput as error:
+            raise MalformedFile("proof or public signals", "document", error.message) from None
+        return self._result(call, timeout)["valid"] is True
+
+    def verify_batch(
+        self, name: str, statements: Iterable[Statement], *, timeout: float | None = None
+    ) -> list[bool]:
+        """For each (public signals, proof) whether it holds; a damaged one is False.
+
+        Args:
+            timeout: seconds for each part of some hundred statements.
+
+        Raises:
+            as :meth:`verify`.
+        """
+        return list(self.verify_stream(name, statements, timeout=timeout))
+
+    def verify_stream(
+        self, name: str, statements: Iterable[Statement], *, timeout: float | None = None
+    ) -> Iterator[bool]:
+        """As :meth:`verify_batch`, results in order as they come; few of the statements are held at once."""
+        which = self._which(name)
+        on_their_way: deque[tuple[_Call | None, int]] = deque()
+        source = iter(statements)
+        try:
+            while part := list(itertools.islice(source, PART)):
+                for sent in self._parts({"op": "verify_batch", **which}, part):
+                    on_their_way.append(sent)
+                    if len(on_their_way) >= WINDOW:
+                        yield from self._part_result(on_their_way.popleft(), timeout)
+            while on_their_way:
+                yield from self._part_result(on_their_way.popleft(), timeout)
+        finally:
+            for call, _ in on_their_way:
+                self._abandon(call)
+
+    def status(self, *, timeout: float = 5.0) -> VerifierStatus:
+        """How the verifier is.
+
+        Raises:
+            as :meth:`verify`.
+        """
+        answer = self._call({"op": "status"}, timeout)
+        names = (
+            "pid",
+            "uptime",
+            "threads",
+            "connections",
+            "waiting",
+            "running",
+            "keys",
+            "counters",
+            "memory",
+        )
+        values = {name: answer[name] for name in names if name in answer}
+        return VerifierStatus("ready", restarts=max(0, self._opened - 1), **values)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Waits until the verifier runs and has its keys -> whether it does within so many seconds."""
+        with self._changed:
+            self._begin()
+        return self._ready.wait(timeout)
+
+    def close(self) -> None:
+        """Ends the connection. Calls that wait get ShuttingDown. May be called again."""
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+            channel, thread = self._connection, self._thread
+        if channel is not None:
+            channel.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._fail_calls(ShuttingDown("the verifier's client was closed"))
+
+    # What a subclass may do otherwise ----------------------------------------------------
+
+    _eager = True
+    """Whether the verifier is needed from the start, and not only from the first verification on."""
+
+    def _open(self) -> Channel:
+        return Channel(connect(self._address, CONNECT_SECONDS))
+
+    def _ended(self) -> None:
+        """The connection that :meth:`_open` made has ended."""
+
+    def _explained(self, problem: ProverError) -> ProverError:
+        """What callers are told when there is no verifier."""
+        return problem
+
+    def _which(self, name: str) -> dict[str, Any]:
+        with self._changed:
+            key = self._keys.get(name)
+        return {"name": name} if key is None else {"digest": key.digest}
+
+    # One call ------------------------------------------------------------------------
+
+    def _call(self, request: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+        return self._result(self._new_call(request), timeout)
+
+    def _new_call(self, request: dict[str, Any], limit: int = MAX_FRAME) -> _Call:
+        number = next(self._numbers)
+        call = _Call(number, encode({"id": number, **request}, limit))
+        with self._changed:
+            if self._closing.is_set():
+                raise ShuttingDown("the verifier's client was closed")
+            self._calls[number] = call
+            self._begin()
+            channel = self._channel
+            if channel is not None:
+                call.sent_to, call.sends = channel, call.sends + 1
+            self._changed.notify_all()
+        if channel is not None:
+            self._send(channel, call.frame)
+        return call
+
+    @staticmethod
+    def _send(channel: Channel, frame: bytes) -> None:
+        # Where it fails, the receiving thread sees the end of the connection, and the call is sent again.
+        with suppress(ConnectionLost, Timeout):
+            channel.send_frame(frame, timeout=SILENCE_SECONDS)
+
+    def _result(self, call: _Call, timeout: float | None) -> dict[str, Any]:
+        limit = CALL_SECONDS if timeout is None else timeout
+        try:
+            return call.future.result(limit)
+        except FutureTimeout:
+            raise Timeout(f"the verifier did not answer within {limit:g} s") from None
+        finally:
+            self._abandon(call)
+
+    def _abandon(self, call: _Call | None) -> None:
+        if call is not None:
+            with self._changed:
+                self._calls.pop(call.number, None)
+
+    def _parts(
+        self, request: dict[str, Any], statements: Sequence[Statement]
+    ) -> Iterator[tuple[_Call | None, int]]:
+        """Sends statements in messages of a bounded length; one alone that cannot be sent is damaged."""
+        alone = len(statements) == 1
+        try:
+            call = self._new_call({**request, "statements": statements}, MAX_FRAME if alone else PART_BYTES)
+        except InvalidInput:
+            if alone:
+                yield None, 1
+                return
+            middle = len(statements) // 2
+            yield from self._parts(request, statements[:middle])
+            yield from self._parts(request, statements[middle:])
+            return
+        yield call, len(statements)
+
+    def _part_result(self, part: tuple[_Call | None, int], timeout: float | None) -> list[bool]:
+        call, count = part
+        if call is None:
+            return [False]
+        valid = self._result(call, timeout)["valid"]
+        if len(valid) != count:
+            raise ConnectionLost(f"the verifier answered {len(valid)} statements of {count}")
+        return [value is True for value in valid]
+
+    # The connection --------------------------------------------------------------------
+
+    @property
+    def _busy(self) -> bool:
+        """Whether there is a connection, or one is being made."""
+        return self._thread is not None
+
+    def _begin(self) -> None:
+        """Starts what keeps up the connection; with the lock held."""
+        if self._thread is None and not self._closing.is_set():
+            self._thread = threading.Thread(target=self._keep_up, name="gpuprover-verifier", daemon=True)
+            self._thread.start()
+
+    def _keep_up(self) -> None:
+        """Connects, and again whenever the connection ends."""
+        failures, delay = 0, 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._closing.is_set, delay)
+                # A verifier that cannot be had is not tried for ever: only while somebody waits for it.
+                while failures >= TRIES and not self._calls and not self._closing.is_set():
+                    self._changed.wait()
+                if self._closing.is_set():
+                    return
+            began, answered = time.monotonic(), self._answered
+            channel: Channel | None = None
+            problem: ProverError = ConnectionLost("the verifier ended")
+            try:
+                channel = self._open()
+                with self._changed:
+                    if self._closing.is_set():
+                        return
+                    self._connection = channel
+                    self._opened += 1
+                self._converse(channel)
+            except ProverError as error:
+                problem = error
+            finally:
+                self._detach(channel)
+            if self._answered > answered or time.monotonic() - began > STEADY_SECONDS:
+                failures, delay = 0, 0.0
+                continue
+            failures += 1
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (failures - 1))
+            if failures >= TRIES:
+                self._fail_calls(self._refusal or self._explained(problem))
+
+    def _detach(self, channel: Channel | None) -> None:
+        with self._changed:
+            self._connection = self._channel = self._pid = None
+            self._ready.clear()
+            own, self._own = self._own, {}
+        for future in own.values():
+            future.set_exception(ConnectionLost("the verifier ended"))
+        if channel is not None:
+            channel.close()
+        self._ended()
+
+    def _converse(self, channel: Channel) -> None:
+        """One connection: greeting, keys, calls that wait; then until it ends."""
+        self._refusal = None
+        receiver = threading.Thread(
+            target=self._receive, args=(channel,), name="gpuprover-verifier-answers", daemon=True
+        )
+        receiver.start()
+        try:
+            hello = self._own_call(channel, {"op": "hello"}).result(START_SECONDS)
+            if hello.get("protocol") != PROTOCOL:
+                raise ConnectionLost(f"a verifier of another protocol, {hello.get('protocol')!r:.40}")
+            with self._changed:
+                keys = dict(self._keys)
+            loads = [self._own_call(channel, self._load_request(name, key)) for name, key in keys.items()]
+            self._resend(channel)
+            self._pid = hello.get("pid")
+            for load in loads:
+                with suppress(ProverError):  # whoever verifies with it is told
+                    load.result(CALL_SECONDS)
+            self._ready.set()
+            receiver.join()
+        except FutureTimeout:
+            raise ConnectionLost("the verifier did not answer") from None
+        finally:
+            channel.close()
+            receiver.join()
+
+    def _resend(self, channel: Channel) -> None:
+        """Sends the calls that wait; from then on, callers send their own."""
+        while True:
+            with self._changed:
+                if self._closing.is_set():
+                    return
+                waiting = [call for call in self._calls.values() if call.sent_to is not channel]
+                if not waiting:
+                    self._channel = channel
+                    return
+                for call in waiting:
+                    call.sent_to, call.sends = channel, call.sends + 1
+            for call in waiting:
+                if call.sends > SENDS:
+                    self._abandon(call)
+                    call.future.set_exception(
+                        ConnectionLost(f"{SENDS} verifiers ended before they had answered")
+                    )
+                else:
+                    self._send(channel, call.frame)
+
+    def _own_call(self, channel: Channel, request: dict[str, Any]) -> Future[dict[str, Any]]:
+        number = next(self._numbers)
+        future: Future[dict[str, Any]] = Future()
+        with self._changed:
+            if channel.closed:  # and whoever receives has told those that were here before
+                future.set_exception(ConnectionLost("the verifier ended"))
+                return future
+            self._own[number] = future
+        self._send(channel, encode({"id": number, **request}))
+        return future
+
+    def _receive(self, channel: Channel) -> None:
+        """Hands out answers until the connection ends, or the verifier is silent for too long."""
+        asked: float | None = None
+        while True:
+            try:
+                answer, _ = channel.receive(PING_SECONDS)
+            except Timeout:
+                if not self._calls and not self._own:
+                    asked = None
+                elif asked is None:
+                    asked = time.monotonic()
+                    self._own_call(channel, {"op": "hello"})
+                elif time.monotonic() - asked > SILENCE_SECONDS:
+                    break
+                continue
+            except ProverError:
+                break
+            asked = None
+            self._hand_out(answer)
+        channel.close()
+        with self._changed:
+            own, self._own = self._own, {}
+        for future in own.values():
+            future.set_exception(self._refusal or ConnectionLost("the verifier ended"))
+
+    def _hand_out(self, answer: dict[str, Any]) -> None:
+        number, result = answer.get("id"), answer.get("result")
+        error = None if isinstance(result, dict) else from_record(answer.get("error"))
+        if not isinstance(number, int):
+            self._refusal = error
+            return
+        with self._changed:
+            future = self._own.pop(number, None)
+            call = self._calls.pop(number, None) if future is None else None
+            if call is not None:
+                future, self._answered = call.future, self._answered + 1
+        if future is None:  # it was sent twice, or nobody waits any more
+            return
+        if isinstance(result, dict):
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _fail_calls(self, error: ProverError) -> None:
+        with self._changed:
+            calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.future.set_exception(error)
+
+    @staticmethod
+    def _load_request(name: str, key: _Key) -> dict[str, Any]:
+        return {"op": "load", "name": name, "digest": key.digest, "verification_key": key.document}
+
+
+def _checked_key(source: KeyLike, expected: str | None) -> _Key:
+    from gpuprover.formats import groth16_json
+
+    key = (
+        source
+        if isinstance(source, groth16_json.VerificationKey)
+        else groth16_json.parse_verification_key(source)
+    )
+    found = groth16_json.digest(key)
+    if expected is not None and found != expected:
+        raise MalformedFile(
+            "verification key", "digest", f"expected {expected[:64]}, found {found}: not the key it should be"
+        )
+    return _Key(found, groth16_json.verification_key_points(key))

@@ -1,0 +1,73 @@
+"""A verifier from its arguments: sockets, keys, then the server."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from gpuprover.errors import InvalidInput
+from gpuprover.verifier.address import Listener, tcp_address, unix_address
+
+
+def _print(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+def serve(
+    sockets: Sequence[str],
+    addresses: Sequence[str],
+    keys: Sequence[str],
+    *,
+    threads: int,
+    descriptor: int | None = None,
+    announce: Callable[[dict[str, Any]], None] = _print,
+) -> int:
+    """Runs a verifier in the main thread until SIGTERM or the like; returns the exit code, 0.
+
+    Args:
+        sockets: paths of Unix sockets.
+        addresses: ``HOST:PORT``.
+        keys: ``NAME=FILE``, verification keys as snarkjs writes them.
+        threads: verifications at once.
+        descriptor: of a connected socket to whoever started this process.
+        announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect.
+
+    Raises:
+        InvalidInput: nothing to listen on; an argument or a file cannot be used.
+        MalformedFile, UnsupportedFile: a key is damaged.
+        DeviceError: the system refuses an address.
+    """
+    from gpuprover.formats.json_files import read_json
+    from gpuprover.verifier.server import Limits, Server
+
+    places = [*map(unix_address, sockets), *map(tcp_address, addresses)]
+    if not places and descriptor is None:
+        raise InvalidInput("verifier: expected --socket PATH or --listen HOST:PORT")
+    server = Server(Limits(threads=threads))
+    for text in keys:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise InvalidInput(f"--vkey: expected NAME=FILE, found {text[:60]!r}")
+        server.load(name, read_json(path), path)
+    if descriptor is not None:
+        try:
+            server.own(socket.socket(fileno=descriptor))
+        except OSError as error:
+            raise InvalidInput(f"--fd {descriptor}: no socket: {error.strerror or error}") from None
+    with ExitStack() as stack:
+        listening = []
+        for place in places:
+            listener = Listener(place)
+            stack.callback(listener.close)
+            server.listen(listener)
+            listening.append(str(listener.address))
+        # What was imported stays: the collector need not look at it again, nor write into its pages.
+        gc.collect()
+        gc.freeze()
+        announce({"ready": True, "pid": os.getpid(), "listening": listening, "keys": server.digests()})
+        return server.run()
