@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Pathish = str | PathLike[str]
 T = TypeVar("T")
 
-WitnessLike = Pathish | bytes | Sequence[int] | Words | Mapping[str, Any]
+WitnessLike = Pathish | bytes | bytearray | memoryview | Sequence[int] | Words | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_key(path: Pathish) -> ProvingKey:
 
 
 def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
-    if isinstance(source, bytes | str | PathLike):
+    if isinstance(source, bytes | bytearray | memoryview | str | PathLike):
         with job.phase("load witness"):
             return read_witness(source)
     if isinstance(source, Mapping):

@@ -366,5 +366,12 @@ def open_backend(
     return factory(curve, job)
 
 
+def warm_up(device: str, curve: CurveParams, job: Job) -> None:
+    """Loads what proofs over a curve run on a device, or compiles it, so that the first one is not slow."""
+    if is_gpu(device):
+        open_backend(device, curve, job)
+    import_module("gpuprover.cpu").warmup([curve], job, proofs_only=True)
+
+
 def _family(name: str) -> Any:
     return import_module(_GPUS[name.partition(":")[0]])

@@ -221,7 +221,8 @@ def private_file(pieces: Iterable[bytes | bytearray | memoryview] = ()) -> int:
         descriptor = _unnamed()
         try:
             for piece in pieces:
-                view = memoryview(piece).cast("B")
+                view = memoryview(piece)
+                view = view.cast("B") if view.nbytes else view[:0]
                 while view:
                     view = view[os.write(descriptor, view[: 1 << 26]) :]
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

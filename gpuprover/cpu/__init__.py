@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from gpuprover.job import Job
 
 
-def warmup(curves: Sequence[CurveParams] | None = None, job: Job | None = None) -> None:
+def warmup(
+    curves: Sequence[CurveParams] | None = None, job: Job | None = None, *, proofs_only: bool = False
+) -> None:
     """Compiles (or loads from the cache) every kernel for the given curves, default all.
+
+    ``proofs_only`` leaves out what only set-ups and checks of whole keys call.
 
     Progress is reported as one phase a curve, named ``compile <curve>``.
     """
@@ -22,4 +26,4 @@ def warmup(curves: Sequence[CurveParams] | None = None, job: Job | None = None) 
     job = job or Job()
     for curve in CURVES if curves is None else curves:
         with job.phase(f"compile {curve.name}"):
-            compile_curve(curve, job)
+            compile_curve(curve, job, proofs_only)

@@ -15,8 +15,8 @@ from gpuprover.limbs import g1_to_words, g2_to_words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 
-def compile_curve(curve: CurveParams, job: Job) -> None:
-    """All kernels for one curve; reports progress in the job's current phase."""
+def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> None:
+    """All kernels for one curve, or those of proofs; reports progress in the job's current phase."""
     inner = Job(threads=1)
     backend = CpuBackend(curve, inner)
     words = ints_to_words(range(1, 5), curve.scalar.limbs)
@@ -75,9 +75,9 @@ def compile_curve(curve: CurveParams, job: Job) -> None:
         sums(Group.G2),
         checks(Group.G2),
         pairings,
-        combinations(Group.G1),
-        combinations(Group.G2),
     ]
+    if not proofs_only:
+        steps += [combinations(Group.G1), combinations(Group.G2)]
     for i, step in enumerate(steps):
         job.check()
         step()

@@ -1,0 +1,974 @@
+"""The supervisor: an :class:`~gpuprover.runner.Executor` whose proofs are made in worker processes.
+
+One thread owns everything: it starts workers, listens to them, and keeps the time. Public methods leave it a
+message and return; what others may look at it publishes as a whole. Callbacks are called from it.
+
+A place (``cpu-0``, ``cuda:0``) is where one worker is at a time, beside its successor while that starts. CPU
+workers run one proof at a time, those of GPUs as many as they are given. The death of a worker makes its runs
+:class:`~gpuprover.runner.Lost`, each once: a run is forgotten before its end is told, and what comes for a run
+that is not known is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+from gpuprover import memory
+from gpuprover.api import ProofResult
+from gpuprover.errors import (
+    Cancelled,
+    DeviceError,
+    ProofGenerationFailed,
+    ProverError,
+    ShuttingDown,
+    Timeout,
+    from_record,
+)
+from gpuprover.job import Progress
+from gpuprover.memory import MemoryUsage
+from gpuprover.messages import Channel, ConnectionLost
+from gpuprover.processes import Backoff, Child, spawn
+from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.scheduler import Device
+from gpuprover.workers.wire import Parcel, result_from_json
+
+START_TRIES = 4
+"""So often in a row a place's worker may fail to start before callers are told; it is tried on."""
+DEVICE_TRIES = 3
+"""So often in a row a GPU may fail under a proof, each time in a new process, before it is used no more."""
+LOAD_TRIES = 3
+"""So many workers may die while they load a key before its loader is told."""
+STEADY_SECONDS = 10.0
+"""A worker that has lived so long, or made a proof, has started well: its next start is not delayed."""
+EXIT_SECONDS = 5.0
+"""For a worker that has nothing to do to end."""
+REAP_SECONDS = 0.2
+KILLED_SECONDS = 10.0
+"""For a killed process to be gone, after which it is left to the system: gigabytes take it moments."""
+TICK_SECONDS = 1.0
+LATE_SECONDS = 1.0
+"""If this process was stopped itself so long, silent workers are given the time again."""
+GRAIN = 16 << 20
+"""Bytes in which memory for proofs is told: it does not change with every page."""
+MESSAGES_AT_ONCE = 100
+SURVEYS = 2
+"""So many workers may look for GPUs; if they die of it, there are none."""
+WORKER_BYTES = 112 << 20
+"""Memory of a CPU worker between proofs, Numba and machine code above all; measured by hand."""
+
+_log = logging.getLogger("gpuprover.workers")
+
+Loaded = Callable[[KeyInfo | ProverError | Lost], None]
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a :class:`WorkerPool` may use, and how patient it is. Bytes and seconds.
+
+    Attributes:
+        threads: of the CPU, for all workers together; each request says how many it takes.
+        min_workers, max_workers: CPU workers that are kept, and that there may be.
+        gpus: names of GPUs to prove on, one worker each; None: all that can be used; (): none.
+        gpu_proofs: at most so many at once on a GPU; None: as many as its memory holds.
+        memory_limit: for workers, this process and proofs together; None for no limit.
+        key_bytes: mapped keys that one worker keeps.
+        warm: with a pinned key, load what proofs with it run before the first one comes.
+        max_proofs: a worker that has made so many is replaced.
+        memory_mark: a worker that holds more private memory while it does nothing is replaced; None: never.
+        idle: after so long without work, workers beyond the minimum end.
+        heartbeat: a worker that is silent so long is taken for dead.
+        init: so long may pass between two steps of a worker's start.
+        grace: for a worker to answer a cancellation, or to notice that a time limit is reached.
+        backoff: (first, factor, cap, jitter) of the delay before a worker is started again.
+    """
+
+    threads: int = 1
+    min_workers: int = 1
+    max_workers: int = 1
+    gpus: tuple[str, ...] | None = None
+    gpu_proofs: int | None = None
+    memory_limit: int | None = None
+    key_bytes: int = 1 << 40
+    warm: bool = False
+    max_proofs: int = 500
+    memory_mark: int | None = None
+    idle: float = 60.0
+    heartbeat: float = 15.0
+    init: float = 120.0
+    grace: float = 5.0
+    backoff: tuple[float, float, float, float] = (0.1, 2.0, 10.0, 0.2)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A request that was taken and has not ended; at ``due`` it is ended by force, with ``error``."""
+
+    request: ProofRequest
+    parcel: Parcel
+    done: Done
+    progress: Report | None
+    worker: _Worker | None = None
+    due: float | None = None
+    error: ProverError | None = None
+
+
+@dataclass(eq=False)
+class _Load:
+    """A key to load.
+
+    ``asked``: for each kind of device that has not answered, the worker that was asked, if there was one yet.
+    """
+
+    path: str
+    pin: bool
+    done: Loaded
+    asked: dict[str, _Worker | None] | None = None
+    found: list[KeyInfo] = field(default_factory=list)
+    problem: ProverError | Lost | None = None
+    tries: int = 0
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One process.
+
+    Attributes:
+        heard, moved: when it last said anything, and when its start last went on.
+        pins: keys that it keeps.
+        surveys: it looks for GPUs when it starts.
+        at_rest: bytes that it held when it did nothing.
+        stopping: it was asked to end, and takes no more runs.
+        leave: when it is killed if it has not ended.
+        wear: why another one shall take its place.
+        fault: what is wrong with it.
+    """
+
+    place: _Place
+    child: Child
+    channel: Channel
+    connection: socket.socket
+    born: float
+    heard: float
+    moved: float
+    idle_since: float
+    pins: set[str]
+    ready: bool = False
+    runs: dict[int, _Run] = field(default_factory=dict)
+    loads: dict[int, str] = field(default_factory=dict)
+    surveys: bool = False
+    proofs: int = 0
+    memory: MemoryUsage | None = None
+    at_rest: int = WORKER_BYTES
+    stopping: bool = False
+    leave: float | None = None
+    wear: str = ""
+    fault: str = ""
+
+    @property
+    def open(self) -> bool:
+        return self.ready and not self.stopping
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where one worker is at a time.
+
+    Attributes:
+        successor: starts to take the worker's turn.
+        again: the earliest time of the next start.
+        failures: of starts, in a row; ``device_failures``: of the device under proofs, in a row.
+        closing: it ends with its worker.
+    """
+
+    name: str
+    device: str
+    backoff: Backoff
+    worker: _Worker | None = None
+    successor: _Worker | None = None
+    again: float = 0.0
+    failures: int = 0
+    device_failures: int = 0
+    restarts: int = 0
+    closing: bool = False
+    problem: str = ""
+
+    def workers(self) -> list[_Worker]:
+        return [worker for worker in (self.worker, self.successor) if worker is not None]
+
+
+class WorkerPool:
+    """Worker processes as an executor; see :class:`gpuprover.runner.Executor` for its methods.
+
+    The death of a worker loses no run without telling. If this process dies, its workers die with it.
+    """
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._commands: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._published: tuple[list[Device], list[WorkerStatus], int] = ([], [], 0)
+        # From here on: the supervisor's thread alone.
+        self._changed: Callable[[], None] = lambda: None
+        self._places: list[_Place] = []
+        self._dying: list[tuple[Child, float]] = []
+        self._runs: dict[int, _Run] = {}
+        self._waiting: dict[str, deque[_Run]] = {}
+        self._loads: dict[int, _Load] = {}
+        self._numbers = count(1)
+        self._pinned: set[str] = set()
+        self._machine: dict[str, Device] = {}
+        self._surveys = 0 if settings.gpus == () else SURVEYS
+        self._broken: dict[str, DeviceError] = {}
+        self._calls: list[Callable[[], None]] = []
+        self._own = 0
+        self._ticked = 0.0
+        self._closing: float | None = None
+
+    # What an engine uses ------------------------------------------------------------------
+
+    def start(self, changed: Callable[[], None]) -> None:
+        with self._lock:
+            if self._thread is not None or self._closed:
+                raise RuntimeError("a worker pool is started once")
+            self._changed = changed
+            self._selector = selectors.DefaultSelector()
+            self._bell, self._ear = socket.socketpair()
+            for end in (self._bell, self._ear):
+                end.setblocking(False)
+            self._selector.register(self._ear, selectors.EVENT_READ)
+            self._thread = threading.Thread(target=self._main, name="gpuprover-workers", daemon=True)
+            self._thread.start()
+
+    @property
+    def devices(self) -> list[Device]:
+        return list(self._published[0])
+
+    def workers(self) -> list[WorkerStatus]:
+        return list(self._published[1])
+
+    def memory(self) -> int:
+        return self._published[2]
+
+    def load(self, path: str, pin: bool, done: Loaded) -> None:
+        load = _Load(os.path.abspath(path), pin, done)
+        self._post(lambda: self._take_load(load), lambda: done(_shutting_down()))
+
+    def unload(self, path: str) -> None:
+        where = os.path.abspath(path)
+        self._post(lambda: self._unload(where))
+
+    def prove(self, request: ProofRequest, done: Done, progress: Report | None = None) -> None:
+        """As the protocol says. The bytes of a witness are copied before this returns."""
+        try:
+            parcel = Parcel(request)
+        except ProverError as error:
+            problem = error
+            self._post(
+                lambda: self._calls.append(lambda: done(request, problem)), lambda: done(request, problem)
+            )
+            return
+
+        def refuse() -> None:
+            parcel.close()
+            done(request, _shutting_down())
+
+        self._post(lambda: self._take(_Run(request, parcel, done, progress)), refuse)
+
+    def cancel(self, request_id: int) -> None:
+        self._post(lambda: self._cancel(request_id))
+
+    def shrink(self) -> None:
+        self._post(lambda: self._broadcast({"type": "shrink"}))
+
+    def close(self, grace: float) -> None:
+        with self._lock:
+            thread, first, self._closed = self._thread, not self._closed, True
+            if first:
+                self._commands.append((lambda: self._begin_closing(grace), lambda: None))
+                self._ring()
+        if thread is None:
+            self._refuse_all()
+        elif thread is threading.current_thread():
+            raise RuntimeError("a worker pool cannot be closed from its own callbacks")
+        else:
+            thread.join()
+
+    def _post(self, command: Callable[[], None], refuse: Callable[[], None] = lambda: None) -> None:
+        """Has the supervisor's thread run a command; after :meth:`close` it is refused instead."""
+        with self._lock:
+            taken = not self._closed
+            if taken:
+                self._commands.append((command, refuse))
+                self._ring()
+        if not taken:
+            refuse()
+
+    def _ring(self) -> None:
+        if self._thread is not None:
+            with suppress(OSError):  # it rings already, or nobody is there any more
+                self._bell.send(b"!")
+
+    def _refuse_all(self) -> None:
+        while self._commands:
+            self._commands.popleft()[1]()
+
+    # The supervisor's thread --------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            while self._closing is None or self._places or self._dying:
+                self._step()
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _log.critical(
+                "the supervisor of workers ends: %s in line %s: this is a bug",
+                type(error).__name__,
+                where.lineno,
+            )
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Leaves nothing behind and no caller without an answer, whatever has happened."""
+        with self._lock:
+            self._closed = True
+        for worker in self._workers():
+            self._bury(worker, "its supervisor ended")
+        self._abandon("its supervisor ended")
+        for child, _ in self._dying:
+            child.wait(KILLED_SECONDS)
+            child.close()
+        self._places, self._dying = [], []
+        self._selector.close()
+        self._bell.close()
+        self._ear.close()
+        self._refuse_all()
+        self._publish()
+        self._call()
+
+    def _step(self) -> None:
+        before = time.monotonic()
+        wait = self._patience(before)
+        events = self._selector.select(wait)
+        now = time.monotonic()
+        if now - before - wait > LATE_SECONDS:
+            # This process was stopped itself: who was silent meanwhile need not be dead.
+            for worker in self._workers():
+                worker.heard = worker.moved = now
+        for key, _ in events:
+            if key.fileobj is self._ear:
+                with suppress(BlockingIOError):
+                    self._ear.recv(4096)
+            elif key.data.connection.fileno() >= 0:
+                self._listen(key.data, now)
+        while self._commands:
+            self._commands.popleft()[0]()
+        self._tick(now)
+        self._resize(now)
+        self._assign(now)
+        self._publish()
+        self._call()
+
+    def _call(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                _log.error("a callback of the worker pool failed: %s", type(error).__name__)
+
+    def _workers(self) -> list[_Worker]:
+        return [worker for place in self._places for worker in place.workers()]
+
+    # Workers begin and end ------------------------------------------------------------------
+
+    def _begin(self, place: _Place, now: float) -> _Worker | None:
+        """Starts a process for a place; None if the system does not."""
+        mine, theirs = socket.socketpair()
+        with theirs:
+            try:
+                child = spawn(
+                    "gpuprover.workers", str(theirs.fileno()), str(os.getpid()), fds=[theirs.fileno()]
+                )
+            except ProverError as error:
+                mine.close()
+                self._failed_to_start(place, error.message, now)
+                return None
+        worker = _Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
+        self._selector.register(mine, selectors.EVENT_READ, worker)
+        worker.surveys = place.name == "cpu-0" and self._surveys > 0
+        settings = self._settings
+        start = {
+            "type": "start",
+            "device": place.device,
+            "key_bytes": settings.key_bytes,
+            "pinned": sorted(self._pinned),
+            "warm": settings.warm,
+            "survey": worker.surveys,
+        }
+        self._send(worker, start)
+        return worker
+
+    def _send(self, worker: _Worker, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Without waiting: a worker that has left its messages lying is at fault, and killed soon."""
+        try:
+            worker.channel.send(message, fds, timeout=0)
+        except (Timeout, ConnectionLost):
+            worker.fault = worker.fault or "it takes no messages"
+            worker.stopping, worker.leave = True, 0.0
+
+    def _stop(self, worker: _Worker, now: float) -> None:
+        """Asks a worker to end when its runs have."""
+        if worker.stopping:
+            return
+        worker.stopping = True
+        if not worker.ready:
+            worker.leave = now
+            return
+        if not worker.runs:
+            worker.leave = now + EXIT_SECONDS
+        self._send(worker, {"type": "stop"})
+
+    def _bury(self, worker: _Worker, why: str) -> None:
+        """Ends a process, if it has not ended, and whatever it was doing."""
+        self._selector.unregister(worker.connection)
+        worker.channel.close()
+        worker.child.kill()
+        if worker.child.wait(REAP_SECONDS):
+            worker.child.close()
+        else:
+            self._dying.append((worker.child, time.monotonic() + KILLED_SECONDS))
+        place = worker.place
+        if place.worker is worker:
+            place.worker, place.successor = place.successor, None
+        else:
+            place.successor = None
+        lost = Lost(f"{place.name}: {why}")
+        for run in list(worker.runs.values()):
+            self._finish(run, lost)
+        for number, kind in worker.loads.items():
+            load = self._loads.get(number)
+            if load is not None and load.asked is not None:
+                load.asked[kind], load.tries = None, load.tries + 1
+                if load.tries >= LOAD_TRIES:
+                    self._finish_load(number, lost)
+
+    def _gone(self, worker: _Worker, why: str, now: float) -> None:
+        """A process has ended, or has to. Its place goes on with its successor, or with a new one."""
+        place, was_worker = worker.place, worker.place.worker is worker
+        if not worker.stopping or worker.fault:
+            why = worker.fault or why
+            _log.warning("%s: process %d: %s", place.name, worker.child.pid, why)
+            place.restarts += was_worker
+            if worker.ready:
+                place.problem, place.again = why, now + place.backoff.next()
+            else:
+                self._surveys -= worker.surveys
+                self._failed_to_start(place, why, now)
+        self._bury(worker, why)
+        if place.closing and not place.workers():
+            self._places.remove(place)
+
+    def _failed_to_start(self, place: _Place, why: str, now: float) -> None:
+        place.failures += 1
+        place.problem, place.again = why, now + place.backoff.next()
+        ready = any(w.ready for w in self._workers() if w.place.device == place.device)
+        if place.failures >= START_TRIES and not ready:
+            self._broken[place.device] = DeviceError(
+                f"{place.device}: {place.failures} times in a row no worker started: {why}"
+            )
+
+    # What workers say -----------------------------------------------------------------------
+
+    def _listen(self, worker: _Worker, now: float) -> None:
+        try:
+            for _ in range(MESSAGES_AT_ONCE):
+                message, _ = worker.channel.receive(0)
+                worker.heard = now
+                self._hear(worker, message, now)
+        except Timeout:
+            return
+        except ProverError as error:
+            ended = worker.child.wait(REAP_SECONDS)
+            self._gone(worker, f"the process {worker.child.describe()}" if ended else error.message, now)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            worker.fault = "it said what no worker says"
+            self._gone(worker, worker.fault, now)
+
+    def _hear(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+        kind = message["type"]
+        if kind == "alive":
+            self._remember(worker, message["memory"])
+        elif kind == "starting":
+            worker.moved = now
+        elif kind == "progress":
+            run = worker.runs.get(message["id"])
+            if run is not None and run.progress is not None:
+                step = Progress(message["phase"], message["fraction"], message["elapsed"])
+                self._calls.append(partial(run.progress, step))
+        elif kind == "done":
+            self._hear_done(worker, message, now)
+        elif kind == "loaded":
+            self._hear_loaded(worker, message, now)
+        elif kind == "hello":
+            self._hear_hello(worker, message, now)
+        elif kind == "refused":
+            worker.stopping = True
+            run = worker.runs.pop(message["id"], None)
+            if run is not None:
+                self._wait(run, first=True)
+        elif kind == "stopping":
+            worker.stopping = True
+            if not worker.runs:
+                worker.leave = now + EXIT_SECONDS
+        elif kind == "failed":
+            worker.fault = from_record(message["error"]).message
+
+    def _hear_hello(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+        place = worker.place
+        worker.ready, worker.idle_since = True, now
+        place.failures, place.problem = 0, ""
+        self._broken.pop(place.device, None)
+        self._remember(worker, message["memory"])
+        self._machine[place.device] = Device(**message["device"])
+        gpus = [Device(**record) for record in message["devices"] or () if record["kind"] != "cpu"]
+        for gpu in gpus:
+            self._machine.setdefault(gpu.name, gpu)
+        if message["devices"]:
+            self._surveys = 0
+        if any(not gpu.problem for gpu in gpus):
+            worker.wear = "it has in memory what looks for GPUs"
+        for path in self._pinned - worker.pins:
+            self._pin_in(worker, path)
+        for path in worker.pins - self._pinned:
+            worker.pins.discard(path)
+            self._send(worker, {"type": "unload", "path": path})
+
+    def _remember(self, worker: _Worker, usage: dict[str, int | None]) -> None:
+        worker.memory = MemoryUsage(**usage)  # type: ignore[arg-type]
+        if worker.open and not worker.runs:
+            worker.at_rest = _own_bytes(worker.memory)
+            mark = self._settings.memory_mark
+            if mark is not None and worker.at_rest > mark:
+                worker.wear = worker.wear or f"it holds {worker.at_rest >> 20} MiB at rest"
+
+    def _hear_done(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+        run = worker.runs.get(message["id"])
+        if run is None:
+            return
+        worker.proofs += 1
+        worker.idle_since = now
+        place = worker.place
+        outcome: ProofResult | ProverError
+        if "result" in message:
+            outcome = result_from_json(message["result"])
+            place.device_failures = 0
+            place.backoff.reset()
+        else:
+            outcome = from_record(message["error"])
+        self._finish(run, outcome)
+        if worker.proofs >= self._settings.max_proofs:
+            worker.wear = worker.wear or f"it has made {worker.proofs} proofs"
+        if isinstance(outcome, DeviceError) and place.device != "cpu":
+            self._device_failed(worker, outcome.message, now)
+        if worker.stopping and not worker.runs and worker.leave is None:
+            worker.leave = now + EXIT_SECONDS
+
+    def _device_failed(self, worker: _Worker, why: str, now: float) -> None:
+        """What is sticky in CUDA ends with the process: another one gets the device, a few times."""
+        place = worker.place
+        place.device_failures += 1
+        worker.fault = worker.fault or why
+        self._stop(worker, now)
+        if place.device_failures >= DEVICE_TRIES:
+            place.closing = True
+            self._machine[place.device] = replace(self._machine[place.device], problem=why)
+
+    def _hear_loaded(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+        worker.idle_since = now
+        number = message["id"]
+        kind, load = worker.loads.pop(number, None), self._loads.get(number)
+        if kind is None or load is None or load.asked is None:
+            return
+        del load.asked[kind]
+        if "key" in message:
+            load.found.append(KeyInfo.from_json(message["key"]))
+        else:
+            load.problem = from_record(message["error"])
+        if not load.asked:
+            self._finish_load(number, load.problem)
+
+    # Keys -----------------------------------------------------------------------------------
+
+    def _take_load(self, load: _Load) -> None:
+        self._loads[next(self._numbers)] = load
+
+    def _ask(self, number: int, load: _Load) -> None:
+        """Asks a worker for each kind of device, if there is one; else this is called again."""
+        usable = {d.kind for d in self._usable()}
+        if not usable:
+            if self._broken:
+                self._finish_load(number, next(iter(self._broken.values())))
+            return
+        if load.asked is None:
+            load.asked = dict.fromkeys(usable)
+        for kind in [kind for kind, asked in load.asked.items() if asked is None]:
+            if kind not in usable:
+                del load.asked[kind]
+                continue
+            able = [w for w in self._workers() if w.open and self._machine[w.place.device].kind == kind]
+            if able:
+                worker = load.asked[kind] = min(able, key=lambda w: len(w.runs))
+                worker.loads[number] = kind
+                worker.pins |= {load.path} if load.pin else set()
+                self._send(worker, {"type": "load", "id": number, "path": load.path, "pin": load.pin})
+        if not load.asked:
+            self._finish_load(number, load.problem)
+
+    def _finish_load(self, number: int, problem: ProverError | Lost | None) -> None:
+        load = self._loads.pop(number)
+        outcome: KeyInfo | ProverError | Lost
+        if load.found:
+            plans = {kind: plans for info in load.found for kind, plans in info.plans.items()}
+            outcome = replace(load.found[0], plans=plans)
+            if load.pin:
+                self._pinned.add(load.path)
+                for worker in self._workers():
+                    if worker.open and load.path not in worker.pins:
+                        self._pin_in(worker, load.path)
+        else:
+            outcome = problem or Lost(f"{load.path}: no worker is left that could load it")
+        self._calls.append(partial(load.done, outcome))
+
+    def _pin_in(self, worker: _Worker, path: str) -> None:
+        worker.pins.add(path)
+        self._send(worker, {"type": "load", "id": 0, "path": path, "pin": True})
+
+    def _unload(self, path: str) -> None:
+        self._pinned.discard(path)
+        for worker in self._workers():
+            worker.pins.discard(path)
+        self._broadcast({"type": "unload", "path": path})
+
+    def _broadcast(self, message: dict[str, Any]) -> None:
+        for worker in self._workers():
+            if worker.open:
+                self._send(worker, message)
+
+    # Runs -----------------------------------------------------------------------------------
+
+    def _take(self, run: _Run) -> None:
+        if run.request.id in self._runs:
+            run.parcel.close()
+            problem = ProofGenerationFailed(f"request {run.request.id} runs already")
+            self._calls.append(partial(run.done, run.request, problem))
+            return
+        self._runs[run.request.id] = run
+        self._wait(run)
+
+    def _wait(self, run: _Run, first: bool = False) -> None:
+        """Has a run wait for a worker, no longer than it may take."""
+        run.worker, run.due = None, None
+        timeout = run.request.timeout
+        if timeout is not None:
+            run.due = time.monotonic() + timeout
+            run.error = Timeout(f"time limit of {timeout:g} s reached before a worker was ready")
+        waiting = self._waiting.setdefault(run.request.device, deque())
+        if first:
+            waiting.appendleft(run)
+        else:
+            waiting.append(run)
+
+    def _finish(self, run: _Run, outcome: ProofResult | ProverError | Lost) -> None:
+        """The only place where a run ends: what comes for it later is not known any more."""
+        del self._runs[run.request.id]
+        if run.worker is None:
+            self._waiting[run.request.device].remove(run)
+        else:
+            del run.worker.runs[run.request.id]
+        run.parcel.close()
+        self._calls.append(partial(run.done, run.request, outcome))
+
+    def _cancel(self, number: int) -> None:
+        run = self._runs.get(number)
+        if run is None or isinstance(run.error, Cancelled):
+            return
+        error = Cancelled("cancelled by the caller")
+        if run.worker is None:
+            self._finish(run, error)
+        else:
+            run.error, run.due = error, time.monotonic() + self._settings.grace
+            self._send(run.worker, {"type": "cancel", "id": number})
+
+    def _assign(self, now: float) -> None:
+        """Gives what waits to workers that are ready."""
+        for number, load in list(self._loads.items()):
+            self._ask(number, load)
+        for device, waiting in self._waiting.items():
+            problem = self._problem_of(device)
+            while waiting and problem is not None:
+                self._finish(waiting[0], problem)
+            for worker in self._able(device):
+                if not waiting:
+                    break
+                self._give(worker, waiting.popleft(), now)
+
+    def _able(self, device: str) -> Iterator[_Worker]:
+        """Workers that can take a run; one of a GPU again and again. A successor waits for its turn."""
+        for place in self._places:
+            worker = place.worker
+            while place.device == device and worker is not None and worker.open:
+                if device == "cpu" and worker.runs:
+                    break
+                yield worker
+
+    def _problem_of(self, device: str) -> ProverError | None:
+        """Why nothing can run there, now and soon."""
+        if device in self._broken:
+            return self._broken[device]
+        if not self._known:
+            return None
+        if device not in self._machine:
+            return DeviceError(f"device {device!r}: there are no workers for it")
+        problem = self._machine[device].problem
+        return DeviceError(f"{device}: {problem}") if problem else None
+
+    def _give(self, worker: _Worker, run: _Run, now: float) -> None:
+        run.worker, worker.runs[run.request.id] = worker, run
+        run.due = run.error = None
+        timeout = run.request.timeout
+        if timeout is not None:
+            run.due = now + timeout + self._settings.grace
+            run.error = Timeout(f"time limit of {timeout:g} s reached, and its worker did not notice")
+        self._send(worker, run.parcel.message, run.parcel.fds)
+
+    # Time -----------------------------------------------------------------------------------
+
+    def _patience(self, now: float) -> float:
+        """Seconds until something has to be looked at."""
+        times = [now + TICK_SECONDS]
+        times += [run.due for run in self._runs.values() if run.due is not None]
+        times += [worker.leave for worker in self._workers() if worker.leave is not None]
+        times += [place.again for place in self._places if place.worker is None]
+        if self._dying:
+            times.append(now + REAP_SECONDS)
+        if self._closing is not None:
+            times.append(self._closing)
+        if self._commands:
+            return 0.0
+        return max(0.0, min(times) - now)
+
+    def _tick(self, now: float) -> None:
+        """What happens because time has passed."""
+        for run in list(self._runs.values()):
+            if run.due is not None and run.due <= now and run.request.id in self._runs:
+                worker, error = run.worker, run.error
+                assert error is not None
+                self._finish(run, error)
+                if worker is not None:
+                    worker.fault = f"run {run.request.id} did not stop: {error}"
+                    self._gone(worker, worker.fault, now)
+        for worker in self._workers():
+            why = self._overdue(worker, now)
+            if why:
+                worker.fault = worker.fault or ("" if worker.stopping else why)
+                self._gone(worker, why, now)
+            elif worker.ready and now - worker.born > STEADY_SECONDS:
+                worker.place.backoff.reset()
+        for place in self._places:
+            self._tend(place, now)
+        for child, until in self._dying:
+            if child.ended() or until <= now:
+                child.close()
+        self._dying = [(child, until) for child, until in self._dying if not child.ended() and until > now]
+        if now - self._ticked >= TICK_SECONDS:
+            self._ticked, self._own = now, memory.resident_anonymous()
+            for worker in self._workers():
+                worker.child.trim()
+        if self._closing is not None and self._closing <= now:
+            for worker in self._workers():
+                self._gone(worker, "the time to end is over", now)
+
+    def _overdue(self, worker: _Worker, now: float) -> str:
+        """Why a worker has to be killed, if it has."""
+        settings = self._settings
+        if worker.leave is not None and worker.leave <= now:
+            return worker.fault or "it did not end"
+        if worker.ready and now - worker.heard > settings.heartbeat:
+            return f"it was silent for {settings.heartbeat:g} s"
+        if not worker.ready and now - worker.moved > settings.init:
+            return f"its start did not go on for {settings.init:g} s"
+        return ""
+
+    def _tend(self, place: _Place, now: float) -> None:
+        """Starts what a place needs."""
+        if place.closing or place.again > now:
+            return
+        worker = place.worker
+        if worker is None:
+            place.worker = self._begin(place, now)
+        elif worker.wear and worker.open and place.successor is None:
+            _log.info("%s: process %d is replaced: %s", place.name, worker.child.pid, worker.wear)
+            place.successor = self._begin(place, now)
+        elif place.successor is not None and place.successor.ready:
+            self._stop(worker, now)
+
+    def _resize(self, now: float) -> None:
+        """As many CPU workers as there is work for, and one for each GPU."""
+        if self._closing is not None:
+            return
+        settings = self._settings
+        for device in self._usable():
+            if device.kind != "cpu" and all(place.device != device.name for place in self._places):
+                self._add(device.name, device.name, now)
+        mine = [place for place in self._places if place.device == "cpu" and not place.closing]
+        work = len(self._waiting.get("cpu", ())) + (bool(self._loads) and not mine)
+        free = sum(1 for p in mine if p.worker is None or not p.worker.runs)
+        least = settings.min_workers if self._known else max(1, settings.min_workers)
+        for _ in range(min(settings.max_workers, max(least, len(mine) + work - free)) - len(mine)):
+            names = {place.name for place in self._places}
+            self._add(next(name for i in count() if (name := f"cpu-{i}") not in names), "cpu", now)
+        for place in reversed(mine[least:]):
+            worker = place.worker
+            if worker is None and place.failures and not work:
+                self._places.remove(place)
+                continue
+            if worker is None or work or not worker.open or worker.runs or worker.loads:
+                continue
+            if now - worker.idle_since > settings.idle:
+                place.closing = True
+                for each in place.workers():
+                    self._stop(each, now)
+
+    def _add(self, name: str, device: str, now: float) -> None:
+        place = _Place(name, device, Backoff(*self._settings.backoff))
+        self._places.append(place)
+        self._tend(place, now)
+
+    # Closing --------------------------------------------------------------------------------
+
+    def _begin_closing(self, grace: float) -> None:
+        now = time.monotonic()
+        self._closing = now + grace
+        self._abandon("the pool was closed before it began")
+        for place in list(self._places):
+            place.closing = True
+            for worker in place.workers():
+                self._stop(worker, now)
+            if not place.workers():
+                self._places.remove(place)
+
+    def _abandon(self, why: str) -> None:
+        """Ends what waits."""
+        for run in [run for run in self._runs.values() if run.worker is None]:
+            self._finish(run, Lost(why))
+        for number in list(self._loads):
+            self._finish_load(number, Lost(why))
+
+    # What others see ------------------------------------------------------------------------
+
+    @property
+    def _known(self) -> bool:
+        """Whether the machine's devices are."""
+        return bool(self._machine) and not self._surveys
+
+    def _usable(self) -> list[Device]:
+        """Devices that proofs can be placed on."""
+        chosen = self._settings.gpus
+        return [
+            device
+            for name, device in self._machine.items()
+            if self._known
+            and not device.problem
+            and name not in self._broken
+            and (device.kind == "cpu" or chosen is None or name in chosen)
+        ]
+
+    def _publish(self) -> None:
+        workers = [_status(place) for place in self._places]
+        held = sum(_own_bytes(w.memory) if w.memory else 0 for w in self._workers())
+        before = self._published
+        self._published = (self._devices(), workers, held)
+        if self._published[:2] != before[:2]:
+            self._calls.append(self._changed)
+
+    def _devices(self) -> list[Device]:
+        settings, chosen = self._settings, self._settings.gpus
+        if not self._known:
+            return [Device("cpu", "cpu", problem=error.message) for error in self._broken.values()]
+        found = []
+        for name, device in self._machine.items():
+            if name in self._broken:
+                device = replace(device, problem=self._broken[name].message)
+            if device.kind == "cpu":
+                device = replace(
+                    device, threads=settings.threads, memory=self._room(), proofs=settings.max_workers
+                )
+            elif chosen is not None and name not in chosen:
+                continue
+            else:
+                device = replace(device, proofs=settings.gpu_proofs)
+            found.append(device)
+        return found
+
+    def _room(self) -> int | None:
+        """Bytes of the limit that processes do not take for themselves."""
+        settings = self._settings
+        if settings.memory_limit is None:
+            return None
+        mine = [place.worker for place in self._places if place.worker is not None]
+        taken = sum(max(worker.at_rest, WORKER_BYTES) for worker in mine)
+        missing = settings.max_workers - sum(worker.place.device == "cpu" for worker in mine)
+        room = settings.memory_limit - self._own - taken - max(0, missing) * WORKER_BYTES
+        return max(0, room // GRAIN * GRAIN)
+
+
+def _own_bytes(usage: MemoryUsage) -> int:
+    """What no file backs."""
+    return usage.rss - (usage.external or 0)
+
+
+def _status(place: _Place) -> WorkerStatus:
+    worker = place.worker
+    if worker is None:
+        state = "waiting"
+    elif worker.stopping:
+        state = "stopping"
+    elif not worker.ready:
+        state = "starting"
+    else:
+        state = "busy" if worker.runs else "idle"
+    return WorkerStatus(
+        name=place.name,
+        pid=None if worker is None else worker.child.pid,
+        device=place.device,
+        state=state,
+        jobs=() if worker is None else tuple(worker.runs),
+        proofs=0 if worker is None else worker.proofs,
+        restarts=place.restarts,
+        memory=None if worker is None else worker.memory,
+        problem=place.problem if worker is None else "",
+    )
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the worker pool is closed")
+
+
+__all__ = ["PoolSettings", "WorkerPool"]

@@ -1,0 +1,125 @@
+"""Requests and results as messages. The bytes of a witness travel beside them, in memory without a name."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+
+from gpuprover.api import ProofResult, WitnessLike
+from gpuprover.curves import CURVES
+from gpuprover.errors import InvalidInput
+from gpuprover.limbs import ints_to_words
+from gpuprover.processes import private_file
+from gpuprover.runner import Identity, ProofRequest
+
+(_LIMBS,) = {curve.scalar.limbs for curve in CURVES}
+"""Of every curve's scalars: which curve's they are, the key says."""
+
+
+class Parcel:
+    """A request as a message, and the descriptor that goes with it. To be closed."""
+
+    def __init__(self, request: ProofRequest) -> None:
+        """
+        Raises:
+            InvalidInput: the witness is none.
+            DeviceError: no memory for it.
+        """
+        kind, pieces = _pack(request.witness)
+        document = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "witness"}
+        document["zkey"] = os.path.abspath(request.zkey)
+        self.message: dict[str, Any] = {"type": "prove", "request": document, "witness": kind}
+        self.fds: list[int] = [] if pieces is None else [private_file(pieces)]
+
+    def close(self) -> None:
+        for descriptor in self.fds:
+            os.close(descriptor)
+        self.fds = []
+
+
+def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:
+    """The request of a message and its descriptors, which are closed. What the witness is in is mapped."""
+    try:
+        data = [_map(descriptor) for descriptor in fds]
+    finally:
+        for descriptor in fds:
+            os.close(descriptor)
+    document = dict(message["request"])
+    document["identity"] = Identity(*document["identity"])
+    document["host_groups"] = tuple(document["host_groups"])
+    if document["blinding"] is not None:
+        document["blinding"] = tuple(document["blinding"])
+    return ProofRequest(witness=_unpack(message["witness"], data), **document)
+
+
+def _map(descriptor: int) -> memoryview:
+    size = os.fstat(descriptor).st_size
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")
+
+
+def _pack(witness: WitnessLike) -> tuple[dict[str, Any], list[bytes | bytearray | memoryview] | None]:
+    """What the message says of a witness, and its bytes, if it has any to send."""
+    if isinstance(witness, str | os.PathLike):
+        return {"path": os.path.abspath(os.fsdecode(os.fspath(witness)))}, None
+    if isinstance(witness, bytes | bytearray | memoryview):
+        view = memoryview(witness)
+        return {"bytes": "wtns"}, [view if view.c_contiguous else bytes(view)]
+    if isinstance(witness, Mapping):
+        return {"bytes": "inputs"}, [_inputs(witness)]
+    if isinstance(witness, np.ndarray) and witness.ndim == 2:
+        if witness.dtype != np.uint64:
+            raise InvalidInput(f"witness: expected uint64[n, {_LIMBS}], found {witness.dtype}")
+        return {"bytes": "words", "limbs": witness.shape[1]}, [np.ascontiguousarray(witness).data]
+    try:
+        words = ints_to_words((int(v) for v in witness), _LIMBS)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput("witness: expected integers from 0 to below the field's prime") from None
+    return {"bytes": "words", "limbs": _LIMBS}, [words.data]
+
+
+def _unpack(kind: Mapping[str, Any], data: Sequence[memoryview]) -> WitnessLike:
+    if "path" in kind:
+        return str(kind["path"])
+    (content,) = data
+    if kind["bytes"] == "wtns":
+        return content
+    if kind["bytes"] == "inputs":
+        document: dict[str, Any] = json.loads(bytes(content))
+        return document
+    return np.frombuffer(content, dtype=np.uint64).reshape(-1, kind["limbs"])
+
+
+def _inputs(witness: Mapping[str, Any]) -> bytes:
+    """``{"inputs", "wasm", "fuel"}`` as JSON; what else stands there the worker refuses."""
+    document = dict(witness)
+    if isinstance(document.get("wasm"), str | os.PathLike):
+        document["wasm"] = os.path.abspath(os.fsdecode(os.fspath(document["wasm"])))
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.ndarray | np.integer):
+            return value.tolist()
+        raise TypeError
+
+    try:
+        return json.dumps(document, default=plain).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput(
+            "witness: inputs: expected integers, as numbers or text, and lists of them"
+        ) from None
+
+
+def result_to_json(result: ProofResult) -> dict[str, Any]:
+    return asdict(result)
+
+
+def result_from_json(document: Mapping[str, Any]) -> ProofResult:
+    return ProofResult(**{**document, "warnings": tuple(document["warnings"])})
+
+
+__all__ = ["Parcel", "result_from_json", "result_to_json", "unpack"]
