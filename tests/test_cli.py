@@ -113,6 +113,8 @@ ORDERS = {
     "zkey export solidityverifier K S": "zkey contract",
     "zkey export soliditycalldata S P": "public proof",
     "worker": "",
+    "estimate": "",
+    "profile K W": "zkey witness",
     "bench": "",
     "config": "",
     "doctor": "",

@@ -264,6 +264,8 @@ def test_json_answers_are_documented(
         "zkey export verificationkey": [c.c_zkey, c.w_json],
         "zkey export solidityverifier": [c.c_zkey, c.v_sol],
         "zkey export soliditycalldata": [c.s_json, c.p_json],
+        "estimate": ["--proof-time", "15"],
+        "profile": [c.c_zkey, c.c_wtns, "--proofs", "1"],
         "bench": ["--only", "field", "--curves", "bn254", "--rounds", "1", "--output", c.b_jsonl],
         "bench --calibrate": ["--curves", "bn254", "--threads", "1", "--device", "cpu"],
         "bench report": [c.b_jsonl, "--output", c.b_html],

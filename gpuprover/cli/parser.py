@@ -228,6 +228,22 @@ def build_parser() -> Parser:
         "By option, else by variable, else by the machine; a container's limits count, not its host's.",
     )
     config.add_argument("--markdown", action="store_true", help="the table of all settings, for documents")
+    _estimate(
+        root.command(
+            "estimate",
+            "sizing:estimate",
+            "proofs an hour and the memory for them, and where the common formula misleads",
+            'By the formula cores / "proofs per core" * 3600 / seconds, where "proofs per core" is the\n'
+            "number of cores that one proof occupies; or by what is measured on this machine (--measured).",
+        )
+    )
+    _profile(
+        root.command(
+            "profile",
+            "sizing:profile",
+            "make a few proofs, show where time and memory go and what to change",
+        )
+    )
     doctor = root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
     doctor.add_argument("--check", action="store_true", help="exit with 3 where nothing could be proved")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
@@ -255,6 +271,30 @@ def build_parser() -> Parser:
     )
     report.add_argument("--readme", action="store_true", help="print markdown tables for a README")
     return parser
+
+
+def _estimate(parser: Parser) -> None:
+    def option(*names: str, metavar: str, about: str) -> None:
+        parser.add_argument(*names, metavar=metavar, help=about)
+
+    option("--cores", metavar="N", about="cores for proofs; default: --threads")
+    option(
+        "--cores-per-proof",
+        "--proofs-per-core",
+        metavar="N",
+        about="cores that one proof occupies; default: 1, with --measured what makes most proofs",
+    )
+    option("--proof-time", metavar="SECONDS", about="of one proof, on average; needed without --measured")
+    parser.add_argument("--measured", action="store_true", help="by this machine's measured times")
+    option("--constraints", metavar="N", about="size of the circuit")
+    option("--curve", metavar="NAME", about="with --constraints: bn254 or bls12-381; default: bn254")
+    option("--zkey", metavar="CIRCUIT.zkey", about="size, curve and memory of this key")
+
+
+def _profile(parser: Parser) -> None:
+    _files(parser, zkey="CIRCUIT.zkey", witness="WITNESS.wtns")
+    parser.add_argument("--proofs", metavar="N", default="3", help="proofs after the first; default: 3")
+    parser.add_argument("--output", metavar="FILE", help="a picture: FILE.png or FILE.svg; needs matplotlib")
 
 
 def _bench(parser: Parser) -> None:
