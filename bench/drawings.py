@@ -5,13 +5,14 @@ Those of many rows are in :mod:`gpuprover.bench.pictures`, whose style and colou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .pictures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, VERMILION, YELLOW
+from .pictures import BLUE, GREEN, GREY, INK, ORANGE, SKY, STYLE
+from .processes import MAIN, OTHER, PROVER, VERIFIER, Sample
 
-_PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, INK, GREY)
+_ROLES = {MAIN: ORANGE, VERIFIER: GREEN, PROVER: BLUE, OTHER: GREY}
 _SMALL = 0.0005
 """Seconds below which a phase has no bar."""
 
@@ -53,3 +54,64 @@ def draw_profile(record: Mapping[str, Any], path: str | Path) -> None:
         axes.legend(loc="best")
         canvas.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else {"Software": None})
         pyplot.close(canvas)
+
+
+def draw_memory(
+    samples: Sequence[Sample], events: Sequence[tuple[float, str, str]], title: str, path: Path
+) -> None:
+    """Memory over time, a panel for each node, its processes stacked by role; PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    mpl, pyplot = _pyplot()
+    nodes = list(dict.fromkeys(sample.node for sample in samples))
+    exact = all(sample.pss is not None for sample in samples)
+    columns = min(len(nodes), 2)
+    lines = -(-len(nodes) // columns)
+    with mpl.rc_context(STYLE):
+        canvas, grid = pyplot.subplots(
+            lines, columns, figsize=(5.6 * columns, 2.7 * lines + 0.7), squeeze=False, sharey=True,
+            layout="constrained",
+        )  # fmt: skip
+        for axes in grid.flat[len(nodes) :]:
+            axes.set_visible(False)
+        for i, node in enumerate(nodes):
+            axes = grid.flat[i]
+            times, series = _stacks([sample for sample in samples if sample.node == node])
+            axes.stackplot(
+                times, series.values(), colors=[_ROLES[role] for role in series], linewidth=0, step="post"
+            )
+            axes.set_title(node)
+            top = max(map(sum, zip(*series.values(), strict=True)))
+            for when, of, what in events:
+                if of == node:
+                    axes.axvline(when, color=INK, linewidth=0.8, linestyle=":")
+                    axes.annotate(
+                        what, (when, top), rotation=90, fontsize=7, va="top", ha="right", color=INK,
+                        xytext=(-1, 0), textcoords="offset points",
+                    )  # fmt: skip
+            if i % columns == 0:
+                axes.set_ylabel(f"{'PSS' if exact else 'RSS'}, MiB")
+            if i // columns == lines - 1 or i + columns >= len(nodes):
+                axes.set_xlabel("seconds")
+        present = [role for role in _ROLES if any(sample.role == role for sample in samples)]
+        handles = [mpl.patches.Patch(color=_ROLES[role], label=role) for role in present]
+        canvas.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        canvas.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        canvas.savefig(path, metadata={"Software": None})
+        pyplot.close(canvas)
+
+
+def _stacks(samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float]]]:
+    """Times, and for each role MiB at each of them."""
+    times = sorted({sample.time for sample in samples})
+    place = {moment: i for i, moment in enumerate(times)}
+    series: dict[str, list[float]] = {}
+    for role in _ROLES:
+        mine = [sample for sample in samples if sample.role == role]
+        if mine:
+            series[role] = [0.0] * len(times)
+            for sample in mine:
+                series[role][place[sample.time]] += sample.held / (1 << 20)
+    return times, series

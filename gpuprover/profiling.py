@@ -495,7 +495,7 @@ def _near_container(o: Observed) -> Advice | None:
         "memory",
         f"at its peak a proof holds {format_size(peak)} of the {format_size(o.container)} that the "
         "container may take: raise its limit, or set --memory-limit below "
-        f"{max(1, int(o.container * memory.WATERMARK) >> 20)}",
+        f"{max(1, int(NEAR * o.container) >> 20)}",
     )
 
 

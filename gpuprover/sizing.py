@@ -11,7 +11,6 @@ know comes with every estimate, in words.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -20,15 +19,12 @@ from typing import Any
 
 from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration
-from gpuprover.config import available_cpus, cgroup_memory_limit
-from gpuprover.memory import MIB, WATERMARK
+from gpuprover.config import WORKER_BYTES, available_cpus, cgroup_memory_limit, machine_memory
+from gpuprover.memory import MIB
 from gpuprover.scheduler import TIERS, Device, Tier
 from gpuprover.scheduler.placement import format_seconds, format_size
 
 HOUR = 3600.0
-PROCESS_BYTES = 180 * MIB
-"""A process that has proven a small circuit: 179 MiB, the row "merkle 32, whole process" of
-bench/results/cpu.jsonl. Its Python, NumPy, Numba and machine code."""
 BUSY = 0.7
 """Share of the highest rate to plan for: at all of it, a queue of requests that come at random has no end."""
 SMALLEST_TIER = 512 * MIB
@@ -64,6 +60,7 @@ class Memory:
         proof: of one proof, least and most.
         key: of the mapped key, once for all processes; 0 if no key is known.
         process: of each process beside its proof.
+        watermark: share of a limit at which new proofs begin to wait.
         at_once: proofs at once, each in a process.
         total: all of it, least and most.
         limit_mib: what to give ``--memory-limit``: the most without the key, below the watermark.
@@ -73,6 +70,7 @@ class Memory:
     proof: tuple[int, int]
     key: int
     process: int
+    watermark: float
     at_once: int = 1
 
     def times(self, at_once: int) -> Memory:
@@ -86,7 +84,7 @@ class Memory:
 
     @property
     def limit_mib(self) -> int:
-        return -(-int((self.total[1] - self.key) / WATERMARK) // MIB)
+        return -(-int((self.total[1] - self.key) / self.watermark) // MIB)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "total": self.total, "limit_mib": self.limit_mib}
@@ -146,18 +144,18 @@ def by_formula(cores: int, cores_per_proof: int, proof_time: float) -> float:
 # Memory -------------------------------------------------------------------------------
 
 
-def tier_memory(tier: Tier) -> Memory:
+def tier_memory(tier: Tier, watermark: float) -> Memory:
     """One proof by the table that people know: 0.5 to 1, 1 to 4, 4 to 16 GiB."""
     i = TIERS.index(tier)
     least = TIERS[i - 1].memory if i else SMALLEST_TIER
     size = f"up to {tier.largest:,.0f}" if tier.largest != inf else f"above {TIERS[i - 1].largest:,.0f}"
-    return Memory(f"{tier.name}, {size} constraints", (least, tier.memory), 0, 0)
+    return Memory(f"{tier.name}, {size} constraints", (least, tier.memory), 0, 0, watermark)
 
 
-def plan_memory(plan: MemoryPlan, key: int) -> Memory:
+def plan_memory(plan: MemoryPlan, key: int, watermark: float) -> Memory:
     """One proof by a key's own plan on the CPU; ``key`` is its size in bytes."""
     size = plan.tables + plan.arena + plan.host
-    return Memory("this key's plan", (size, size), key, PROCESS_BYTES)
+    return Memory("this key's plan", (size, size), key, WORKER_BYTES, watermark)
 
 
 # By the formula -----------------------------------------------------------------------
@@ -397,13 +395,12 @@ def machine(root: Path = Path("/sys/devices/system/cpu")) -> Machine:
         int(_text(folder / "level") or 0): _text(folder / "size")
         for folder in sorted((root / "cpu0/cache").glob("index*"))
     }
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = cgroup_memory_limit()
+    known = [amount for amount in (machine_memory()[0], cgroup_memory_limit()) if amount is not None]
     return Machine(
         available_cpus(),
         max(1, _listed(siblings)),
         _cache_size(sizes[max(sizes)]) if sizes else 0,
-        total if limit is None else min(total, limit),
+        min(known, default=0),
     )
 
 

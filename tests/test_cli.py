@@ -117,6 +117,9 @@ ORDERS = {
     "profile K W": "zkey witness",
     "bench": "",
     "config": "",
+    "bench processes": "",
+    "bench network": "",
+    "bench fill D --rows R": "",
     "doctor": "",
     "warmup": "",
 }

@@ -12,10 +12,9 @@ import pytest
 from gpuprover import calibration, profiling, sizing
 from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration, Entry
-from gpuprover.config import cgroup_throttled
+from gpuprover.config import WORKER_BYTES, cgroup_throttled
 from gpuprover.curves import curve_by_name
 from gpuprover.job import Job
-from gpuprover.memory import WATERMARK
 from gpuprover.profiling import Observed, Prediction, advise
 from gpuprover.profiling import Run as Proof
 from gpuprover.scheduler import TIERS, Device
@@ -39,7 +38,12 @@ def times(cpu: tuple[tuple[int, float, float], ...], gpu: tuple[tuple[int, float
 
 
 def measured(rows: Any, constraints: int = 1000, cores: int = 4, **changes: Any) -> sizing.Estimate:
-    given = {"devices": [CPU], "at_once": None, "memory": [plan_memory(PLAN, 100 * MIB)], "machine": HOST}
+    given = {
+        "devices": [CPU],
+        "at_once": None,
+        "memory": [plan_memory(PLAN, 100 * MIB, 0.73)],
+        "machine": HOST,
+    }
     given |= changes
     return sizing.measured(rows, BN254, constraints=constraints, cores=cores, **given)
 
@@ -88,7 +92,7 @@ def test_the_same_option_has_an_honest_name(run: Run) -> None:
 
 
 def test_cores_that_are_left_over_and_proofs_larger_than_the_machine_are_told() -> None:
-    memory = [tier_memory(TIERS[0])]
+    memory = [tier_memory(TIERS[0], 0.73)]
     seven = sizing.estimate(7, 2, 10.0, memory, HOST)
     assert seven.per_hour == pytest.approx(1260)
     assert any("1 core of 7 is left over" in text and "1,080 an hour" in text for text in seven.cautions)
@@ -98,7 +102,7 @@ def test_cores_that_are_left_over_and_proofs_larger_than_the_machine_are_told() 
 
 
 def test_memory_that_is_missing_is_told() -> None:
-    memory = [tier_memory(TIERS[2]).times(32)]
+    memory = [tier_memory(TIERS[2], 0.73).times(32)]
     (text,) = [
         t for t in sizing.estimate(8, 1, 10.0, memory, HOST).cautions if t.startswith("memory, not cores")
     ]
@@ -108,10 +112,10 @@ def test_memory_that_is_missing_is_told() -> None:
 
 
 def test_a_key_is_counted_once_and_each_proof_and_process_for_itself() -> None:
-    memory = plan_memory(PLAN, 100 * MIB).times(3)
-    assert memory.total == (100 * MIB + 3 * (10 * MIB + sizing.PROCESS_BYTES),) * 2
+    memory = plan_memory(PLAN, 100 * MIB, 0.73).times(3)
+    assert memory.total == (100 * MIB + 3 * (10 * MIB + WORKER_BYTES),) * 2
     # The limit is without the mapped key, and new proofs wait above the watermark.
-    assert memory.limit_mib * MIB * WATERMARK == pytest.approx(memory.total[1] - 100 * MIB, rel=0.01)
+    assert memory.limit_mib * MIB * 0.73 == pytest.approx(memory.total[1] - 100 * MIB, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -256,9 +256,8 @@ def build_parser() -> Parser:
         "Writes rows as they are measured, then pictures and a report beside them. LIST is comma-separated.",
     )
     _bench(bench)
-    report = _Group(bench, required=False).command(
-        "report", "commands:bench_report", "make report and pictures anew from rows"
-    )
+    parts = _Group(bench, required=False)
+    report = parts.command("report", "commands:bench_report", "make report and pictures anew from rows")
     report.add_argument("rows", metavar="ROWS.jsonl", nargs="+", help="rows of one or more runs")
     report.add_argument(
         "--output",
@@ -270,6 +269,7 @@ def build_parser() -> Parser:
         "--notes", metavar="FILE", help="why targets are missed: text under ## NAME OF TARGET"
     )
     report.add_argument("--readme", action="store_true", help="print markdown tables for a README")
+    _bench_engine(parts)
     return parser
 
 
@@ -325,6 +325,38 @@ def _bench(parser: Parser) -> None:
     option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")
     option("--work", "DIR", "keep circuits and keys here for the next run; default: a temporary folder")
     option("--output", "FILE.jsonl", "rows, appended; default: by date in bench/results or bench-results")
+
+
+def _bench_engine(parts: _Group) -> None:
+    processes = parts.command(
+        "processes",
+        "commands:bench_processes",
+        "memory and latency of an engine's processes, for each of its policies",
+        "Writes processes.jsonl (rows, appended), processes.csv (samples) and processes.png.",
+    )
+    network = parts.command(
+        "network",
+        "commands:bench_network",
+        "the same of a small network of nodes that exchange proofs",
+        "Writes network.jsonl (rows, appended), network.csv (samples) and network.png.",
+    )
+    for parser, log in ((processes, "18"), (network, "12")):
+        parser.add_argument(
+            "--output", metavar="FOLDER", default="bench-results", help="default: bench-results"
+        )
+        parser.add_argument(
+            "--log", metavar="N", default=log, help=f"a circuit of 2^N constraints; default: {log}"
+        )
+        parser.add_argument("--work", metavar="DIR", help="keep keys here for the next run")
+    processes.add_argument("--policies", metavar="LIST", help="some of eager,lazy,off")
+    processes.add_argument("--workers", metavar="N", default="2", help="default: 2")
+    processes.add_argument("--proofs", metavar="N", default="5", help="proofs in turn; default: 5")
+    processes.add_argument("--verifications", metavar="N", default="1000", help="default: 1000")
+    processes.add_argument("--first-use", action="store_true", help="a start that compiles everything, too")
+    network.add_argument("--rounds", metavar="N", default="5", help="default: 5")
+    fill = parts.command("fill", "commands:bench_fill", "put tables of rows into documents")
+    fill.add_argument("documents", metavar="FILE.md", nargs="+", help="with blocks <!-- rows: NAME -->")
+    fill.add_argument("--rows", metavar="ROWS.jsonl", action="append", required=True, help="may be repeated")
 
 
 class _Version(argparse.Action):

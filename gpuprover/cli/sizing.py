@@ -12,7 +12,7 @@ from gpuprover import sizing
 from gpuprover.cli.commands import check_device, check_paths, open_key
 from gpuprover.cli.console import BOLD, DIM, format_bytes, format_seconds
 from gpuprover.cli.context import Context
-from gpuprover.config import MAX_THREADS, seconds, whole_number
+from gpuprover.config import MAX_THREADS, load_engine_settings, seconds, whole_number
 from gpuprover.errors import EXIT_OK, DeviceError, InvalidInput
 
 if TYPE_CHECKING:
@@ -71,10 +71,11 @@ def _circuit(args: Namespace, context: Context) -> tuple[CurveParams, int, list[
     from gpuprover.job import Job
     from gpuprover.scheduler import TIERS, tier_of
 
+    mark = load_engine_settings({}).memory_watermark
     if args.zkey is not None:
         key = open_key(args.zkey, context)
         plan = open_backend("cpu", key.curve, Job(threads=1)).plan(key.plan_header, None)
-        return key.curve, key.constraints, [sizing.plan_memory(plan, key.size)]
+        return key.curve, key.constraints, [sizing.plan_memory(plan, key.size, mark)]
     name = CURVES[0].name if args.curve is None else args.curve
     try:
         curve = curve_by_name(name)
@@ -82,9 +83,9 @@ def _circuit(args: Namespace, context: Context) -> tuple[CurveParams, int, list[
         known = ", ".join(curve.name for curve in CURVES)
         raise InvalidInput(f"--curve: expected one of {known}; found {name!r}") from None
     if args.constraints is None:
-        return curve, 0, [sizing.tier_memory(tier) for tier in TIERS]
+        return curve, 0, [sizing.tier_memory(tier, mark) for tier in TIERS]
     constraints = whole_number(args.constraints, "--constraints", high=1 << 28)
-    return curve, constraints, [sizing.tier_memory(tier_of(constraints))]
+    return curve, constraints, [sizing.tier_memory(tier_of(constraints), mark)]
 
 
 def _measured(
