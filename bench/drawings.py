@@ -57,9 +57,16 @@ def draw_profile(record: Mapping[str, Any], path: str | Path) -> None:
 
 
 def draw_memory(
-    samples: Sequence[Sample], events: Sequence[tuple[float, str, str]], title: str, path: Path
+    samples: Sequence[Sample],
+    events: Sequence[tuple[float, str, str]],
+    title: str,
+    path: Path,
+    *,
+    together: bool = False,
 ) -> None:
     """Memory over time, a panel for each node, its processes stacked by role; PNG.
+
+    ``together``: the nodes ran side by side, and share the axis of time.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -72,7 +79,7 @@ def draw_memory(
     with mpl.rc_context(STYLE):
         canvas, grid = pyplot.subplots(
             lines, columns, figsize=(5.6 * columns, 2.7 * lines + 0.7), squeeze=False, sharey=True,
-            layout="constrained",
+            sharex=together, layout="constrained",
         )  # fmt: skip
         for axes in grid.flat[len(nodes) :]:
             axes.set_visible(False)

@@ -19,7 +19,7 @@ from gpuprover.job import Job
 from . import documents, drawings, pictures
 from . import network as small_network
 from .measure import Failed
-from .processes import POLICIES, TABLES, Plan, Sample, measure, measure_copies, write_csv
+from .processes import POLICIES, Plan, Sample, measure, measure_copies, write_csv
 from .proofs import CHAIN_ROOM
 from .rows import Row, Rows, read_rows
 
@@ -92,7 +92,8 @@ def _measured(
     picture = None
     if pictures.available():
         picture = output / f"{stem}.png"
-        drawings.draw_memory(samples, watched.events, _TITLES[stem].format(log=log), picture)
+        title, together = _TITLES[stem].format(log=log), stem == "network"
+        drawings.draw_memory(samples, watched.events, title, picture, together=together)
     else:
         context.console.warn(pictures.MISSING)
     failed = [str(row["error"]) for row in rows.all if "error" in row]
@@ -106,7 +107,7 @@ def _measured(
         "picture": None if picture is None else str(picture),
         "errors": failed,
     }
-    text = "\n\n".join("\n".join(TABLES[name](rows.all)) for name in tables)
+    text = "\n\n".join("\n".join(documents.TABLES[name](rows.all)) for name in tables)
     context.console.answer(record, f"{text}\n\nwrote {rows.path}, {record['samples']}, {record['picture']}")
     return EXIT_OK
 

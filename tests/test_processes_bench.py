@@ -213,7 +213,7 @@ def test_every_policy_gets_a_row(plan: Plan, tmp_path: Path) -> None:
         "first verification",
         "verifications",
     }
-    text = "\n".join(processes.policies_table(read_rows([rows.path])))
+    text = "\n".join(documents.policies_table(read_rows([rows.path])))
     assert "| `lazy` |" in text
     assert "500 ms (500 ms)" in text
 
@@ -262,7 +262,7 @@ def test_the_small_network_exchanges_proofs(plan: Plan, tmp_path: Path) -> None:
     assert found["coordinator"]["after"]["prover"]["processes"] == 2
     assert {row["mode"] for row in rows.all} == {"eager", "lazy", "off"}
     assert {sample.node for sample in sampler.samples} == set(found)
-    assert "| passive | `off` | 0 | 6 |" in "\n".join(processes.network_table(read_rows([rows.path])))
+    assert "| passive | `off` | 0 | 6 |" in "\n".join(documents.network_table(read_rows([rows.path])))
 
 
 def test_a_network_ends_with_all_its_processes(plan: Plan, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_goals_say_what_was_met() -> None:
             after={"verifier": {"private": 250 * MIB}}),
         row("key copies", key_bytes=120_000_000, proving=2, copies=1.0, copies_in_all=1.5),
     ]  # fmt: skip
-    text = processes.goals_table(rows)
+    text = documents.goals_table(rows)
     verdicts = [line.split("|")[1:5] for line in text[2:]]
     assert [(a.strip(), d.strip()) for a, _, _, d in verdicts] == [
         ("verifier, private, after 1,001 verifications, `eager`", "met"),
@@ -354,7 +354,7 @@ def test_tables_are_of_the_newest_run_without_failures() -> None:
         row("network", run="b", node="new", mode="off", proofs=0, verifications=1, after={}),
         row("network", run="c", node="failed", error="why"),
     ]
-    text = "\n".join(processes.network_table(rows))
+    text = "\n".join(documents.network_table(rows))
     assert "new" in text
     assert "old" not in text
     assert "failed" not in text
