@@ -661,6 +661,19 @@ def cgroup_memory(
     return min(found, key=lambda group: group.limit - group.used, default=None)
 
 
+def cgroup_throttled(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")) -> float:
+    """Seconds for which CPU quotas have held this process's control groups up; 0 where there are none."""
+    worst = 0.0
+    for folder in _cgroup_folders(root, process, "cpu"):
+        for line in (_read(folder / "cpu.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            # v2 counts microseconds, v1 nanoseconds.
+            unit = {"throttled_usec": 1e-6, "throttled_time": 1e-9}.get(name)
+            if unit is not None and value.isdigit():
+                worst = max(worst, int(value) * unit)
+    return worst
+
+
 def cgroup_memory_limit(
     root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")
 ) -> int | None:

@@ -74,6 +74,11 @@ def usage_of(pid: int) -> MemoryUsage | None:
     return None if rss is None else MemoryUsage(rss, *_shares(str(pid)))
 
 
+def peak_of(pid: int) -> int | None:
+    """Bytes of the largest resident memory that another process has had; None if there is no such process."""
+    return _kilobytes(f"{pid}/status").get("VmHWM")
+
+
 def _shares(process: str) -> tuple[int | None, int | None, int | None]:
     """pss, private and external of a process in /proc."""
     rollup, status = _kilobytes(f"{process}/smaps_rollup"), _kilobytes(f"{process}/status")

@@ -114,8 +114,13 @@ ORDERS = {
     "zkey export soliditycalldata S P": "public proof",
     "worker": "",
     "verifier": "",
+    "estimate": "",
+    "profile K W": "zkey witness",
     "bench": "",
     "config": "",
+    "bench processes": "",
+    "bench network": "",
+    "bench fill D --rows R": "",
     "doctor": "",
     "warmup": "",
 }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gpuprover.bench import calibrate
+from gpuprover.bench import calibrate, processes
 
 from gpuprover import calibration, errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
@@ -27,6 +27,7 @@ from running import Ran, Run
 from test_witness import FOREVER, write_program
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
+STAND_IN = Path(__file__).resolve().parent / "node_stand_in.py"
 
 
 class Files(NamedTuple):
@@ -251,7 +252,12 @@ def test_json_answers_are_documented(
 ) -> None:
     monkeypatch.setattr(calibrate, "LOGS", (3,))
     monkeypatch.setattr(calibration, "path", lambda: tmp_path / "calibration.json")
+    monkeypatch.setattr(processes, "PROGRAM", [str(STAND_IN)])
+    monkeypatch.setattr(processes, "SETTLE", 0.0)
     c, q = bn254, squares
+    engine = ["--log", "4", "--threads", "1", "--output", str(tmp_path), "--work", str(tmp_path)]
+    document = tmp_path / "document.md"
+    document.write_text("<!-- rows: network -->\n<!-- end -->\n")
     calls: dict[str, list[object]] = {
         "prove": [c.c_zkey, c.c_wtns, c.q_json, c.t_json],
         "fullprove": [q.in_json, q.c_wasm, q.c_zkey, q.p_json, q.s_json],
@@ -264,9 +270,14 @@ def test_json_answers_are_documented(
         "zkey export verificationkey": [c.c_zkey, c.w_json],
         "zkey export solidityverifier": [c.c_zkey, c.v_sol],
         "zkey export soliditycalldata": [c.s_json, c.p_json],
+        "estimate": ["--proof-time", "15"],
+        "profile": [c.c_zkey, c.c_wtns, "--proofs", "1"],
         "bench": ["--only", "field", "--curves", "bn254", "--rounds", "1", "--output", c.b_jsonl],
         "bench --calibrate": ["--curves", "bn254", "--threads", "1", "--device", "cpu"],
         "bench report": [c.b_jsonl, "--output", c.b_html],
+        "bench processes": [*engine, "--policies", "off", "--verifications", "1"],
+        "bench network": [*engine, "--rounds", "1"],
+        "bench fill": [document, "--rows", c.b_jsonl],
         "config": [],
         "doctor": [],
         "warmup": ["--curve", "bn254"],

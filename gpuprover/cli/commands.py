@@ -384,8 +384,20 @@ def bench_report(args: Namespace, context: Context) -> int:
     return _bench_command("report", args, context)
 
 
-def _bench_command(name: str, args: Namespace, context: Context) -> int:
+def bench_processes(args: Namespace, context: Context) -> int:
+    return _bench_command("processes", args, context, "engine_command")
+
+
+def bench_network(args: Namespace, context: Context) -> int:
+    return _bench_command("network", args, context, "engine_command")
+
+
+def bench_fill(args: Namespace, context: Context) -> int:
+    return _bench_command("fill", args, context, "engine_command")
+
+
+def _bench_command(name: str, args: Namespace, context: Context, module: str = "command") -> int:
     """By its name: what measures stands above this package."""
     from importlib import import_module
 
-    return int(getattr(import_module("gpuprover.bench.command"), name)(args, context))
+    return int(getattr(import_module(f"gpuprover.bench.{module}"), name)(args, context))

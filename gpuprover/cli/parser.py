@@ -240,6 +240,22 @@ def build_parser() -> Parser:
     add_arguments(verifier)
     verifier.usage = "%(prog)s (--socket PATH | --listen HOST:PORT) [--vkey NAME=FILE] [options]"
 
+    _estimate(
+        root.command(
+            "estimate",
+            "sizing:estimate",
+            "proofs an hour and the memory for them, and where the common formula misleads",
+            'By the formula cores / "proofs per core" * 3600 / seconds, where "proofs per core" is the\n'
+            "number of cores that one proof occupies; or by what is measured on this machine (--measured).",
+        )
+    )
+    _profile(
+        root.command(
+            "profile",
+            "sizing:profile",
+            "make a few proofs, show where time and memory go and what to change",
+        )
+    )
     doctor = root.command("doctor", "doctor:run", "show what this machine offers, what is used, and why")
     doctor.add_argument("--check", action="store_true", help="exit with 3 where nothing could be proved")
     warmup = root.command("warmup", "doctor:warmup", "compile everything now, into the cache")
@@ -252,9 +268,8 @@ def build_parser() -> Parser:
         "Writes rows as they are measured, then pictures and a report beside them. LIST is comma-separated.",
     )
     _bench(bench)
-    report = _Group(bench, required=False).command(
-        "report", "commands:bench_report", "make report and pictures anew from rows"
-    )
+    parts = _Group(bench, required=False)
+    report = parts.command("report", "commands:bench_report", "make report and pictures anew from rows")
     report.add_argument("rows", metavar="ROWS.jsonl", nargs="+", help="rows of one or more runs")
     report.add_argument(
         "--output",
@@ -266,7 +281,32 @@ def build_parser() -> Parser:
         "--notes", metavar="FILE", help="why targets are missed: text under ## NAME OF TARGET"
     )
     report.add_argument("--readme", action="store_true", help="print markdown tables for a README")
+    _bench_engine(parts)
     return parser
+
+
+def _estimate(parser: Parser) -> None:
+    def option(*names: str, metavar: str, about: str) -> None:
+        parser.add_argument(*names, metavar=metavar, help=about)
+
+    option("--cores", metavar="N", about="cores for proofs; default: --threads")
+    option(
+        "--cores-per-proof",
+        "--proofs-per-core",
+        metavar="N",
+        about="cores that one proof occupies; default: 1, with --measured what makes most proofs",
+    )
+    option("--proof-time", metavar="SECONDS", about="of one proof, on average; needed without --measured")
+    parser.add_argument("--measured", action="store_true", help="by this machine's measured times")
+    option("--constraints", metavar="N", about="size of the circuit")
+    option("--curve", metavar="NAME", about="with --constraints: bn254 or bls12-381; default: bn254")
+    option("--zkey", metavar="CIRCUIT.zkey", about="size, curve and memory of this key")
+
+
+def _profile(parser: Parser) -> None:
+    _files(parser, zkey="CIRCUIT.zkey", witness="WITNESS.wtns")
+    parser.add_argument("--proofs", metavar="N", default="3", help="proofs after the first; default: 3")
+    parser.add_argument("--output", metavar="FILE", help="a picture: FILE.png or FILE.svg; needs matplotlib")
 
 
 def _bench(parser: Parser) -> None:
@@ -297,6 +337,38 @@ def _bench(parser: Parser) -> None:
     option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")
     option("--work", "DIR", "keep circuits and keys here for the next run; default: a temporary folder")
     option("--output", "FILE.jsonl", "rows, appended; default: by date in bench/results or bench-results")
+
+
+def _bench_engine(parts: _Group) -> None:
+    processes = parts.command(
+        "processes",
+        "commands:bench_processes",
+        "memory and latency of an engine's processes, for each of its policies",
+        "Writes processes.jsonl (rows, appended), processes.csv (samples) and processes.png.",
+    )
+    network = parts.command(
+        "network",
+        "commands:bench_network",
+        "the same of a small network of nodes that exchange proofs",
+        "Writes network.jsonl (rows, appended), network.csv (samples) and network.png.",
+    )
+    for parser, log in ((processes, "18"), (network, "12")):
+        parser.add_argument(
+            "--output", metavar="FOLDER", default="bench-results", help="default: bench-results"
+        )
+        parser.add_argument(
+            "--log", metavar="N", default=log, help=f"a circuit of 2^N constraints; default: {log}"
+        )
+        parser.add_argument("--work", metavar="DIR", help="keep keys here for the next run")
+    processes.add_argument("--policies", metavar="LIST", help="some of eager,lazy,off")
+    processes.add_argument("--workers", metavar="N", default="2", help="default: 2")
+    processes.add_argument("--proofs", metavar="N", default="5", help="proofs in turn; default: 5")
+    processes.add_argument("--verifications", metavar="N", default="1000", help="default: 1000")
+    processes.add_argument("--first-use", action="store_true", help="a start that compiles everything, too")
+    network.add_argument("--rounds", metavar="N", default="5", help="default: 5")
+    fill = parts.command("fill", "commands:bench_fill", "put tables of rows into documents")
+    fill.add_argument("documents", metavar="FILE.md", nargs="+", help="with blocks <!-- rows: NAME -->")
+    fill.add_argument("--rows", metavar="ROWS.jsonl", action="append", required=True, help="may be repeated")
 
 
 class _Version(argparse.Action):

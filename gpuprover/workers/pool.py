@@ -5,7 +5,7 @@ message and return; what others may look at it publishes as a whole. Callbacks a
 
 A place (``cpu-0``, ``cuda:0``) is where one worker is at a time, beside its successor while that starts. CPU
 workers run one proof at a time, those of GPUs as many as they are given. The death of a worker makes its runs
-:class:`~gpuprover.runner.Lost`, each once: a run is forgotten before its end is told, and what comes for a run
+:class:`~gpuprover.runner.Lost`, each once: a run is forgotten before its end is told, and what comes for one
 that is not known is dropped.
 """
 

@@ -1,0 +1,437 @@
+"""estimate and profile: the formula, measured times, each piece of advice from figures that trigger it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuprover import calibration, profiling, sizing
+from gpuprover.backend import MemoryPlan
+from gpuprover.calibration import Calibration, Entry
+from gpuprover.config import WORKER_BYTES, cgroup_throttled
+from gpuprover.curves import curve_by_name
+from gpuprover.job import Job
+from gpuprover.profiling import Observed, Prediction, advise
+from gpuprover.profiling import Run as Proof
+from gpuprover.scheduler import TIERS, Device
+from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
+from running import Run
+
+VECTORS = Path(__file__).resolve().parent / "vectors"
+BN254 = calibration.groth16(curve_by_name("bn254"))
+GIB, MIB = 1 << 30, 1 << 20
+CPU = Device("cpu", "cpu", "a processor", "ifma", 4)
+GPU = Device("cuda:0", "cuda", "a GPU", "sm_90", 0, 80 * GIB)
+HOST = Machine(cpus=4, siblings=1, cache=32 * MIB, memory=64 * GIB)
+
+
+def times(cpu: tuple[tuple[int, float, float], ...], gpu: tuple[tuple[int, float, float], ...] = ()) -> Any:
+    """A calibration of these rows: constraints, seconds on one thread, seconds that threads share."""
+    kept = [Entry("cpu", CPU.model, CPU.path, BN254, cpu, version=calibration.VERSION, origin="this test")]
+    if gpu:
+        kept.append(Entry("cuda", GPU.model, GPU.path, BN254, gpu, version=calibration.VERSION, origin="too"))
+    return Calibration(kept)
+
+
+def measured(rows: Any, constraints: int = 1000, cores: int = 4, **changes: Any) -> sizing.Estimate:
+    given = {
+        "devices": [CPU],
+        "at_once": None,
+        "memory": [plan_memory(PLAN, 100 * MIB, 0.73)],
+        "machine": HOST,
+    }
+    given |= changes
+    return sizing.measured(rows, BN254, constraints=constraints, cores=cores, **given)
+
+
+PLAN = MemoryPlan(key=100 * MIB, tables=MIB, arena=9 * MIB, host=0)
+
+
+# The formula ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "each", "seconds", "expected"),
+    [(8, 2, 15.0, 960.0), (8, 1, 15.0, 1920.0), (4, 4, 1.0, 3600.0), (8, 16, 15.0, 120.0)],
+)
+def test_the_formula_divides_by_what_it_calls_proofs_per_core(
+    cores: int, each: int, seconds: float, expected: float
+) -> None:
+    assert sizing.by_formula(cores, each, seconds) == pytest.approx(expected)
+
+
+def test_the_command_gives_what_guides_give(run: Run) -> None:
+    answer = run("estimate", "--cores", 8, "--proofs-per-core", 2, "--proof-time", 15, "--json").answer
+    assert answer["ok"] is True
+    assert (answer["proofs_per_hour"], answer["proofs_at_once"], answer["cores_per_proof"]) == (960.0, 4, 2)
+    # Four at once, by the tiers that people know.
+    assert [m["proof"] for m in answer["memory"]] == [
+        [GIB // 2, GIB],
+        [GIB, 4 * GIB],
+        [4 * GIB, 16 * GIB],
+    ]
+    assert [m["total"] for m in answer["memory"]] == [
+        [2 * GIB, 4 * GIB],
+        [4 * GIB, 16 * GIB],
+        [16 * GIB, 64 * GIB],
+    ]
+    told = " ".join(answer["cautions"])
+    for part in ("divides", "not make 3,840", "at most 1,920", "672 an hour", "GPU", "bandwidth", "small"):
+        assert part in told
+
+
+def test_the_same_option_has_an_honest_name(run: Run) -> None:
+    given = ("estimate", "--cores", 8, "--proof-time", 15, "--json", "--constraints", 5000)
+    honest = run(*given, "--cores-per-proof", 2).answer
+    assert honest == run(*given, "--proofs-per-core", 2).answer
+    assert [m["proof"] for m in honest["memory"]] == [[GIB, 4 * GIB]]
+
+
+def test_cores_that_are_left_over_and_proofs_larger_than_the_machine_are_told() -> None:
+    memory = [tier_memory(TIERS[0], 0.73)]
+    seven = sizing.estimate(7, 2, 10.0, memory, HOST)
+    assert seven.per_hour == pytest.approx(1260)
+    assert any("1 core of 7 is left over" in text and "1,080 an hour" in text for text in seven.cautions)
+    small = sizing.estimate(2, 8, 10.0, memory, HOST)
+    assert small.at_once == 1
+    assert any("occupies 8 cores takes longer on 2" in text for text in small.cautions)
+
+
+def test_memory_that_is_missing_is_told() -> None:
+    memory = [tier_memory(TIERS[2], 0.73).times(32)]
+    (text,) = [
+        t for t in sizing.estimate(8, 1, 10.0, memory, HOST).cautions if t.startswith("memory, not cores")
+    ]
+    assert "32 proofs at once need 128.0 GiB, there are 64.0 GiB: enough for 16" in text
+    roomy = sizing.estimate(8, 1, 10.0, memory, replace(HOST, memory=1 << 45)).cautions
+    assert not any(t.startswith("memory, not cores") for t in roomy)
+
+
+def test_a_key_is_counted_once_and_each_proof_and_process_for_itself() -> None:
+    memory = plan_memory(PLAN, 100 * MIB, 0.73).times(3)
+    assert memory.total == (100 * MIB + 3 * (10 * MIB + WORKER_BYTES),) * 2
+    # The limit is without the mapped key, and new proofs wait above the watermark.
+    assert memory.limit_mib * MIB * 0.73 == pytest.approx(memory.total[1] - 100 * MIB, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected --proof-time SECONDS, or --measured"),
+        (["--measured"], "--constraints N or --zkey"),
+        (["--measured", "--constraints", "5", "--proof-time", "1"], "expected no --proof-time"),
+        (["--proof-time", "0"], "positive number of seconds"),
+        (["--proof-time", "1", "--cores", "0"], "--cores"),
+        (["--proof-time", "1", "--proofs-per-core", "x"], "--cores-per-proof"),
+        (["--proof-time", "1", "--constraints", "5", "--zkey", "x"], "found both"),
+        (["--measured", "--constraints", "5", "--curve", "p256"], "--curve: expected one of bn254"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(run: Run, arguments: list[str], said: str) -> None:
+    ran = run("estimate", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+
+
+# By measured times ----------------------------------------------------------------
+
+
+def test_a_part_on_one_thread_makes_proofs_side_by_side_better() -> None:
+    # 1 s alone, 4 s shared: 5 s with one thread, 2 s with four.
+    found = measured(times(((1000, 1.0, 4.0),)))
+    assert [(c.at_once, c.threads, c.seconds) for c in found.choices] == [
+        (4, 1, 5.0),
+        (2, 2, 3.0),
+        (1, 4, 2.0),
+    ]
+    assert found.per_hour == found.choices[0].per_hour == pytest.approx(2880)
+    # The time of one proof alone, divided by cores as the formula does.
+    assert found.choices[0].formula == pytest.approx(7200)
+    (text,) = [t for t in found.cautions if "on one thread" in t]
+    assert "1 s of a proof" in text
+    assert "2.5 times as fast, not 4 times" in text
+    assert "7,200 an hour; 4 proofs side by side make 2,880" in text
+
+
+def test_shared_work_alone_is_told_to_nobody() -> None:
+    found = measured(times(((10, 0.0, 0.01), (1000, 0.0, 4.0))))
+    assert not any("on one thread" in t or "whatever the circuit's size" in t for t in found.cautions)
+
+
+def test_each_caution_of_measured_times_has_its_cause() -> None:
+    rows = ((10, 0.0, 2.0), (1000, 0.0, 4.0))
+    plain = measured(times(rows)).cautions
+    assert any("whatever the circuit's size" in t and "2 s of 4 s" in t for t in plain)
+    assert any("share memory bandwidth" in t and "40 MiB" in t for t in plain)
+    told = {
+        "share memory bandwidth": replace(HOST, cache=GIB),
+        "CPUs share each core": replace(HOST, siblings=2),
+        "extrapolated": replace(HOST, cpus=2),
+    }
+    for part, machine in told.items():
+        assert any(part in t for t in plain) != any(
+            part in t for t in measured(times(rows), machine=machine).cautions
+        )
+    assert not any("calibrate" in t for t in plain)
+    assert any("run `gpuprover bench --calibrate`" in t for t in measured(Calibration()).cautions)
+
+
+def test_a_gpu_is_a_choice_of_its_own() -> None:
+    found = measured(times(((1000, 0.0, 4.0),), ((1000, 0.1, 0.0),)), devices=[CPU, GPU])
+    assert found.choices[0] == Choice("cuda:0", 1, 0, 0.1, 36_000.0, 36_000.0)
+    (text,) = [t for t in found.cautions if "knows no GPU" in t]
+    assert "100 ms on cuda:0, 1 s on 4 cores" in text
+
+
+def test_proofs_at_once_that_were_asked_for_are_the_only_choice(run: Run) -> None:
+    answer = run(
+        "estimate", "--measured", "--constraints", 60_000, "--cores", 4, "--cores-per-proof", 2, "--json"
+    ).answer
+    assert [(c["at_once"], c["threads"]) for c in answer["choices"] if c["device"] == "cpu"] == [(2, 2)]
+    assert answer["origin"]
+
+
+def test_a_key_gives_size_curve_and_memory(run: Run) -> None:
+    zkey = VECTORS / "chain5.bls12-381.zkey"
+    answer = run("estimate", "--measured", "--zkey", zkey, "--threads", 2, "--json").answer
+    (memory,) = answer["memory"]
+    assert memory["key"] == zkey.stat().st_size
+    assert 0 < memory["proof"][0] < 64 * MIB
+    text = run("estimate", "--measured", "--zkey", zkey, "--threads", 2).out
+    assert "by the formula" in text
+    assert "this key's plan" in text
+
+
+def test_the_machine_is_read_from_the_system(tmp_path: Path) -> None:
+    cache = tmp_path / "cpu0" / "cache"
+    for level, size in ((1, "32K"), (2, "1024K"), (3, "33M")):
+        (cache / f"index{level}").mkdir(parents=True)
+        (cache / f"index{level}" / "level").write_text(f"{level}\n")
+        (cache / f"index{level}" / "size").write_text(f"{size}\n")
+    (tmp_path / "cpu0" / "topology").mkdir()
+    (tmp_path / "cpu0" / "topology" / "thread_siblings_list").write_text("0,4\n")
+    found = sizing.machine(tmp_path)
+    assert (found.siblings, found.cache) == (2, 33 * MIB)
+    assert found.memory > 0
+    bare = sizing.machine(tmp_path / "absent")
+    assert (bare.siblings, bare.cache) == (1, 0)
+
+
+# Advice ----------------------------------------------------------------------------
+
+
+def proof(seconds: float = 1.0, **changes: Any) -> Proof:
+    given = {"cpu": 2 * seconds, "phases": {"msm": 0.9 * seconds}, "before": MIB, "peak": GIB, "after": MIB}
+    return Proof(**{"seconds": seconds, **given, **changes})
+
+
+GOOD = Observed(
+    constraints=100_000,
+    key_bytes=100 * MIB,
+    touch=0.01,
+    touch_again=0.01,
+    touch_read=0,
+    first=proof(1.5),
+    warm=(proof(), proof(), proof()),
+    single=proof(1.9, cpu=1.9),
+    device="cpu",
+    threads=2,
+    cpus=2,
+    quota=None,
+    host_cpus=2,
+    path="ifma",
+    ifma=True,
+    compiled=0,
+    plan=50 * MIB,
+    plan_within=50 * MIB,
+    container=None,
+    predictions=(Prediction("cpu", 1.0, True), Prediction("cuda", 0.0, False, "no driver")),
+)
+
+
+def test_nothing_is_said_where_nothing_is_wrong() -> None:
+    assert advise(GOOD) == []
+
+
+def three(**changes: Any) -> tuple[Proof, ...]:
+    return (proof(**changes),) * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "said"),
+    [
+        (
+            {"warm": three(throttled=0.4), "quota": 1.5},
+            "cpu",
+            "quota of 1.5 CPUs held each proof up for 400 ms",
+        ),
+        ({"threads": 8}, "threads", "8 threads on 2 CPUs wait for each other: --threads 2"),
+        ({"single": proof(1.05)}, "threads", "hardly faster than with one (1 s against 1.05 s)"),
+        ({"single": proof(1.15), "threads": 2}, "threads", "make 2 proofs side by side with --threads 1"),
+        ({"cpus": 8, "host_cpus": 8}, "threads", "2 of 8 CPUs are used: --threads 8"),
+        ({"warm": three(others=1.0)}, "cpu", "used 1.0 of 2 CPUs meanwhile: 2 threads had 1.0"),
+        ({"path": "portable"}, "cpu", "although this CPU has AVX-512 IFMA: unset PROVER_CPU_PATH"),
+        ({"path": "portable", "ifma": False}, "cpu", "this CPU lacks AVX-512 IFMA"),
+        (
+            {"predictions": (Prediction("cpu", 1.0, True), Prediction("cuda:0", 0.05, True))},
+            "device",
+            "on cuda:0 this proof is predicted to take 50 ms instead of 1 s: --device cuda:0",
+        ),
+        (
+            {"predictions": (Prediction("cpu", 1.0, True), Prediction("cuda:0", 0.05, False))},
+            "device",
+            "nobody has measured it here",
+        ),
+        (
+            {"predictions": (Prediction("cpu", 1.0, True), Prediction("cuda:0", 0.0, False, "no CuPy"))},
+            "device",
+            "cuda:0 cannot be used: no CuPy",
+        ),
+        (
+            {"predictions": (Prediction("cpu", 0.5, False),)},
+            "device",
+            "run `gpuprover bench --calibrate` once",
+        ),
+        ({"plan_within": 20 * MIB}, "memory", "works in 20 MiB instead of 50 MiB"),
+        ({"warm": three(swapped=64 * MIB)}, "memory", "64 MiB of this process are in swap"),
+        ({"warm": three(major_faults=900, read_bytes=90 * MIB)}, "memory", "reads 90 MiB of the key"),
+        ({"container": GIB + GIB // 20}, "memory", "holds 1.0 GiB of the 1.0 GiB that the container"),
+        ({"touch": 4.0, "touch_read": 100 * MIB}, "key", "from the disk in 4 s (26 MB a second)"),
+        ({"compiled": 40, "first": proof(50.0)}, "cache", "cost 49 s: run `gpuprover warmup`"),
+        ({"compiled": None}, "cache", "no folder for compiled code is writable"),
+        ({"warm": three(phases={"msm": 0.2, "verify": 0.7})}, "size", "70% of a proof"),
+    ],
+)
+def test_each_rule_speaks_up_alone(changes: dict[str, Any], about: str, said: str) -> None:
+    (advice,) = advise(replace(GOOD, **changes))
+    assert advice.about == about
+    assert said in advice.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"warm": three(throttled=0.01), "quota": 1.5},
+        {"threads": 8, "device": "cuda:0", "single": None, "predictions": ()},
+        {"single": None},
+        {"warm": three(others=1.0), "host_cpus": 64},
+        {"path": "portable", "device": "cuda:0", "predictions": ()},
+        {"predictions": (Prediction("cpu", 1.0, True), Prediction("cuda:0", 0.95, True))},
+        {"warm": three(read_bytes=90 * MIB)},
+        {"container": 2 * GIB},
+        # Read from the page cache, or read from the disk and fast.
+        {"touch": 4.0},
+        {"touch": 0.1, "touch_read": 100 * MIB},
+        {"first": proof(50.0)},
+    ],
+)
+def test_rules_are_silent_beside_their_cause(changes: dict[str, Any]) -> None:
+    assert advise(replace(GOOD, **changes)) == []
+
+
+def test_every_rule_has_a_case_here() -> None:
+    (mark,) = [m for m in test_each_rule_speaks_up_alone.pytestmark if m.name == "parametrize"]
+    spoke = {
+        rule.__name__
+        for changes, *_ in mark.args[1]
+        for rule in profiling.RULES
+        if rule(replace(GOOD, **changes)) is not None
+    }
+    assert spoke == {rule.__name__ for rule in profiling.RULES}
+
+
+def test_phases_name_what_is_in_none() -> None:
+    seen = replace(
+        GOOD, first=proof(2.0, phases={"msm": 1.5}), warm=three(phases={"msm": 0.7, "verify": 0.1})
+    )
+    assert seen.phases["msm"] == (1.5, 0.7)
+    assert seen.phases["verify"] == (0.0, 0.1)
+    assert seen.phases["other"] == pytest.approx((0.5, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "expected"),
+    [
+        ("0::/job", "nr_throttled 3\nthrottled_usec 1500000\n", 1.5),
+        ("3:cpu,cpuacct:/job", "throttled_time 2500000000\n", 2.5),
+        ("0::/job", "usage_usec 5\n", 0.0),
+    ],
+)
+def test_throttling_is_read_from_the_control_group(
+    tmp_path: Path, line: str, text: str, expected: float
+) -> None:
+    process, root = tmp_path / "self", tmp_path / "cgroup"
+    process.mkdir()
+    (process / "cgroup").write_text(line + "\n")
+    folder = root / ("job" if line.startswith("0") else "cpu,cpuacct/job")
+    folder.mkdir(parents=True)
+    (folder / "cpu.stat").write_text(text)
+    if not line.startswith("0"):
+        (root / "cpu").symlink_to(root / "cpu,cpuacct")
+    assert cgroup_throttled(root, process) == expected
+
+
+# A profile of a real proof -----------------------------------------------------------
+
+
+def test_a_profile_is_told_drawn_and_answered(run: Run, tmp_path: Path) -> None:
+    zkey, wtns = VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns"
+    picture = tmp_path / "profile.svg"
+    answer = run("profile", zkey, wtns, "--proofs", 2, "--threads", 2, "--json", "--output", picture).answer
+    assert len(answer["warm"]) == 2
+    assert answer["single"]["seconds"] > 0
+    assert {"msm", "quotient", "verify", "other"} <= answer["phases"].keys()
+    assert answer["first"]["peak"] >= answer["first"]["before"] > MIB
+    assert answer["picture"] == str(picture)
+    assert {entry["about"] for entry in answer["advice"]} <= {
+        "threads",
+        "cpu",
+        "device",
+        "key",
+        "memory",
+        "cache",
+        "size",
+    }
+    assert "first proof" in picture.read_text()
+    # Sixteen constraints: a proof is what any circuit takes.
+    text = run("profile", zkey, wtns, "--proofs", 1, "--threads", 1).out
+    assert "msm" in text
+    assert "▇" in text
+    assert "peak memory" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--output", "x.gif"], "expected FILE.png or FILE.svg"),
+        (["--proofs", "0"], "--proofs"),
+        (["--output", "/no/such/folder/x.png"], "does not exist"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_at_once(run: Run, arguments: list[str], said: str) -> None:
+    ran = run("profile", VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_any_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gpuprover.bench import pictures
+
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    arguments = (VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns", "--output", tmp_path / "x.png")
+    ran = run("profile", *arguments, "--json")
+    assert ran.code == 2
+    assert "need matplotlib" in json.loads(ran.out)["error"]["message"]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_touching_a_key_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(bytes(1 << 20))
+    assert profiling.touch_pages(str(file), Job()) > 0
