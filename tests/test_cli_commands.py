@@ -282,8 +282,10 @@ def test_json_answers_are_documented(
         "doctor": [],
         "warmup": ["--curve", "bn254"],
     }
-    assert _documented_answers().keys() == calls.keys()
-    for command, names in _documented_answers().items():
+    documented = _documented_answers()
+    documented.pop("verifier")  # it runs until it is stopped: test_verifier_process.py
+    assert documented.keys() == calls.keys()
+    for command, names in documented.items():
         assert run(*command.split(), *calls[command], "--json").answer.keys() == names, command
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -45,8 +46,10 @@ class Interrupts:
         self.event = threading.Event()
         self._gentle = False
         self._previous: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Interrupts:
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._ignored
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
@@ -65,6 +68,12 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        sys.unraisablehook = self._hook
+
+    def _ignored(self, problem: sys.UnraisableHookArgs) -> None:
+        # An interrupt within a finaliser is lost there, with a traceback; another one follows.
+        if not issubclass(problem.exc_type, KeyboardInterrupt):
+            self._hook(problem)
 
     @contextmanager
     def gently(self) -> Iterator[None]:
