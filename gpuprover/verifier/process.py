@@ -69,7 +69,7 @@ class VerifierProcess(VerifierClient):
                 return super().status(timeout=timeout)
         with self._changed:
             state = "closed" if self._closing.is_set() else "starting" if self._busy else "idle"
-            return VerifierStatus(state, restarts=max(0, self._opened - 1))
+            return VerifierStatus(state, pid=self._pid, restarts=max(0, self._opened - 1))
 
     def close(self) -> None:
         """Ends the process. Calls that wait get ShuttingDown. May be called again."""

@@ -132,8 +132,10 @@ class Server:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._budget = _Budget(limits.buffered)
-        self._queue: deque[_Request] = deque()
-        self._running = self._key_bytes = 0
+        # One proof, or a key; and batches, which take long. A thread takes from them by turns.
+        self._queues: tuple[deque[_Request], deque[_Request]] = deque(), deque()
+        self._turn = False
+        self._running = 0
         self._changed = threading.Condition()
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._names: dict[str, _Holding] = {}
@@ -171,10 +173,10 @@ class Server:
         with self._changed:
             return {name: holding.key.digest for name, holding in self._names.items()}
 
-    # The main thread -----------------------------------------------------------------
+    # Running ---------------------------------------------------------------------
 
     def run(self) -> int:
-        """Serves until the end; returns the exit code, 0. Call it from the main thread."""
+        """Serves until the end; returns the exit code, 0. Outside the main thread signals are left alone."""
         selector = selectors.DefaultSelector()
         selector.register(self._wake_read, selectors.EVENT_READ)
         for listener in self._listeners:
@@ -213,6 +215,9 @@ class Server:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM, SIGINT and SIGHUP stop the server; what was set for them is put back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         # The wake-up is all that a handler has to do; it comes as a byte.
         before = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -232,7 +237,7 @@ class Server:
     def _drain(self) -> None:
         deadline = time.monotonic() + self._limits.grace
         with self._changed:
-            while (self._queue or self._running) and (left := deadline - time.monotonic()) > 0:
+            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 0.5))
 
     # Connections -----------------------------------------------------------------------
@@ -300,8 +305,6 @@ class Server:
         client.channel.close()
         with self._changed:
             self._connections.discard(client)
-            for holding in client.names.values():
-                self._key_bytes -= holding.size
             client.names.clear()
         if client.owner:
             self.stop()
@@ -343,22 +346,28 @@ class Server:
         with self._changed:
             if self._stopping.is_set():
                 raise ShuttingDown("the verifier is shutting down")
-            if len(self._queue) >= self._limits.waiting:
+            waiting = self._waiting
+            if waiting >= self._limits.waiting:
                 self._counters["refused"] += 1
-                raise QueueFull(f"{len(self._queue)} requests wait for the verifier; try again later")
-            self._queue.append(_Request(client, number, answer, held))
+                raise QueueFull(f"{waiting} requests wait for the verifier; try again later")
+            self._queues[operation == "verify_batch"].append(_Request(client, number, answer, held))
             self._changed.notify()
         return None
+
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._queues))
 
     def _work(self) -> None:
         """Verifies what waits, until the server has stopped."""
         while True:
             with self._changed:
-                while not self._queue:
+                while not self._waiting:
                     if self._stopped.is_set():
                         return
                     self._changed.wait()
-                request = self._queue.popleft()
+                self._turn = not self._turn
+                request = (self._queues[self._turn] or self._queues[not self._turn]).popleft()
                 self._running += 1
             client = request.connection
             if not client.channel.closed:
@@ -404,15 +413,13 @@ class Server:
             raise InvalidInput("load: expected the key's digest")
         key = LoadedKey(document.get("verification_key"), expected)
         key = self._known(key.digest) or key
+        holding = _Holding(key, size)
         with self._changed:
-            if self._key_bytes + size > self._limits.keys:
-                raise QueueFull(f"the verifier holds keys of {self._key_bytes} bytes, as many as it takes")
-            self._forget(client, name)
-            holding = _Holding(key, size)
-            client.names[name] = holding
-            self._key_bytes += size
-            if client.owner:
-                self._names[name] = holding
+            held = sum(h.size for c in self._connections for h in c.names.values())
+            if held + size > self._limits.keys:
+                raise QueueFull(f"the verifier holds keys of {held} bytes, as many as it takes")
+            before = client.names.get(name)
+            self._bind(client, name, holding)
 
         def prepare() -> dict[str, Any]:
             try:
@@ -420,26 +427,26 @@ class Server:
             except ProverError:
                 with self._changed:
                     if client.names.get(name) is holding:
-                        self._forget(client, name)
+                        self._bind(client, name, before)
                 raise
             return {"digest": key.digest}
 
         return prepare
 
-    def _forget(self, client: _Connection, name: str) -> bool:
-        holding = client.names.pop(name, None)
-        if holding is None:
-            return False
-        self._key_bytes -= holding.size
-        if client.owner:
-            self._names.pop(name, None)
-        return True
+    def _bind(self, client: _Connection, name: str, holding: _Holding | None) -> None:
+        """What a client's name means from now on, None for nothing; with the lock held."""
+        for names in (client.names, self._names) if client.owner else (client.names,):
+            if holding is not None:
+                names[name] = holding
+            else:
+                names.pop(name, None)
 
     def _unload(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         name = _name(document.get("name"))
         with self._changed:
-            if not self._forget(client, name):
+            if name not in client.names:
                 raise CircuitNotFound(f"{name}: this client loaded no verification key of that name")
+            self._bind(client, name, None)
         return {"unloaded": name}
 
     def _known(self, digest: object) -> LoadedKey | None:
@@ -501,7 +508,7 @@ class Server:
                 "uptime": round(time.monotonic() - self._started, 3),
                 "threads": self._limits.threads,
                 "connections": len(self._connections),
-                "waiting": len(self._queue),
+                "waiting": self._waiting,
                 "running": self._running,
                 "buffered": self._budget.held,
                 "keys": keys,
