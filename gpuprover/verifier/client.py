@@ -263,7 +263,8 @@ class VerifierClient:
         answer = self._call({"op": "status"}, timeout)
         names = [f.name for f in fields(VerifierStatus) if f.name not in ("state", "restarts")]
         values = {name: answer[name] for name in names if name in answer}
-        return VerifierStatus("ready", restarts=max(0, self._opened - 1), **values)
+        state = "ready" if self._ready.is_set() else "starting"
+        return VerifierStatus(state, restarts=max(0, self._opened - 1), **values)
 
     def wait_ready(self, timeout: float) -> bool:
         """Waits until the verifier runs and has its keys -> whether it does within so many seconds."""

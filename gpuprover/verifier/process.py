@@ -64,7 +64,7 @@ class VerifierProcess(VerifierClient):
 
     def status(self, *, timeout: float = 5.0) -> VerifierStatus:
         """How the process is. It is neither started nor waited for; between two of them, little is known."""
-        if self._ready.is_set():
+        if self._channel is not None:
             with suppress(ProverError):
                 return super().status(timeout=timeout)
         with self._changed:
@@ -88,10 +88,7 @@ class VerifierProcess(VerifierClient):
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
         try:
-            # Freed memory goes back from few arenas, and its threads make short work.
-            self._child = processes.spawn(
-                "gpuprover.verifier", *arguments, fds=[theirs.fileno()], env={"MALLOC_ARENA_MAX": "2"}
-            )
+            self._child = processes.spawn("gpuprover.verifier", *arguments, fds=[theirs.fileno()])
         except BaseException:
             ours.close()
             raise

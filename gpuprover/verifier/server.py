@@ -46,6 +46,8 @@ MAX_NAME = 200
 
 SMALL_MESSAGE = 1 << 16
 """Bytes up to which a message is read at once: whatever waits, a question of a few lines is answered."""
+TRIM_BYTES = 16 << 20
+"""Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
 STALL_SECONDS = 15.0
 """A client that sends nothing for so long within a message, or takes nothing of an answer, is dropped."""
 
@@ -135,7 +137,7 @@ class Server:
         # One proof, or a key; and batches, which take long. A thread takes from them by turns.
         self._queues: tuple[deque[_Request], deque[_Request]] = deque(), deque()
         self._turn = False
-        self._running = 0
+        self._running = self._passed = 0
         self._changed = threading.Condition()
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._names: dict[str, _Holding] = {}
@@ -329,6 +331,8 @@ class Server:
             self._budget.give(held)
             self._answer(client, number, result)
             client.outstanding.release()
+            if document.get("op") == "shutdown" and not isinstance(result, ProverError):
+                self.stop()
 
     def _begin(
         self, client: _Connection, number: object, document: dict[str, Any], held: int
@@ -379,10 +383,18 @@ class Server:
             else:
                 self._budget.give(request.held)
             client.outstanding.release()
-            del request
+            passed = request.held
+            del request, client
             with self._changed:
                 self._running -= 1
+                self._passed += passed
+                idle = not self._waiting and not self._running
+                trim = idle and self._passed >= TRIM_BYTES
+                if trim:
+                    self._passed = 0
                 self._changed.notify_all()
+            if trim:
+                memory.trim()
 
     @staticmethod
     def _guarded(work: Callable[[], T]) -> T | ProverError:
@@ -519,8 +531,7 @@ class Server:
     def _shutdown(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         if not client.local:
             raise InvalidInput("shutdown: not over TCP")
-        self.stop()
-        return {}
+        return {}  # and once it is answered, the server stops
 
 
 def _memory() -> dict[str, int | None]:
