@@ -99,7 +99,7 @@ class Listener:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, ...] | None = None
         try:
             if address.path is not None:
                 self.socket = self._unix(Path(address.path))
@@ -132,17 +132,21 @@ class Listener:
             raise
         finally:
             os.umask(before)
-        made = path.lstat()
-        self._identity = made.st_dev, made.st_ino
+        self._identity = _identity(path)
         return listener
 
     def close(self) -> None:
         self.socket.close()
         if self.address.path is not None:
             with suppress(OSError):
-                info = os.lstat(self.address.path)
-                if (info.st_dev, info.st_ino) == self._identity:
+                if _identity(Path(self.address.path)) == self._identity:
                     os.unlink(self.address.path)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    info = path.lstat()
+    # A file system may give the number of a removed file to the next one at once.
+    return info.st_dev, info.st_ino, info.st_ctime_ns
 
 
 def _remove_stale(path: Path) -> None:

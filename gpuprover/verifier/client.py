@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from gpuprover.errors import (
@@ -68,6 +68,7 @@ class VerifierStatus:
         uptime: seconds.
         threads: verifications that it makes at once.
         connections, waiting, running: clients, and requests that wait or are worked on.
+        buffered: bytes of long messages that wait or are being read.
         keys: name -> digest, curve and number of public signals.
         counters: verified (valid and invalid ones together), valid, invalid; failed and refused requests.
         memory: bytes of the process: private, pss, rss, peak.
@@ -81,6 +82,7 @@ class VerifierStatus:
     connections: int = 0
     waiting: int = 0
     running: int = 0
+    buffered: int = 0
     keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
@@ -259,19 +261,10 @@ class VerifierClient:
             as :meth:`verify`.
         """
         answer = self._call({"op": "status"}, timeout)
-        names = (
-            "pid",
-            "uptime",
-            "threads",
-            "connections",
-            "waiting",
-            "running",
-            "keys",
-            "counters",
-            "memory",
-        )
+        names = [f.name for f in fields(VerifierStatus) if f.name not in ("state", "restarts")]
         values = {name: answer[name] for name in names if name in answer}
-        return VerifierStatus("ready", restarts=max(0, self._opened - 1), **values)
+        state = "ready" if self._ready.is_set() else "starting"
+        return VerifierStatus(state, restarts=max(0, self._opened - 1), **values)
 
     def wait_ready(self, timeout: float) -> bool:
         """Waits until the verifier runs and has its keys -> whether it does within so many seconds."""

@@ -64,12 +64,12 @@ class VerifierProcess(VerifierClient):
 
     def status(self, *, timeout: float = 5.0) -> VerifierStatus:
         """How the process is. It is neither started nor waited for; between two of them, little is known."""
-        if self._ready.is_set():
+        if self._channel is not None:
             with suppress(ProverError):
                 return super().status(timeout=timeout)
         with self._changed:
             state = "closed" if self._closing.is_set() else "starting" if self._busy else "idle"
-            return VerifierStatus(state, restarts=max(0, self._opened - 1))
+            return VerifierStatus(state, pid=self._pid, restarts=max(0, self._opened - 1))
 
     def close(self) -> None:
         """Ends the process. Calls that wait get ShuttingDown. May be called again."""
@@ -88,10 +88,7 @@ class VerifierProcess(VerifierClient):
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
         try:
-            # Freed memory goes back from few arenas, and its threads make short work.
-            self._child = processes.spawn(
-                "gpuprover.verifier", *arguments, fds=[theirs.fileno()], env={"MALLOC_ARENA_MAX": "2"}
-            )
+            self._child = processes.spawn("gpuprover.verifier", *arguments, fds=[theirs.fileno()])
         except BaseException:
             ours.close()
             raise

@@ -46,6 +46,8 @@ MAX_NAME = 200
 
 SMALL_MESSAGE = 1 << 16
 """Bytes up to which a message is read at once: whatever waits, a question of a few lines is answered."""
+TRIM_BYTES = 16 << 20
+"""Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
 STALL_SECONDS = 15.0
 """A client that sends nothing for so long within a message, or takes nothing of an answer, is dropped."""
 
@@ -132,8 +134,10 @@ class Server:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._budget = _Budget(limits.buffered)
-        self._queue: deque[_Request] = deque()
-        self._running = self._key_bytes = 0
+        # One proof, or a key; and batches, which take long. A thread takes from them by turns.
+        self._queues: tuple[deque[_Request], deque[_Request]] = deque(), deque()
+        self._turn = False
+        self._running = self._passed = 0
         self._changed = threading.Condition()
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._names: dict[str, _Holding] = {}
@@ -171,10 +175,10 @@ class Server:
         with self._changed:
             return {name: holding.key.digest for name, holding in self._names.items()}
 
-    # The main thread -----------------------------------------------------------------
+    # Running ---------------------------------------------------------------------
 
     def run(self) -> int:
-        """Serves until the end; returns the exit code, 0. Call it from the main thread."""
+        """Serves until the end; returns the exit code, 0. Outside the main thread signals are left alone."""
         selector = selectors.DefaultSelector()
         selector.register(self._wake_read, selectors.EVENT_READ)
         for listener in self._listeners:
@@ -213,6 +217,9 @@ class Server:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM, SIGINT and SIGHUP stop the server; what was set for them is put back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         # The wake-up is all that a handler has to do; it comes as a byte.
         before = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -232,7 +239,7 @@ class Server:
     def _drain(self) -> None:
         deadline = time.monotonic() + self._limits.grace
         with self._changed:
-            while (self._queue or self._running) and (left := deadline - time.monotonic()) > 0:
+            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 0.5))
 
     # Connections -----------------------------------------------------------------------
@@ -300,8 +307,6 @@ class Server:
         client.channel.close()
         with self._changed:
             self._connections.discard(client)
-            for holding in client.names.values():
-                self._key_bytes -= holding.size
             client.names.clear()
         if client.owner:
             self.stop()
@@ -326,6 +331,8 @@ class Server:
             self._budget.give(held)
             self._answer(client, number, result)
             client.outstanding.release()
+            if document.get("op") == "shutdown" and not isinstance(result, ProverError):
+                self.stop()
 
     def _begin(
         self, client: _Connection, number: object, document: dict[str, Any], held: int
@@ -343,22 +350,28 @@ class Server:
         with self._changed:
             if self._stopping.is_set():
                 raise ShuttingDown("the verifier is shutting down")
-            if len(self._queue) >= self._limits.waiting:
+            waiting = self._waiting
+            if waiting >= self._limits.waiting:
                 self._counters["refused"] += 1
-                raise QueueFull(f"{len(self._queue)} requests wait for the verifier; try again later")
-            self._queue.append(_Request(client, number, answer, held))
+                raise QueueFull(f"{waiting} requests wait for the verifier; try again later")
+            self._queues[operation == "verify_batch"].append(_Request(client, number, answer, held))
             self._changed.notify()
         return None
+
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._queues))
 
     def _work(self) -> None:
         """Verifies what waits, until the server has stopped."""
         while True:
             with self._changed:
-                while not self._queue:
+                while not self._waiting:
                     if self._stopped.is_set():
                         return
                     self._changed.wait()
-                request = self._queue.popleft()
+                self._turn = not self._turn
+                request = (self._queues[self._turn] or self._queues[not self._turn]).popleft()
                 self._running += 1
             client = request.connection
             if not client.channel.closed:
@@ -370,10 +383,18 @@ class Server:
             else:
                 self._budget.give(request.held)
             client.outstanding.release()
-            del request
+            passed = request.held
+            del request, client
             with self._changed:
                 self._running -= 1
+                self._passed += passed
+                idle = not self._waiting and not self._running
+                trim = idle and self._passed >= TRIM_BYTES
+                if trim:
+                    self._passed = 0
                 self._changed.notify_all()
+            if trim:
+                memory.trim()
 
     @staticmethod
     def _guarded(work: Callable[[], T]) -> T | ProverError:
@@ -404,15 +425,13 @@ class Server:
             raise InvalidInput("load: expected the key's digest")
         key = LoadedKey(document.get("verification_key"), expected)
         key = self._known(key.digest) or key
+        holding = _Holding(key, size)
         with self._changed:
-            if self._key_bytes + size > self._limits.keys:
-                raise QueueFull(f"the verifier holds keys of {self._key_bytes} bytes, as many as it takes")
-            self._forget(client, name)
-            holding = _Holding(key, size)
-            client.names[name] = holding
-            self._key_bytes += size
-            if client.owner:
-                self._names[name] = holding
+            held = sum(h.size for c in self._connections for h in c.names.values())
+            if held + size > self._limits.keys:
+                raise QueueFull(f"the verifier holds keys of {held} bytes, as many as it takes")
+            before = client.names.get(name)
+            self._bind(client, name, holding)
 
         def prepare() -> dict[str, Any]:
             try:
@@ -420,26 +439,26 @@ class Server:
             except ProverError:
                 with self._changed:
                     if client.names.get(name) is holding:
-                        self._forget(client, name)
+                        self._bind(client, name, before)
                 raise
             return {"digest": key.digest}
 
         return prepare
 
-    def _forget(self, client: _Connection, name: str) -> bool:
-        holding = client.names.pop(name, None)
-        if holding is None:
-            return False
-        self._key_bytes -= holding.size
-        if client.owner:
-            self._names.pop(name, None)
-        return True
+    def _bind(self, client: _Connection, name: str, holding: _Holding | None) -> None:
+        """What a client's name means from now on, None for nothing; with the lock held."""
+        for names in (client.names, self._names) if client.owner else (client.names,):
+            if holding is not None:
+                names[name] = holding
+            else:
+                names.pop(name, None)
 
     def _unload(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         name = _name(document.get("name"))
         with self._changed:
-            if not self._forget(client, name):
+            if name not in client.names:
                 raise CircuitNotFound(f"{name}: this client loaded no verification key of that name")
+            self._bind(client, name, None)
         return {"unloaded": name}
 
     def _known(self, digest: object) -> LoadedKey | None:
@@ -501,7 +520,7 @@ class Server:
                 "uptime": round(time.monotonic() - self._started, 3),
                 "threads": self._limits.threads,
                 "connections": len(self._connections),
-                "waiting": len(self._queue),
+                "waiting": self._waiting,
                 "running": self._running,
                 "buffered": self._budget.held,
                 "keys": keys,
@@ -512,8 +531,7 @@ class Server:
     def _shutdown(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         if not client.local:
             raise InvalidInput("shutdown: not over TCP")
-        self.stop()
-        return {}
+        return {}  # and once it is answered, the server stops
 
 
 def _memory() -> dict[str, int | None]:
