@@ -5,6 +5,9 @@ The public names, imported when they are first used::
     key = gpuprover.load_key("circuit.zkey")
     result = gpuprover.prove(key, "witness.wtns")
     gpuprover.verify(key.verification_key, result.public_signals, result.proof)
+
+    with gpuprover.create_prover(circuit_keys_path="circuit-keys") as prover:
+        result = prover.prove("circuit", "witness.wtns")
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ _PUBLIC = {
     "ProofResult": "api",
     "ProvingKey": "formats.zkey",
     "Progress": "job",
+    "create_prover": "engine",
+    "Prover": "engine",
+    "ProofJob": "engine",
+    "ProverStatus": "engine",
     "BackpressureController": "backpressure",
     "MemoryUsage": "memory",
     "memory_usage": "memory",
@@ -62,8 +69,11 @@ __all__ = [
     "OutOfMemory",
     "Progress",
     "ProofGenerationFailed",
+    "ProofJob",
     "ProofResult",
+    "Prover",
     "ProverError",
+    "ProverStatus",
     "ProvingKey",
     "QueueFull",
     "ShuttingDown",
@@ -72,6 +82,7 @@ __all__ = [
     "UnsupportedFile",
     "WitnessMismatch",
     "__version__",
+    "create_prover",
     "load_key",
     "memory_usage",
     "prove",
@@ -83,6 +94,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch
     from gpuprover.backpressure import BackpressureController
+    from gpuprover.engine import ProofJob, Prover, ProverStatus, create_prover
     from gpuprover.errors import (
         Aborted,
         Cancelled,

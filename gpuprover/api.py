@@ -92,12 +92,17 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
                 memory_limit=memory_limit,
             )
         return Witness(found, words, fspath(source["wasm"]))
-    words = _witness_words(source, curve)
+    words = witness_words(source, curve)
     check_witness_values(words, curve, "witness", "values")
     return Witness(curve, words)
 
 
-def _witness_words(values: Sequence[int] | Words, curve: CurveParams) -> Words:
+def witness_words(values: Sequence[int] | Words, curve: CurveParams) -> Words:
+    """Integers as uint64[n, limbs]; an array that is that already stays as it is, its values not looked at.
+
+    Raises:
+        InvalidInput: an array of another kind, or values that are no integers from 0 to below 2^(64·limbs).
+    """
     limbs = curve.scalar.limbs
     if isinstance(values, np.ndarray) and values.ndim == 2:
         if values.dtype != np.uint64 or values.shape[1] != limbs:

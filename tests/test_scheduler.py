@@ -324,7 +324,7 @@ class Machine:
         elif verdict is Verdict.DISCARD:
             assert stale or self.ended[run.ticket] == "cancelled"
         else:
-            assert outcome in (Outcome.OUT_OF_MEMORY, Outcome.LOST)
+            assert outcome in (Outcome.OUT_OF_MEMORY, Outcome.DEVICE_FAILED, Outcome.LOST)
 
     def _begin(self, run: Run) -> None:
         assert run.ticket not in self.ended
@@ -426,7 +426,7 @@ def test_random_arrivals_failures_cancellations_and_losses(rng: random.Random, t
     slow = {(c, d.kind): rng.uniform(0.3, 3) for c in shapes for d in devices}
 
     def outcome(run: Run) -> Outcome:
-        weights = [90, 4, 4, 2]
+        weights = [90, 4, 4, 2, 2]
         return rng.choices(list(Outcome), weights)[0]
 
     def duration(run: Run) -> float:
@@ -765,6 +765,35 @@ def test_a_proof_alone_has_the_device_to_itself_and_neighbours_before_it() -> No
     assert again.ticket is failed[0]
     assert set(again.evicted) == {"c0", "c1"}
     assert len(machine.delivered) == 12
+
+
+def test_a_device_that_fails_leaves_its_proof_to_the_cpu() -> None:
+    n = 1 << 20
+    for devices, kinds, expected in [
+        ([cpu(), gpu()], ("cpu", "cuda"), ["cuda:0", "cpu"]),
+        ([gpu()], ("cpu", "cuda"), ["cuda:0"]),
+        ([cpu(), gpu()], ("cuda",), ["cuda:0"]),
+    ]:
+        machine = Machine(devices, outcome=lambda run: Outcome.DEVICE_FAILED)
+        ticket = machine.submit(shape(n, plans={kind: plans(n)[kind] for kind in kinds}))
+        machine.run()
+        assert [run.placement.device for run in machine.runs] == expected
+        assert machine.ended == {ticket: "device failed"}
+    assert (
+        "failed elsewhere before: on cpu"
+        in place(shape(n), [cpu(), gpu()], FakeTimes(), level=Degrade.ON_CPU).reason
+    )
+
+
+def test_a_cpu_that_comes_later_is_the_host_of_gpus() -> None:
+    machine = Machine([gpu()])
+    machine.come_back(cpu())
+    machine.outcome = lambda run: Outcome.DEVICE_FAILED if run.placement.kind == "cuda" else Outcome.SUCCEEDED
+    machine.submit(shape(1 << 20))
+    machine.poll()
+    assert set(machine.active[0].needs) == {"cuda:0", "cpu"}
+    machine.run()
+    assert list(machine.ended.values()) == ["succeeded"]
 
 
 def test_a_proof_that_kills_its_workers_is_given_up() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.binfile import BinFile, Source, write_binfile
@@ -69,6 +71,17 @@ def check_witness_values(values: Words, curve: CurveParams, source: str, part: s
         raise MalformedFile(source, part, f"value {bad} is not below the prime of {curve.scalar.name}")
     if values[0, 0] != 1 or values[0, 1:].any():
         raise MalformedFile(source, part, "value 0 has to be 1, the constant wire")
+
+
+def witness_bytes(field: FieldParams, values: Words) -> bytes:
+    """The same file as bytes."""
+    header = field.bytes.to_bytes(4, "little") + field.modulus.to_bytes(field.bytes, "little")
+    header += len(values).to_bytes(4, "little")
+    content = np.ascontiguousarray(values, dtype="<u8")
+    parts: list[bytes | memoryview] = [b"wtns", *(n.to_bytes(4, "little") for n in (VERSION, 2))]
+    for kind, size, data in ((HEADER, len(header), header), (VALUES, content.nbytes, content.data)):
+        parts += [kind.to_bytes(4, "little"), size.to_bytes(8, "little"), data]
+    return b"".join(parts)
 
 
 def write_witness(path: Pathish, field: FieldParams, values: Words) -> None:

@@ -153,14 +153,9 @@ class ProvingKey:
         Raises:
             MalformedFile: an IC point is off the curve.
         """
-        ic = []
-        for i, row in enumerate(self.ic):
-            try:
-                ic.append(decode_g1(self.curve, row))
-            except ValueError as error:
-                raise MalformedFile(self.path, _part(IC), f"point {i}: {error}") from None
         h = self.header
-        return VerificationKey(self.curve, h.alpha1, h.beta2, h.gamma2, h.delta2, tuple(ic))
+        ic = _decode_ic(self.path, self.curve, self.ic)
+        return VerificationKey(self.curve, h.alpha1, h.beta2, h.gamma2, h.delta2, ic)
 
     @cached_property
     def verification_key(self) -> dict[str, Any]:
@@ -228,19 +223,8 @@ def load_key(source: Source) -> ProvingKey:
         MalformedFile: truncated, inconsistent sizes, values out of range, header points off their curve.
         UnsupportedFile: another version, protocol or curve.
     """
-    file = BinFile(source, "zkey", range(1, VERSION + 1), SECTIONS)
-    protocol = file.cursor(PROTOCOL)
-    identifier = protocol.u32("the protocol id")
-    protocol.end()
-    if identifier != GROTH16:
-        found = f"a {PROTOCOLS[identifier]} key" if identifier in PROTOCOLS else f"protocol id {identifier}"
-        raise UnsupportedFile(file.path, file.name(PROTOCOL), f"expected a groth16 key, found {found}")
-
-    header = file.cursor(HEADER)
-    curve = _curve(file, header)
-    n_vars = header.u32("the number of variables")
-    n_public = header.u32("the number of public signals")
-    domain_size = header.u32("the domain size")
+    file, header, curve = _open_header(source)
+    n_vars, n_public, domain_size = _sizes(header)
     points = _header_points(header, curve)
     header.end()
     if n_vars < n_public + 1:
@@ -248,18 +232,13 @@ def load_key(source: Source) -> ProvingKey:
     if domain_size & (domain_size - 1) or not 1 < domain_size <= 1 << curve.scalar.two_adicity:
         header.fail(f"domain size {domain_size}, expected a power of two up to 2^{curve.scalar.two_adicity}")
 
-    def section(kind: int, count: int, words: int) -> Words:
-        content = file.exactly(kind, 8 * words * count, f"{count} points of {8 * words} bytes")
-        view: Words = content.view("<u8").reshape(count, words)
-        return view
-
     g1, g2 = curve.g1_words, curve.g2_words
     coefficients = _coefficients(file, curve)
     last = _check_coefficients(file, curve, coefficients, n_vars, domain_size)
     circuit_hash, ceremony = _ceremony(file, curve)
     return ProvingKey(
         path=file.path,
-        protocol=PROTOCOLS[identifier],
+        protocol=PROTOCOLS[GROTH16],
         curve=curve,
         n_vars=n_vars,
         n_public=n_public,
@@ -267,17 +246,73 @@ def load_key(source: Source) -> ProvingKey:
         # The last row binds the last public signal, or the constant.
         constraints=max(0, last - n_public),
         header=points,
-        ic=section(IC, n_public + 1, g1),
+        ic=_points(file, IC, n_public + 1, g1),
         coefficients=coefficients,
-        a=section(A, n_vars, g1),
-        b1=section(B1, n_vars, g1),
-        b2=section(B2, n_vars, g2),
-        c=section(C, n_vars - n_public - 1, g1),
-        h=section(H, domain_size, g1),
+        a=_points(file, A, n_vars, g1),
+        b1=_points(file, B1, n_vars, g1),
+        b2=_points(file, B2, n_vars, g2),
+        c=_points(file, C, n_vars - n_public - 1, g1),
+        h=_points(file, H, domain_size, g1),
         circuit_hash=circuit_hash,
         ceremony=ceremony,
         size=len(file.data),
     )
+
+
+def read_verification_key(source: Source) -> VerificationKey:
+    """The verification key alone: of a large file only the header and the IC points are read.
+
+    Raises:
+        InvalidInput, MalformedFile, UnsupportedFile: as :func:`load_key`, for those two sections.
+    """
+    file, header, curve = _open_header(source)
+    n_public = _sizes(header)[1]
+    points = _header_points(header, curve)
+    header.end()
+    ic = _decode_ic(file.path, curve, _points(file, IC, n_public + 1, curve.g1_words))
+    return VerificationKey(curve, points.alpha1, points.beta2, points.gamma2, points.delta2, ic)
+
+
+def read_curve(source: Source) -> CurveParams:
+    """The curve that a key is over. Raises as :func:`load_key`."""
+    return _open_header(source)[2]
+
+
+def _open_header(source: Source) -> tuple[BinFile, Cursor, CurveParams]:
+    """The file, a Groth16 key, and its header from behind the primes on."""
+    file = BinFile(source, "zkey", range(1, VERSION + 1), SECTIONS)
+    protocol = file.cursor(PROTOCOL)
+    identifier = protocol.u32("the protocol id")
+    protocol.end()
+    if identifier != GROTH16:
+        found = f"a {PROTOCOLS[identifier]} key" if identifier in PROTOCOLS else f"protocol id {identifier}"
+        raise UnsupportedFile(file.path, file.name(PROTOCOL), f"expected a groth16 key, found {found}")
+    header = file.cursor(HEADER)
+    return file, header, _curve(file, header)
+
+
+def _sizes(header: Cursor) -> tuple[int, int, int]:
+    """Variables, public signals, domain size."""
+    n_vars = header.u32("the number of variables")
+    n_public = header.u32("the number of public signals")
+    domain_size = header.u32("the domain size")
+    return n_vars, n_public, domain_size
+
+
+def _points(file: BinFile, kind: int, count: int, words: int) -> Words:
+    content = file.exactly(kind, 8 * words * count, f"{count} points of {8 * words} bytes")
+    view: Words = content.view("<u8").reshape(count, words)
+    return view
+
+
+def _decode_ic(path: str, curve: CurveParams, rows: Words) -> tuple[AffineG1, ...]:
+    ic = []
+    for i, row in enumerate(rows):
+        try:
+            ic.append(decode_g1(curve, row))
+        except ValueError as error:
+            raise MalformedFile(path, _part(IC), f"point {i}: {error}") from None
+    return tuple(ic)
 
 
 def _curve(file: BinFile, header: Cursor) -> CurveParams:

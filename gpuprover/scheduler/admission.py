@@ -48,11 +48,16 @@ LOSSES = 3
 
 
 class Outcome(Enum):
-    """How a run ended. LOST: the worker or the device died, and nothing is known of the proof."""
+    """How a run ended.
+
+    DEVICE_FAILED: the device could not, or what it made is doubted, and the CPU may. LOST: the worker or the
+    device died, and nothing is known of the proof.
+    """
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     OUT_OF_MEMORY = "out of memory"
+    DEVICE_FAILED = "device failed"
     LOST = "lost"
 
 
@@ -327,6 +332,8 @@ class Scheduler:
             return Verdict.DISCARD
         if outcome is Outcome.OUT_OF_MEMORY:
             again = self._degrade(ticket, run.placement)
+        elif outcome is Outcome.DEVICE_FAILED:
+            again = self._to_cpu(ticket, run.placement)
         else:
             again = outcome is Outcome.LOST and self._survives(ticket)
         if again:
@@ -350,7 +357,9 @@ class Scheduler:
         if device.name in self._loads:
             self._loads[device.name].device = device
         else:
-            self._loads[device.name] = _Load(device)
+            load = self._loads[device.name] = _Load(device)
+            if self._host is None and device.kind == "cpu":
+                self._host = load
 
     def device_lost(self, name: str) -> list[Run]:
         """Takes a device out until :meth:`update`. The runs returned are void: their tickets wait again."""
@@ -418,10 +427,15 @@ class Scheduler:
             return False
         elif placement.step + 1 < min(len(plans), 3):
             ticket.level = Degrade(Degrade.NO_TABLES + placement.step)
-        elif placement.kind != "cpu" and ticket.shape.plans_for("cpu") and self._host is not None:
-            ticket.level = Degrade.ON_CPU
         else:
+            return self._to_cpu(ticket, placement)
+        return True
+
+    def _to_cpu(self, ticket: Ticket, placement: Placement) -> bool:
+        """Whether the CPU can take a proof over from another device."""
+        if placement.kind == "cpu" or not ticket.shape.plans_for("cpu") or self._host is None:
             return False
+        ticket.level = Degrade.ON_CPU
         return True
 
     # Decisions -----------------------------------------------------------------------

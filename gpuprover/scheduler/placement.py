@@ -113,7 +113,10 @@ class Times(Protocol):
 
 
 class Degrade(IntEnum):
-    """What a proof that ran out of memory is tried with next; each step includes those before it."""
+    """What a proof that ran out of memory is tried with next; each step includes those before it.
+
+    ON_CPU is also what is left after a device that failed.
+    """
 
     NONE = 0
     ALONE = 1
@@ -133,7 +136,7 @@ class Placement:
         host_groups: parts that the CPU does while the GPU does the rest.
         host_memory: bytes of the host's memory that a proof on a GPU takes.
         seconds: predicted, ``loading`` of them for the key's way to the device.
-        level: how far the proof has come down for want of memory.
+        level: how far the proof has come down, for want of memory or of a device.
         reason: all of it in words.
     """
 
@@ -180,7 +183,7 @@ def propose(
         return device.problem
     on_cpu = device.kind == "cpu"
     if level is Degrade.ON_CPU and not on_cpu:
-        return "it ran out of memory there"
+        return "it failed there"
     plans = shape.plans_for(device.kind)
     if not plans:
         return f"no backend for {device.kind} can prove it"
@@ -278,7 +281,8 @@ def explain(
         where += f", {' and '.join(sorted(chosen.host_groups))} on {chosen.threads} threads of the CPU"
     against = ", ".join(f"{format_seconds(p.seconds)} on {p.device}" for p in others)
     when = f"predicted {format_seconds(chosen.seconds)}{f' against {against}' if against else ''}"
-    down = [f"out of memory before: {chosen.level.name.lower().replace('_', ' ')}"] if chosen.level else []
+    why = "failed elsewhere" if chosen.level is Degrade.ON_CPU else "out of memory"
+    down = [f"{why} before: {chosen.level.name.lower().replace('_', ' ')}"] if chosen.level else []
     return f"{shape}: {'; '.join([where, when, *down, *(f'not {reason}' for reason in out)])}"
 
 

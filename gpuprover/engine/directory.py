@@ -1,0 +1,159 @@
+"""Circuits of a folder, by name.
+
+A circuit ``NAME`` is ``NAME.zkey``, with ``NAME.wasm`` and ``NAME.vkey.json`` beside it if there are any; or
+the same files in a folder ``NAME/``, called ``NAME.*`` or ``circuit.*``. Without a key it can only verify.
+
+A name is a word of ASCII letters, digits, ``_``, ``-`` and single dots: one component of a path, so that
+whoever chooses names cannot leave the folder. Symbolic links are followed, as mounted volumes are made of
+them: the folder is its owner's, and a link that points elsewhere now is a changed file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile
+from gpuprover.formats.files import Pathish, as_path
+from gpuprover.formats.groth16_json import (
+    VerificationKey,
+    digest,
+    parse_verification_key,
+    verification_key_points,
+)
+from gpuprover.formats.json_files import read_json
+from gpuprover.formats.zkey import read_verification_key
+from gpuprover.runner import Identity, identity_of
+
+KEY, PROGRAM, VERIFICATION_KEY = ".zkey", ".wasm", ".vkey.json"
+MAX_SHOWN = 8
+
+_NAME = re.compile(r"[A-Za-z0-9_]+([.-]*[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class CircuitFiles:
+    """The paths of a circuit's files; None for those that it lacks, but never both keys."""
+
+    name: str
+    zkey: str | None
+    wasm: str | None
+    vkey: str | None
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A verification key: snarkjs's document (without e(α, β)) and the digest of it."""
+
+    document: dict[str, Any]
+    digest: str
+
+
+class CircuitDirectory:
+    """The circuits of a folder, looked up anew at each use. For any thread.
+
+    Args:
+        folder: None for one that has no circuits.
+    """
+
+    def __init__(self, folder: Pathish | None) -> None:
+        self._folder = None if folder is None else as_path(folder, "circuit_keys_path")
+        self._lock = threading.Lock()
+        self._keys: dict[str, tuple[CircuitFiles, tuple[Identity, ...], KnownKey]] = {}
+
+    def names(self) -> list[str]:
+        """The circuits that are there now, sorted."""
+        if self._folder is None:
+            return []
+        try:
+            entries = sorted(os.listdir(self._folder))
+        except OSError as error:
+            raise CircuitNotFound(
+                f"{self._folder}: cannot read the folder of circuits: {error.strerror}"
+            ) from None
+        found = {self._name_of(entry) for entry in entries} - {None}
+        return sorted(name for name in found if name and self._files(name) is not None)
+
+    def _name_of(self, entry: str) -> str | None:
+        for suffix in (KEY, VERIFICATION_KEY):
+            if entry.endswith(suffix):
+                entry = entry.removesuffix(suffix)
+                break
+        return entry if _is_name(entry) else None
+
+    def find(self, name: str) -> CircuitFiles:
+        """A circuit's files.
+
+        Raises:
+            CircuitNotFound: there is none of that name; the message says where, and what there is.
+            InvalidInput: it is there twice.
+        """
+        if not isinstance(name, str):
+            raise InvalidInput(f"circuit: expected a name, found {type(name).__name__}")
+        files = self._files(name) if _is_name(name) else None
+        if files is None:
+            raise CircuitNotFound(f"circuit {name[:80]!r}: {self._what_is_there()}")
+        return files
+
+    def _what_is_there(self) -> str:
+        if self._folder is None:
+            return "no folder of circuits is set (circuit_keys_path, PROVER_CIRCUIT_KEYS_PATH)"
+        names = self.names()
+        more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+        there = ", ".join(names[:MAX_SHOWN]) + more if names else f"no {KEY} at all"
+        return f"not in {self._folder}, where there is {there}"
+
+    def _files(self, name: str) -> CircuitFiles | None:
+        if self._folder is None:
+            return None
+        inner = self._folder / name
+        places = [(self._folder, name), (inner, name), (inner, "circuit")]
+        found = [files for folder, stem in places if (files := _in_place(name, folder, stem)) is not None]
+        if len(found) > 1:
+            paths = [files.zkey or files.vkey for files in found]
+            raise InvalidInput(f"circuit {name!r} is there more than once: {' and '.join(map(str, paths))}")
+        return found[0] if found else None
+
+    def verification_key(self, files: CircuitFiles) -> KnownKey:
+        """From ``NAME.vkey.json``, else from the key, of which nothing stays mapped; kept until one changes.
+
+        Raises:
+            InvalidInput, MalformedFile, UnsupportedFile: a file is damaged, or they do not belong together.
+        """
+        paths = [path for path in (files.vkey, files.zkey) if path is not None]
+        identities = tuple(identity_of(path) for path in paths)
+        with self._lock:
+            kept = self._keys.get(files.name)
+        if kept is not None and kept[:2] == (files, identities):
+            return kept[2]
+        keys = [_read(path) for path in paths]
+        digests = [digest(key) for key in keys]
+        if len(set(digests)) > 1:
+            raise MalformedFile(files.vkey, "document", f"it is not the verification key of {files.zkey}")
+        known = KnownKey(verification_key_points(keys[0]), digests[0])
+        with self._lock:
+            self._keys[files.name] = files, identities, known
+        return known
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= 128 and ".." not in name and _NAME.fullmatch(name) is not None
+
+
+def _in_place(name: str, folder: Path, stem: str) -> CircuitFiles | None:
+    def path(suffix: str) -> str | None:
+        full = folder / (stem + suffix)
+        return str(full) if full.exists() else None
+
+    zkey, vkey = path(KEY), path(VERIFICATION_KEY)
+    return CircuitFiles(name, zkey, path(PROGRAM), vkey) if zkey or vkey else None
+
+
+def _read(path: str) -> VerificationKey:
+    if path.endswith(KEY):
+        return read_verification_key(path)
+    return parse_verification_key(read_json(path), path)

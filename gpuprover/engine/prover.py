@@ -1,0 +1,617 @@
+"""The prover: circuits by name, a bounded queue, proofs on whatever device is best, verification."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Any
+
+from gpuprover import calibration, memory
+from gpuprover.api import ProofResult, WitnessLike, witness_words
+from gpuprover.caching import CacheStatistics, keyed_digest
+from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
+from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
+from gpuprover.engine.dispatch import Dispatcher
+from gpuprover.engine.job import ProofJob
+from gpuprover.engine.local import LocalExecutor
+from gpuprover.engine.verification import Document, Signals, Statement, Verification
+from gpuprover.errors import (
+    Aborted,
+    CircuitNotFound,
+    InvalidInput,
+    ProofGenerationFailed,
+    ProverError,
+    ShuttingDown,
+    Timeout,
+)
+from gpuprover.formats.files import open_regular
+from gpuprover.formats.wtns import witness_bytes
+from gpuprover.formats.zkey import read_curve
+from gpuprover.job import Progress
+from gpuprover.memory import MIB
+from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of
+from gpuprover.scheduler import Times
+from gpuprover.verifier.client import VerifierStatus
+from gpuprover.workers import PoolSettings, WorkerPool
+
+log = logging.getLogger("gpuprover.engine")
+
+PRIORITIES = 1000
+"""Of either sign."""
+LOAD_SECONDS = 600.0
+READY_POLL_SECONDS = 0.02
+JOIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ProverStatus:
+    """How a prover is, at one moment. Sizes are bytes.
+
+    Attributes:
+        ready: it takes proofs, and circuits to preload are loaded.
+        policy: ``eager``, ``lazy`` or ``off``.
+        active_jobs, queued_jobs: that run, or are tried again; and that wait.
+        memory_usage: private memory of this process and of the workers.
+        memory_limit: that they stay within.
+        loaded_circuits: names, sorted.
+        problems: sentences: circuits whose key could not be loaded, workers that do not run.
+        devices: what proofs may be placed on, each with ``running`` proofs.
+        pools: GPU memory that each worker on a GPU has taken.
+        workers: where proofs run.
+        caches: ``proofs`` and ``verifications``.
+        counters: by step, from 0 on; see the README.
+        verifier: its state.
+    """
+
+    ready: bool
+    policy: str
+    active_jobs: int
+    queued_jobs: int
+    memory_usage: int
+    memory_limit: int
+    loaded_circuits: tuple[str, ...]
+    problems: tuple[str, ...]
+    devices: tuple[dict[str, Any], ...]
+    pools: dict[str, int]
+    workers: tuple[WorkerStatus, ...]
+    caches: dict[str, CacheStatistics]
+    counters: dict[str, int]
+    verifier: VerifierStatus
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return asdict(self)
+
+
+def create_prover(**settings: Any) -> Prover:
+    """A prover for the circuits of a folder.
+
+    Args:
+        settings: those of :class:`gpuprover.config.EngineSettings`, by name: ``circuit_keys_path``,
+            ``memory_limit`` (MiB), ``threads``, ``preload_circuits``, ``policy``, ... What is not given, or
+            None, comes from the environment (``PROVER_*``), and else from the machine; ``gpuprover config``
+            prints all of them.
+
+    Raises:
+        InvalidInput: there is no such setting, or a value cannot be used.
+        CircuitNotFound: a circuit to preload is not in the folder.
+    """
+    for line in unknown_variables().values():
+        log.warning(line)
+    return Prover(load_engine_settings(settings))
+
+
+class _Engine:
+    """What lives as long as a prover is not closed, and the thread that drives it.
+
+    It does not know the prover, which may be forgotten without being closed.
+    """
+
+    def __init__(self, executor: Executor, dispatcher: Dispatcher, verification: Verification) -> None:
+        self.executor, self.dispatcher, self.verification = executor, dispatcher, verification
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Lock()
+        self._closed = self._abandoned = False
+
+    def run(self) -> None:
+        """Starts the thread; it does not keep the interpreter alive."""
+        self._thread = threading.Thread(target=self._serve, name="gpuprover-engine", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        wake = self.dispatcher.wake
+        while True:
+            wake.clear()
+            try:
+                delay = self.dispatcher.step()
+            except Exception as error:
+                # Whoever waits is answered, whatever happens here.
+                log.exception("the engine fails")
+                self.dispatcher.stop(
+                    ProofGenerationFailed(f"{type(error).__name__} in the engine; this is a bug in gpuprover")
+                )
+                continue
+            if self._abandoned:
+                self.close(0.0)
+                return
+            if delay is None:
+                return
+            wake.wait(delay)
+
+    def abandon(self) -> None:
+        """Has the thread close everything. Takes no lock: garbage may be collected anywhere."""
+        self._abandoned = True
+        self.dispatcher.wake.set()
+
+    def close(self, grace: float) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            own = threading.current_thread() is self._thread
+            dispatcher = self.dispatcher
+            dispatcher.abort(Aborted("the prover was closed before the proof began"), running=False)
+            if grace > 0 and not own:
+                dispatcher.drain(grace)
+            dispatcher.stop(Aborted("the prover was closed before the proof was done"))
+            self.executor.close(0.0)
+            self.verification.close()
+            if self._thread is not None and not own:
+                self._thread.join(JOIN_SECONDS)
+
+
+_engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Provers that nobody closed: their workers do not outlive the interpreter."""
+    for engine in list(_engines):
+        engine.close(0.0)
+
+
+class Prover:
+    """Makes and verifies proofs for the circuits of a folder; :func:`create_prover` makes one.
+
+    Any number of threads and tasks may use it. Proofs are made in worker processes, and this one imports no
+    compiler and maps no key; or, with ``max_workers=0``, in threads of this one.
+
+    The death of a worker or of the verifier loses no job: it is made again. The death of this process loses
+    the queue, and what runs.
+
+    As a context manager it is closed at the end of the block: what still waits is aborted, what runs has
+    ``grace_period`` seconds; after an exception nothing is waited for. :meth:`drain` waits for all answers.
+
+    Attributes:
+        settings: with the origin of each.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        executor: Executor | None = None,
+        times: Times | None = None,
+        dispatcher: Callable[..., Dispatcher] = Dispatcher,
+    ) -> None:
+        self.settings = settings
+        self._directory = CircuitDirectory(settings.circuit_keys_path)
+        preload = [self._provable(name) for name in settings.preload_circuits if settings.policy != "off"]
+        self._verification = Verification(settings, self._directory)
+        self._executor = executor if executor is not None else _executor(settings)
+        self._dispatcher = dispatcher(
+            self._executor,
+            settings,
+            times if times is not None else calibration.load(log.warning),
+            check=_checker(self._directory),
+            relief=partial(_relieve, self._verification),
+            preload=preload,
+        )
+        self._engine = _Engine(self._executor, self._dispatcher, self._verification)
+        _engines.add(self._engine)
+        self._finalizer = weakref.finalize(self, self._engine.abandon)
+        self._finalizer.atexit = False
+        if settings.policy != "off":
+            self._engine.run()
+        if settings.policy == "eager":
+            self._dispatcher.start()
+
+    # Proofs ----------------------------------------------------------------------------
+
+    def prove(
+        self,
+        circuit: str,
+        witness: WitnessLike,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        queue: str = "wait",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ProofResult:
+        """A proof, verified.
+
+        Args:
+            circuit: its name in the folder.
+            witness: as for :func:`gpuprover.prove`; ``{"inputs": {...}}`` does, with ``NAME.wasm`` beside the
+                key. Not to be changed before the proof is made.
+            timeout: seconds from now on, waiting included; default ``job_timeout``.
+            priority: from -1000 to 1000; a higher one goes first.
+            queue: when it is full, ``wait`` for a place, or ``refuse``.
+            progress: called now and then, from another thread.
+
+        Raises:
+            CircuitNotFound: no such circuit.
+            QueueFull: there is no place, and ``queue`` says not to wait for one.
+            Timeout: the time is over, whether it waited or ran.
+            Aborted: the prover was closed.
+            ShuttingDown: it was closed or drained before.
+            OutOfMemory: the proof does not fit the memory limit, in any way that there is.
+            ProofGenerationFailed: what made it died three times.
+            ProverError: what :func:`gpuprover.prove` raises for this key and witness.
+        """
+        job = self.submit(
+            circuit, witness, timeout=timeout, priority=priority, queue=queue, progress=progress
+        )
+        try:
+            return job.wait()
+        finally:
+            job.cancel()  # Ctrl-C; nothing is left to cancel otherwise
+
+    async def aprove(
+        self,
+        circuit: str,
+        witness: WitnessLike,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        queue: str = "wait",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ProofResult:
+        """:meth:`prove` for tasks. A task that is cancelled cancels the proof."""
+        job = await self.asubmit(
+            circuit, witness, timeout=timeout, priority=priority, queue=queue, progress=progress
+        )
+        try:
+            return await job
+        finally:
+            job.cancel()
+
+    def submit(
+        self,
+        circuit: str,
+        witness: WitnessLike,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        queue: str = "wait",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ProofJob:
+        """:meth:`prove` without waiting for the proof, but, unless told otherwise, for a place in the queue.
+
+        Raises:
+            those errors of :meth:`prove` that are known before the proof is made; others are the job's.
+        """
+        deadline, wait = self._terms(timeout, priority, queue)
+        self._dispatcher.take_place(wait, deadline - time.monotonic())
+        return self._submit(circuit, witness, deadline, priority, progress)
+
+    async def asubmit(
+        self,
+        circuit: str,
+        witness: WitnessLike,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        queue: str = "wait",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ProofJob:
+        """:meth:`submit` for tasks."""
+        deadline, wait = self._terms(timeout, priority, queue)
+        await self._dispatcher.atake_place(wait, deadline - time.monotonic())
+        # Files are looked up, and witnesses are converted.
+        submission = asyncio.ensure_future(
+            asyncio.to_thread(self._submit, circuit, witness, deadline, priority, progress)
+        )
+        try:
+            return await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(_cancel_submitted)
+            raise
+
+    def _terms(self, timeout: float | None, priority: int, queue: str) -> tuple[float, bool]:
+        """When it has to be done, and whether it waits for a place."""
+        if self.settings.policy == "off":
+            raise InvalidInput("this prover only verifies (policy off)")
+        if timeout is None:
+            timeout = self.settings.job_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
+            raise InvalidInput(f"timeout: expected a positive number of seconds, found {timeout!r}")
+        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > PRIORITIES:
+            raise InvalidInput(
+                f"priority: expected a whole number from -{PRIORITIES} to {PRIORITIES}, found {priority!r}"
+            )
+        if queue not in ("wait", "refuse"):
+            raise InvalidInput(f"queue: expected 'wait' or 'refuse', found {queue!r}")
+        return time.monotonic() + timeout, queue == "wait"
+
+    def _submit(
+        self,
+        circuit: str,
+        witness: WitnessLike,
+        deadline: float,
+        priority: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> ProofJob:
+        """For a job that has a place in the queue."""
+        try:
+            files = self._provable(circuit)
+            ready, content = self._witness(files, witness)
+            job = ProofJob(files.name, priority, progress, owner=self)
+            self._dispatcher.submit(job, files, ready, max(0.0, deadline - time.monotonic()), content)
+        except BaseException:
+            self._dispatcher.slots.release()
+            raise
+        return job
+
+    def _provable(self, circuit: str) -> CircuitFiles:
+        files = self._directory.find(circuit)
+        if files.zkey is None:
+            raise CircuitNotFound(
+                f"circuit {circuit!r} can be verified only: it has no key, only {files.vkey}"
+            )
+        return files
+
+    def _witness(self, files: CircuitFiles, source: WitnessLike) -> tuple[WitnessLike, bytes | None]:
+        """A witness as it travels: a path, bytes or inputs; and a keyed digest, where proofs are kept."""
+        keeps = self.settings.proof_cache > 0
+        if isinstance(source, str | PathLike):
+            path = os.path.abspath(fspath(source))
+            if not keeps:
+                return path, None
+            # The proof that is kept has to be of what was digested, whatever becomes of the file.
+            file, _ = open_regular(path)
+            with file:
+                source = file.read()
+        if isinstance(source, bytes):
+            return source, keyed_digest(source) if keeps else None
+        if isinstance(source, Mapping):
+            given = {"wasm": files.wasm, **source}
+            unknown = set(given) - {"inputs", "wasm", "fuel"}
+            if unknown or "inputs" not in given:
+                raise InvalidInput("witness: expected {'inputs': {...}}, and perhaps 'wasm' and 'fuel'")
+            if given["wasm"] is None:
+                raise InvalidInput(f"witness: circuit {files.name!r} has no program beside its key to run")
+            given["wasm"] = os.path.abspath(fspath(given["wasm"]))
+            return given, _digest_of_inputs(given) if keeps else None
+        curve = self._curve(files)
+        content = witness_bytes(curve.scalar, witness_words(source, curve))
+        return content, keyed_digest(content) if keeps else None
+
+    def _curve(self, files: CircuitFiles) -> CurveParams:
+        info = self._dispatcher.info(files)
+        if info is not None:
+            return curve_by_name(info.curve)
+        assert files.zkey is not None
+        return read_curve(files.zkey)
+
+    # Verification ----------------------------------------------------------------------
+
+    def verify(
+        self, circuit: str, public_signals: Signals, proof: Document, *, timeout: float | None = None
+    ) -> bool:
+        """Whether a proof for a circuit holds; public signals and proof are documents, or paths of such.
+
+        Raises:
+            CircuitNotFound: no such circuit.
+            MalformedFile, UnsupportedFile, InvalidInput: a document or a file of the circuit is damaged.
+            Timeout, ShuttingDown: see the messages.
+        """
+        return self._verification.verify(circuit, public_signals, proof, timeout)
+
+    def verify_batch(
+        self, circuit: str, statements: Sequence[Statement], *, timeout: float | None = None
+    ) -> list[bool]:
+        """For each (public signals, proof) whether it holds; a damaged one is False.
+
+        Raises:
+            as :meth:`verify`, but for damaged documents.
+        """
+        return self._verification.verify_batch(circuit, statements, timeout)
+
+    async def averify(
+        self, circuit: str, public_signals: Signals, proof: Document, *, timeout: float | None = None
+    ) -> bool:
+        """:meth:`verify` for tasks."""
+        return await asyncio.to_thread(self.verify, circuit, public_signals, proof, timeout=timeout)
+
+    async def averify_batch(
+        self, circuit: str, statements: Sequence[Statement], *, timeout: float | None = None
+    ) -> list[bool]:
+        """:meth:`verify_batch` for tasks."""
+        return await asyncio.to_thread(self.verify_batch, circuit, statements, timeout=timeout)
+
+    def verification_key(self, circuit: str) -> dict[str, Any]:
+        """snarkjs's document, without e(α, β), which no verifier needs.
+
+        Raises:
+            as :meth:`verify`.
+        """
+        return dict(self._verification.key(circuit).document)
+
+    # Circuits --------------------------------------------------------------------------
+
+    def circuits(self) -> list[str]:
+        """Names of the circuits that are in the folder now."""
+        return self._directory.names()
+
+    def load(self, circuit: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> KeyInfo:
+        """Loads a circuit's key where proofs are made, if it is not; ``pin``: it stays until :meth:`unload`.
+
+        Raises:
+            CircuitNotFound, InvalidInput, MalformedFile, UnsupportedFile, OutOfMemory: it cannot be used.
+            Timeout: it takes longer, and goes on.
+        """
+        if self.settings.policy == "off":
+            raise InvalidInput("this prover only verifies (policy off)")
+        ended = threading.Event()
+        answers: list[KeyInfo | ProverError] = []
+
+        def loaded(answer: KeyInfo | ProverError) -> None:
+            answers.append(answer)
+            ended.set()
+
+        self._dispatcher.load(self._provable(circuit), pin, loaded)
+        if not ended.wait(timeout):
+            raise Timeout(f"circuit {circuit!r} is not loaded after {timeout} s; its load goes on")
+        if isinstance(answers[0], ProverError):
+            raise answers[0].with_traceback(None)
+        return answers[0]
+
+    def unload(self, circuit: str) -> bool:
+        """Lets a circuit's key go -> whether it was loaded. The next proof loads it again."""
+        return self._dispatcher.unload(circuit)
+
+    # Life ------------------------------------------------------------------------------
+
+    def get_status(self) -> ProverStatus:
+        """How it is now; starts nothing."""
+        found, policy = self._dispatcher.snapshot(), self.settings.policy
+        workers = tuple(self._executor.workers()) if found.started else ()
+        up = policy != "eager" or (bool(found.devices) and found.preloaded)
+        ill = (f"{worker.name}: {worker.problem}" for worker in workers if worker.problem)
+        return ProverStatus(
+            ready=found.accepting and up,
+            policy=policy,
+            active_jobs=found.running,
+            queued_jobs=found.queued,
+            memory_usage=found.held,
+            memory_limit=self.settings.memory_limit * MIB,
+            loaded_circuits=found.loaded,
+            problems=(*found.problems, *ill),
+            devices=tuple({**asdict(device), "running": running} for device, running in found.devices),
+            pools={
+                worker.name: worker.memory.gpu_pool
+                for worker in workers
+                if worker.memory is not None and worker.memory.gpu_pool
+            },
+            workers=workers,
+            caches={
+                "proofs": self._dispatcher.proofs.statistics,
+                "verifications": self._verification.answers.statistics,
+            },
+            counters=found.counters,
+            verifier=self._verification.status(),
+        )
+
+    def wait_ready(self, timeout: float) -> None:
+        """Waits until it is ready.
+
+        Raises:
+            Timeout: it is not, after so many seconds.
+            ShuttingDown: it is closed.
+            ProverError: a circuit to preload cannot be loaded.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            found = self._dispatcher.snapshot()
+            if not found.accepting:
+                raise ShuttingDown("the prover is closed")
+            for error in found.failures:
+                raise error.with_traceback(None)
+            if self.settings.policy != "eager" or (found.devices and found.preloaded):
+                return
+            if time.monotonic() >= end:
+                raise Timeout(f"the prover is not ready after {timeout} s")
+            time.sleep(READY_POLL_SECONDS)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more proofs from now on, and waits for those that it has -> whether all are answered."""
+        return self._dispatcher.drain(timeout)
+
+    def close(self, grace: float | None = None) -> None:
+        """Ends it, with its threads and processes; may be called again, and from any thread.
+
+        Proofs that wait are aborted now, those that run after ``grace`` seconds (default: ``grace_period``).
+        """
+        self._finalizer.detach()
+        self._engine.close(self.settings.grace_period if grace is None else grace)
+
+    async def aclose(self, grace: float | None = None) -> None:
+        """:meth:`close` for tasks."""
+        await asyncio.to_thread(self.close, grace)
+
+    def __enter__(self) -> Prover:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(None if kind is None else 0.0)
+
+    async def __aenter__(self) -> Prover:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose(None if kind is None else 0.0)
+
+
+def _executor(settings: EngineSettings) -> Executor:
+    if not settings.max_workers:
+        return LocalExecutor(settings.threads, settings.device, settings.key_cache * MIB)
+    gpus = {"cpu": (), "auto": None, "cuda": None}.get(settings.device, (settings.device,))
+    return WorkerPool(
+        PoolSettings(
+            threads=settings.threads,
+            min_workers=settings.min_workers,
+            max_workers=settings.max_workers,
+            gpus=gpus,
+            memory_limit=settings.memory_limit * MIB,
+            key_bytes=settings.key_cache * MIB,
+            warm=settings.policy == "eager",
+            max_proofs=settings.max_proofs_per_worker,
+            memory_mark=settings.worker_memory * MIB,
+            heartbeat=settings.heartbeat_timeout,
+            init=settings.init_timeout,
+        )
+    )
+
+
+def _relieve(verification: Verification) -> None:
+    verification.answers.shrink(0)
+    memory.trim()
+
+
+def _checker(directory: CircuitDirectory) -> Callable[[CircuitFiles], None]:
+    def check(files: CircuitFiles) -> None:
+        if files.vkey is not None:
+            directory.verification_key(files)
+
+    return check
+
+
+def _cancel_submitted(submission: asyncio.Future[ProofJob]) -> None:
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
+
+
+def _digest_of_inputs(given: Mapping[str, Any]) -> bytes | None:
+    """None for inputs that are not JSON: what is wrong with them, their use will say."""
+    try:
+        written = json.dumps([given["inputs"], given.get("fuel")], sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return keyed_digest(written, repr(identity_of(given["wasm"])))

@@ -1,0 +1,593 @@
+"""The prover with real proofs in this process: witnesses, tasks, cancellation, changed files, ways to end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpuprover
+from gpuprover import (
+    Aborted,
+    CircuitNotFound,
+    InvalidInput,
+    MalformedFile,
+    OutOfMemory,
+    ProofJob,
+    Prover,
+    QueueFull,
+    ShuttingDown,
+    Timeout,
+    UnsatisfiedWitness,
+    create_prover,
+)
+from gpuprover.circuits import CircuitBuilder, chain_circuit
+from gpuprover.engine.prover import _engines
+from gpuprover.formats.wtns import read_witness, witness_bytes
+from gpuprover.limbs import words_to_ints
+from test_witness import write_program
+
+VECTORS = Path(__file__).parent / "vectors"
+CHAIN, WITNESS = VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns"
+SETTINGS: dict[str, Any] = {"max_workers": 0, "verifier": "inline", "threads": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    shutil.copy(CHAIN, keys / "chain.zkey")
+    shutil.copy(VECTORS / "chain5.bls12-381.zkey", keys / "other.zkey")
+    return keys
+
+
+@pytest.fixture
+def prover(folder: Path) -> Iterator[Prover]:
+    with create_prover(circuit_keys_path=folder, **SETTINGS) as prover:
+        yield prover
+
+
+def holds(circuit: str, prover: Prover, result: gpuprover.ProofResult) -> bool:
+    return prover.verify(circuit, result.public_signals, result.proof)
+
+
+# Proofs --------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_witness(prover: Prover) -> None:
+    values = read_witness(WITNESS).values
+    for witness in (
+        WITNESS,
+        str(WITNESS),
+        WITNESS.read_bytes(),
+        values,
+        words_to_ints(values),
+        tuple(words_to_ints(values)),
+    ):
+        result = prover.prove("chain", witness)
+        assert holds("chain", prover, result)
+        assert result.public_signals == json.loads((VECTORS / "chain5.bn254.public.json").read_text())
+        assert result.device == "cpu"
+        assert set(result.memory) == {"before", "peak", "after"}
+    assert witness_bytes(read_witness(WITNESS).curve.scalar, values) == WITNESS.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("witness", "error", "message"),
+    [
+        ("nowhere.wtns", InvalidInput, "nowhere.wtns: cannot read"),
+        (b"not a witness", MalformedFile, "expected a file that starts with 'wtns'"),
+        ([1, -1, 2], InvalidInput, "expected integers from 0"),
+        ([1, "secret-7f3a"], InvalidInput, "expected integers from 0"),
+        (7, InvalidInput, "expected integers from 0"),
+        ({"inputs": {}}, InvalidInput, "has no program beside its key"),
+        ({"input": {}}, InvalidInput, r"expected \{'inputs'"),
+        ([1, 2, 3], gpuprover.WitnessMismatch, "values"),
+    ],
+)
+def test_witnesses_that_cannot_be_used(prover: Prover, witness: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        prover.prove("chain", witness)
+    assert "secret-7f3a" not in str(caught.value)
+    assert prover.get_status().queued_jobs == 0
+    assert prover._dispatcher.slots.active == 0
+
+
+def test_a_witness_that_does_not_satisfy_the_circuit(prover: Prover) -> None:
+    values = words_to_ints(read_witness(WITNESS).values)
+    values[-1] += 1
+    job = prover.submit("chain", values)
+    with pytest.raises(UnsatisfiedWitness):
+        job.wait(60)
+    assert (job.state, job.error is not None) == ("failed", True)
+
+
+def test_inputs_need_only_themselves_where_the_program_lies_beside_the_key(
+    folder: Path, tmp_path: Path, prover: Prover
+) -> None:
+    builder = CircuitBuilder()
+    square, root = builder.public_input(49), builder.private_input(7)
+    builder.constrain(root, root, square)
+    builder.build().write(tmp_path / "square.r1cs", tmp_path / "square.wtns")
+    gpuprover.setup(tmp_path / "square.r1cs", folder / "square.zkey", insecure=True)
+    with pytest.raises(InvalidInput, match="no program"):
+        prover.prove("square", {"inputs": {"a": [49, 7]}})
+    write_program(folder / "square.wasm")
+    for witness in (
+        {"inputs": {"a": [49, 7]}},
+        {"inputs": {"a": ["49", "0x7"]}, "fuel": 10**8},
+        {"inputs": {"a": [49, -7]}, "wasm": folder / "square.wasm"},
+    ):
+        result = prover.prove("square", witness)
+        assert result.public_signals == ["49"]
+        assert holds("square", prover, result)
+    with pytest.raises(UnsatisfiedWitness):
+        prover.prove("square", {"inputs": {"a": [49, 8]}})
+    with pytest.raises(InvalidInput, match="b: the circuit has no such input"):
+        prover.prove("square", {"inputs": {"a": [49, 7], "b": 1}})
+
+
+def test_arguments_that_cannot_be_used(prover: Prover) -> None:
+    for options, message in [
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 1001}, "priority"),
+        ({"queue": "jump"}, "queue"),
+    ]:
+        with pytest.raises(InvalidInput, match=f"^{message}: expected"):
+            prover.submit("chain", WITNESS, **options)  # type: ignore[arg-type]
+    with pytest.raises(CircuitNotFound, match="where there is chain, other"):
+        prover.prove("mint", WITNESS)
+    with pytest.raises(InvalidInput, match="memory_limt: no such setting; is memory_limit meant"):
+        create_prover(memory_limt=5)
+    assert prover._dispatcher.slots.active == 0
+    assert prover.get_status().counters["submitted"] == 0
+
+
+def test_many_threads_and_two_circuits(prover: Prover) -> None:
+    results: list[bool] = []
+
+    def work(circuit: str, name: str) -> None:
+        for _ in range(3):
+            result = prover.prove(circuit, VECTORS / f"chain5.{name}.wtns")
+            results.append(holds(circuit, prover, result))
+
+    pairs = [("chain", "bn254"), ("other", "bls12-381")] * 3
+    threads = [threading.Thread(target=work, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert results == [True] * 18
+    status = prover.get_status()
+    assert (status.active_jobs, status.queued_jobs) == (0, 0)
+    assert status.loaded_circuits == ("chain", "other")
+    assert status.counters["succeeded"] == status.counters["submitted"] == 18
+    assert status.workers[0].proofs == 18
+
+
+def test_a_limit_that_nothing_fits(folder: Path) -> None:
+    with create_prover(circuit_keys_path=folder, memory_limit=1, **SETTINGS) as prover:
+        with pytest.raises(OutOfMemory, match="no device can prove it: cpu: needs"):
+            prover.prove("chain", WITNESS)
+        with pytest.raises(OutOfMemory):
+            prover.prove("chain", WITNESS, timeout=30)
+
+
+def test_kept_proofs_hold_no_witness(folder: Path) -> None:
+    with create_prover(circuit_keys_path=folder, proof_cache=1, verification_cache=1, **SETTINGS) as prover:
+        first = prover.prove("chain", WITNESS)
+        assert prover.prove("chain", WITNESS.read_bytes()).proof == first.proof
+        assert prover.prove("chain", words_to_ints(read_witness(WITNESS).values)).proof == first.proof
+        for _ in range(3):
+            assert holds("chain", prover, first)
+            assert prover.verify_batch("chain", [(first.public_signals, first.proof)] * 2) == [True, True]
+        wrong = [str(int(first.public_signals[0]) + 1), *first.public_signals[1:]]
+        assert not prover.verify("chain", wrong, first.proof)
+        assert not prover.verify("chain", wrong, first.proof)
+        caches = prover.get_status().caches
+        assert (caches["proofs"].hits, caches["proofs"].entries) == (2, 1)
+        assert caches["verifications"].entries == 2
+        assert caches["verifications"].hits == 9
+        assert all(len(key) == 32 for key in prover._dispatcher.proofs._entries)
+
+
+# Tasks ---------------------------------------------------------------------------------------
+
+
+def test_tasks_prove_and_the_loop_goes_on(prover: Prover) -> None:
+    async def main() -> float:
+        longest, ticks = 0.0, 0
+
+        async def tick() -> None:
+            nonlocal longest, ticks
+            while True:
+                before = time.perf_counter()
+                await asyncio.sleep(0.005)
+                longest, ticks = max(longest, time.perf_counter() - before), ticks + 1
+
+        watch = asyncio.create_task(tick())
+        results = await asyncio.gather(
+            *(prover.aprove("chain", read_witness(WITNESS).values) for _ in range(6))
+        )
+        assert await prover.averify("chain", results[0].public_signals, results[0].proof)
+        pairs = [(r.public_signals, r.proof) for r in results]
+        assert await prover.averify_batch("chain", pairs) == [True] * 6
+        watch.cancel()
+        assert ticks > 5
+        return longest
+
+    prover.prove("chain", WITNESS)
+    assert asyncio.run(main()) < 2.0
+
+
+def test_a_cancelled_task_cancels_its_proof(prover: Prover) -> None:
+    async def main() -> None:
+        blocker = await prover.asubmit("chain", WITNESS)
+        await blocker
+        jobs = [await prover.asubmit("chain", WITNESS) for _ in range(4)]
+        task = asyncio.create_task(prover.aprove("other", VECTORS / "chain5.bls12-381.wtns"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for job in jobs:
+            await job
+
+    asyncio.run(main())
+    assert prover.drain(30)
+    counters = prover.get_status().counters
+    assert counters["succeeded"] + counters["cancelled"] == counters["submitted"]
+    assert counters["failed"] == 0
+    assert prover._dispatcher.slots.active == 0
+
+
+def test_a_task_that_waits_for_a_place_gives_it_up(folder: Path) -> None:
+    async def main(prover: Prover) -> None:
+        prover._dispatcher.slots.acquire()
+        waiting = asyncio.create_task(prover.aprove("chain", WITNESS))
+        with pytest.raises(QueueFull):
+            await prover.aprove("chain", WITNESS, queue="refuse")
+        with pytest.raises(Timeout, match="the queue is full: 1 proofs wait, and none of them began"):
+            await prover.aprove("chain", WITNESS, timeout=0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        prover._dispatcher.slots.release()
+        assert holds("chain", prover, await prover.aprove("chain", WITNESS, queue="refuse"))
+
+    with create_prover(circuit_keys_path=folder, queue_limit=1, **SETTINGS) as prover:
+        asyncio.run(main(prover))
+        assert prover.get_status().counters["refused"] == 1
+
+
+# Long proofs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A circuit whose proofs take some tenths of a second, and its witness."""
+    folder = tmp_path_factory.mktemp("long")
+    chain_circuit(1 << 15).write(folder / "long.r1cs", folder / "long.wtns")
+    gpuprover.setup(folder / "long.r1cs", folder / "long.zkey", insecure=True)
+    shutil.copy(CHAIN, folder / "chain.zkey")
+    return folder
+
+
+def test_a_proof_that_runs_ends_soon_after_its_cancellation(long_keys: Path) -> None:
+    with create_prover(circuit_keys_path=long_keys, **SETTINGS) as prover:
+        prover.prove("long", long_keys / "long.wtns")
+        for _ in range(20):
+            seen: list[gpuprover.Progress] = []
+            job = prover.submit("long", long_keys / "long.wtns", progress=seen.append)
+            assert wait_until(lambda job=job, seen=seen: seen or job.done())
+            before = time.perf_counter()
+            if job.cancel():
+                break
+        else:
+            pytest.fail("every proof was over before it could be cancelled")
+        with pytest.raises(Aborted, match="cancelled by its caller"):
+            job.wait(0)
+        assert wait_until(lambda: not prover.get_status().workers[0].jobs)
+        print(f"{time.perf_counter() - before:.3f} s from cancellation to the end of the run")
+        assert time.perf_counter() - before < 3
+        assert holds("long", prover, prover.prove("long", long_keys / "long.wtns"))
+        counters = prover.get_status().counters
+        assert counters["cancelled"] == 1
+
+
+def test_a_time_limit_ends_a_proof_that_runs(long_keys: Path) -> None:
+    with create_prover(circuit_keys_path=long_keys, **SETTINGS) as prover:
+        prover.prove("chain", WITNESS)
+        with pytest.raises(Timeout, match="time limit reached after"):
+            prover.prove("long", long_keys / "long.wtns", timeout=0.01)
+        assert wait_until(lambda: not prover.get_status().workers[0].jobs)
+
+
+def test_small_proofs_are_not_starved_by_long_ones(long_keys: Path) -> None:
+    with create_prover(circuit_keys_path=long_keys, **SETTINGS | {"threads": 1}) as prover:
+        prover.prove("long", long_keys / "long.wtns")
+        prover.prove("chain", WITNESS)
+        long = [prover.submit("long", long_keys / "long.wtns") for _ in range(20)]
+        small = [prover.submit("chain", WITNESS) for _ in range(3)]
+        for job in small:
+            job.wait(100)
+        assert sum(job.done() for job in long) < 12
+        for job in long:
+            job.cancel()
+
+
+# Changes -------------------------------------------------------------------------------------
+
+
+def exchange(source: Path, target: Path) -> None:
+    shutil.copy(source, target.with_suffix(".new"))
+    os.replace(target.with_suffix(".new"), target)
+
+
+def test_a_changed_file_is_used_without_a_restart(prover: Prover, folder: Path) -> None:
+    first = prover.prove("chain", WITNESS)
+    exchange(VECTORS / "chain5.bls12-381.zkey", folder / "chain.zkey")
+    with pytest.raises(gpuprover.WitnessMismatch):
+        prover.prove("chain", WITNESS)
+    second = prover.prove("chain", VECTORS / "chain5.bls12-381.wtns")
+    assert holds("chain", prover, second)
+    exchange(CHAIN, folder / "chain.zkey")
+    assert holds("chain", prover, first)
+    assert holds("chain", prover, prover.prove("chain", WITNESS))
+    assert prover.get_status().counters["reloads"] == 2
+
+
+def test_files_change_while_proofs_are_made(prover: Prover, folder: Path) -> None:
+    prover.prove("chain", WITNESS)
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.wait(0.05):
+            exchange(CHAIN, folder / "chain.zkey")
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        jobs = [prover.submit("chain", WITNESS) for _ in range(30)]
+        outcomes = []
+        for job in jobs:
+            try:
+                outcomes.append(job.wait(60).device)
+            except InvalidInput as error:
+                outcomes.append(error.kind)
+    finally:
+        stop.set()
+        changer.join()
+    assert set(outcomes) <= {"cpu", "KeyChanged"}
+    assert outcomes.count("cpu") >= 25
+    assert prover.get_status().counters["reloads"] >= 1
+
+
+def test_a_verification_key_that_does_not_fit_is_said_at_the_first_proof(
+    prover: Prover, folder: Path
+) -> None:
+    shutil.copy(VECTORS / "chain5.bls12-381.vkey.json", folder / "chain.vkey.json")
+    with pytest.raises(MalformedFile, match="it is not the verification key of"):
+        prover.prove("chain", WITNESS)
+    assert "chain: " in prover.get_status().problems[0]
+    shutil.copy(VECTORS / "chain5.bn254.vkey.json", folder / "chain.vkey.json")
+    assert holds("chain", prover, prover.prove("chain", WITNESS))
+    assert prover.get_status().problems == ()
+
+
+def test_circuits_come_and_go(prover: Prover, folder: Path) -> None:
+    assert prover.circuits() == ["chain", "other"]
+    info = prover.load("chain", pin=True)
+    assert (info.curve, info.n_public, info.constraints) == ("bn254", 2, 5)
+    assert prover.get_status().loaded_circuits == ("chain",)
+    assert prover.verification_key("chain")["nPublic"] == 2
+    assert prover.unload("chain")
+    assert not prover.unload("chain")
+    assert prover.get_status().loaded_circuits == ()
+    shutil.copy(CHAIN, folder / "third.zkey")
+    assert holds("third", prover, prover.prove("third", WITNESS))
+    with pytest.raises(CircuitNotFound):
+        prover.load("mint")
+
+
+# Policies and ends ---------------------------------------------------------------------------
+
+
+def test_eager_is_ready_when_its_circuits_are(folder: Path) -> None:
+    with create_prover(circuit_keys_path=folder, preload_circuits=["chain", "other"], **SETTINGS) as prover:
+        assert prover.settings.policy == "eager"
+        prover.wait_ready(60)
+        status = prover.get_status()
+        assert status.ready
+        assert status.loaded_circuits == ("chain", "other")
+        assert json.loads(json.dumps(status.as_dict()))["counters"]["submitted"] == 0
+    with pytest.raises(CircuitNotFound, match="mint"):
+        create_prover(circuit_keys_path=folder, preload_circuits=["chain", "mint"], **SETTINGS)
+    (folder / "other.zkey").write_bytes(b"damaged")
+    with create_prover(circuit_keys_path=folder, preload_circuits="chain,other", **SETTINGS) as prover:
+        with pytest.raises(MalformedFile, match="expected a zkey file"):
+            prover.wait_ready(60)
+        assert not prover.get_status().ready
+        assert prover.get_status().problems[0].startswith("other: ")
+        assert holds("chain", prover, prover.prove("chain", WITNESS))
+        exchange(VECTORS / "chain5.bls12-381.zkey", folder / "other.zkey")
+        prover.load("other")
+        prover.wait_ready(60)
+
+
+def test_lazy_starts_with_the_first_proof(folder: Path) -> None:
+    with create_prover(
+        circuit_keys_path=folder, policy="lazy", preload_circuits="other", **SETTINGS
+    ) as prover:
+        assert (prover.get_status().ready, prover.get_status().workers) == (True, ())
+        prover.prove("chain", WITNESS)
+        assert len(prover.get_status().workers) == 1
+        assert prover.load("other").curve == "bls12-381"
+
+
+def test_a_node_that_only_verifies_starts_no_prover(folder: Path) -> None:
+    proof, public = (
+        json.loads((VECTORS / f"chain5.bn254.{n}.json").read_text()) for n in ("proof", "public")
+    )
+    before = threading.active_count()
+    with create_prover(circuit_keys_path=folder, policy="off", preload_circuits="mint", **SETTINGS) as prover:
+        assert prover.verify("chain", public, proof)
+        assert not prover.verify("chain", [*public[:-1], "7"], proof)
+        for call in (prover.prove, prover.submit):
+            with pytest.raises(InvalidInput, match="only verifies"):
+                call("chain", WITNESS)
+        with pytest.raises(InvalidInput, match="only verifies"):
+            prover.load("chain")
+        status = prover.get_status()
+        assert (status.ready, status.workers, status.loaded_circuits) == (True, (), ())
+        assert threading.active_count() == before
+        (folder / "only.vkey.json").write_text((VECTORS / "chain5.bn254.vkey.json").read_text())
+        assert prover.verify(
+            "only", VECTORS / "chain5.bn254.public.json", VECTORS / "chain5.bn254.proof.json"
+        )
+
+
+def test_drained_and_closed(folder: Path) -> None:
+    prover = create_prover(circuit_keys_path=folder, **SETTINGS)
+    jobs = [prover.submit("chain", WITNESS) for _ in range(5)]
+    assert prover.drain(60)
+    assert [job.state for job in jobs] == ["succeeded"] * 5
+    assert not prover.get_status().ready
+    with pytest.raises(ShuttingDown):
+        prover.submit("chain", WITNESS)
+    prover.close()
+    prover.close()
+    for call in (lambda: prover.prove("chain", WITNESS), lambda: prover.load("chain")):
+        with pytest.raises(ShuttingDown):
+            call()
+    with pytest.raises(ShuttingDown):
+        prover.wait_ready(1)
+
+
+def threads_of_ours() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("gpuprover")]
+
+
+def wait_until(condition: Any, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def test_close_aborts_what_waits(folder: Path) -> None:
+    prover = create_prover(circuit_keys_path=folder, **SETTINGS)
+    jobs = [prover.submit("chain", WITNESS) for _ in range(40)]
+    waiters: list[str] = []
+
+    def wait(job: ProofJob) -> None:
+        try:
+            job.wait()
+            waiters.append("proved")
+        except Aborted:
+            waiters.append("aborted")
+
+    threads = [threading.Thread(target=wait, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    prover.close()
+    for thread in threads:
+        thread.join(20)
+    assert len(waiters) == 40
+    assert "aborted" in waiters
+    assert all(job.state in ("succeeded", "cancelled") for job in jobs)
+    assert wait_until(lambda: not threads_of_ours()), threads_of_ours()
+
+
+def test_who_waits_for_a_place_is_told_when_the_prover_is_closed(folder: Path) -> None:
+    prover = create_prover(circuit_keys_path=folder, queue_limit=1, **SETTINGS)
+    outcomes: list[str] = []
+
+    def work() -> None:
+        try:
+            prover.prove("chain", WITNESS)
+            outcomes.append("proved")
+        except (Aborted, ShuttingDown) as error:
+            outcomes.append(error.kind)
+
+    threads = [threading.Thread(target=work) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    prover.close(0)
+    for thread in threads:
+        thread.join(20)
+    assert len(outcomes) == 12
+
+
+def test_a_forgotten_prover_closes_itself_but_not_under_its_jobs(folder: Path) -> None:
+    job = create_prover(circuit_keys_path=folder, **SETTINGS).submit("chain", WITNESS)
+    assert job.wait(60).device == "cpu"
+    del job
+    assert wait_until(lambda: not threads_of_ours()), threads_of_ours()
+    assert all(engine._closed for engine in _engines)
+
+
+def test_a_callback_may_close_the_prover(folder: Path) -> None:
+    prover = create_prover(circuit_keys_path=folder, **SETTINGS)
+    jobs = [prover.submit("chain", WITNESS) for _ in range(10)]
+    jobs[0].add_done_callback(lambda job: prover.close())
+    for job in jobs:
+        assert wait_until(job.done)
+    assert wait_until(lambda: not threads_of_ours()), threads_of_ours()
+
+
+PROGRAM = """
+    import gpuprover, sys
+    settings = dict(max_workers=0, verifier="inline", device="cpu")
+    prover = gpuprover.create_prover(circuit_keys_path={folder!r}, **settings)
+    job = prover.submit("chain", {witness!r})
+    print(job.wait(100).device, flush=True)
+    jobs = [prover.submit("chain", {witness!r}) for _ in range(50)]
+    {ending}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("", 0),
+        ("prover.close()", 0),
+        ("sys.exit(7)", 7),
+        ("raise ValueError('of the caller')", 1),
+        ("del prover", 0),
+        ("import threading; threading.Thread(target=jobs[-1].wait).start()", 0),
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_programs_end(folder: Path, tmp_path: Path, ending: str, code: int, source: str) -> None:
+    """An unguarded script, or one from standard input, ends soon whatever it does at its end."""
+    program = textwrap.dedent(PROGRAM).format(folder=str(folder), witness=str(WITNESS), ending=ending)
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    found = subprocess.run(
+        [sys.executable, *([str(script)] if source == "file" else ["-"])],
+        input=program if source == "stdin" else None,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert found.stdout == "cpu\n"
+    assert found.returncode == code, found.stderr
+    if code == 0 and "Thread" not in ending:
+        assert found.stderr == ""
