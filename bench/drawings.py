@@ -74,7 +74,7 @@ def draw_memory(
     mpl, pyplot = _pyplot()
     nodes = list(dict.fromkeys(sample.node for sample in samples))
     exact = all(sample.pss is not None for sample in samples)
-    columns = min(len(nodes), 2)
+    columns = len(nodes) if len(nodes) <= 3 else 2
     lines = -(-len(nodes) // columns)
     with mpl.rc_context(STYLE):
         canvas, grid = pyplot.subplots(

@@ -139,6 +139,7 @@ class Sampler:
         self.events: list[tuple[float, str, str]] = []
         self._interval = interval
         self._roots: dict[str, int] = {}
+        self._roles: dict[int, str] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._begun = time.perf_counter()
@@ -172,7 +173,7 @@ class Sampler:
                 usage = memory.usage_of(pid)
                 if usage is None:
                     continue  # ended meanwhile
-                role = MAIN if pid == root else role_of(pid)
+                role = MAIN if pid == root else self._role(pid)
                 found.append(
                     Sample(
                         round(now, 3), node, role, pid, usage.rss, usage.pss, usage.private,
@@ -182,6 +183,13 @@ class Sampler:
         with self._lock:
             self.samples += found
         return found
+
+    def _role(self, pid: int) -> str:
+        """A process that is about to end has no command line any more."""
+        if self._roles.get(pid, OTHER) == OTHER:
+            # Perhaps it has not become its program yet.
+            self._roles[pid] = role_of(pid)
+        return self._roles[pid]
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
