@@ -19,7 +19,7 @@ faster             of a peer: how many times faster each of ours was, round by r
 start, ready_s,    of ``processes`` and ``network``, where ``mode`` is an engine's policy: how it was started
 first_proof_s, …   (``warm``, ``cold``, ``first use``); seconds until it was ready, of its first proof and
                    verification, of later ones (medians)
-before, after, …   of those: role of processes -> their number, sums of their ``rss``, ``pss``, ``private`` and
+before, after, …   of those: role of processes -> their number, sums of ``rss``, ``pss``, ``private`` and
                    ``gpu`` bytes, the largest ``peak``
 copies,            of ``key copies``: copies of a key's bytes that all workers hold, as mapped pages, and as
 copies_in_all      all that their PSS grows by

@@ -155,7 +155,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to change: ``about`` one of threads, cpu, device, key, memory, cache, size."""
+    """What to change: ``about`` one of threads, cpu, device, memory, key, cache, start, size."""
 
     about: str
     text: str
@@ -528,6 +528,17 @@ def _compiled(o: Observed) -> Advice | None:
     )
 
 
+def _start_up(o: Observed) -> Advice | None:
+    extra = o.first.seconds - o.next
+    if o.compiled != 0 or extra <= o.next:
+        return None
+    return Advice(
+        "start",
+        f"the first proof of a process takes {format_seconds(extra)} longer, to load the compiler and machine "
+        "code: where proofs come one by one, keep the process (`gpuprover worker`, `create_prover`)",
+    )
+
+
 def _fixed_cost(o: Observed) -> Advice | None:
     fixed = sum(o.phases.get(name, (0.0, 0.0))[1] for name in FIXED_PHASES)
     if fixed <= 0.5 * o.next:
@@ -555,6 +566,7 @@ RULES: Sequence[Callable[[Observed], Advice | None]] = (
     _near_container,
     _slow_key,
     _compiled,
+    _start_up,
     _fixed_cost,
 )
 """What goes on with every proof first, then what only the first one pays."""
