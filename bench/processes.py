@@ -39,6 +39,7 @@ SETTLE = 1.0
 """Seconds after which memory counts as what is kept."""
 ANSWER_SECONDS = 900.0
 """For one answer of a node: a thousand verifications, or proofs that compile first."""
+CLOSE_SECONDS = 30.0
 POLICIES = ("eager", "lazy", "off")
 PROGRAM = ("-m", "gpuprover.bench.node")
 """What a node runs."""
@@ -293,11 +294,11 @@ class Node:
     def __enter__(self) -> Node:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(ProverError):
-            self._channel.send({"do": "close"}, timeout=1.0)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(30)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            with suppress(ProverError, subprocess.TimeoutExpired):
+                self._channel.send({"do": "close"}, timeout=1.0)
+                self._process.wait(CLOSE_SECONDS)
         self._end()
 
     def _end(self) -> None:
