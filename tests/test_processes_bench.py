@@ -333,6 +333,20 @@ def test_commands_write_rows_samples_and_pictures(run: Run, tmp_path: Path, stan
     assert document.read_text() == text
 
 
+def test_engines_that_do_not_start_are_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PROGRAM", ["-c", "import sys; sys.exit('no engine')"])
+    common = ("--log", 4, "--threads", 1, "--work", tmp_path, "--output", tmp_path, "--json")
+    ran = run("bench", "processes", "--policies", "off", *common)
+    assert ran.answer["ok"] is False
+    assert all("no engine" in reason for reason in ran.answer["errors"])
+    assert "no engine" in ran.err
+    ran = run("bench", "network", *common)
+    assert ran.code == 3
+    assert "seed: " in ran.answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
