@@ -74,11 +74,11 @@ def draw_memory(
     mpl, pyplot = _pyplot()
     nodes = list(dict.fromkeys(sample.node for sample in samples))
     exact = all(sample.pss is not None for sample in samples)
-    columns = min(len(nodes), 2)
+    columns = len(nodes) if len(nodes) <= 3 else 2
     lines = -(-len(nodes) // columns)
     with mpl.rc_context(STYLE):
         canvas, grid = pyplot.subplots(
-            lines, columns, figsize=(5.6 * columns, 2.7 * lines + 0.7), squeeze=False, sharey=True,
+            lines, columns, figsize=(11.2, 2.7 * lines + 0.7), squeeze=False, sharey=True,
             sharex=together, layout="constrained",
         )  # fmt: skip
         for axes in grid.flat[len(nodes) :]:
@@ -90,18 +90,18 @@ def draw_memory(
                 times, series.values(), colors=[_ROLES[role] for role in series], linewidth=0, step="post"
             )
             axes.set_title(node)
-            top = max(map(sum, zip(*series.values(), strict=True)))
             for when, of, what in events:
                 if of == node:
                     axes.axvline(when, color=INK, linewidth=0.8, linestyle=":")
                     axes.annotate(
-                        what, (when, top), rotation=90, fontsize=7, va="top", ha="right", color=INK,
-                        xytext=(-1, 0), textcoords="offset points",
+                        what, (when, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(-1, 0),
+                        textcoords="offset points", rotation=90, fontsize=7, va="top", ha="right", color=INK,
                     )  # fmt: skip
             if i % columns == 0:
                 axes.set_ylabel(f"{'PSS' if exact else 'RSS'}, MiB")
             if i // columns == lines - 1 or i + columns >= len(nodes):
                 axes.set_xlabel("seconds")
+                axes.tick_params(labelbottom=True)
         present = [role for role in _ROLES if any(sample.role == role for sample in samples)]
         handles = [mpl.patches.Patch(color=_ROLES[role], label=role) for role in present]
         canvas.legend(handles=handles, loc="outside upper right", ncols=len(handles))

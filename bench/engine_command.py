@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gpuprover
 from gpuprover.circuits import chain_circuit
 from gpuprover.config import MAX_THREADS, whole_number
-from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput
+from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput, ProofGenerationFailed
 from gpuprover.formats.json_files import write_json
 from gpuprover.job import Job
 
@@ -84,18 +84,18 @@ def _measured(
         context.console.warn(f"interrupted; {len(rows.all)} rows are kept in {rows.path}")
         return EXIT_CANCELLED
     except Failed as failure:
-        raise InvalidInput(f"bench {stem}: {failure}") from None
+        raise ProofGenerationFailed(f"bench {stem}: {failure}") from None
     finally:
         rows.close()
     samples: list[Sample] = watched.samples
     write_csv(samples, output / f"{stem}.csv")
     picture = None
-    if pictures.available():
+    if not pictures.available():
+        context.console.warn(pictures.MISSING)
+    elif samples:
         picture = output / f"{stem}.png"
         title, together = _TITLES[stem].format(log=log), stem == "network"
         drawings.draw_memory(samples, watched.events, title, picture, together=together)
-    else:
-        context.console.warn(pictures.MISSING)
     failed = [str(row["error"]) for row in rows.all if "error" in row]
     for reason in failed:
         context.console.warn(reason)

@@ -39,6 +39,7 @@ SETTLE = 1.0
 """Seconds after which memory counts as what is kept."""
 ANSWER_SECONDS = 900.0
 """For one answer of a node: a thousand verifications, or proofs that compile first."""
+CLOSE_SECONDS = 30.0
 POLICIES = ("eager", "lazy", "off")
 PROGRAM = ("-m", "gpuprover.bench.node")
 """What a node runs."""
@@ -139,6 +140,7 @@ class Sampler:
         self.events: list[tuple[float, str, str]] = []
         self._interval = interval
         self._roots: dict[str, int] = {}
+        self._roles: dict[int, str] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._begun = time.perf_counter()
@@ -172,7 +174,7 @@ class Sampler:
                 usage = memory.usage_of(pid)
                 if usage is None:
                     continue  # ended meanwhile
-                role = MAIN if pid == root else role_of(pid)
+                role = MAIN if pid == root else self._role(pid)
                 found.append(
                     Sample(
                         round(now, 3), node, role, pid, usage.rss, usage.pss, usage.private,
@@ -182,6 +184,13 @@ class Sampler:
         with self._lock:
             self.samples += found
         return found
+
+    def _role(self, pid: int) -> str:
+        """A process that is about to end has no command line any more."""
+        if self._roles.get(pid, OTHER) == OTHER:
+            # Perhaps it has not become its program yet.
+            self._roles[pid] = role_of(pid)
+        return self._roles[pid]
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
@@ -285,11 +294,11 @@ class Node:
     def __enter__(self) -> Node:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(ProverError):
-            self._channel.send({"do": "close"}, timeout=1.0)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(30)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            with suppress(ProverError, subprocess.TimeoutExpired):
+                self._channel.send({"do": "close"}, timeout=1.0)
+                self._process.wait(CLOSE_SECONDS)
         self._end()
 
     def _end(self) -> None:

@@ -16,6 +16,13 @@ memory_limit       MiB that ours was allowed (``--memory-limit``), where it was 
 phases             median seconds by phase
 peak               bytes of resident memory at the peak, of whole processes
 faster             of a peer: how many times faster each of ours was, round by round, in the same run
+start, ready_s,    of ``processes`` and ``network``, where ``mode`` is an engine's policy: how it was started
+first_proof_s, …   (``warm``, ``cold``, ``first use``); seconds until it was ready, of its first proof and
+                   verification, of later ones (medians)
+before, after, …   of those: role of processes -> their number, sums of ``rss``, ``pss``, ``private`` and
+                   ``gpu`` bytes, the largest ``peak``
+copies,            of ``key copies``: copies of a key's bytes that all workers hold, as mapped pages, and as
+copies_in_all      all that their PSS grows by
 skipped, error     why there are no figures
 per_second, unit   a rate, of rows whose operation begins with ``rate``
 share              the part of a GPU's measured multiplier rate that the work's products took

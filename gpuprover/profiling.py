@@ -134,20 +134,17 @@ class Observed:
     @property
     def phases(self) -> dict[str, tuple[float, float]]:
         """Phase -> seconds in the first proof, median of those after; ``other`` is what is in no phase."""
-        runs = [self.first, *self.warm]
-        names = dict.fromkeys(name for run in runs for name in run.phases)
+        names = dict.fromkeys(name for run in (self.first, *self.warm) for name in run.phases)
 
-        def median(of: Callable[[Run], float]) -> float:
-            return statistics.median(of(run) for run in self.warm)
+        def spent(run: Run, name: str) -> float:
+            if name == "other":
+                return max(0.0, run.seconds - sum(run.phases.values()))
+            return run.phases.get(name, 0.0)
 
-        def other(run: Run) -> float:
-            return max(0.0, run.seconds - sum(run.phases.values()))
-
-        found = {
-            name: (self.first.phases.get(name, 0.0), median(lambda run: run.phases.get(name, 0.0)))  # noqa: B023
-            for name in names
+        return {
+            name: (spent(self.first, name), statistics.median(spent(run, name) for run in self.warm))
+            for name in (*names, "other")
         }
-        return {**found, "other": (other(self.first), median(other))}
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "next": self.next, "phases": self.phases}
@@ -155,7 +152,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to change: ``about`` one of threads, cpu, device, key, memory, cache, size."""
+    """What to change: ``about`` one of threads, cpu, device, memory, key, cache, start, size."""
 
     about: str
     text: str
@@ -528,6 +525,17 @@ def _compiled(o: Observed) -> Advice | None:
     )
 
 
+def _start_up(o: Observed) -> Advice | None:
+    extra = o.first.seconds - o.next
+    if o.compiled != 0 or extra <= o.next:
+        return None
+    return Advice(
+        "start",
+        f"the first proof of a process takes {format_seconds(extra)} longer, to load the compiler and "
+        "machine code: where proofs come one by one, keep the process (`gpuprover worker`, `create_prover`)",
+    )
+
+
 def _fixed_cost(o: Observed) -> Advice | None:
     fixed = sum(o.phases.get(name, (0.0, 0.0))[1] for name in FIXED_PHASES)
     if fixed <= 0.5 * o.next:
@@ -555,6 +563,7 @@ RULES: Sequence[Callable[[Observed], Advice | None]] = (
     _near_container,
     _slow_key,
     _compiled,
+    _start_up,
     _fixed_cost,
 )
 """What goes on with every proof first, then what only the first one pays."""

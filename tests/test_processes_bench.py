@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +135,36 @@ def test_a_mapped_file_that_two_processes_share_is_one_copy(
         for other in others:
             other.communicate()
     assert processes.mapped(others[0].pid, file) is None
+
+
+def test_gpu_memory_is_summed_over_gpus_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = {0: [(os.getpid(), 3 * MIB), (7, MIB)], 1: [(os.getpid(), 2 * MIB), (8, None)]}
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetComputeRunningProcesses=lambda i: [
+            SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in running[i]
+        ],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert processes.gpu_bytes() == {os.getpid(): 5 * MIB, 7: MIB, 8: 0}
+    sampler = Sampler()
+    sampler.watch("node", os.getpid())
+    assert {sample.pid: sample.gpu for sample in sampler.look()}[os.getpid()] == 5 * MIB
+    # A driver that fails is as good as none.
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: 1 / 0)
+    assert processes.gpu_bytes() == {}
+
+
+def test_a_start_that_compiles_has_an_empty_cache_of_its_own(plan: Plan) -> None:
+    with processes._started_as("first use", plan) as environment:
+        folder = Path(environment["GPUPROVER_CACHE_DIR"])
+        assert folder.is_dir()
+        (folder / "compiled").touch()
+    assert not folder.exists()
+    with processes._started_as("warm", plan) as environment:
+        assert environment == {}
 
 
 def test_files_are_evicted_from_memory(tmp_path: Path) -> None:
@@ -300,6 +331,20 @@ def test_commands_write_rows_samples_and_pictures(run: Run, tmp_path: Path, stan
     assert "outdated" not in text
     assert run("bench", "fill", document, *given).code == 0
     assert document.read_text() == text
+
+
+def test_engines_that_do_not_start_are_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PROGRAM", ["-c", "import sys; sys.exit('no engine')"])
+    common = ("--log", 4, "--threads", 1, "--work", tmp_path, "--output", tmp_path, "--json")
+    ran = run("bench", "processes", "--policies", "off", *common)
+    assert ran.answer["ok"] is False
+    assert all("no engine" in reason for reason in ran.answer["errors"])
+    assert "no engine" in ran.err
+    ran = run("bench", "network", *common)
+    assert ran.code == 3
+    assert "seed: " in ran.answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
