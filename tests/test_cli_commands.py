@@ -254,6 +254,7 @@ def test_json_answers_are_documented(
     monkeypatch.setattr(calibration, "path", lambda: tmp_path / "calibration.json")
     monkeypatch.setattr(processes, "PROGRAM", [str(STAND_IN)])
     monkeypatch.setattr(processes, "SETTLE", 0.0)
+    monkeypatch.setattr(processes, "evict", list)
     c, q = bn254, squares
     engine = ["--log", "4", "--threads", "1", "--output", str(tmp_path), "--work", str(tmp_path)]
     document = tmp_path / "document.md"
