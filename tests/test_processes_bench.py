@@ -20,6 +20,7 @@ from gpuprover.bench.measure import Failed
 from gpuprover.bench.processes import Plan, Sample, Sampler, by_role
 from gpuprover.bench.rows import Rows, read_rows
 
+import gpuprover
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from running import Run
@@ -295,6 +296,27 @@ def test_a_node_that_does_not_start_is_a_row_with_the_reason(plan: Plan, tmp_pat
     processes.measure(changed, ["warm"], rows, Job(), log, STATEMENT)
     rows.close()
     assert "cannot start" in rows.all[0]["error"]
+
+
+def test_a_node_has_a_real_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SETTLE", 0.2)
+    engine_command._make_circuit(tmp_path, "large", 5, Job())
+    plan = Plan(tmp_path, "large", "chain 2^5", 1, 1, proofs=1, verifications=2, policies=["eager", "off"])
+    made = gpuprover.prove(plan.zkey, plan.witness, threads=1)
+    statement = {"proof": made.proof, "public_signals": made.public_signals}
+    rows = Rows(tmp_path / "rows.jsonl")
+    watched = processes.measure(plan, ["warm"], rows, Job(), tmp_path / "log", statement)
+    rows.close()
+    eager, off = rows.all
+    assert "error" not in eager, eager
+    assert "error" not in off, off
+    assert (eager["proofs"], eager["verifications"]) == (3, 3)
+    assert eager["after"]["prover"]["processes"] == eager["after"]["verifier"]["processes"] == 1
+    # What proves holds more than what asks for it.
+    assert eager["after"]["main"]["rss"] < eager["after"]["prover"]["rss"]
+    assert "prover" not in {sample.role for sample in watched.samples if sample.node == "off"}
+    for pid in {sample.pid for sample in watched.samples}:
+        assert processes.family(pid) == []
 
 
 def test_a_proof_that_does_not_hold_is_no_figure(plan: Plan, tmp_path: Path) -> None:
