@@ -19,7 +19,7 @@ from gpuprover.job import Job
 from . import documents, drawings, pictures
 from . import network as small_network
 from .measure import Failed
-from .processes import POLICIES, Plan, Sample, measure, measure_copies, write_csv
+from .processes import POLICIES, Plan, Sample, measure, measure_copies, measure_verifier, write_csv
 from .proofs import CHAIN_ROOM
 from .rows import Row, Rows, read_rows
 
@@ -141,11 +141,12 @@ def processes(args: Namespace, context: Context) -> int:
             made = gpuprover.prove(plan.zkey, plan.witness, device="cpu", threads=threads)
         statement: Row = {"proof": made.proof, "public_signals": made.public_signals}
         watched = measure(plan, starts, rows, job, log, statement)
+        measure_verifier(plan, starts, rows, job, statement)
         if "eager" in policies:
             measure_copies(plan, SMALL, rows, job, log)
         return watched
 
-    return _measured("processes", args, context, work, ("policies", "roles", "goals"))
+    return _measured("processes", args, context, work, ("policies", "verifier", "roles", "goals"))
 
 
 def network(args: Namespace, context: Context) -> int:

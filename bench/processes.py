@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from gpuprover import memory
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
 from gpuprover.messages import Channel
+from gpuprover.verifier.process import VerifierProcess
 
 from .gpu.processes import start, stop
 from .measure import Failed
@@ -510,6 +512,78 @@ def settled(sampler: Sampler) -> list[Sample]:
     """A look at all processes when nothing has happened for a moment."""
     time.sleep(SETTLE)
     return sampler.look()
+
+
+def measure_verifier(
+    plan: Plan, starts: Sequence[str], rows: Rows, job: Job, statement: Mapping[str, Any]
+) -> None:
+    """A row of a verifier process for each way to start it: until it is ready, verifications, after a kill.
+
+    ``recovery_s`` is the time of a verification that is asked for right after SIGKILL. Memory is as the
+    process itself tells it.
+    """
+    key = plan.keys / f"{plan.circuit}.vkey.json"
+    with job.phase("verifier"):
+        for i, how in enumerate(starts):
+            job.check()
+            row: Row = {
+                "operation": "verifier",
+                "implementation": OURS,
+                "mode": "eager",
+                "start": how,
+                "circuit": plan.large,
+                "threads": plan.threads,
+            }
+            try:
+                with _started_as(how, plan) as environment, _environment(environment):
+                    row |= _verifier(plan, key, statement)
+            except (Failed, ProverError) as failure:
+                row["error"] = str(failure)
+            rows.add(row)
+            job.report((i + 1) / len(starts))
+
+
+def _verifier(plan: Plan, key: Path, statement: Mapping[str, Any]) -> Row:
+    begun = time.perf_counter()
+    with VerifierProcess("eager", {plan.circuit: key}, threads=plan.threads) as verifier:
+
+        def verify() -> float:
+            asked = time.perf_counter()
+            if not verifier.verify(
+                plan.circuit, statement["public_signals"], statement["proof"], timeout=ANSWER_SECONDS
+            ):
+                raise Failed("verifier: a proof does not hold")
+            return time.perf_counter() - asked
+
+        while verifier.status().state != "ready":
+            if time.perf_counter() - begun > ANSWER_SECONDS:
+                raise Failed("verifier: it did not get ready")
+            time.sleep(0.005)
+        row: Row = {"ready_s": significant(time.perf_counter() - begun)}
+        row["first_verification_s"] = significant(verify())
+        row["verification_s"] = _median([verify() for _ in range(plan.verifications)])
+        row["verifications"] = plan.verifications + 1
+        status = verifier.status()
+        row["after"] = {VERIFIER: {"processes": 1, **status.memory}}
+        if status.pid is not None:
+            os.kill(status.pid, signal.SIGKILL)
+            row["recovery_s"] = significant(verify())
+    return row
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """What processes that start in the block find in their environment beside ours."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def measure_copies(plan: Plan, small: str, rows: Rows, job: Job, log: Path) -> None:

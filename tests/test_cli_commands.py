@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gpuprover.bench import calibrate, processes
+from gpuprover.bench import calibrate, drawings, processes
 
 from gpuprover import calibration, errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
@@ -254,6 +254,8 @@ def test_json_answers_are_documented(
     monkeypatch.setattr(calibration, "path", lambda: tmp_path / "calibration.json")
     monkeypatch.setattr(processes, "PROGRAM", [str(STAND_IN)])
     monkeypatch.setattr(processes, "SETTLE", 0.0)
+    monkeypatch.setattr(processes, "evict", list)
+    monkeypatch.setattr(drawings, "draw_memory", lambda *_, **__: None)
     c, q = bn254, squares
     engine = ["--log", "4", "--threads", "1", "--output", str(tmp_path), "--work", str(tmp_path)]
     document = tmp_path / "document.md"

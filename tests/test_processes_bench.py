@@ -20,10 +20,12 @@ from gpuprover.bench.measure import Failed
 from gpuprover.bench.processes import Plan, Sample, Sampler, by_role
 from gpuprover.bench.rows import Rows, read_rows
 
+import gpuprover
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from running import Run
 
+VECTORS = Path(__file__).resolve().parent / "vectors"
 STAND_IN = Path(__file__).resolve().parent / "node_stand_in.py"
 PNG = b"\x89PNG\r\n"
 MIB = 1 << 20
@@ -207,6 +209,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node without an engine: it starts processes under the engine's names, and its proofs are empty."""
     monkeypatch.setattr(processes, "SETTLE", 0.05)
     monkeypatch.setattr(processes, "PROGRAM", [str(STAND_IN)])
+    # Libraries stay in memory for the other tests.
+    monkeypatch.setattr(processes, "evict", list)
 
 
 @pytest.fixture
@@ -259,6 +263,30 @@ def test_copies_of_a_key_are_counted(plan: Plan, tmp_path: Path) -> None:
     assert abs(row["copies_in_all"]) < 1
 
 
+def test_a_verifier_is_measured_killed_and_measured_again(tmp_path: Path) -> None:
+    for kind in ("proof", "public", "vkey"):
+        document = (VECTORS / f"chain5.bn254.{kind}.json").read_text()
+        (tmp_path / f"chain.{kind}.json").write_text(document)
+    (tmp_path / "chain.zkey").touch()
+    (tmp_path / "chain.wtns").touch()
+    statement = {
+        "proof": json.loads((tmp_path / "chain.proof.json").read_text()),
+        "public_signals": json.loads((tmp_path / "chain.public.json").read_text()),
+    }
+    plan = Plan(tmp_path, "chain", "chain 2^4", workers=1, threads=1, proofs=1, verifications=5)
+    rows = Rows(tmp_path / "rows.jsonl")
+    processes.measure_verifier(plan, ["warm"], rows, Job(), statement)
+    wrong = {**statement, "public_signals": ["1"] * len(statement["public_signals"])}
+    processes.measure_verifier(plan, ["warm"], rows, Job(), wrong)
+    rows.close()
+    good, bad = rows.all
+    assert good["verifications"] == 6
+    assert 0 < good["verification_s"] <= good["recovery_s"]
+    assert MIB < good["after"]["verifier"]["private"] <= good["after"]["verifier"]["peak"]
+    assert "a proof does not hold" in bad["error"]
+    assert "| warm |" in "\n".join(documents.verifier_table(read_rows([rows.path])))
+
+
 def test_a_node_that_does_not_start_is_a_row_with_the_reason(plan: Plan, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     plan.keys.rename(broken)
@@ -268,6 +296,27 @@ def test_a_node_that_does_not_start_is_a_row_with_the_reason(plan: Plan, tmp_pat
     processes.measure(changed, ["warm"], rows, Job(), log, STATEMENT)
     rows.close()
     assert "cannot start" in rows.all[0]["error"]
+
+
+def test_a_node_has_a_real_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SETTLE", 0.2)
+    engine_command._make_circuit(tmp_path, "large", 5, Job())
+    plan = Plan(tmp_path, "large", "chain 2^5", 1, 1, proofs=1, verifications=2, policies=["eager", "off"])
+    made = gpuprover.prove(plan.zkey, plan.witness, threads=1)
+    statement = {"proof": made.proof, "public_signals": made.public_signals}
+    rows = Rows(tmp_path / "rows.jsonl")
+    watched = processes.measure(plan, ["warm"], rows, Job(), tmp_path / "log", statement)
+    rows.close()
+    eager, off = rows.all
+    assert "error" not in eager, eager
+    assert "error" not in off, off
+    assert (eager["proofs"], eager["verifications"]) == (3, 3)
+    assert eager["after"]["prover"]["processes"] == eager["after"]["verifier"]["processes"] == 1
+    # What proves holds more than what asks for it.
+    assert eager["after"]["main"]["rss"] < eager["after"]["prover"]["rss"]
+    assert "prover" not in {sample.role for sample in watched.samples if sample.node == "off"}
+    for pid in {sample.pid for sample in watched.samples}:
+        assert processes.family(pid) == []
 
 
 def test_a_proof_that_does_not_hold_is_no_figure(plan: Plan, tmp_path: Path) -> None:
@@ -311,7 +360,8 @@ def test_commands_write_rows_samples_and_pictures(run: Run, tmp_path: Path, stan
     small = ("--workers", 1, "--proofs", 1, "--verifications", 2, "--policies", "eager,off")
     answer = run("bench", "processes", *small, *common).answer
     assert answer["ok"] is True
-    assert answer["count"] == 5
+    # Two policies and the verifier, cold and warm; copies of the key.
+    assert answer["count"] == 7
     assert Path(answer["picture"]).read_bytes().startswith(PNG)
     assert len(Path(answer["samples"]).read_text().splitlines()) > 1
     answer = run("bench", "network", "--rounds", 1, *common).answer
@@ -334,9 +384,10 @@ def test_commands_write_rows_samples_and_pictures(run: Run, tmp_path: Path, stan
 
 
 def test_engines_that_do_not_start_are_told(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "PROGRAM", ["-c", "import sys; sys.exit('no engine')"])
+    monkeypatch.setattr(engine_command, "measure_verifier", lambda *_: None)
     common = ("--log", 4, "--threads", 1, "--work", tmp_path, "--output", tmp_path, "--json")
     ran = run("bench", "processes", "--policies", "off", *common)
     assert ran.answer["ok"] is False
@@ -379,11 +430,16 @@ def test_goals_say_what_was_met() -> None:
             after={"verifier": {"private": 150 * MIB}}),
         row("processes", mode="off", start="warm", verifications=1001, ready_s=2.0,
             after={"verifier": {"private": 250 * MIB}}),
-        row("key copies", key_bytes=120_000_000, proving=2, copies=1.0, copies_in_all=1.5),
+        row("verifier", start="warm", verifications=1001, ready_s=0.5,
+            after={"verifier": {"private": 90 * MIB}}),
+        row("key copies", key_bytes=1_000_000, proving=2, copies=1.0, copies_in_all=9.0),
+        row("key copies", run="b", key_bytes=120_000_000, proving=2, copies=1.0, copies_in_all=1.5),
     ]  # fmt: skip
     text = documents.goals_table(rows)
     verdicts = [line.split("|")[1:5] for line in text[2:]]
     assert [(a.strip(), d.strip()) for a, _, _, d in verdicts] == [
+        ("verifier, private, after 1,001 verifications", "met, dream too"),
+        ("verifier, ready, warm", "met"),
         ("verifier, private, after 1,001 verifications, `eager`", "met"),
         ("verifier, private, after 1,001 verifications, `off`", "missed"),
         ("node that proves nothing, ready", "missed"),
