@@ -243,6 +243,8 @@ class Runner:
         except MemoryError:
             raise OutOfMemory("the machine refused memory for the proof") from None
         except Exception as error:
+            if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+                raise OutOfMemory("the machine refused a thread for the proof") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
                 f"{type(error).__name__} while proving with {request.zkey}; this is a bug in gpuprover"

@@ -4,7 +4,7 @@ Supervisor and worker talk over a socket pair (:mod:`gpuprover.messages`). Each 
 
 | to a worker | fields |
 | --- | --- |
-| ``start`` | ``device``; ``key_bytes``; ``pinned`` paths to load first; ``warm``; ``survey``: look for GPUs |
+| ``start`` | ``device``; ``threads`` to plan for; ``key_bytes``; ``pinned``; ``warm``; ``survey`` for GPUs |
 | ``load``, ``unload`` | ``path``; ``id``, ``pin`` |
 | ``prove`` | ``request``, ``witness``, with the bytes of a witness as a descriptor |
 | ``cancel`` | ``id`` of a request |

@@ -21,7 +21,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -43,6 +43,18 @@ from gpuprover.messages import Channel, ConnectionLost
 from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.scheduler import Device
+from gpuprover.workers.records import (
+    WORKER_BYTES,
+    Load,
+    Loaded,
+    Place,
+    PoolSettings,
+    Report,
+    Run,
+    Worker,
+    own_bytes,
+    status_of,
+)
 from gpuprover.workers.wire import Parcel, result_from_json
 
 START_TRIES = 4
@@ -59,6 +71,8 @@ REAP_SECONDS = 0.2
 KILLED_SECONDS = 10.0
 """For a killed process to be gone, after which it is left to the system: gigabytes take it moments."""
 TICK_SECONDS = 1.0
+BUSY_SECONDS = 0.05
+"""Of computing between two signs of life: more than it takes to give them."""
 LATE_SECONDS = 1.0
 """If this process was stopped itself so long, silent workers are given the time again."""
 GRAIN = 16 << 20
@@ -66,148 +80,8 @@ GRAIN = 16 << 20
 MESSAGES_AT_ONCE = 100
 SURVEYS = 2
 """So many workers may look for GPUs; if they die of it, there are none."""
-WORKER_BYTES = 112 << 20
-"""Memory of a CPU worker between proofs, Numba and machine code above all; measured by hand."""
 
 _log = logging.getLogger("gpuprover.workers")
-
-Loaded = Callable[[KeyInfo | ProverError | Lost], None]
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """What a :class:`WorkerPool` may use, and how patient it is. Bytes and seconds.
-
-    Attributes:
-        threads: of the CPU, for all workers together; each request says how many it takes.
-        min_workers, max_workers: CPU workers that are kept, and that there may be.
-        gpus: names of GPUs to prove on, one worker each; None: all that can be used; (): none.
-        gpu_proofs: at most so many at once on a GPU; None: as many as its memory holds.
-        memory_limit: for workers, this process and proofs together; None for no limit.
-        key_bytes: mapped keys that one worker keeps.
-        warm: with a pinned key, load what proofs with it run before the first one comes.
-        max_proofs: a worker that has made so many is replaced.
-        memory_mark: a worker that holds more private memory while it does nothing is replaced; None: never.
-        idle: after so long without work, workers beyond the minimum end.
-        heartbeat: a worker that is silent so long is taken for dead.
-        init: so long may pass between two steps of a worker's start.
-        grace: for a worker to answer a cancellation, or to notice that a time limit is reached.
-        backoff: (first, factor, cap, jitter) of the delay before a worker is started again.
-    """
-
-    threads: int = 1
-    min_workers: int = 1
-    max_workers: int = 1
-    gpus: tuple[str, ...] | None = None
-    gpu_proofs: int | None = None
-    memory_limit: int | None = None
-    key_bytes: int = 1 << 40
-    warm: bool = False
-    max_proofs: int = 500
-    memory_mark: int | None = None
-    idle: float = 60.0
-    heartbeat: float = 15.0
-    init: float = 120.0
-    grace: float = 5.0
-    backoff: tuple[float, float, float, float] = (0.1, 2.0, 10.0, 0.2)
-
-
-@dataclass(eq=False)
-class _Run:
-    """A request that was taken and has not ended; at ``due`` it is ended by force, with ``error``."""
-
-    request: ProofRequest
-    parcel: Parcel
-    done: Done
-    progress: Report | None
-    worker: _Worker | None = None
-    due: float | None = None
-    error: ProverError | None = None
-
-
-@dataclass(eq=False)
-class _Load:
-    """A key to load.
-
-    ``asked``: for each kind of device that has not answered, the worker that was asked, if there was one yet.
-    """
-
-    path: str
-    pin: bool
-    done: Loaded
-    asked: dict[str, _Worker | None] | None = None
-    found: list[KeyInfo] = field(default_factory=list)
-    problem: ProverError | Lost | None = None
-    tries: int = 0
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One process.
-
-    Attributes:
-        heard, moved: when it last said anything, and when its start last went on.
-        pins: keys that it keeps.
-        surveys: it looks for GPUs when it starts.
-        at_rest: bytes that it held when it did nothing.
-        stopping: it was asked to end, and takes no more runs.
-        leave: when it is killed if it has not ended.
-        wear: why another one shall take its place.
-        fault: what is wrong with it.
-    """
-
-    place: _Place
-    child: Child
-    channel: Channel
-    connection: socket.socket
-    born: float
-    heard: float
-    moved: float
-    idle_since: float
-    pins: set[str]
-    ready: bool = False
-    runs: dict[int, _Run] = field(default_factory=dict)
-    loads: dict[int, str] = field(default_factory=dict)
-    surveys: bool = False
-    proofs: int = 0
-    memory: MemoryUsage | None = None
-    at_rest: int = WORKER_BYTES
-    stopping: bool = False
-    leave: float | None = None
-    wear: str = ""
-    fault: str = ""
-
-    @property
-    def open(self) -> bool:
-        return self.ready and not self.stopping
-
-
-@dataclass(eq=False)
-class _Place:
-    """Where one worker is at a time.
-
-    Attributes:
-        successor: starts to take the worker's turn.
-        again: the earliest time of the next start.
-        failures: of starts, in a row; ``device_failures``: of the device under proofs, in a row.
-        closing: it ends with its worker.
-    """
-
-    name: str
-    device: str
-    backoff: Backoff
-    worker: _Worker | None = None
-    successor: _Worker | None = None
-    again: float = 0.0
-    failures: int = 0
-    device_failures: int = 0
-    restarts: int = 0
-    closing: bool = False
-    problem: str = ""
-
-    def workers(self) -> list[_Worker]:
-        return [worker for worker in (self.worker, self.successor) if worker is not None]
 
 
 class WorkerPool:
@@ -225,11 +99,11 @@ class WorkerPool:
         self._published: tuple[list[Device], list[WorkerStatus], int] = ([], [], 0)
         # From here on: the supervisor's thread alone.
         self._changed: Callable[[], None] = lambda: None
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         self._dying: list[tuple[Child, float]] = []
-        self._runs: dict[int, _Run] = {}
-        self._waiting: dict[str, deque[_Run]] = {}
-        self._loads: dict[int, _Load] = {}
+        self._runs: dict[int, Run] = {}
+        self._waiting: dict[str, deque[Run]] = {}
+        self._loads: dict[int, Load] = {}
         self._numbers = count(1)
         self._pinned: set[str] = set()
         self._machine: dict[str, Device] = {}
@@ -266,7 +140,7 @@ class WorkerPool:
         return self._published[2]
 
     def load(self, path: str, pin: bool, done: Loaded) -> None:
-        load = _Load(os.path.abspath(path), pin, done)
+        load = Load(os.path.abspath(path), pin, done)
         self._post(lambda: self._take_load(load), lambda: done(_shutting_down()))
 
     def unload(self, path: str) -> None:
@@ -288,7 +162,7 @@ class WorkerPool:
             parcel.close()
             done(request, _shutting_down())
 
-        self._post(lambda: self._take(_Run(request, parcel, done, progress)), refuse)
+        self._post(lambda: self._take(Run(request, parcel, done, progress)), refuse)
 
     def cancel(self, request_id: int) -> None:
         self._post(lambda: self._cancel(request_id))
@@ -393,12 +267,12 @@ class WorkerPool:
             except Exception as error:
                 _log.error("a callback of the worker pool failed: %s", type(error).__name__)
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[Worker]:
         return [worker for place in self._places for worker in place.workers()]
 
     # Workers begin and end ------------------------------------------------------------------
 
-    def _begin(self, place: _Place, now: float) -> _Worker | None:
+    def _begin(self, place: Place, now: float) -> Worker | None:
         """Starts a process for a place; None if the system does not."""
         mine, theirs = socket.socketpair()
         with theirs:
@@ -410,13 +284,14 @@ class WorkerPool:
                 mine.close()
                 self._failed_to_start(place, error.message, now)
                 return None
-        worker = _Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
+        worker = Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
         self._selector.register(mine, selectors.EVENT_READ, worker)
         worker.surveys = place.name == "cpu-0" and self._surveys > 0
         settings = self._settings
         start = {
             "type": "start",
             "device": place.device,
+            "threads": settings.threads,
             "key_bytes": settings.key_bytes,
             "pinned": sorted(self._pinned),
             "warm": settings.warm,
@@ -425,7 +300,7 @@ class WorkerPool:
         self._send(worker, start)
         return worker
 
-    def _send(self, worker: _Worker, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _send(self, worker: Worker, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Without waiting: a worker that has left its messages lying is at fault, and killed soon."""
         try:
             worker.channel.send(message, fds, timeout=0)
@@ -433,7 +308,7 @@ class WorkerPool:
             worker.fault = worker.fault or "it takes no messages"
             worker.stopping, worker.leave = True, 0.0
 
-    def _stop(self, worker: _Worker, now: float) -> None:
+    def _stop(self, worker: Worker, now: float) -> None:
         """Asks a worker to end when its runs have."""
         if worker.stopping:
             return
@@ -445,7 +320,7 @@ class WorkerPool:
             worker.leave = now + EXIT_SECONDS
         self._send(worker, {"type": "stop"})
 
-    def _bury(self, worker: _Worker, why: str) -> None:
+    def _bury(self, worker: Worker, why: str) -> None:
         """Ends a process, if it has not ended, and whatever it was doing."""
         self._selector.unregister(worker.connection)
         worker.channel.close()
@@ -461,7 +336,7 @@ class WorkerPool:
             place.successor = None
         lost = Lost(f"{place.name}: {why}")
         for run in list(worker.runs.values()):
-            self._finish(run, lost)
+            self._finish(run, run.error if isinstance(run.error, Cancelled) else lost)
         for number, kind in worker.loads.items():
             load = self._loads.get(number)
             if load is not None and load.asked is not None:
@@ -469,7 +344,7 @@ class WorkerPool:
                 if load.tries >= LOAD_TRIES:
                     self._finish_load(number, lost)
 
-    def _gone(self, worker: _Worker, why: str, now: float) -> None:
+    def _gone(self, worker: Worker, why: str, now: float) -> None:
         """A process has ended, or has to. Its place goes on with its successor, or with a new one."""
         place, was_worker = worker.place, worker.place.worker is worker
         if not worker.stopping or worker.fault:
@@ -485,7 +360,7 @@ class WorkerPool:
         if place.closing and not place.workers():
             self._places.remove(place)
 
-    def _failed_to_start(self, place: _Place, why: str, now: float) -> None:
+    def _failed_to_start(self, place: Place, why: str, now: float) -> None:
         place.failures += 1
         place.problem, place.again = why, now + place.backoff.next()
         ready = any(w.ready for w in self._workers() if w.place.device == place.device)
@@ -496,7 +371,7 @@ class WorkerPool:
 
     # What workers say -----------------------------------------------------------------------
 
-    def _listen(self, worker: _Worker, now: float) -> None:
+    def _listen(self, worker: Worker, now: float) -> None:
         try:
             for _ in range(MESSAGES_AT_ONCE):
                 message, _ = worker.channel.receive(0)
@@ -511,13 +386,17 @@ class WorkerPool:
             worker.fault = "it said what no worker says"
             self._gone(worker, worker.fault, now)
 
-    def _hear(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+    def _hear(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         kind = message["type"]
         if kind == "alive":
             self._remember(worker, message["memory"])
+            if message["cpu"] - worker.cpu > BUSY_SECONDS:
+                worker.moved = now
+            worker.cpu = message["cpu"]
         elif kind == "starting":
             worker.moved = now
         elif kind == "progress":
+            worker.moved = now
             run = worker.runs.get(message["id"])
             if run is not None and run.progress is not None:
                 step = Progress(message["phase"], message["fraction"], message["elapsed"])
@@ -530,8 +409,11 @@ class WorkerPool:
             self._hear_hello(worker, message, now)
         elif kind == "refused":
             worker.stopping = True
-            run = worker.runs.pop(message["id"], None)
-            if run is not None:
+            run = worker.runs.get(message["id"])
+            if run is not None and isinstance(run.error, Cancelled):
+                self._finish(run, run.error)
+            elif run is not None:
+                del worker.runs[run.request.id]
                 self._wait(run, first=True)
         elif kind == "stopping":
             worker.stopping = True
@@ -540,40 +422,41 @@ class WorkerPool:
         elif kind == "failed":
             worker.fault = from_record(message["error"]).message
 
-    def _hear_hello(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
-        place = worker.place
+    def _hear_hello(self, worker: Worker, message: dict[str, Any], now: float) -> None:
+        place, own = worker.place, Device(**message["device"])
+        found = [Device(**record) for record in message["devices"] or ()]
+        worker.memory = MemoryUsage(**message["memory"])
         worker.ready, worker.idle_since = True, now
         place.failures, place.problem = 0, ""
         self._broken.pop(place.device, None)
-        self._remember(worker, message["memory"])
-        self._machine[place.device] = Device(**message["device"])
-        gpus = [Device(**record) for record in message["devices"] or () if record["kind"] != "cpu"]
-        for gpu in gpus:
-            self._machine.setdefault(gpu.name, gpu)
-        if message["devices"]:
+        self._machine[place.device] = own
+        if found:
             self._surveys = 0
-        if any(not gpu.problem for gpu in gpus):
-            worker.wear = "it has in memory what looks for GPUs"
+            gpus = [device for device in found if device.kind != own.kind]
+            for gpu in gpus:
+                self._machine.setdefault(gpu.name, gpu)
+            if any(not gpu.problem for gpu in gpus):
+                worker.wear = "it has in memory what looks for GPUs"
         for path in self._pinned - worker.pins:
             self._pin_in(worker, path)
         for path in worker.pins - self._pinned:
             worker.pins.discard(path)
             self._send(worker, {"type": "unload", "path": path})
 
-    def _remember(self, worker: _Worker, usage: dict[str, int | None]) -> None:
+    def _remember(self, worker: Worker, usage: dict[str, int | None]) -> None:
         worker.memory = MemoryUsage(**usage)  # type: ignore[arg-type]
         if worker.open and not worker.runs:
-            worker.at_rest = _own_bytes(worker.memory)
+            worker.at_rest = own_bytes(worker.memory)
             mark = self._settings.memory_mark
             if mark is not None and worker.at_rest > mark:
                 worker.wear = worker.wear or f"it holds {worker.at_rest >> 20} MiB at rest"
 
-    def _hear_done(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+    def _hear_done(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         run = worker.runs.get(message["id"])
         if run is None:
             return
         worker.proofs += 1
-        worker.idle_since = now
+        worker.moved = worker.idle_since = now
         place = worker.place
         outcome: ProofResult | ProverError
         if "result" in message:
@@ -590,7 +473,7 @@ class WorkerPool:
         if worker.stopping and not worker.runs and worker.leave is None:
             worker.leave = now + EXIT_SECONDS
 
-    def _device_failed(self, worker: _Worker, why: str, now: float) -> None:
+    def _device_failed(self, worker: Worker, why: str, now: float) -> None:
         """What is sticky in CUDA ends with the process: another one gets the device, a few times."""
         place = worker.place
         place.device_failures += 1
@@ -600,7 +483,7 @@ class WorkerPool:
             place.closing = True
             self._machine[place.device] = replace(self._machine[place.device], problem=why)
 
-    def _hear_loaded(self, worker: _Worker, message: dict[str, Any], now: float) -> None:
+    def _hear_loaded(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         worker.idle_since = now
         number = message["id"]
         kind, load = worker.loads.pop(number, None), self._loads.get(number)
@@ -616,10 +499,10 @@ class WorkerPool:
 
     # Keys -----------------------------------------------------------------------------------
 
-    def _take_load(self, load: _Load) -> None:
+    def _take_load(self, load: Load) -> None:
         self._loads[next(self._numbers)] = load
 
-    def _ask(self, number: int, load: _Load) -> None:
+    def _ask(self, number: int, load: Load) -> None:
         """Asks a worker for each kind of device, if there is one; else this is called again."""
         usable = {d.kind for d in self._usable()}
         if not usable:
@@ -656,7 +539,7 @@ class WorkerPool:
             outcome = problem or Lost(f"{load.path}: no worker is left that could load it")
         self._calls.append(partial(load.done, outcome))
 
-    def _pin_in(self, worker: _Worker, path: str) -> None:
+    def _pin_in(self, worker: Worker, path: str) -> None:
         worker.pins.add(path)
         self._send(worker, {"type": "load", "id": 0, "path": path, "pin": True})
 
@@ -673,7 +556,7 @@ class WorkerPool:
 
     # Runs -----------------------------------------------------------------------------------
 
-    def _take(self, run: _Run) -> None:
+    def _take(self, run: Run) -> None:
         if run.request.id in self._runs:
             run.parcel.close()
             problem = ProofGenerationFailed(f"request {run.request.id} runs already")
@@ -682,7 +565,7 @@ class WorkerPool:
         self._runs[run.request.id] = run
         self._wait(run)
 
-    def _wait(self, run: _Run, first: bool = False) -> None:
+    def _wait(self, run: Run, first: bool = False) -> None:
         """Has a run wait for a worker, no longer than it may take."""
         run.worker, run.due = None, None
         timeout = run.request.timeout
@@ -695,7 +578,7 @@ class WorkerPool:
         else:
             waiting.append(run)
 
-    def _finish(self, run: _Run, outcome: ProofResult | ProverError | Lost) -> None:
+    def _finish(self, run: Run, outcome: ProofResult | ProverError | Lost) -> None:
         """The only place where a run ends: what comes for it later is not known any more."""
         del self._runs[run.request.id]
         if run.worker is None:
@@ -729,7 +612,7 @@ class WorkerPool:
                     break
                 self._give(worker, waiting.popleft(), now)
 
-    def _able(self, device: str) -> Iterator[_Worker]:
+    def _able(self, device: str) -> Iterator[Worker]:
         """Workers that can take a run; one of a GPU again and again. A successor waits for its turn."""
         for place in self._places:
             worker = place.worker
@@ -742,14 +625,14 @@ class WorkerPool:
         """Why nothing can run there, now and soon."""
         if device in self._broken:
             return self._broken[device]
-        if not self._known:
+        if not self._known or any(usable.name == device for usable in self._usable()):
             return None
-        if device not in self._machine:
-            return DeviceError(f"device {device!r}: there are no workers for it")
-        problem = self._machine[device].problem
-        return DeviceError(f"{device}: {problem}") if problem else None
+        known = self._machine.get(device)
+        problem = known.problem if known is not None else ""
+        return DeviceError(f"device {device!r}: {problem or 'there are no workers for it'}")
 
-    def _give(self, worker: _Worker, run: _Run, now: float) -> None:
+    def _give(self, worker: Worker, run: Run, now: float) -> None:
+        worker.moved = worker.moved if worker.runs else now
         run.worker, worker.runs[run.request.id] = worker, run
         run.due = run.error = None
         timeout = run.request.timeout
@@ -805,7 +688,7 @@ class WorkerPool:
             for worker in self._workers():
                 self._gone(worker, "the time to end is over", now)
 
-    def _overdue(self, worker: _Worker, now: float) -> str:
+    def _overdue(self, worker: Worker, now: float) -> str:
         """Why a worker has to be killed, if it has."""
         settings = self._settings
         if worker.leave is not None and worker.leave <= now:
@@ -814,9 +697,11 @@ class WorkerPool:
             return f"it was silent for {settings.heartbeat:g} s"
         if not worker.ready and now - worker.moved > settings.init:
             return f"its start did not go on for {settings.init:g} s"
+        if worker.runs and now - worker.moved > settings.stall:
+            return f"it neither computed nor reported anything for {settings.stall:g} s"
         return ""
 
-    def _tend(self, place: _Place, now: float) -> None:
+    def _tend(self, place: Place, now: float) -> None:
         """Starts what a place needs."""
         if place.closing or place.again > now:
             return
@@ -857,7 +742,7 @@ class WorkerPool:
                     self._stop(each, now)
 
     def _add(self, name: str, device: str, now: float) -> None:
-        place = _Place(name, device, Backoff(*self._settings.backoff))
+        place = Place(name, device, Backoff(*self._settings.backoff))
         self._places.append(place)
         self._tend(place, now)
 
@@ -901,8 +786,8 @@ class WorkerPool:
         ]
 
     def _publish(self) -> None:
-        workers = [_status(place) for place in self._places]
-        held = sum(_own_bytes(w.memory) if w.memory else 0 for w in self._workers())
+        workers = [status_of(place) for place in self._places]
+        held = sum(own_bytes(w.memory) if w.memory else 0 for w in self._workers())
         before = self._published
         self._published = (self._devices(), workers, held)
         if self._published[:2] != before[:2]:
@@ -937,34 +822,6 @@ class WorkerPool:
         missing = settings.max_workers - sum(worker.place.device == "cpu" for worker in mine)
         room = settings.memory_limit - self._own - taken - max(0, missing) * WORKER_BYTES
         return max(0, room // GRAIN * GRAIN)
-
-
-def _own_bytes(usage: MemoryUsage) -> int:
-    """What no file backs."""
-    return usage.rss - (usage.external or 0)
-
-
-def _status(place: _Place) -> WorkerStatus:
-    worker = place.worker
-    if worker is None:
-        state = "waiting"
-    elif worker.stopping:
-        state = "stopping"
-    elif not worker.ready:
-        state = "starting"
-    else:
-        state = "busy" if worker.runs else "idle"
-    return WorkerStatus(
-        name=place.name,
-        pid=None if worker is None else worker.child.pid,
-        device=place.device,
-        state=state,
-        jobs=() if worker is None else tuple(worker.runs),
-        proofs=0 if worker is None else worker.proofs,
-        restarts=place.restarts,
-        memory=None if worker is None else worker.memory,
-        problem=place.problem if worker is None else "",
-    )
 
 
 def _shutting_down() -> ShuttingDown:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.curves import CURVES
-from gpuprover.errors import InvalidInput
+from gpuprover.errors import InvalidInput, OutOfMemory
 from gpuprover.limbs import ints_to_words
 from gpuprover.processes import private_file
 from gpuprover.runner import Identity, ProofRequest
@@ -44,7 +44,11 @@ class Parcel:
 
 
 def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:
-    """The request of a message and its descriptors, which are closed. What the witness is in is mapped."""
+    """The request of a message and its descriptors, which are closed. What the witness is in is mapped.
+
+    Raises:
+        OutOfMemory: the system does not map it.
+    """
     try:
         data = [_map(descriptor) for descriptor in fds]
     finally:
@@ -60,7 +64,10 @@ def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:
 
 def _map(descriptor: int) -> memoryview:
     size = os.fstat(descriptor).st_size
-    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")
+    try:
+        return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")
+    except OSError:
+        raise OutOfMemory(f"the machine refused {size} bytes for the witness") from None
 
 
 def _pack(witness: WitnessLike) -> tuple[dict[str, Any], list[bytes | bytearray | memoryview] | None]:

@@ -63,7 +63,7 @@ class Worker:
         self._lock = threading.Condition()
         self._running: dict[int, threading.Event] = {}
         self._stopping = False
-        self._device, self._warm = "cpu", False
+        self._device, self._threads, self._warm = "cpu", 1, False
         self._runner: Runner | None = None
         self._warmed: set[str] = set()
 
@@ -109,7 +109,7 @@ class Worker:
     def _start(self, message: Message) -> None:
         """Everything that takes time before the first proof, then ``hello``."""
         assert message["type"] == "start"
-        self._device, self._warm = message["device"], message["warm"]
+        self._device, self._threads, self._warm = message["device"], message["threads"], message["warm"]
         try:
             record, others = self._survey(message["survey"])
             self._runner = Runner(message["key_bytes"], (self._device,))
@@ -210,7 +210,7 @@ class Worker:
                 reported = progress.elapsed
                 self._progress(progress.phase, progress.fraction)
 
-        job = Job(threads=1, progress=report)
+        job = Job(threads=self._threads, progress=report)
         info = self._runner.load(path, pin=pin, job=job)
         if pin and self._warm and info.curve not in self._warmed:
             warm_up(self._device, curve_by_name(info.curve), job)
@@ -231,10 +231,17 @@ class Worker:
                 os.close(descriptor)
             self._send({"type": "refused", "id": number})
             return
-        _thread(self._prove, number, message, fds, cancelled)
+        try:
+            _thread(self._prove, number, message, fds, cancelled)
+        except RuntimeError:
+            self._done(
+                number, {"error": to_record(OutOfMemory("the machine refused a thread for the proof"))}
+            )
 
     def _prove(self, number: int, message: Message, fds: list[int], cancelled: threading.Event) -> None:
-        answer = self._proof(number, message, fds, cancelled)
+        self._done(number, self._proof(number, message, fds, cancelled))
+
+    def _done(self, number: int, answer: Message) -> None:
         self._send({"type": "done", "id": number, **answer})
         with self._lock:
             del self._running[number]
