@@ -100,6 +100,8 @@ class Channel:
         self._unix = connection.family == getattr(socket, "AF_UNIX", None)
         if not self._unix:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Otherwise nobody would ever learn of a machine that went away without a word.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._limit, self._max_fds = limit, max_fds
         self._sending, self._receiving = threading.RLock(), threading.RLock()
         self._closed = False

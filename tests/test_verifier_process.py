@@ -81,12 +81,17 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def state(pid: int) -> str:
+    """A process's state as /proc has it; Z, too, for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def gone(pid: int) -> bool:
     """Whether no process of this number runs; one that nobody waited for counts as gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    return state(pid) == "Z"
 
 
 class Raw:
@@ -389,6 +394,7 @@ def test_one_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         pid = verifier.status().pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
+        until(lambda: state(pid) == "T", "the process does not stop")
         with pytest.raises(Timeout, match=r"within 0\.3 s"):
             verifier.verify("bn254", PUBLIC, PROOF, timeout=0.3)
         assert not gone(pid)

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -99,7 +99,6 @@ class _Call:
     frame: bytes
     future: Future[dict[str, Any]] = field(default_factory=Future)
     sends: int = 0
-    sent_to: Channel | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,8 @@ class VerifierClient:
         """Requests of this class itself, which belong to one connection."""
         self._keys: dict[str, _Key] = {}
         self._thread: threading.Thread | None = None
-        self._connection: Channel | None = None
         self._channel: Channel | None = None
-        """The connection, once callers may send over it."""
+        self._unsent: deque[_Call] = deque()
         self._opened = 0
         self._answered = 0
         self._pid: int | None = None
@@ -163,6 +161,7 @@ class VerifierClient:
         """
         key = _checked_key(verification_key, digest)
         request = self._load_request(name, key)
+        encode(request)  # a key that is too long for a message is refused at once
         with self._changed:
             before = self._keys.get(name)
             self._keys[name] = key
@@ -277,7 +276,7 @@ class VerifierClient:
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
-            channel, thread = self._connection, self._thread
+            channel, thread = self._channel, self._thread
         if channel is not None:
             channel.close()
         if thread is not None and thread is not threading.current_thread():
@@ -316,20 +315,10 @@ class VerifierClient:
             if self._closing.is_set():
                 raise ShuttingDown("the verifier's client was closed")
             self._calls[number] = call
+            self._unsent.append(call)
             self._begin()
-            channel = self._channel
-            if channel is not None:
-                call.sent_to, call.sends = channel, call.sends + 1
             self._changed.notify_all()
-        if channel is not None:
-            self._send(channel, call.frame)
         return call
-
-    @staticmethod
-    def _send(channel: Channel, frame: bytes) -> None:
-        # Where it fails, the receiving thread sees the end of the connection, and the call is sent again.
-        with suppress(ConnectionLost, Timeout):
-            channel.send_frame(frame, timeout=SILENCE_SECONDS)
 
     def _result(self, call: _Call, timeout: float | None) -> dict[str, Any]:
         limit = CALL_SECONDS if timeout is None else timeout
@@ -403,7 +392,7 @@ class VerifierClient:
                 with self._changed:
                     if self._closing.is_set():
                         return
-                    self._connection = channel
+                    self._channel = channel
                     self._opened += 1
                 self._converse(channel)
             except ProverError as error:
@@ -420,11 +409,8 @@ class VerifierClient:
 
     def _detach(self, channel: Channel | None) -> None:
         with self._changed:
-            self._connection = self._channel = self._pid = None
+            self._channel = self._pid = None
             self._ready.clear()
-            own, self._own = self._own, {}
-        for future in own.values():
-            future.set_exception(ConnectionLost("the verifier ended"))
         if channel is not None:
             channel.close()
         self._ended()
@@ -442,40 +428,54 @@ class VerifierClient:
                 raise ConnectionLost(f"a verifier of another protocol, {hello.get('protocol')!r:.40}")
             with self._changed:
                 keys = dict(self._keys)
+                # In place of what was not sent before: all that is not answered.
+                self._unsent = deque(self._calls.values())
+                self._pid = hello.get("pid")
             loads = [self._own_call(channel, self._load_request(name, key)) for name, key in keys.items()]
-            self._resend(channel)
-            self._pid = hello.get("pid")
-            for load in loads:
-                with suppress(ProverError):  # whoever verifies with it is told
-                    load.result(CALL_SECONDS)
-            self._ready.set()
-            receiver.join()
+            self._when_done(loads, self._ready.set)
+            self._send_calls(channel)
         except FutureTimeout:
             raise ConnectionLost("the verifier did not answer") from None
         finally:
             channel.close()
             receiver.join()
 
-    def _resend(self, channel: Channel) -> None:
-        """Sends the calls that wait; from then on, callers send their own."""
+    @staticmethod
+    def _when_done(futures: Sequence[Future[Any]], function: Callable[[], None]) -> None:
+        """Calls a function once all futures are done, with whatever result."""
+        left = itertools.count(1)
+
+        def done(_: object) -> None:
+            if next(left) > len(futures):
+                function()
+
+        for future in futures:
+            future.add_done_callback(done)
+        done(None)
+
+    def _send_calls(self, channel: Channel) -> None:
+        """Sends what is called, until the connection ends."""
         while True:
             with self._changed:
-                if self._closing.is_set():
+                self._changed.wait_for(lambda: self._unsent or channel.closed)
+                if channel.closed:
                     return
-                waiting = [call for call in self._calls.values() if call.sent_to is not channel]
-                if not waiting:
-                    self._channel = channel
-                    return
-                for call in waiting:
-                    call.sent_to, call.sends = channel, call.sends + 1
-            for call in waiting:
+                call = self._unsent.popleft()
+                if call.number not in self._calls:  # the caller has given up
+                    continue
+                call.sends += 1
                 if call.sends > SENDS:
-                    self._abandon(call)
-                    call.future.set_exception(
-                        ConnectionLost(f"{SENDS} verifiers ended before they had answered")
-                    )
-                else:
-                    self._send(channel, call.frame)
+                    del self._calls[call.number]
+            if call.sends > SENDS:
+                call.future.set_exception(ConnectionLost(f"{SENDS} verifiers ended before they had answered"))
+            else:
+                self._send(channel, call.frame)
+
+    @staticmethod
+    def _send(channel: Channel, frame: bytes) -> None:
+        # Where it fails, the receiving thread sees the end of the connection, and the call is sent again.
+        with suppress(ConnectionLost, Timeout):
+            channel.send_frame(frame, timeout=SILENCE_SECONDS)
 
     def _own_call(self, channel: Channel, request: dict[str, Any]) -> Future[dict[str, Any]]:
         number = next(self._numbers)
@@ -510,6 +510,7 @@ class VerifierClient:
         channel.close()
         with self._changed:
             own, self._own = self._own, {}
+            self._changed.notify_all()
         for future in own.values():
             future.set_exception(self._refusal or ConnectionLost("the verifier ended"))
 

@@ -64,7 +64,7 @@ class VerifierProcess(VerifierClient):
 
     def status(self, *, timeout: float = 5.0) -> VerifierStatus:
         """How the process is. It is neither started nor waited for; between two of them, little is known."""
-        if self._channel is not None:
+        if self._pid is not None:
             with suppress(ProverError):
                 return super().status(timeout=timeout)
         with self._changed:
