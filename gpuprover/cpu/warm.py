@@ -60,6 +60,7 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
             generator = curve.g1 if group is Group.G1 else curve.g2
             backend.linear_combination(group, [generator], [3])
             backend.first_bad_point(group, points[group])
+            backend.canonical_coordinates(points[group])
 
         return run
 
