@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from llvmlite import binding
 from numba import typeof
 
+from gpuprover import processes
 from gpuprover.cpu import bake, compiled, image
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.kernels import curve as curve_kernels
@@ -24,6 +26,7 @@ from gpuprover.cpu.layout import Field, LaneField
 from gpuprover.cpu.path import PATHS, cpu_path
 from gpuprover.curves import BN254, CURVES
 from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
+from gpuprover.verifier import serve
 from test_verifier import simulator, statements
 
 TESTS = Path(__file__).resolve().parent
@@ -63,25 +66,20 @@ def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Verification -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "selection",
-    [
-        ["test_verifier.py"],
-        [
-            "test_backend.py",
-            "-k",
-            "cpu- and not plan and (point or pairing or linear_combination or _msm_si)",
-        ],
-    ],
-    ids=["verifier", "backend"],
-)
-def test_suites_pass_without_numba(environment: dict[str, str], selection: list[str]) -> None:
+SELECTION = "test_verifier or cpu- and not plan and (point or pairing or linear_combination or msm_sizes)"
+
+
+def test_suites_pass_without_numba(environment: dict[str, str]) -> None:
     """Both curves; an import of Numba would fail (image_only.py)."""
     command = [sys.executable, "-m", "pytest", "-p", "image_only", "-q", "-n", "0", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [*command, *selection], env=environment, cwd=TESTS, capture_output=True, text=True, timeout=250
-    )
+        [*command, "test_verifier.py", "test_backend.py", "-k", SELECTION],
+        env=environment, cwd=TESTS, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", ran.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 90
 
 
 PROGRAM = """
@@ -330,3 +328,21 @@ def test_code_and_constants_are_laid_out() -> None:
     place = np.frombuffer(memory, dtype=np.uint8).ctypes.data + symbols["square"]
     square = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(place)
     assert [square(i) for i in range(4)] == [4, 9, 25, 49]
+
+
+def test_a_verifier_that_had_to_compile_sees_to_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process, of which nothing is left."""
+    children = []
+    real = processes.spawn
+
+    def spawn(*command: str) -> processes.Child:
+        children.append(real(*command))
+        return children[-1]
+
+    monkeypatch.setattr(processes, "spawn", spawn)
+    monkeypatch.setattr(serve, "IMAGES_AFTER", 0.0)
+    serve._make_images()
+    (child,) = children
+    assert child.ended()
+    assert child._output == -1
+    assert all(image.open_image(curve) is not None for curve in CURVES)

@@ -20,7 +20,6 @@ def warmup(
 
     Progress is reported as one phase a curve, named ``compile <curve>``.
     """
-    from gpuprover.cpu import bake
     from gpuprover.cpu.warm import compile_curve
     from gpuprover.curves import CURVES
     from gpuprover.job import Job
@@ -30,6 +29,8 @@ def warmup(
         with job.phase(f"compile {curve.name}"):
             compile_curve(curve, job, proofs_only)
             if not proofs_only:
+                from gpuprover.cpu import bake
+
                 # An image saves time and memory, and nothing depends on it.
                 with suppress(bake.BakeError, OSError):
                     bake.bake_missing(curve)

@@ -6,11 +6,12 @@ LLVM turns it into position-independent machine code, an ELF object, whose secti
 references are filled in here, once and for all. A kernel that needs anything from outside, memory for one or
 an exception, cannot go into an image, and no image is made then.
 
-``python -m gpuprover.cpu.bake [CURVE …]`` makes those images that are missing.
+``python -m gpuprover.cpu.bake [--parent PID] [CURVE …]`` makes those images that are missing: :func:`main`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import sys
@@ -24,11 +25,13 @@ from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from gpuprover import processes
 from gpuprover.cpu import ntt, warm
 from gpuprover.cpu.compiled import Call, dispatcher, recording
-from gpuprover.cpu.image import Entry, callable_kinds, identity, image_path, open_image, pack
+from gpuprover.cpu.image import Entry, callable_kinds, identity, image_path, machine, open_image, pack
 from gpuprover.cpu.kernels.field import FieldType
 from gpuprover.cpu.path import cpu_features
+from gpuprover.cpu.sources import cache_folder
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
@@ -109,11 +112,11 @@ def _object(kernels: Sequence[_Compiled]) -> bytes:
     options: dict[str, Any] = {}
     codegen = cpu_target.target_context.codegen()
     codegen._customize_tm_options(options)
-    machine = binding.Target.from_default_triple().create_target_machine(
+    target = binding.Target.from_default_triple().create_target_machine(
         cpu=options["cpu"], features=options["features"], opt=3, reloc="pic", codemodel="small"
     )
     whole = binding.parse_assembly(RUNTIME)
-    whole.triple, whole.data_layout = machine.triple, str(machine.target_data)
+    whole.triple, whole.data_layout = target.triple, str(target.target_data)
     for kernel in kernels:
         module = binding.parse_bitcode(kernel.bitcode)
         module.get_function(kernel.symbol).linkage = "external"
@@ -130,9 +133,9 @@ def _object(kernels: Sequence[_Compiled]) -> bytes:
     passes = binding.create_new_module_pass_manager()
     passes.add_always_inliner_pass()
     passes.add_global_dead_code_eliminate_pass()
-    passes.run(whole, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options()))
+    passes.run(whole, binding.create_pass_builder(target, binding.create_pipeline_tuning_options()))
     whole.verify()
-    return bytes(machine.emit_object(whole))
+    return bytes(target.emit_object(whole))
 
 
 # ELF ------------------------------------------------------------------------------------------------
@@ -248,6 +251,25 @@ def bake_missing(curve: CurveParams) -> None:
         bake(curve)
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Makes the images that are missing of the curves with these names, default all.
+
+    ``--parent PID`` first: in the background, and for no longer than that process lives. One process is at it
+    at a time; the others wait, and find the images made.
+    """
+    names = list(arguments)
+    if names[:1] == ["--parent"]:
+        processes.harden(int(names[1]))
+        os.nice(19)
+        del names[:2]
+    folder = cache_folder()
+    if folder is None or machine() is None:
+        return
+    with open(folder / "bake.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for curve in [curve_by_name(name) for name in names] or CURVES:
+            bake_missing(curve)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or [curve.name for curve in CURVES]:
-        bake_missing(curve_by_name(name))
+    main(sys.argv[1:])
