@@ -24,7 +24,7 @@ from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.kernels import curve as curve_kernels
 from gpuprover.cpu.layout import Field, LaneField
 from gpuprover.cpu.path import PATHS, cpu_path
-from gpuprover.curves import BN254, CURVES
+from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
 from gpuprover.verifier import serve
 from test_verifier import simulator, statements
@@ -111,6 +111,29 @@ def test_a_process_that_verifies_is_small(made: Path, rng: random.Random) -> Non
     used, holds, wrong, private, heavy = json.loads(ran.stdout)
     assert (used, holds, wrong, heavy) == (True, 999, False, [])
     assert private < 100
+
+
+PROOF = """
+import sys
+from gpuprover.backend import use_images
+assert use_images()
+sys.modules["numba"] = sys.modules["llvmlite"] = None
+from gpuprover import api
+r1cs, wtns, zkey = sys.argv[1:]
+api.setup(r1cs, zkey, insecure=True)
+api.prove(zkey, wtns, threads=2)  # and verifies
+"""
+
+
+def test_setup_and_proof_without_numba(
+    environment: dict[str, str], curve: CurveParams, tmp_path: Path
+) -> None:
+    stem = TESTS / "vectors" / f"chain5.{curve.name}"
+    files = [f"{stem}.r1cs", f"{stem}.wtns", str(tmp_path / "key.zkey")]
+    ran = subprocess.run(
+        [sys.executable, "-c", PROOF, *files], env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
 
 # Images that are not used ---------------------------------------------------------------------

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuprover.cpu.layout import Field
-from gpuprover.cpu.sources import cache_folder, source_digest
+from gpuprover.cpu.sources import cache_folder, callers_digest
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.limbs import address
 
@@ -144,17 +144,18 @@ def machine() -> str | None:
 
 
 def image_path(curve: CurveParams) -> Path | None:
-    """Where the image lies for this curve, this CPU and the setting of ``PROVER_CPU_PATH``."""
+    """Where the image lies for this curve, CPU and version, and the setting of ``PROVER_CPU_PATH``."""
     folder, cpu = cache_folder(), machine()
     if folder is None or cpu is None:
         return None
     forced = os.environ.get(PATH_VARIABLE, "").strip().lower()
-    return folder / f"{curve.name}-{forced if forced.isalpha() else 'auto'}-{cpu}.image"
+    path = forced if forced.isalpha() else "auto"
+    return folder / f"{curve.name}-{path}-{cpu}-{callers_digest()}.image"
 
 
 def identity(curve: CurveParams) -> dict[str, str | None]:
     """What an image has to say of itself to be used for the curve."""
-    return {"sources": source_digest(), "machine": machine(), "curve": curve.name}
+    return {"sources": callers_digest(), "machine": machine(), "curve": curve.name}
 
 
 def pack(index: dict[str, Any], code: bytes) -> bytes:

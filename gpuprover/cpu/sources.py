@@ -28,6 +28,15 @@ def source_digest() -> str:
 
 
 @lru_cache(maxsize=1)
+def callers_digest() -> str:
+    """The same over what calls them, too: it settles which kernels there are, and for which arguments."""
+    digest = hashlib.sha256(source_digest().encode())
+    for path in sorted((PACKAGE / "cpu").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
     """The folder of compiled code for these sources, made if need be; None where none is writable."""
     return own_folder(f"numba-{source_digest()}")
