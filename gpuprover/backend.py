@@ -329,6 +329,17 @@ def cpu_path_name() -> str:
     return name
 
 
+def use_images(curves: Sequence[CurveParams] | None = None) -> bool:
+    """Lets the CPU's kernels come from images of compiled code, by default those of all curves.
+
+    A process that calls this first thing is small and ready at once: it imports no Numba unless it needs a
+    kernel that is in no image. Whether there is one for each curve; ``python -m gpuprover.cpu.bake`` makes
+    those that are missing.
+    """
+    there: bool = import_module("gpuprover.cpu.image").use(curves)
+    return there
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

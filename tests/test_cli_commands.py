@@ -21,6 +21,7 @@ from gpuprover.bench import calibrate, drawings, processes
 from gpuprover import calibration, errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
+from gpuprover.cpu import image
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.wtns import read_witness, write_witness
 from running import Ran, Run
@@ -385,6 +386,7 @@ def test_warmup(run: Run) -> None:
     answer = json.loads(ran.out)
     assert answer["seconds"] > 0
     assert answer["cache"]["files"] > 0
+    assert image.machine() is None or "bn254" in answer["cache"]["images"]
     ran = run("warmup", "--curve", "secp256k1")
     assert ran.code == errors.EXIT_BAD_INPUT
     assert "--curve: expected one of bn254, bls12-381" in ran.err

@@ -10,8 +10,8 @@ import numpy as np
 
 from gpuprover import reference
 from gpuprover.backend import Group
-from gpuprover.cpu import pairing
-from gpuprover.cpu.curve import (
+from gpuprover.cpu.kernels import pairing
+from gpuprover.cpu.kernels.curve import (
     NEGATE,
     add,
     add_affine,
@@ -21,8 +21,9 @@ from gpuprover.cpu.curve import (
     normalise,
     store_xyzz,
 )
-from gpuprover.cpu.field import Field, load, square, store
-from gpuprover.cpu.jit import jit
+from gpuprover.cpu.kernels.field import load, square, store
+from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.layout import Field
 from gpuprover.curves import CurveParams
 from gpuprover.limbs import Words, address, field_to_words, words_to_field
 from samples import curve_point, from_words, generator, spec, square_root, to_words

@@ -12,18 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuprover import reference
-from gpuprover.cpu.field import (
-    Field,
-    inverse,
-    is_canonical,
-    load,
-    negate_if,
-    one,
-    square,
-    store,
-    zero,
-)
-from gpuprover.cpu.jit import jit
+from gpuprover.cpu.kernels.field import inverse, is_canonical, load, negate_if, one, square, store, zero
+from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.layout import Field
 from gpuprover.curves import CURVES
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
 from samples import field_edges

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
-from gpuprover.cpu.jit import _DataFiles
+from gpuprover.cpu.kernels.jit import _DataFiles
 
 
 def files(folder: Path) -> _DataFiles:

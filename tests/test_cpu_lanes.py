@@ -10,18 +10,10 @@ import pytest
 from gpuprover.backend import Form
 from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.backend import CpuBackend
-from gpuprover.cpu.jit import jit
-from gpuprover.cpu.lanes import (
-    LANES,
-    LIMB_BITS,
-    LIMB_MASK,
-    LaneField,
-    lane_form,
-    load_lanes,
-    store_lanes,
-    store_words,
-)
-from gpuprover.cpu.loose import carried, lane_blocks, lowest, settle, times
+from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes, store_words
+from gpuprover.cpu.kernels.loose import carried, lowest, settle, times
+from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_blocks, lane_form
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job

@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 import pytest
 
-from gpuprover.cpu.field import Field
+from gpuprover.cpu.layout import Field
 from gpuprover.cpu.msm import Points, Sum, top_window
 from gpuprover.curves import BN254
 from gpuprover.job import Job

@@ -11,9 +11,11 @@ import pytest
 from gpuprover import reference
 from gpuprover.backend import Group
 from gpuprover.cpu import pairing
-from gpuprover.cpu.extension_lanes import lanes_scale
-from gpuprover.cpu.jit import jit
-from gpuprover.cpu.lanes import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form, load_lanes, store_lanes
+from gpuprover.cpu.kernels.extension_lanes import lanes_scale
+from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes
+from gpuprover.cpu.kernels.pairing import multiply_by_xi, squared
+from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job
@@ -32,8 +34,8 @@ def _operations(L, E, x, y, out, n):
         store_lanes(out, OPERATIONS * i, a + b)
         store_lanes(out, OPERATIONS * i + 1, a - b)
         store_lanes(out, OPERATIONS * i + 2, -a)
-        store_lanes(out, OPERATIONS * i + 3, pairing.multiply_by_xi(a))
-        store_lanes(out, OPERATIONS * i + 4, pairing.squared(a))
+        store_lanes(out, OPERATIONS * i + 3, multiply_by_xi(a))
+        store_lanes(out, OPERATIONS * i + 4, squared(a))
         store_lanes(out, OPERATIONS * i + 5, a * b)
         store_lanes(out, OPERATIONS * i + 6, lanes_scale(a, load_lanes(L, y, 2 * i)))
 

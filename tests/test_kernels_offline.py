@@ -21,7 +21,7 @@ import ptx
 from emulator import EmulatedDevice
 from gpuprover import reference
 from gpuprover.backend import Group
-from gpuprover.cpu import vector
+from gpuprover.cpu import layout
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import header, sources
 from gpuprover.curves import CURVES, CurveParams, FieldParams
@@ -253,9 +253,9 @@ def test_vectors(curve: CurveParams, lo: int, hi: int, rng: random.Random) -> No
         assert words_to_field(field, got) == [*otherwise[:lo], *values[lo:hi], *otherwise[hi:]]
 
     for operation, values in (
-        (vector.ADD, [(x + y) % p for x, y in zip(a, b, strict=True)]),
-        (vector.SUB, [(x - y) % p for x, y in zip(a, b, strict=True)]),
-        (vector.MUL, [x * y % p for x, y in zip(a, b, strict=True)]),
+        (layout.ADD, [(x + y) % p for x, y in zip(a, b, strict=True)]),
+        (layout.SUB, [(x - y) % p for x, y in zip(a, b, strict=True)]),
+        (layout.MUL, [x * y % p for x, y in zip(a, b, strict=True)]),
     ):
         for into, before in ((2, c), (0, a), (1, b)):  # a vector of its own, or one of the operands
             launch("pointwise", operation, addresses[0], addresses[1], addresses[into])
@@ -265,7 +265,7 @@ def test_vectors(curve: CurveParams, lo: int, hi: int, rng: random.Random) -> No
     expect(addresses[0], [(x * y - z) % p for x, y, z in zip(a, b, c, strict=True)], a)
 
     # Words of x read as elements are x/R; conversions multiply by R, and back.
-    for operation, factor in ((vector.TO_MONTGOMERY, field.R), (vector.FROM_MONTGOMERY, field.R_inverse)):
+    for operation, factor in ((layout.TO_MONTGOMERY, field.R), (layout.FROM_MONTGOMERY, field.R_inverse)):
         for into, before in ((2, c), (0, a)):
             launch("convert", operation, addresses[0], addresses[into])
             expect(addresses[into], [x * factor % p for x in a], before)

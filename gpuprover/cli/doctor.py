@@ -212,7 +212,9 @@ def _placement(settings: Settings) -> Record:
 
 
 def _cache() -> Record:
-    from gpuprover.cpu.jit import cache_folder
+    from gpuprover.cpu.image import open_image
+    from gpuprover.cpu.sources import cache_folder
+    from gpuprover.curves import CURVES
 
     folder = cache_folder()
     if folder is None:
@@ -224,6 +226,7 @@ def _cache() -> Record:
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "stale": len([p for p in folder.parent.iterdir() if p.name.startswith("numba-") and p != folder]),
+        "images": [curve.name for curve in CURVES if open_image(curve) is not None],
         "cubins": _cubins(folder.parent),
     }
 
@@ -333,7 +336,8 @@ def _cache_text(r: Record) -> str:
     )
     stale = f"; {r['stale']} folders of other versions beside it" if r["stale"] else ""
     cubins = f"\n{r['cubins']} cubins of CUDA kernels" if r["cubins"] else ""
-    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}{cubins}"
+    images = f"\nimages of compiled kernels: {', '.join(r['images'])}" if r["images"] else ""
+    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}{images}{cubins}"
 
 
 def warmup(args: Namespace, context: Context) -> int:

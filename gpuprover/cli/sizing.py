@@ -203,7 +203,7 @@ def _painter(output: str | None) -> Callable[[dict[str, Any], str], None] | None
 
 def _compiled_files() -> int | None:
     """Files of machine code in the cache; None where no folder is writable."""
-    from gpuprover.cpu.jit import cache_folder
+    from gpuprover.cpu.sources import cache_folder
 
     folder = cache_folder()
     return None if folder is None else sum(1 for path in folder.rglob("*") if path.is_file())

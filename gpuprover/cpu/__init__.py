@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 def warmup(
     curves: Sequence[CurveParams] | None = None, job: Job | None = None, *, proofs_only: bool = False
 ) -> None:
-    """Compiles (or loads from the cache) every kernel for the given curves, default all.
+    """Compiles (or loads from the cache) every kernel for the given curves, default all; makes their images.
 
-    ``proofs_only`` leaves out what only set-ups and checks of whole keys call.
+    ``proofs_only`` leaves out images, and what only set-ups and checks of whole keys call.
 
     Progress is reported as one phase a curve, named ``compile <curve>``.
     """
@@ -27,3 +28,9 @@ def warmup(
     for curve in CURVES if curves is None else curves:
         with job.phase(f"compile {curve.name}"):
             compile_curve(curve, job, proofs_only)
+            if not proofs_only:
+                from gpuprover.cpu import bake
+
+                # An image saves time and memory, and nothing depends on it.
+                with suppress(bake.BakeError, OSError):
+                    bake.bake_missing(curve)

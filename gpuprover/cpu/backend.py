@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
-from gpuprover.cpu import combine, curve, membership, msm, multiples, ntt, pairing, vector, vector_lanes
-from gpuprover.cpu.field import Field
-from gpuprover.cpu.lanes import LANES, LaneField
-from gpuprover.cpu.loose import has_lanes
+from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
+from gpuprover.cpu.compiled import Kernels
+from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
-from gpuprover.cpu.rows import PRODUCTS
-from gpuprover.cpu.vector_lanes import power_blocks
 from gpuprover.curves import CurveParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
@@ -33,6 +30,8 @@ from gpuprover.limbs import (
     words_to_g2,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+_curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("vector_lanes")
 
 SMALLEST_PIECE = 1 << 12
 """Elements below which a pointwise operation is not shared among threads."""
@@ -91,9 +90,9 @@ class CpuBackend:
     def upload(self, values: Words, form: Form = Form.CANONICAL) -> CpuVector:
         words = np.array(values, dtype=np.uint64, order="C")
         if form is Form.CANONICAL:
-            self._convert(vector.TO_MONTGOMERY, words, words)
+            self._convert(layout.TO_MONTGOMERY, words, words)
         elif form is Form.DOUBLE_MONTGOMERY:
-            self._convert(vector.FROM_MONTGOMERY, words, words)
+            self._convert(layout.FROM_MONTGOMERY, words, words)
         return CpuVector(words)
 
     def download(self, v: CpuVector, form: Form = Form.CANONICAL) -> Words:
@@ -101,7 +100,7 @@ class CpuBackend:
             return v.words.copy()
         out = np.empty_like(v.words)
         self._convert(
-            vector.FROM_MONTGOMERY if form is Form.CANONICAL else vector.TO_MONTGOMERY, v.words, out
+            layout.FROM_MONTGOMERY if form is Form.CANONICAL else layout.TO_MONTGOMERY, v.words, out
         )
         return out
 
@@ -173,11 +172,11 @@ class CpuBackend:
     def _convert(self, operation: int, source: Words, out: Words) -> None:
         F, L, a, o = self._scalar, self._lanes, address(source), address(out)
         p = self.curve.scalar
-        factor = power_blocks(p, p.R if operation == vector.TO_MONTGOMERY else p.R_inverse, 1)
+        factor = power_blocks(p, p.R if operation == layout.TO_MONTGOMERY else p.R_inverse, 1)
         self._each(
             len(source),
-            lambda lo, hi: vector.convert(F, operation, a, o, lo, hi),
-            lambda lo, hi: vector_lanes.scale(L, a, o, address(factor), False, lo, hi),
+            lambda lo, hi: _vector.convert(F, operation, a, o, lo, hi),
+            lambda lo, hi: _vector_lanes.scale(L, a, o, address(factor), False, lo, hi),
         )
 
     def _pointwise(self, operation: int, a: CpuVector, b: CpuVector) -> CpuVector:
@@ -187,29 +186,29 @@ class CpuBackend:
         F, L, pa, pb, po = self._scalar, self._lanes, a.address, b.address, out.address
         self._each(
             len(a),
-            lambda lo, hi: vector.pointwise(F, operation, pa, pb, po, lo, hi),
-            lambda lo, hi: vector_lanes.pointwise(L, operation, pa, pb, pa, po, lo, hi),
+            lambda lo, hi: _vector.pointwise(F, operation, pa, pb, po, lo, hi),
+            lambda lo, hi: _vector_lanes.pointwise(L, operation, pa, pb, pa, po, lo, hi),
         )
         return out
 
     def add(self, a: CpuVector, b: CpuVector) -> CpuVector:
-        return self._pointwise(vector.ADD, a, b)
+        return self._pointwise(layout.ADD, a, b)
 
     def sub(self, a: CpuVector, b: CpuVector) -> CpuVector:
-        return self._pointwise(vector.SUB, a, b)
+        return self._pointwise(layout.SUB, a, b)
 
     def mul(self, a: CpuVector, b: CpuVector) -> CpuVector:
-        return self._pointwise(vector.MUL, a, b)
+        return self._pointwise(layout.MUL, a, b)
 
     def multiply_subtract_in_place(self, a: CpuVector, b: CpuVector, c: CpuVector) -> CpuVector:
         if not len(a) == len(b) == len(c):
             raise ValueError(f"vectors of lengths {len(a)}, {len(b)} and {len(c)}")
         F, L, pa, pb, pc = self._scalar, self._lanes, a.address, b.address, c.address
-        operation = vector_lanes.MULTIPLY_SUBTRACT
+        operation = layout.MULTIPLY_SUBTRACT
         self._each(
             len(a),
-            lambda lo, hi: vector.multiply_subtract(F, pa, pb, pc, lo, hi),
-            lambda lo, hi: vector_lanes.pointwise(L, operation, pa, pb, pc, pa, lo, hi),
+            lambda lo, hi: _vector.multiply_subtract(F, pa, pb, pc, lo, hi),
+            lambda lo, hi: _vector_lanes.pointwise(L, operation, pa, pb, pc, pa, lo, hi),
         )
         return a
 
@@ -219,8 +218,8 @@ class CpuBackend:
         c, powers = address(constants), power_blocks(self.curve.scalar, factor, base)
         self._each(
             len(v),
-            lambda lo, hi: vector.scale_powers(F, a, c, lo, hi),
-            lambda lo, hi: vector_lanes.scale(L, a, a, address(powers), base != 1, lo, hi),
+            lambda lo, hi: _vector.scale_powers(F, a, c, lo, hi),
+            lambda lo, hi: _vector_lanes.scale(L, a, a, address(powers), base != 1, lo, hi),
         )
         return v
 
@@ -230,9 +229,9 @@ class CpuBackend:
         factor = power_blocks(self.curve.scalar, pow(2, -8, self.curve.r), 1)
 
         def in_lanes(lo: int, hi: int) -> None:
-            vector_lanes.batch_inverse(L, a, o, address(factor), lo, hi)
+            _vector_lanes.batch_inverse(L, a, o, address(factor), lo, hi)
 
-        self._each(len(v), lambda lo, hi: vector.batch_inverse(F, a, o, lo, hi), in_lanes)
+        self._each(len(v), lambda lo, hi: _vector.batch_inverse(F, a, o, lo, hi), in_lanes)
         return out
 
     def ntt(
@@ -274,7 +273,7 @@ class CpuBackend:
         if form is not Form.DOUBLE_MONTGOMERY:
             words = np.array(values, dtype=np.uint64, order="C")
             for _ in range(2 if form is Form.CANONICAL else 1):
-                self._convert(vector.TO_MONTGOMERY, words, words)
+                self._convert(layout.TO_MONTGOMERY, words, words)
         elif len(words) and (words.strides[1] != 8 or words.strides[0] <= 0):
             words = np.ascontiguousarray(words)
         stride = words.strides[0] if len(words) else 8 * self.curve.scalar.limbs
@@ -323,7 +322,7 @@ class CpuBackend:
         entries: tuple[int, int],
         rows: tuple[int, int],
     ) -> bool:
-        """One task's share of a product: see :func:`gpuprover.cpu.vector.spmv`."""
+        """One task's share of a product: see :func:`gpuprover.cpu.kernels.vector.spmv`."""
         starts = np.array([out.address for out in outs], dtype=np.int64)
         arrays = (
             starts, address(m.matrix_index), m.matrix_index.strides[0],
@@ -332,10 +331,10 @@ class CpuBackend:
         )  # fmt: skip
         bounds = (strict, *entries, *rows, self.job.stop)
         if self._lanes is None:
-            return bool(vector.spmv(self._scalar, *arrays, *bounds))
+            return bool(_vector.spmv(self._scalar, *arrays, *bounds))
         waiting = np.zeros((3, LANES), dtype=np.int64)
         products = np.empty((LANES, self._scalar.words), dtype=np.uint64)
-        return bool(vector_lanes.spmv(self._lanes, *arrays, waiting, address(products), *bounds))
+        return bool(_vector_lanes.spmv(self._lanes, *arrays, waiting, address(products), *bounds))
 
     # Points ------------------------------------------------------------------------------
 
@@ -405,8 +404,8 @@ class CpuBackend:
         reduced = ints_to_words([s % self.curve.r for s in scalars], limbs).reshape(-1)
         room = np.zeros((7, F.words), dtype=np.uint64)
         result = np.zeros(2 * F.words, dtype=np.uint64)
-        curve.linear_combination(F, address(words), reduced, limbs, len(points), address(room))
-        curve.normalise(F, address(room), address(result), address(room[4:]), 1)
+        _curve.linear_combination(F, address(words), reduced, limbs, len(points), address(room))
+        _curve.normalise(F, address(room), address(result), address(room[4:]), 1)
         return self._decode(group, result)
 
     def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | CpuVector) -> Words:
@@ -435,7 +434,7 @@ class CpuBackend:
         source, out = _own(points), np.empty(points.shape, dtype=np.uint64)
         F, a, o = self._coordinates[Group.G1], address(source), address(out)
         ranges = self.job.ranges(points.size // self.curve.base.limbs, smallest=SMALLEST_PIECE)
-        self.job.map(lambda r: vector.convert(F, vector.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
+        self.job.map(lambda r: _vector.convert(F, layout.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
         return out
 
     def first_bad_point(self, group: Group, points: Words) -> int:
@@ -447,7 +446,7 @@ class CpuBackend:
         start = address(points)
 
         def on_curve(r: tuple[int, int]) -> int:
-            return curve.first_off_curve(F, start, address(coefficient), r[0], r[1])
+            return _curve.first_off_curve(F, start, address(coefficient), r[0], r[1])
 
         bad = self._first_bad(on_curve, len(points))
         # The subgroup test is for points of the curve.

@@ -13,41 +13,19 @@ import numpy as np
 
 from gpuprover.backend import Group
 from gpuprover.cpu.combine import Spare, multiply, products
-from gpuprover.cpu.field import load
-from gpuprover.cpu.jit import jit
+from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.pairing import _fq2_words, _g1_endomorphism, _untwisted_frobenius, twist_frobenius
+from gpuprover.cpu.pairing import _fq2_words, _g1_endomorphism, twist_frobenius
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job
 from gpuprover.limbs import address, field_to_words, ints_to_words
+
+_kernels = Kernels("membership")
 
 WORTHWHILE = 24
 """Points from which on the tests are quicker in step."""
 _WORDS = 3
 """A window more than 128 bits."""
-
-
-@jit
-def _first_other_g1(F, points, multiples, constants, lo, hi):
-    """First i with (βx, −y) ≠ multiples[i − lo], for points (x, y)."""
-    beta = load(F, constants, 0)
-    for i in range(lo, hi):
-        x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
-        k = i - lo
-        if x * beta != load(F, multiples, 2 * k) or -y != load(F, multiples, 2 * k + 1):
-            return i
-    return -1
-
-
-@jit
-def _first_other_g2(F, points, multiples, frobenius, negative, lo, hi):
-    """First i with ±ψ(points[i]) ≠ multiples[i − lo]."""
-    for i in range(lo, hi):
-        x, y = _untwisted_frobenius(F, load(F, points, 2 * i), load(F, points, 2 * i + 1), frobenius)
-        k = i - lo
-        if x != load(F, multiples, 2 * k) or (-y if negative else y) != load(F, multiples, 2 * k + 1):
-            return i
-    return -1
 
 
 def subgroup_check_in_step(
@@ -77,9 +55,13 @@ def subgroup_check_in_step(
         if job.stop[0]:  # the multiples are not done
             return -1
         if group is Group.G1:
-            return int(_first_other_g1(F, address(source), address(multiples), address(constants), lo, hi))
+            return int(
+                _kernels.first_other_g1(F, address(source), address(multiples), address(constants), lo, hi)
+            )
         return int(
-            _first_other_g2(F, address(source), address(multiples), address(constants), value < 0, lo, hi)
+            _kernels.first_other_g2(
+                F, address(source), address(multiples), address(constants), value < 0, lo, hi
+            )
         )
 
     return check

@@ -30,113 +30,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.cpu import buckets, buckets_lanes, curve
+from gpuprover.cpu import buckets, buckets_lanes
 from gpuprover.cpu.buckets import Costs
-from gpuprover.cpu.curve import load_xyzz, store_xyzz
-from gpuprover.cpu.field import Field
-from gpuprover.cpu.jit import inline, jit
-from gpuprover.cpu.lanes import LaneField
+from gpuprover.cpu.compiled import Kernels
+from gpuprover.cpu.layout import Field, LaneField
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, ints_to_words
+
+_kernels, _curve = Kernels("msm"), Kernels("curve")
 
 MAX_WINDOW = 16
 EXTENSION = 2.4
 """An addition in G2, in additions in G1."""
 SMALLEST_PIECE = 1 << 13
 """Scalars below which a pass over them is not shared among threads."""
-
-
-# Kernels -----------------------------------------------------------------------------------
-
-
-@jit
-def _bit_lengths(scalars, words, lo, hi, counts, lengths):
-    """Histogram of the bit lengths of scalars [lo, hi), and each length."""
-    for i in range(lo, hi):
-        b = curve.scalar_bits(scalars, words, i)
-        counts[b] += 1
-        lengths[i] = b
-
-
-@jit
-def _recode(scalars, words, lo, hi, offset, out):
-    """out[i] = scalars[i] + offset, on words; no overflow by the choice of the windows."""
-    for i in range(lo, hi):
-        carry = np.uint64(0)
-        for k in range(words):
-            a = scalars[i * words + k]
-            s = a + offset[k]
-            c1 = np.uint64(1) if s < a else np.uint64(0)
-            t = s + carry
-            c2 = np.uint64(1) if t < s else np.uint64(0)
-            out[i * words + k] = t
-            carry = c1 | c2
-
-
-@jit
-def _order_by_top(lengths, lo, hi, tops, position, order):
-    """Puts the indices in [lo, hi) of non-zero scalars where ``position`` says, by their highest window.
-
-    ``tops`` gives the window for a bit length; ``position`` the next place for each window.
-    """
-    for i in range(lo, hi):
-        if lengths[i]:
-            top = tops[lengths[i]]
-            order[position[top]] = i
-            position[top] += 1
-
-
-@inline
-def signed_digit(recoded, words, i, shift, c, signed):
-    """Digit of scalar i at bit ``shift``; signed digits lie in [−2^(c−1), 2^(c−1))."""
-    k = shift >> 6
-    b = shift & 63
-    v = recoded[i * words + k] >> np.uint64(b)
-    if b + c > 64 and k + 1 < words:
-        v |= recoded[i * words + k + 1] << np.uint64(64 - b)
-    d = np.int64(v & np.uint64((1 << c) - 1))
-    return d - (1 << (c - 1)) if signed else d
-
-
-@jit
-def _sort_window(recoded, words, order, lo, hi, shift, c, signed, starts, entries, digits):
-    """Entries (index and sign) of order[lo:hi] by bucket |digit| − 1.
-
-    Bucket b ends up in entries[starts[b]:starts[b + 1]].
-    """
-    buckets = 1 << (c - 1)
-    starts[:] = 0
-    for k in range(lo, hi):
-        d = signed_digit(recoded, words, order[k], shift, c, signed)
-        digits[k - lo] = d
-        starts[abs(d) + 1] += 1
-    starts[1] = 0  # the zeros
-    # starts[b + 2] counts bucket b; prefix sums make starts[b + 1] its first place …
-    for b in range(1, buckets + 2):
-        starts[b] += starts[b - 1]
-    for k in range(lo, hi):
-        d = np.int64(digits[k - lo])
-        if d != 0:
-            place = starts[abs(d)]
-            entries[place] = np.int64(order[k]) | (d >> 63 & 0x80000000)
-            starts[abs(d)] = place + 1
-    # … and after placing, starts[b + 1] is the end of bucket b, so starts[b] its beginning.
-    starts[0] = 0
-
-
-@jit
-def _horner(F, sums, windows, c, parts, out):
-    """XYZZ out[0] = Σ 2^(cw)·sums[w·parts + part]."""
-    acc = curve.identity(F)
-    for w in range(windows - 1, -1, -1):
-        for _ in range(c):
-            acc = curve.double(F, acc)
-        for part in range(parts):
-            acc = curve.add(F, acc, load_xyzz(F, sums, w * parts + part))
-    store_xyzz(F, out, 0, acc)
-
-
-# The driver ----------------------------------------------------------------------------------
 
 
 class Split(NamedTuple):
@@ -233,7 +140,7 @@ def request_bytes(n: int, scalar_bytes: int) -> int:
 
 
 def recode(scalars: Words, windows: int, c: int, job: Job | None = None) -> Words:
-    """Phase 1 for canonical, contiguous uint64[n, limbs] -> flat words for :func:`signed_digit`.
+    """Phase 1 for canonical, contiguous uint64[n, limbs] -> flat words for the kernel ``signed_digit``.
 
     windows·c must exceed the scalars' bits.
     """
@@ -241,10 +148,10 @@ def recode(scalars: Words, windows: int, c: int, job: Job | None = None) -> Word
     offset = ints_to_words([sum(1 << (c * w + c - 1) for w in range(windows - 1))], limbs)[0]
     recoded, flat = np.empty(n * limbs, dtype=np.uint64), scalars.reshape(-1)
     if job is None:
-        _recode(flat, limbs, 0, n, offset, recoded)
+        _kernels.recode(flat, limbs, 0, n, offset, recoded)
     else:
         job.map(
-            lambda r: _recode(flat, limbs, r[0], r[1], offset, recoded),
+            lambda r: _kernels.recode(flat, limbs, r[0], r[1], offset, recoded),
             job.ranges(n, smallest=SMALLEST_PIECE),
         )
     return recoded
@@ -271,7 +178,10 @@ class Sum:
         ranges = job.ranges(n, smallest=SMALLEST_PIECE)
         counts = np.zeros((len(ranges), 64 * self._limbs + 1), dtype=np.int64)
         lengths, flat = np.empty(n, dtype=np.uint16), scalars.reshape(-1)
-        job.map(lambda k: _bit_lengths(flat, self._limbs, *ranges[k], counts[k], lengths), range(len(ranges)))
+        job.map(
+            lambda k: _kernels.bit_lengths(flat, self._limbs, *ranges[k], counts[k], lengths),
+            range(len(ranges)),
+        )
         counts[:, 0] = 0
         total = counts.sum(axis=0)
         if not bases or not total.any():
@@ -294,7 +204,7 @@ class Sum:
         places = places - by_window
         self._order = np.empty(int(total.sum()), dtype=np.uint32)
         job.map(
-            lambda k: _order_by_top(lengths, *ranges[k], tops, places[:, k].copy(), self._order),
+            lambda k: _kernels.order_by_top(lengths, *ranges[k], tops, places[:, k].copy(), self._order),
             range(len(ranges)),
         )
         parts = self.split.parts
@@ -323,7 +233,7 @@ class Sum:
         _, window, part, share = task
         lo, hi = (int(self._reach[window]) * k // parts for k in (part, part + 1))
         starts = space.starts[: self.half + 2]
-        _sort_window(
+        _kernels.sort_window(
             self._recoded, self._limbs, self._order, lo, hi, c * window, c, window < self._windows - 1,
             starts, space.entries, space.digits,
         )  # fmt: skip
@@ -342,8 +252,8 @@ class Sum:
             if self.tasks:
                 room = np.empty((6, F.words), dtype=np.uint64)
                 c, parts = self.split
-                _horner(F, address(self._totals[k]), self._windows, c, parts, address(room))
-                curve.normalise(F, address(room), address(result), address(room[4:]), 1)
+                _kernels.horner(F, address(self._totals[k]), self._windows, c, parts, address(room))
+                _curve.normalise(F, address(room), address(result), address(room[4:]), 1)
             found.append(result)
         return found
 

@@ -21,117 +21,17 @@ from functools import partial
 import numpy as np
 
 from gpuprover.cpu import ntt_lanes
-from gpuprover.cpu.field import Field, load, one, store
-from gpuprover.cpu.jit import inline, jit
-from gpuprover.cpu.vector import scale_powers, scale_powers_reversed
+from gpuprover.cpu.compiled import Kernels
+from gpuprover.cpu.layout import Field
 from gpuprover.curves import FieldParams
 from gpuprover.job import Job
 from gpuprover.limbs import Words, field_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
+_kernels, _vector = Kernels("ntt"), Kernels("vector")
+
 LOG_BLOCK = 14
 """A block of 2^14 elements and its twiddles stay in a second-level cache of 1 MiB or more."""
-
-
-@inline
-def _frequency_range(F, data, table, h, lo, hi, inverted):
-    """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b, (a − b)·w)."""
-    if h == 1:
-        for t in range(lo, hi):
-            a, b = load(F, data, 2 * t), load(F, data, 2 * t + 1)
-            store(data, 2 * t, a + b)
-            store(data, 2 * t + 1, a - b)
-        return
-    t = lo
-    while t < hi:
-        j = t & (h - 1)
-        i = 2 * (t - j) + j
-        count = min(h - j, hi - t)
-        for k in range(count):
-            a, b = load(F, data, i + k), load(F, data, i + k + h)
-            store(data, i + k, a + b)
-            if not inverted:
-                store(data, i + k + h, (a - b) * load(F, table, h + j + k))
-            elif j + k == 0:
-                store(data, i + k + h, a - b)
-            else:
-                store(data, i + k + h, (b - a) * load(F, table, 2 * h - j - k))
-        t += count
-
-
-@inline
-def _time_range(F, data, table, h, lo, hi, inverted):
-    """Butterflies [lo, hi) of the stage of distance h: (a, b) -> (a + b·w, a − b·w)."""
-    if h == 1:
-        _frequency_range(F, data, table, h, lo, hi, inverted)
-        return
-    t = lo
-    while t < hi:
-        j = t & (h - 1)
-        i = 2 * (t - j) + j
-        count = min(h - j, hi - t)
-        for k in range(count):
-            a, b = load(F, data, i + k), load(F, data, i + k + h)
-            if not inverted:
-                b = b * load(F, table, h + j + k)
-            elif j + k != 0:
-                b = -(b * load(F, table, 2 * h - j - k))
-            store(data, i + k, a + b)
-            store(data, i + k + h, a - b)
-        t += count
-
-
-@jit
-def _stage(F, data, table, h, lo, hi, in_time, inverted):
-    if in_time:
-        _time_range(F, data, table, h, lo, hi, inverted)
-    else:
-        _frequency_range(F, data, table, h, lo, hi, inverted)
-
-
-@jit
-def _block(F, data, table, start, size, in_time, inverted, stop):
-    """All stages inside [start, start + size)."""
-    if stop[0] != 0:
-        return
-    lo, hi = start >> 1, (start + size) >> 1
-    if in_time:
-        h = 1
-        while 2 * h <= size:
-            _time_range(F, data, table, h, lo, hi, inverted)
-            h *= 2
-    else:
-        h = size >> 1
-        while h >= 1:
-            _frequency_range(F, data, table, h, lo, hi, inverted)
-            h >>= 1
-
-
-@jit
-def _reverse(F, data, log_n, lo, hi):
-    """Swaps i and rev(i) for the i in [lo, hi) that are the smaller of the two."""
-    for i in range(lo, hi):
-        r = 0
-        x = i
-        for _ in range(log_n):
-            r = (r << 1) | (x & 1)
-            x >>= 1
-        if i < r:
-            a, b = load(F, data, i), load(F, data, r)
-            store(data, i, b)
-            store(data, r, a)
-
-
-@jit
-def _fill_table(F, table, roots, first, last):
-    """Entries of the stages h = 2^first … 2^(last−1); roots[s] = ω_{2^(s+1)}."""
-    for s in range(first, last):
-        h = 1 << s
-        w = load(F, roots, s)
-        current = one(F)
-        for j in range(h):
-            store(table, h + j, current)
-            current = current * w
 
 
 _tables: dict[str, Words] = {}
@@ -151,7 +51,7 @@ def twiddles(params: FieldParams, log_n: int) -> Words:
             if table is not None:
                 grown[: len(table)] = table
             roots = field_to_words(params, [params.root_of_unity(s + 1) for s in range(max(1, log_n))])
-            _fill_table(Field(params), grown.ctypes.data, roots.ctypes.data, have, max(1, log_n))
+            _kernels.fill_table(Field(params), grown.ctypes.data, roots.ctypes.data, have, max(1, log_n))
             _tables[params.name] = table = grown
     return table
 
@@ -185,7 +85,7 @@ def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job
     pieces = job.ranges(n // 2, smallest=1 << 10)
 
     def stage(h: int, bounds: tuple[int, int]) -> None:
-        _stage(F, data, table, h, bounds[0], bounds[1], in_time, inverted)
+        _kernels.stage(F, data, table, h, bounds[0], bounds[1], in_time, inverted)
 
     def long_stages() -> None:
         distances = [1 << s for s in range(log_block, log_n)]
@@ -194,7 +94,8 @@ def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job
 
     def blocks() -> None:
         job.map(
-            lambda i: _block(F, data, table, i * size, size, in_time, inverted, job.stop), range(n // size)
+            lambda i: _kernels.block(F, data, table, i * size, size, in_time, inverted, job.stop),
+            range(n // size),
         )
 
     for step in (blocks, long_stages) if in_time else (long_stages, blocks):
@@ -205,7 +106,7 @@ def reverse_in_place(v: Words, domain: Domain, job: Job) -> None:
     """The bit-reversal permutation."""
     F, data = Field(domain.field), v.ctypes.data
     pieces = job.ranges(domain.size, smallest=1 << 12)
-    job.map(lambda r: _reverse(F, data, domain.log_n, r[0], r[1]), pieces)
+    job.map(lambda r: _kernels.reverse(F, data, domain.log_n, r[0], r[1]), pieces)
 
 
 def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reversed: bool, job: Job) -> None:
@@ -215,12 +116,14 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
     constants = field_to_words(params, [factor, base])
     pieces = job.ranges(domain.size, smallest=1 << 10)
     if not bit_reversed:
-        job.map(lambda r: scale_powers(F, data, constants.ctypes.data, r[0], r[1]), pieces)
+        job.map(lambda r: _vector.scale_powers(F, data, constants.ctypes.data, r[0], r[1]), pieces)
         return
     jumps = ntt_lanes.reversed_steps(log_n)
     steps = field_to_words(params, [pow(base, jump, p) for jump in jumps] or [1])
     job.map(
-        lambda r: scale_powers_reversed(F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]),
+        lambda r: _vector.scale_powers_reversed(
+            F, data, constants.ctypes.data, steps.ctypes.data, log_n, r[0], r[1]
+        ),
         pieces,
     )
 

@@ -10,9 +10,10 @@ import os
 from functools import lru_cache
 from typing import NamedTuple
 
+from gpuprover.cpu.image import PATH_VARIABLE as VARIABLE
+from gpuprover.cpu.image import used_features
 from gpuprover.errors import DeviceError, InvalidInput
 
-VARIABLE = "PROVER_CPU_PATH"
 PATHS = ("ifma", "portable")
 NEEDED = ("avx512f", "avx512dq", "avx512vl", "avx512ifma")
 
@@ -27,6 +28,9 @@ class CpuPath(NamedTuple):
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
     """The instruction sets that Numba compiles for, as LLVM names them."""
+    known = used_features()
+    if known is not None:
+        return known
     from llvmlite import binding
     from numba import config
 

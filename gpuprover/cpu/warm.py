@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Form, Group
-from gpuprover.cpu import membership, pairing
+from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams
 from gpuprover.job import Job
@@ -37,7 +37,7 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
         v = backend.upload(words)
         backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_NATURAL, Coset.ODD)
         backend.to_coset_in_place([v], domain, Coset.ODD)
-        long = Domain(curve.scalar, 12)  # long enough for the path with lanes, where there is one
+        long = Domain(curve.scalar, ntt.LOG_BLOCK + 1)  # so long that no kernel is left out
         backend.to_coset_in_place([backend.upload(np.tile(words, (long.size // 4, 1)))], long, Coset.ODD)
         matrices = backend.prepare_matrices(1, 1, index, index, index, words[:1], Form.DOUBLE_MONTGOMERY)
         backend.spmv(matrices, words)
@@ -60,6 +60,7 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
             generator = curve.g1 if group is Group.G1 else curve.g2
             backend.linear_combination(group, [generator], [3])
             backend.first_bad_point(group, points[group])
+            backend.canonical_coordinates(points[group])
 
         return run
 

@@ -6,12 +6,31 @@ import gc
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
-from gpuprover.errors import InvalidInput
+from gpuprover import processes
+from gpuprover.backend import use_images
+from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.verifier.address import Listener, tcp_address, unix_address
+
+IMAGES_AFTER = 30.0
+"""Seconds after which a verifier that had to compile sees to images for the next one."""
+IMAGES_SECONDS = 900.0
+
+
+def _make_images() -> None:
+    """Has the images that are missing made, by a process of the lowest priority."""
+    time.sleep(IMAGES_AFTER)
+    with suppress(DeviceError):
+        child = processes.spawn("gpuprover.cpu.bake", "--parent", str(os.getpid()))
+        if not child.wait(IMAGES_SECONDS):
+            child.kill()
+            child.wait(IMAGES_SECONDS)
+        child.close()
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -45,6 +64,7 @@ def serve(
     from gpuprover.formats.json_files import read_json
     from gpuprover.verifier.server import Limits, Server
 
+    in_use = use_images()
     places = [*map(unix_address, sockets), *map(tcp_address, addresses)]
     if not places and descriptor is None:
         raise InvalidInput("verifier: expected --socket PATH or --listen HOST:PORT")
@@ -66,6 +86,8 @@ def serve(
             stack.callback(listener.close)
             server.listen(listener)
             listening.append(str(listener.address))
+        if not in_use:
+            threading.Thread(target=_make_images, name="images", daemon=True).start()
         # What was imported stays: the collector need not look at it again, nor write into its pages.
         gc.collect()
         gc.freeze()

@@ -140,10 +140,11 @@ class Worker:
     def _survey(self, survey: bool) -> tuple[Device, list[Device] | None]:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
-            from gpuprover.backend import cpu_path_name
+            from gpuprover.backend import cpu_path_name, use_images
             from gpuprover.config import processor_name
 
             self._progress("import", 0.0)
+            use_images()
             own = Device("cpu", "cpu", processor_name(), cpu_path_name())
             return own, calibration.devices(1) if survey else None
         self._progress(f"open {self._device}", 0.0)

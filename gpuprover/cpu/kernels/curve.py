@@ -11,8 +11,8 @@ Every function is complete: equal points, opposite points and infinity are right
 
 from __future__ import annotations
 
-from gpuprover.cpu.field import inverse, is_canonical, load, negate_if, one, square, store, zero
-from gpuprover.cpu.jit import inline, jit
+from gpuprover.cpu.kernels.field import inverse, is_canonical, load, negate_if, one, square, store, zero
+from gpuprover.cpu.kernels.jit import inline, jit
 
 NEGATE = 0x80000000
 """Bit 31 of a point index: take the point's negative."""

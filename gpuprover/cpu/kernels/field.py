@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import (
     NativeValue,
@@ -35,7 +35,8 @@ from numba.core.extending import (
 )
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.inversion import emit_inverse, join, shared_function, split
+from gpuprover.cpu.kernels.inversion import emit_inverse, join, shared_function, split
+from gpuprover.cpu.layout import Field
 from gpuprover.curves import FieldParams
 
 I64, I128 = ir.IntType(64), ir.IntType(128)
@@ -56,19 +57,6 @@ class ElementType(types.Type):
     def __init__(self, params: FieldParams, degree: int) -> None:
         self.params, self.degree = params, degree
         super().__init__(name=f"Element[{params.name}, {degree}]")
-
-
-class Field:
-    """A prime field (degree 1) or its quadratic extension by u² = −1 (degree 2), as an argument of kernels.
-
-    Attributes:
-        words: uint64 words of an element in memory; in degree 2 the real part comes first.
-    """
-
-    def __init__(self, params: FieldParams, degree: int = 1) -> None:
-        self.params, self.degree = params, degree
-        self.words = params.limbs * degree
-        self._numba_type_ = FieldType(params, degree)
 
 
 def _llvm(t: FieldType | ElementType) -> Any:
@@ -309,6 +297,19 @@ def load(typingctx: Any, F: Any, address: Any, index: Any) -> Any:
         return _pair(b, _llvm(element), *parts)
 
     return element(F, types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def frame_room(typingctx: Any, F: Any, count: Any) -> Any:
+    """The address of room for so many elements, a literal, in the function's frame."""
+    if not isinstance(F, FieldType) or not isinstance(count, types.IntegerLiteral):
+        return None
+    words = ir.ArrayType(I64, count.literal_value * F.params.limbs * F.degree)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.ptrtoint(cgutils.alloca_once(b, words), I64)
+
+    return types.int64(F, count), codegen
 
 
 @intrinsic

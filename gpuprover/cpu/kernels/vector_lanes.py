@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuprover.cpu.field import load, load_u32, plain, store, zero
-from gpuprover.cpu.jit import jit
-from gpuprover.cpu.lanes import (
-    LANES,
+from gpuprover.cpu.kernels.field import load, load_u32, plain, store, zero
+from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.kernels.lanes import (
     lanes_inverses,
     lanes_one,
     lanes_select,
@@ -19,12 +18,10 @@ from gpuprover.cpu.lanes import (
     load_lanes,
     store_words,
 )
-from gpuprover.cpu.loose import (
-    Blocks,
+from gpuprover.cpu.kernels.loose import (
     carried,
     gather_at,
     gather_words,
-    lane_blocks,
     lane_power,
     lowest,
     minus,
@@ -32,16 +29,6 @@ from gpuprover.cpu.loose import (
     times,
     zero_mask,
 )
-from gpuprover.curves import FieldParams
-
-ADD, SUB, MUL, MULTIPLY_SUBTRACT = 0, 1, 2, 3
-
-
-def power_blocks(params: FieldParams, factor: int, base: int) -> Blocks:
-    """factor·base^i for i = 0 … 7, and base^8 in all lanes: what :func:`scale` takes."""
-    p = params.modulus
-    powers = [factor * pow(base, i, p) % p for i in range(LANES)]
-    return lane_blocks(params, powers + [pow(base, LANES, p)] * LANES)
 
 
 @jit
@@ -63,7 +50,7 @@ def pointwise(F, operation, a, b, c, out, lo, hi):
 def scale(F, a, out, factors, powers, lo, hi):
     """out[i] = a[i]·factor·base^i, or a[i]·factor without ``powers``; out may be a.
 
-    ``factors``: see :func:`power_blocks`.
+    ``factors``: see :func:`gpuprover.cpu.layout.power_blocks`.
     """
     current, step = load_lanes(F, factors, 0), load_lanes(F, factors, 1)
     if powers:
@@ -98,7 +85,7 @@ def batch_inverse(F, a, out, factors, lo, hi):
 @jit
 def spmv(F, outs, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
          scalars, waiting, products, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
-    """See :func:`gpuprover.cpu.vector.spmv`; products are made eight at a time, of entries that wait for it.
+    """See :func:`gpuprover.cpu.kernels.vector.spmv`; products are made of eight entries that wait for it.
 
     ``waiting``: int64[3, 8]; ``products``: eight elements.
     """

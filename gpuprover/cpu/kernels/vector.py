@@ -6,11 +6,18 @@ can share a vector among threads. All elements are Montgomery unless said otherw
 
 from __future__ import annotations
 
-from gpuprover.cpu.field import bare_one, inverse, is_canonical, load, load_u32, one, r_squared, store, zero
-from gpuprover.cpu.jit import inline, jit
-
-ADD, SUB, MUL = 0, 1, 2
-TO_MONTGOMERY, FROM_MONTGOMERY = 0, 1
+from gpuprover.cpu.kernels.field import (
+    bare_one,
+    inverse,
+    is_canonical,
+    load,
+    load_u32,
+    one,
+    r_squared,
+    store,
+    zero,
+)
+from gpuprover.cpu.kernels.jit import inline, jit
 
 
 @jit

@@ -14,8 +14,8 @@ from typing import Any
 from numba.core.extending import intrinsic, lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.inversion import shared_function
-from gpuprover.cpu.lanes import (
+from gpuprover.cpu.kernels.inversion import shared_function
+from gpuprover.cpu.kernels.lanes import (
     LanesType,
     Limbs,
     _assemble,

@@ -1,43 +1,24 @@
 """``@jit``: Numba's compiler with the settings this package needs, and a cache that is never stale.
 
 Numba's own cache looks at the file of the compiled function only, so an edit of a callee
-in another file silently runs old code. Here the cache folder carries a hash of all of
-the package's sources, of Numba's version and of nothing else; Numba adds the CPU's name
-and features to the key of each entry.
+in another file silently runs old code. Here the cache folder carries a hash of all
+sources that matter (:mod:`gpuprover.cpu.sources`); Numba adds the CPU's name and features to the key of
+each entry.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba.core import caching
 
-from gpuprover.cache import own_folder
+from gpuprover.cpu.sources import cache_folder, source_digest
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PACKAGE = Path(__file__).resolve().parent.parent
-
-
-@lru_cache(maxsize=1)
-def source_digest() -> str:
-    """Sixteen hex digits over the sources that can end up in compiled code, and Numba's version."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    sources = [PACKAGE / "curves.py", *sorted((PACKAGE / "cpu").glob("*.py"))]
-    for path in sources:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def cache_folder() -> Path | None:
-    """The folder of compiled code for these sources, made if need be; None where none is writable."""
-    return own_folder(f"numba-{source_digest()}")
 
 
 class _Locator(caching._CacheLocator):

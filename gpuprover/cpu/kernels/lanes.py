@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -24,60 +23,12 @@ from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.field import I64, ElementType, Field, FieldType, inverse, plain, zero
-from gpuprover.cpu.jit import inline
+from gpuprover.cpu.kernels.field import I64, ElementType, FieldType, inverse, plain, zero
+from gpuprover.cpu.kernels.jit import inline
+from gpuprover.cpu.layout import BOUND, INDEX_BITS, LANES, LIMB_BITS, LIMB_MASK, NOWHERE, LaneForm, lane_form
 from gpuprover.curves import FieldParams
 
-LANES = 8
-LIMB_BITS = 52
-LIMB_MASK = (1 << LIMB_BITS) - 1
-BOUND = 5
-"""A base's coordinates are below (BOUND − 1)·p when loaded; squares take values below BOUND·p."""
-INDEX_BITS = 0x7FFFFFFF
-"""Of a base's index as uint32; the bit above says that the base is to be negated."""
-NOWHERE = 0xFFFFFFFF
-"""The index of the point at infinity."""
 V = ir.VectorType(I64, LANES)
-
-
-@dataclass(frozen=True)
-class LaneForm:
-    """How a field's elements stand in lanes.
-
-    Attributes:
-        limbs: 52-bit limbs.
-        e: the isomorphism's u = 2^e.
-        reductions: single-limb Montgomery steps on loading a base.
-        shift_x, shift_y: bits by which a base's coordinates are shifted to the left before them.
-    """
-
-    limbs: int
-    e: int
-    reductions: int
-    shift_x: int
-    shift_y: int
-
-
-@lru_cache
-def lane_form(f: FieldParams) -> LaneForm:
-    """The form with the smallest shifts whose loaded coordinates stay below (BOUND − 1)·p.
-
-    A loaded x is x·2^(64·limbs + shift − 52·reductions), which has to be u²·x·2^(52·L); y likewise with u³.
-    """
-    limbs = -(-(f.bits + 5) // LIMB_BITS)
-    excess = LIMB_BITS * limbs - 64 * f.limbs
-    for reductions in range(3):
-        for e in range(0, -64, -1):
-            shift_x = 2 * e + excess + LIMB_BITS * reductions
-            shift_y = 3 * e + excess + LIMB_BITS * reductions
-            room = LIMB_BITS * limbs - f.bits
-            if shift_x < 0 or shift_y < 0 or max(shift_x, shift_y) > room:
-                continue
-            largest = max(shift_x, shift_y)
-            loaded = 2.0 ** (largest - LIMB_BITS * reductions) + (1 if reductions else 0)
-            if loaded <= BOUND - 1:
-                return LaneForm(limbs, e, reductions, shift_x, shift_y)
-    raise ValueError(f"no lane form for {f.name}")
 
 
 class LaneFieldType(FieldType):
@@ -86,14 +37,6 @@ class LaneFieldType(FieldType):
     def __init__(self, params: FieldParams, degree: int) -> None:
         super().__init__(params, degree)
         self.name = f"LaneField[{params.name}, {degree}]"
-
-
-class LaneField(Field):
-    """A field whose elements kernels take eight at a time, as their argument."""
-
-    def __init__(self, params: FieldParams, degree: int = 1) -> None:
-        super().__init__(params, degree)
-        self._numba_type_ = LaneFieldType(params, degree)
 
 
 class LanesType(types.Type):

@@ -11,18 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.core.extending import intrinsic
-from numpy.typing import NDArray
 
-from gpuprover.cpu.field import I64
-from gpuprover.cpu.jit import inline
-from gpuprover.cpu.lanes import (
-    LANES,
-    LIMB_BITS,
-    LIMB_MASK,
+from gpuprover.cpu.kernels.field import I64
+from gpuprover.cpu.kernels.jit import inline
+from gpuprover.cpu.kernels.lanes import (
     LaneFieldType,
     LanesType,
     Limbs,
@@ -37,34 +32,10 @@ from gpuprover.cpu.lanes import (
     _take,
     _transpose,
     _words_to_limbs,
-    lane_form,
     lanes_one,
 )
+from gpuprover.cpu.layout import LANES, LIMB_BITS
 from gpuprover.curves import FieldParams
-
-Blocks = NDArray[np.uint64]
-"""Elements in lanes: uint64[n, limbs, 8]."""
-LIMBS = 5
-BLOCK_BYTES = 8 * LANES * LIMBS
-
-
-def has_lanes(field: FieldParams) -> bool:
-    """Whether the field's elements are of four words, and of :data:`LIMBS` limbs in lanes."""
-    return field.limbs == 4 and lane_form(field).limbs == LIMBS
-
-
-def lane_blocks(params: FieldParams, values: list[int]) -> Blocks:
-    """Integers mod p, eight to a block, in the lanes' form -> uint64[len/8, limbs, 8]."""
-    limbs = lane_form(params).limbs
-    radix = 1 << (LIMB_BITS * limbs)
-    scaled = [v * radix % params.modulus for v in values]
-    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for v in scaled] for i in range(limbs)]
-    return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
-
-
-def splats(params: FieldParams, values: list[int]) -> Blocks:
-    """Each value in all lanes of a block of its own."""
-    return lane_blocks(params, [v for value in values for v in [value] * LANES])
 
 
 def _is_prime(x: Any) -> bool:
