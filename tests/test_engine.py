@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine_stage import GIB, ROOM, Stage, cpu, gpu, result
-from gpuprover.engine.dispatch import LOSSES
+from gpuprover.engine.dispatch import LOSSES, SAMPLE_SECONDS
 from gpuprover.engine.job import JobState, ProofJob
 from gpuprover.errors import (
     Aborted,
@@ -82,6 +82,17 @@ def test_nothing_keeps_a_finished_job_or_its_witness(tmp_path: Path) -> None:
     gc.collect()
     assert gone() is None
     assert not [r for r in gc.get_referrers(witness) if isinstance(r, dict) and r.get("witness") is witness]
+
+
+def test_with_nothing_to_do_nothing_is_done(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    assert stage.dispatcher.step() == SAMPLE_SECONDS
+    assert not stage.executor.started
+    job = stage.submit(timeout=7.0)
+    assert stage.dispatcher.step() == 7.0
+    stage.end(job)
+    stage.step()
+    assert stage.dispatcher.step() > 1.0
 
 
 def test_callbacks_come_once_and_what_they_raise_harms_nobody(
@@ -463,7 +474,7 @@ def test_a_result_that_comes_after_the_answer_changes_nothing(tmp_path: Path) ->
             stage.executor.end(run, outcome)
         stage.after(3.0)
         assert job.state is JobState.CANCELLED
-    stage.counted(submitted=5, cancelled=5, losses=1)
+    stage.counted(submitted=5, cancelled=5, device_failures=0)
     stage.quiet()
 
 

@@ -564,18 +564,17 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize(
-    ("ending", "code"),
+    ("source", "ending", "code"),
     [
-        ("", 0),
-        ("prover.close()", 0),
-        ("sys.exit(7)", 7),
-        ("raise ValueError('of the caller')", 1),
-        ("del prover", 0),
-        ("import threading; threading.Thread(target=jobs[-1].wait).start()", 0),
+        ("file", "", 0),
+        ("stdin", "", 0),
+        ("stdin", "sys.exit(7)", 7),
+        ("file", "raise ValueError('of the caller')", 1),
+        ("file", "del prover", 0),
+        ("file", "import threading; threading.Thread(target=jobs[-1].wait).start()", 0),
     ],
 )
-@pytest.mark.parametrize("source", ["file", "stdin"])
-def test_programs_end(folder: Path, tmp_path: Path, ending: str, code: int, source: str) -> None:
+def test_programs_end(folder: Path, tmp_path: Path, source: str, ending: str, code: int) -> None:
     """An unguarded script, or one from standard input, ends soon whatever it does at its end."""
     program = textwrap.dedent(PROGRAM).format(folder=str(folder), witness=str(WITNESS), ending=ending)
     script = tmp_path / "script.py"

@@ -467,6 +467,8 @@ class Dispatcher:
 
     def _loaded(self, circuit: _Circuit, outcome: KeyInfo | ProverError | Lost) -> None:
         circuit.loading = False
+        if self._stopped is not None:
+            return
         if isinstance(outcome, Lost):
             circuit.losses += 1
             self._tell("losses", circuit, f"the key was being loaded: {outcome}")
@@ -707,7 +709,8 @@ class Dispatcher:
         if isinstance(outcome, ProofResult):
             self._finished(active, Outcome.SUCCEEDED, outcome)
         elif isinstance(outcome, Lost):
-            self._tell("losses", active.work, str(outcome))
+            if active.work.job.id in self._open:
+                self._tell("losses", active.work, str(outcome))
             problem = ProofGenerationFailed(f"what made the proof died {LOSSES} times, at last so: {outcome}")
             self._finished(active, Outcome.LOST, problem)
         elif isinstance(outcome, KeyChanged):
@@ -822,10 +825,10 @@ class Dispatcher:
 
     def _sample(self) -> None:
         now = self._clock()
-        if now < self._sampled + SAMPLE_SECONDS or not self._started:
+        if now < self._sampled + SAMPLE_SECONDS:
             return
         self._sampled = now
-        rate = self._leaks.feed(now, self._usage())
+        rate = self._leaks.feed(now, self._usage()) if self._started else None
         if rate is not None:
             self.counters["leak_alarms"] += 1
             log.warning(
