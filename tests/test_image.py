@@ -250,7 +250,7 @@ READ_ONLY.flags.writeable = False
         np.zeros(3, dtype=np.uint8), np.zeros((2, 3), dtype=np.int16), np.zeros((0, 4), dtype=np.uint64),
         np.zeros((2, 3, 4), dtype=np.uint32), np.zeros((4, 1), dtype=np.int64),
     ],
-    ids=str,
+    ids=image.kind_of,
 )  # fmt: skip
 def test_kinds_are_numbas_types(value: Any) -> None:
     assert image.kind_of(value) == bake._kind(typeof(value)) != ""
