@@ -478,6 +478,27 @@ def test_a_result_that_comes_after_the_answer_changes_nothing(tmp_path: Path) ->
     stage.quiet()
 
 
+def test_a_cancellation_that_comes_before_the_executor_has_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    job, prove = ProofJob("a"), stage.executor.prove
+
+    def late(*arguments: Any) -> None:
+        assert job.cancel()
+        prove(*arguments)
+
+    monkeypatch.setattr(stage.executor, "prove", late)
+    stage.dispatcher.take_place(False, 1.0)
+    stage.dispatcher.submit(job, stage.files["a"], b"witness", 60.0)
+    stage.step()
+    assert [run.cancelled for run in stage.executor.runs] == [True]
+    stage.executor.end_cancelled()
+    stage.step()
+    assert job.state is JobState.CANCELLED
+    stage.quiet()
+
+
 def test_the_rest_of_the_time_is_the_run_s(tmp_path: Path) -> None:
     stage = Stage(tmp_path, cpu(1))
     first, job = stage.submit("b"), stage.submit("a", timeout=10.0)

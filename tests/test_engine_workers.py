@@ -186,11 +186,26 @@ SCRIPT = """
 """
 
 
+NOTEBOOK = """if True:
+    import ast, asyncio, inspect, sys
+
+    async def kernel(source, names):
+        code = compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        found = eval(code, names)
+        if inspect.isawaitable(found):
+            await found
+
+    asyncio.run(kernel(open(sys.argv[1]).read(), {"__name__": "__main__"}))
+"""
+"""Runs a cell as notebooks do: within an event loop that runs, where await may stand."""
+
+
 @pytest.mark.parametrize(
     ("source", "ending", "code"),
     [
         ("file", "", 0),
         ("stdin", "sys.exit(7)", 7),
+        ("notebook", "await prover.aprove('chain', {witness!r})", 0),
         ("file", "os.kill(os.getpid(), 9)", -9),
     ],
 )
@@ -199,12 +214,13 @@ def test_unguarded_programs_leave_no_process(
 ) -> None:
     long = str(folder / "long.wtns")
     program = textwrap.dedent(SCRIPT).format(
-        folder=str(folder), witness=str(WITNESS), long=long, ending=ending
+        folder=str(folder), witness=str(WITNESS), long=long, ending=ending.format(witness=str(WITNESS))
     )
     script = tmp_path / "script.py"
     script.write_text(program)
+    arguments = {"file": [str(script)], "stdin": ["-"], "notebook": ["-c", NOTEBOOK, str(script)]}
     ran = subprocess.run(
-        [sys.executable, *([str(script)] if source == "file" else ["-"])],
+        [sys.executable, *arguments[source]],
         input=program if source == "stdin" else None,
         capture_output=True,
         text=True,
