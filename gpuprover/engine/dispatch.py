@@ -906,9 +906,9 @@ class Dispatcher:
         job = what.job.id if isinstance(what, _Work) else None
         circuit = what.circuit.name if isinstance(what, _Work) else what.name
         event: dict[str, Any] = {"step": step, "circuit": circuit, "job": job, "why": why}
-        log.warning(
-            "%s: circuit %s%s: %s", step, circuit, f", job {job}" if job else "", why, extra={"event": event}
-        )
+        level = logging.INFO if step == "reloads" else logging.WARNING
+        where = f"circuit {circuit}, job {job}" if job else f"circuit {circuit}"
+        log.log(level, "%s: %s: %s", step, where, why, extra={"event": event})
 
 
 @dataclass(frozen=True)
