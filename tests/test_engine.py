@@ -95,6 +95,16 @@ def test_with_nothing_to_do_nothing_is_done(tmp_path: Path) -> None:
     assert stage.dispatcher.step() > 1.0
 
 
+def test_time_limits_of_ended_jobs_are_forgotten(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    for _ in range(300):
+        stage.end(stage.submit(timeout=1e6))
+    assert len(stage.dispatcher._deadlines) < 80
+    late = stage.submit(timeout=1e6)
+    stage.after(1e6 + 1)
+    assert isinstance(late.error, Timeout)
+
+
 def test_callbacks_come_once_and_what_they_raise_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

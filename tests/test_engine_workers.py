@@ -42,7 +42,7 @@ def prover(folder: Path) -> Iterator[Prover]:
         yield prover
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+def wait_until(condition: Callable[[], object], seconds: float = 100.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -130,7 +130,7 @@ def test_eager_is_warm_and_nobody_proves_in_this_process(folder: Path) -> None:
         import json, sys, gpuprover
         with gpuprover.create_prover(circuit_keys_path={str(folder)!r}, preload_circuits="chain",
                                      threads=2, max_workers=1, device="cpu") as prover:
-            prover.wait_ready(200)
+            prover.wait_ready(250)
             status = prover.get_status()
             assert status.ready and status.loaded_circuits == ("chain",), status
             result = prover.prove("chain", [int(x) for x in {_values()!r}])
@@ -144,7 +144,7 @@ def test_eager_is_warm_and_nobody_proves_in_this_process(folder: Path) -> None:
             }}))
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=280
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
@@ -224,7 +224,7 @@ def test_unguarded_programs_leave_no_process(
         input=program if source == "stdin" else None,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
     )
     assert ran.returncode == code, ran.stderr
     assert ran.stderr == ""
