@@ -204,6 +204,8 @@ def _prove(
 
         def run(backend: Backend) -> groth16_json.Proof:
             budget = memory.budget(memory_limit)
+            if budget is None and not is_gpu(backend.name):
+                budget = placed.budget
             # The limit is on this process: how much of a GPU is taken is between its pool and what is free.
             plan = backend.plan(loaded.plan_header, None if is_gpu(backend.name) else budget)
             if is_gpu(backend.name):
@@ -214,7 +216,8 @@ def _prove(
             proof = prover.prove(loaded, values, backend, fixed)
             return prover.checked(loaded, values, proof, backend) if verify else proof
 
-        proof, ran_on, warnings = _run(placed_for(loaded), loaded.curve, job, run)
+        placed = placed_for(loaded)
+        proof, ran_on, warnings = _run(placed, loaded.curve, job, run)
     except MemoryError as error:
         raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
     job.check()
@@ -240,7 +243,8 @@ class Placed:
         host_groups: groups whose sums the CPU computes while a GPU does the rest.
         warnings: why it is not where one would expect it.
         takeover: whether the CPU takes over from a GPU that fails.
-        budget: bytes that it may take of a GPU's memory, its part of the key included; None: what is free.
+        budget: bytes that it may take of the device's memory, on a GPU with its part of the key; None: what
+            is free on a GPU, what the limit leaves of the host.
     """
 
     device: str

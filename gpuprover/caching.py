@@ -10,9 +10,9 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -53,6 +53,12 @@ class CacheStatistics:
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
+
+    @classmethod
+    def total(cls, caches: Iterable[CacheStatistics]) -> CacheStatistics:
+        """Of several caches together, such as those of several processes."""
+        columns = [list(column) for column in zip(*map(astuple, caches), strict=True)]
+        return cls(*map(sum, columns or [[]] * len(fields(cls))))
 
 
 @dataclass(eq=False, slots=True)

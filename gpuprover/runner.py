@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from gpuprover import calibration
 from gpuprover.api import Placed, ProofResult, WitnessLike, load_key, prove_placed
 from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
-from gpuprover.caching import Cache
+from gpuprover.caching import Cache, CacheStatistics
 from gpuprover.curves import curve_by_name
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProofGenerationFailed, ProverError
 from gpuprover.formats.files import os_problem
@@ -108,7 +108,8 @@ class ProofRequest:
         device: ``cpu``, ``cuda:0``, ...
         threads: of the CPU, at least 1.
         host_groups: groups whose sums the CPU computes beside a GPU.
-        budget: bytes of a GPU's memory that it may take, its part of the key included; None: what is free.
+        budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
+            it finds.
         timeout: seconds from the start of the run.
         blinding: fixed (r, s), for tests only.
     """
@@ -131,8 +132,17 @@ class ProofRequest:
 
 
 def budget_of(placement: Placement) -> int | None:
-    """What a proof may take of a GPU's memory: all that is free, until it has run out of memory once."""
-    return placement.shared + placement.own if placement.kind != "cpu" and placement.level else None
+    """What a proof may take of its device: of a GPU what it finds, until it has run out of memory once.
+
+    Of the host only a lean plan says it; such a proof keeps no multiples of the key's points.
+    """
+    bounded = placement.step if placement.kind == "cpu" else placement.level
+    return placement.shared + placement.own if bounded else None
+
+
+def threads_of(placement: Placement) -> int:
+    """Of the CPU, at least 1. Lean plans are for one thread, see :class:`Runner`."""
+    return 1 if placement.kind == "cpu" and placement.step else max(1, placement.threads)
 
 
 class Runner:
@@ -252,11 +262,15 @@ class Runner:
 
 
 def _plans(device: str, key: ProvingKey, job: Job) -> tuple[MemoryPlan, ...]:
-    """Memory of a proof on a device: the best plan, on a GPU one without tables, and the leanest."""
+    """Memory of a proof on a device, the best plan first.
+
+    On a GPU one without tables follows, and the leanest; on a CPU that of a proof on one thread.
+    """
     backend = open_backend(device, key.curve, job)
     best = backend.plan(key.plan_header, None)
     if not is_gpu(device):
-        return (best,)
+        lean = open_backend(device, key.curve, Job(threads=1)).plan(key.plan_header, None)
+        return (best, lean) if lean.total < best.total else (best,)
     plans = [best]
     budget = best.key + best.arena
     while budget > SMALLEST_BUDGET:
@@ -290,6 +304,7 @@ class WorkerStatus:
         proofs: made since it started.
         restarts: of this place, for any reason but recycling.
         memory: as it last said; None before.
+        keys: the cache of keys that it keeps open, as it last said.
         problem: why it is not running; empty if it is.
     """
 
@@ -302,6 +317,7 @@ class WorkerStatus:
     restarts: int
     memory: MemoryUsage | None
     problem: str = ""
+    keys: CacheStatistics | None = None
 
 
 Done = Callable[[ProofRequest, "ProofResult | ProverError | Lost"], None]

@@ -99,7 +99,7 @@ def serve(channel: Channel, device: str) -> None:
             if how == "grows":
                 held *= 2
                 done(number)
-                channel.send({"type": "alive", "memory": {**MEMORY, "rss": held}, "cpu": 0.0})
+                channel.send({"type": "alive", "memory": {**MEMORY, "rss": held}, "cpu": 0.0, "keys": None})
             elif how == "waits":
                 running.append(number)
             elif how == "twice":

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gpuprover.caching import Cache, keyed_digest
+from gpuprover.caching import Cache, CacheStatistics, keyed_digest
 from gpuprover.errors import Cancelled, OutOfMemory, Timeout
 
 WAIT = 30.0
@@ -36,6 +36,15 @@ def kept(cache: Cache[str, bytes], keys: str) -> str:
 
 def load(cache: Cache[str, bytes], key: str, size: int = 10) -> bytes:
     return cache.get_or_make(key, lambda: bytes(size), len)
+
+
+def test_statistics_of_several_caches_add_up() -> None:
+    assert CacheStatistics.total([]) == Cache[str, str](0).statistics
+    one, other = Cache[str, str](10), Cache[str, str](5)
+    one.put("a", "x", 3)
+    other.get("a")
+    both = CacheStatistics.total(cache.statistics for cache in (one, other))
+    assert (both.entries, both.bytes, both.capacity, both.misses) == (1, 3, 15, 1)
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:

@@ -28,7 +28,7 @@ from gpuprover.errors import (
 from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
-from gpuprover.runner import KeyChanged, KeyInfo, ProofRequest, Runner, budget_of
+from gpuprover.runner import KeyChanged, KeyInfo, ProofRequest, Runner, budget_of, threads_of
 from gpuprover.scheduler import Degrade, Device, Placement, choose
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -194,15 +194,37 @@ def test_plans_for_a_gpu_go_down(
     monkeypatch.setattr(module, "open_backend", lambda *_: backend)
     assert module._plans("cuda:0", gpuprover.load_key(key), Job(threads=1)) == found
     assert backend.asked < 20
-    assert module._plans("cpu", gpuprover.load_key(key), Job(threads=1)) == found[:1]
+
+
+def test_plans_for_a_cpu_go_down_to_one_thread(key: str) -> None:
+    loaded = gpuprover.load_key(key)
+    best, lean = module._plans("cpu", loaded, Job(threads=2))
+    assert lean == open_backend("cpu", BN254, Job(threads=1)).plan(loaded.plan_header, None)
+    assert lean.total < best.total
+    assert module._plans("cpu", loaded, Job(threads=1)) == (lean,)
+
+
+def test_a_lean_proof_is_made_within_its_plan(key: str) -> None:
+    runner = Runner()
+    info = runner.load(key, job=Job(threads=2))
+    lean = info.plans["cpu"][-1]
+    need = lean.tables + lean.arena
+    assert runner.prove(request(info, budget=need)).device == "cpu"
+    with pytest.raises(OutOfMemory):
+        runner.prove(request(info, budget=need - 1))
 
 
 def test_the_budget_of_a_placement(key: str) -> None:
-    (plan,) = Runner().load(key).plans["cpu"]
+    plan = Runner().load(key).plans["cpu"][0]
 
-    def placed(kind: str, level: Degrade) -> Placement:
-        return Placement("cuda:0", kind, 1, plan, 0, frozenset(), 0, 1.0, 0.0, level)
+    def placed(kind: str, level: Degrade, step: int = 0, threads: int = 2) -> Placement:
+        return Placement("cuda:0", kind, threads, plan, step, frozenset(), 0, 1.0, 0.0, level)
 
     assert budget_of(placed("cpu", Degrade.ALONE)) is None
+    assert threads_of(placed("cpu", Degrade.ALONE)) == 2
+    assert budget_of(placed("cpu", Degrade.NO_TABLES, 1)) == plan.tables + plan.arena
+    assert threads_of(placed("cpu", Degrade.NO_TABLES, 1)) == 1
+    assert threads_of(placed("cuda", Degrade.NO_TABLES, 1)) == 2
+    assert threads_of(placed("cuda", Degrade.NONE, threads=0)) == 1
     assert budget_of(placed("cuda", Degrade.NONE)) is None
     assert budget_of(placed("cuda", Degrade.NO_TABLES)) == plan.key + plan.tables + plan.arena

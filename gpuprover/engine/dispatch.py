@@ -54,7 +54,16 @@ from gpuprover.errors import (
     Timeout,
 )
 from gpuprover.memory import MIB, LeakAlarm, Watermark
-from gpuprover.runner import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, budget_of, identity_of
+from gpuprover.runner import (
+    Executor,
+    KeyChanged,
+    KeyInfo,
+    Lost,
+    ProofRequest,
+    budget_of,
+    identity_of,
+    threads_of,
+)
 from gpuprover.scheduler import Degrade, Device, JobShape, Outcome, Run, Scheduler, Ticket, Times, Verdict
 
 log = logging.getLogger("gpuprover.engine")
@@ -686,7 +695,7 @@ class Dispatcher:
             identity=work.info.identity,
             witness=work.witness,
             device=placement.device,
-            threads=max(1, placement.threads),
+            threads=threads_of(placement),
             host_groups=tuple(sorted(placement.host_groups)),
             budget=budget_of(placement),
             timeout=max(0.001, work.deadline - now),

@@ -178,7 +178,10 @@ class LocalExecutor:
             )
             problem = self._problem.message if self._problem is not None else ""
         devices = ", ".join(device.name for device in self.devices if not device.problem)
-        return [WorkerStatus(NAME, os.getpid(), devices, state, jobs, proofs, 0, memory_usage(), problem)]
+        keys = None if self._runner is None else self._runner.keys.statistics
+        return [
+            WorkerStatus(NAME, os.getpid(), devices, state, jobs, proofs, 0, memory_usage(), problem, keys)
+        ]
 
     def memory(self) -> int:
         """Nothing beyond what this process holds."""

@@ -73,7 +73,7 @@ class ProverStatus:
         devices: what proofs may be placed on, each with ``running`` proofs.
         pools: GPU memory that each worker on a GPU has taken.
         workers: where proofs run.
-        caches: ``proofs`` and ``verifications``.
+        caches: ``keys`` (of all workers), ``proofs`` and ``verifications``.
         counters: by step, from 0 on; see the README.
         verifier: its state.
     """
@@ -513,6 +513,7 @@ class Prover:
             },
             workers=workers,
             caches={
+                "keys": CacheStatistics.total(w.keys for w in workers if w.keys is not None),
                 "proofs": self._dispatcher.proofs.statistics,
                 "verifications": self._verification.answers.statistics,
             },

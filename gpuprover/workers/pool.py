@@ -28,6 +28,7 @@ from typing import Any
 
 from gpuprover import memory
 from gpuprover.api import ProofResult
+from gpuprover.caching import CacheStatistics
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -390,6 +391,8 @@ class WorkerPool:
         kind = message["type"]
         if kind == "alive":
             self._remember(worker, message["memory"])
+            if message["keys"] is not None:
+                worker.keys = CacheStatistics(**message["keys"])
             if message["cpu"] - worker.cpu > BUSY_SECONDS:
                 worker.moved = now
             worker.cpu = message["cpu"]

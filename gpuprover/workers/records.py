@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gpuprover.caching import CacheStatistics
 from gpuprover.errors import ProverError
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
@@ -122,6 +123,7 @@ class Worker:
     cpu: float = 0.0
     proofs: int = 0
     memory: MemoryUsage | None = None
+    keys: CacheStatistics | None = None
     at_rest: int = WORKER_BYTES
     stopping: bool = False
     leave: float | None = None
@@ -185,4 +187,5 @@ def status_of(place: Place) -> WorkerStatus:
         restarts=place.restarts,
         memory=None if worker is None else worker.memory,
         problem=place.problem if worker is None else "",
+        keys=None if worker is None else worker.keys,
     )

@@ -163,7 +163,10 @@ class Worker:
         """Says every second that this process lives, and what it holds."""
         while True:
             time.sleep(ALIVE_SECONDS)
-            self._send({"type": "alive", "memory": memory_usage().as_dict(), "cpu": time.process_time()})
+            runner = self._runner
+            keys = None if runner is None else runner.keys.statistics.as_dict()
+            alive = {"type": "alive", "memory": memory_usage().as_dict(), "cpu": time.process_time()}
+            self._send({**alive, "keys": keys})
 
     # Messages -----------------------------------------------------------------------------
 
