@@ -115,6 +115,32 @@ def test_a_process_that_verifies_is_small(made: Path, rng: random.Random) -> Non
     assert private < 100
 
 
+COMMAND = """
+import sys
+from gpuprover.cli import main
+sys.argv = ["gpuprover", *sys.argv[1:]]
+code = main()
+print(*(name for name in ("numba", "llvmlite") if name in sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_commands_run_on_images(made: Path, tmp_path: Path) -> None:
+    """Those that prove and verify import no compiler: that is most of a small proof's time."""
+    stem, outputs = TESTS / "vectors" / "chain5.bn254", [tmp_path / "p.json", tmp_path / "s.json"]
+    job = f"prove --zkey {stem}.zkey --witness {stem}.wtns --proof {outputs[0]} --public {outputs[1]}\n"
+    for command, given in (
+        (["prove", f"{stem}.zkey", f"{stem}.wtns", *outputs], ""),
+        (["verify", f"{stem}.vkey.json", *reversed(outputs)], ""),
+        (["worker"], job),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", COMMAND, *map(str, command)],
+            input=given, capture_output=True, text=True, timeout=250,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr.splitlines()[-1]) == (0, ""), ran.stderr
+
+
 PROOF = """
 import sys
 from gpuprover.backend import use_images

@@ -158,11 +158,12 @@ def job_of(limits: Limits) -> Job:
 
 @dataclass(frozen=True)
 class Context:
-    """One command's surroundings."""
+    """One command's surroundings. ``own_process``: nothing else has run here, and nothing else will."""
 
     settings: Settings
     console: Console
     interrupts: Interrupts
+    own_process: bool = False
 
     @contextmanager
     def work(self, title: str) -> Iterator[Limits]:

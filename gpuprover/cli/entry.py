@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json="--json" in arguments, quiet="--quiet" in arguments)
     with Interrupts() as interrupts:
         try:
-            code = _run(arguments, interrupts)
+            code = _run(arguments, interrupts, own_process=argv is None)
         except SystemExit as exit_:  # argparse's --help and --version
             code = exit_.code if isinstance(exit_.code, int) else 0
         except BaseException as error:
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: list[str], interrupts: Interrupts) -> int:
+def _run(arguments: list[str], interrupts: Interrupts, own_process: bool) -> int:
     args = build_parser().parse_args(arguments)
     settings = load_settings({name: getattr(args, name) for name in ("device", "threads", "memory_limit")})
     module, _, function = args.run.partition(":")
-    context = Context(settings, Console(json=args.json, quiet=args.quiet), interrupts)
+    context = Context(settings, Console(json=args.json, quiet=args.quiet), interrupts, own_process)
     return int(getattr(import_module(f"gpuprover.cli.{module}"), function)(args, context))

@@ -73,7 +73,11 @@ def job_parser() -> Parser:
 
 
 def run(args: Namespace, context: Context) -> int:
+    from gpuprover.backend import use_images
+
     keys = KeyCache(whole_number(args.keys, "--keys", high=1 << 20))
+    if context.own_process:
+        use_images()
     try:
         return _serve(keys, context)
     except KeyboardInterrupt:  # between two jobs
