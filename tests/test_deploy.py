@@ -7,6 +7,7 @@ other, with the images and with the settings. Metrics, dashboard and alerts: tes
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -79,7 +80,10 @@ def schemas() -> dict[tuple[str, str], Document]:
 
 
 def validate(document: Document) -> None:
-    """Against the schema in the repository, or Kubernetes' own, strict; what has neither is refused."""
+    """Against the schema in the repository, or Kubernetes' own, strict; what has neither is refused.
+
+    A volume of two kinds, which only the cluster refuses, is refused too.
+    """
     try:
         schema = schemas().get((document["apiVersion"], document["kind"]))
         if schema is not None:
@@ -87,6 +91,10 @@ def validate(document: Document) -> None:
             return
         for release in KUBERNETES:
             kubernetes_validate.validate(document, release, strict=True)
+        if document["kind"] == "Deployment":
+            for volume in document["spec"]["template"]["spec"]["volumes"]:
+                if len(volume) != 2:
+                    raise Refused(f"volume {volume['name']} is of {len(volume) - 1} kinds")
     except jsonschema.ValidationError as error:
         raise Refused(f"{error.json_path}: {error.message}") from error
     except kubernetes_validate.SchemaNotFoundError as error:
@@ -106,6 +114,28 @@ def composed(files: tuple[Path, ...], **environment: str) -> Document:
 @cache
 def service(*files: Path) -> Document:
     return composed(files)["services"]["prover"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["on the machine", "nowhere"])
+def test_without_debian_the_machines_own_tools_are_taken(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("install", ROOT / "tests" / "deploy" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    for name in install.TOOLS if there else install.TOOLS[1:]:
+        (machine / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(machine))
+    monkeypatch.setattr(install, "TARGET", tmp_path / "tools")
+    assert install.main() == (0 if there else 1)
+    assert (tmp_path / "tools" / "installed").exists() == there
+    assert len(capsys.readouterr().err.splitlines()) == (0 if there else 1)
+    if there:
+        assert (tmp_path / "tools" / "bin" / "kustomize").resolve() == machine / "kustomize"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -175,6 +205,7 @@ CONTAINER = "spec.template.spec.containers.0"
         ("Deployment", f"{CONTAINER}.image", 3),
         ("Deployment", f"{CONTAINER}.env.0.valeu", "x"),
         ("Deployment", "spec.selector", None),
+        ("Deployment", "spec.template.spec.volumes.0.emptyDir", {}),
         ("NetworkPolicy", "spec.egres", []),
         ("PodDisruptionBudget", "spec.maxUnavailable", True),
         ("Service", "spec.ports.0.port", "eighty"),
@@ -482,7 +513,9 @@ def test_prometheus_and_grafana_find_what_they_need() -> None:
     port = found["prover"]["environment"]["PROVER_PORT"]
     assert scrape["static_configs"] == [{"targets": [f"prover:{port}"]}]
     assert scrape["metrics_path"] == PATHS["metrics"]
-    assert scrape["job_name"] in ALERTS.read_text()
+    job = f'job="{scrape["job_name"]}"'
+    assert job in ALERTS.read_text()
+    assert all(job in panel["targets"][0]["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"])
     folder = mounted("grafana")
     (provider,) = yaml.safe_load((EXAMPLE / "grafana/provisioning/dashboards/gpuprover.yaml").read_text())[
         "providers"
@@ -569,11 +602,16 @@ def test_selectors_meet_the_pods(name: str) -> None:
     assert kinds["Service"]["spec"]["ports"][0]["targetPort"] == "http"
     namespaces = {document["metadata"].get("namespace") for document in kinds.values()}
     assert namespaces == {kinds["Namespace"]["metadata"]["name"], None}
-    annotations = template["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(
-        template["spec"]["containers"][0]["ports"][0]["containerPort"]
-    )
-    assert annotations["prometheus.io/path"] == PATHS["metrics"]
+    (scrape,) = yaml.safe_load((DEPLOY / "prometheus" / "scrape-kubernetes.yaml").read_text())[
+        "scrape_configs"
+    ]
+    (discovery,) = scrape["kubernetes_sd_configs"]
+    assert {*discovery["namespaces"]["names"], None} == namespaces
+    keep = next(rule for rule in scrape["relabel_configs"] if rule.get("action") == "keep")
+    port = template["spec"]["containers"][0]["ports"][0]["name"]
+    assert keep["regex"] == f"{labels['app.kubernetes.io/name']};{port}"
+    assert scrape["metrics_path"] == PATHS["metrics"]
+    assert f'job="{scrape["job_name"]}"' in ALERTS.read_text()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -666,5 +704,4 @@ def test_patches_in_the_documents_apply(tmp_path: Path) -> None:
         documents = build(mine)
         for document in documents:
             validate(document)
-        plain = {document["kind"]: document for document in build(mine.parent / name)}
-        assert any(document != plain[document["kind"]] for document in documents), "it changes something"
+        assert {document["kind"]: document for document in documents} != overlay(name), "it changes something"

@@ -13,6 +13,7 @@ import yaml
 from deployment import (
     ALERTS,
     DASHBOARD,
+    DEPLOY,
     EXAMPLE,
     METRICS_PAGE,
     ROOT,
@@ -132,6 +133,18 @@ def test_alerts_and_configuration_are_valid(tmp_path: Path) -> None:
     )
     with pytest.raises(Refused):
         promtool("check", "config", *lint, tmp_path / "prometheus.yml")
+
+
+def test_the_scrape_job_for_kubernetes_is_valid(tmp_path: Path) -> None:
+    text = (DEPLOY / "prometheus" / "scrape-kubernetes.yaml").read_text()
+    (tmp_path / "scrape.yaml").write_text(text)
+    (tmp_path / "prometheus.yml").write_text("scrape_config_files: [scrape.yaml]\n")
+    promtool("check", "config", "--lint-fatal", tmp_path / "prometheus.yml")
+    set_labels = set(re.findall(r"target_label: (\w+)", text))
+    assert set_labels | {"job"} == TARGET_LABELS
+    (tmp_path / "scrape.yaml").write_text(text.replace("role: pod", "role: pods"))
+    with pytest.raises(Refused):
+        promtool("check", "config", "--lint-fatal", tmp_path / "prometheus.yml")
 
 
 def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
