@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer and make, nothing else: the rest goes into .venv/ and .node/.
+# Needs Python 3.11 or newer and make, nothing else: the rest goes into .venv/, .node/ and .tools/.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -33,7 +33,7 @@ help:
 	@echo "make gpu        on a machine with a GPU: its tests and measurements, within DEADLINE=540 seconds"
 	@echo "make clean      remove all that make has made"
 
-setup: .venv/test .node/installed
+setup: .venv/test .node/installed .tools/installed
 
 demo: .venv/core
 	@$(PY) -m gpuprover.demo
@@ -65,7 +65,7 @@ gpu:
 		$(addprefix --resume ,$(RESUME)) $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv .node demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .node .tools demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -87,3 +87,8 @@ clean:
 .node/installed: tests/interop/package.json tests/interop/package-lock.json tests/interop/install.py | .venv/bin/python
 	@echo "Installing snarkjs, circom2 and solc into .node ..."
 	@$(PY) tests/interop/install.py || true
+
+# Without them the tests of deploy/ skip in part, with this as the reason; .ci/run does not accept that either.
+.tools/installed: tests/deploy/install.py | .venv/bin/python
+	@echo "Installing kustomize, promtool and docker-compose into .tools ..."
+	@$(PY) tests/deploy/install.py || true

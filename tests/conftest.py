@@ -216,12 +216,14 @@ def backend(opened: OpenBackend) -> Backend:
     return opened(Job(threads=2))
 
 
-# GPUPROVER_REQUIRE=data,interop,nvrtc fails every test that skips for want of GPUPROVER_TEST_DATA, of the
-# Node.js packages, or of NVIDIA's compiler and disassembler: what .ci/run relies on; make gpu adds the GPU.
+# GPUPROVER_REQUIRE=data,interop,nvrtc,deploy fails every test that skips for want of GPUPROVER_TEST_DATA, of
+# the Node.js packages, of NVIDIA's compiler and disassembler, or of what checks deploy/. .ci/run relies on
+# that; make gpu adds the GPU.
 REASONS = {
     "data": "GPUPROVER_TEST_DATA",
     "interop": "Node.js",
     "nvrtc": "nvidia-cuda",
+    "deploy": "deployment tools",
     "gpu": "device 'cuda' is not available",
 }
 

