@@ -288,7 +288,9 @@ class WorkerStatus:
         state: ``starting``, ``idle``, ``busy``, ``stopping``, ``waiting`` (to be started again).
         jobs: ids of the requests that run there.
         proofs: made since it started.
-        restarts: of this place, for any reason but recycling.
+        restarts: of this place, for any reason but recycling; and of them,
+        silent: those of processes that lived, and said nothing.
+        recycled: processes of this place that another one took over from, after many proofs or for their memory.
         memory: as it last said; None before.
         problem: why it is not running; empty if it is.
     """
@@ -302,6 +304,8 @@ class WorkerStatus:
     restarts: int
     memory: MemoryUsage | None
     problem: str = ""
+    silent: int = 0
+    recycled: int = 0
 
 
 Done = Callable[[ProofRequest, "ProofResult | ProverError | Lost"], None]

@@ -75,6 +75,7 @@ COUNTERS = (
     "failed",
     "cancelled",
     "refused",
+    "turned_away",
     "timeouts",
     "retries_alone",
     "retries_no_tables",
@@ -90,7 +91,7 @@ COUNTERS = (
     "leak_alarms",
 )
 """What is counted, from 0 on. A proof that the CPU takes over counts in ``retries_on_cpu``, whatever the
-reason; ``refused`` are those that found the queue full; ``joined`` those that waited for a twin."""
+reason; ``refused`` are those that found the queue full, ``turned_away`` those that found the prover shutting down; ``joined`` those that waited for a twin."""
 
 Loaded = Callable[["KeyInfo | ProverError"], None]
 
@@ -177,6 +178,7 @@ class Dispatcher:
         slots: places in the queue. Whoever submits has taken one; it is given back here.
         proofs: those that are kept.
         counters: by the names of :data:`COUNTERS`.
+        observers: called with each job that has ended, before its own callbacks.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class Dispatcher:
         self.proofs: Cache[bytes, ProofResult] = Cache(
             settings.proof_cache * MIB, lifetime=settings.cache_ttl, clock=clock
         )
+        self.observers: list[Callable[[ProofJob], None]] = []
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._executor, self._settings, self._preload = executor, settings, tuple(preload)
         self._check, self._relief, self._clock, self._held = check, relief, clock, held
@@ -252,7 +255,7 @@ class Dispatcher:
             Timeout: none became free in time.
             ShuttingDown: nothing is taken any more.
         """
-        self._require_open()
+        self._turn_away()
         try:
             self.slots.acquire(timeout if wait else 0)
         except Timeout:
@@ -260,11 +263,16 @@ class Dispatcher:
 
     async def atake_place(self, wait: bool, timeout: float) -> None:
         """:meth:`take_place` for tasks."""
-        self._require_open()
+        self._turn_away()
         try:
             await self.slots.aacquire(timeout if wait else 0)
         except Timeout:
             raise self._full(wait, timeout) from None
+
+    def _turn_away(self) -> None:
+        with self._lock:
+            self.counters["turned_away"] += not self._accepting
+            self._require_open()
 
     def _full(self, wait: bool, timeout: float) -> ProverError:
         full = f"the queue is full: {self._settings.queue_limit} proofs wait"
@@ -375,6 +383,8 @@ class Dispatcher:
             delay = max(0.0, min([*due, self._sampled + SAMPLE_SECONDS]) - now)
             stopped = self._stopped is not None
         for job in ended:
+            for observer in self.observers:
+                job._call(observer)
             job._notify()
         if shrink and not stopped:
             # Collecting garbage takes a while: nobody shall wait for the lock meanwhile.
@@ -695,6 +705,7 @@ class Dispatcher:
         job.state, job.device, job.placement = JobState.RUNNING, placement.device, placement.reason
         job.started = job.started or time.time()
         job.attempts += 1
+        job.devices += (placement.device,)
         self._executor.prove(request, self._run_ended, job._reported)
 
     def _run_ended(self, request: ProofRequest, outcome: ProofResult | ProverError | Lost) -> None:
