@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from gpuprover.config import log_format
@@ -44,7 +45,7 @@ _NAMES = {"job": "job_id"}
 _TRUSTED = ("gpuprover", "uvicorn")
 """Loggers whose messages have no repr of an exception in them; of others, the first line is."""
 
-_bound: ContextVar[Mapping[str, Any]] = ContextVar("gpuprover_log", default={})
+_bound: ContextVar[Mapping[str, Any]] = ContextVar("gpuprover_log", default=MappingProxyType({}))
 
 
 @contextmanager

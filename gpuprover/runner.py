@@ -290,7 +290,7 @@ class WorkerStatus:
         proofs: made since it started.
         restarts: of this place, for any reason but recycling; and of them,
         silent: those of processes that lived, and said nothing.
-        recycled: processes of this place that another one took over from, after many proofs or for their memory.
+        recycled: processes of this place that were replaced after many proofs, or for their memory.
         memory: as it last said; None before.
         problem: why it is not running; empty if it is.
     """

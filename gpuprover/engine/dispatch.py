@@ -91,7 +91,8 @@ COUNTERS = (
     "leak_alarms",
 )
 """What is counted, from 0 on. A proof that the CPU takes over counts in ``retries_on_cpu``, whatever the
-reason; ``refused`` are those that found the queue full, ``turned_away`` those that found the prover shutting down; ``joined`` those that waited for a twin."""
+reason; ``refused`` are those that found the queue full, ``turned_away`` those that found the prover shutting
+down; ``joined`` those that waited for a twin."""
 
 Loaded = Callable[["KeyInfo | ProverError"], None]
 
