@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployment import tool
 from gpuprover.config import CgroupThrottling
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.dispatch import COUNTERS
@@ -125,11 +126,10 @@ def test_every_counter_of_the_engine_is_shown_or_known_by_another_name(prover: P
         assert b" 41.0\n" in fake.metrics().render(), name
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_say(prover: Prover) -> None:
     text = Metrics(prover, ["GET /v1/status"]).render()
     ran = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, timeout=30, check=False
+        [tool("promtool"), "check", "metrics"], input=text, capture_output=True, timeout=30, check=False
     )
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, b"")
 
