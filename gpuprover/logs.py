@@ -5,7 +5,8 @@ Fields of a JSON line, those without a value left out:
 =======================  ==============================================================================
 time, level, logger      UTC with milliseconds; ``INFO`` and so on; the logger's name
 message                  one line without values of a witness
-request_id, trace_id     of the HTTP request that is being answered
+request_id, trace_id,    of the HTTP request that is being answered
+span_id
 job_id, circuit          of the proof that it is about
 step, why                of a proof that is retried or goes on elsewhere, and the like
 client, method, path,    of an answered HTTP request; the path without its query, ``seconds`` where known
@@ -37,7 +38,7 @@ from gpuprover.errors import ProverError
 MAX_MESSAGE = 2000
 MAX_FRAMES = 12
 FIELDS = (
-    *("request_id", "trace_id", "job_id", "circuit", "step", "why"),
+    *("request_id", "trace_id", "span_id", "job_id", "circuit", "step", "why"),
     *("client", "method", "path", "status", "seconds"),
 )
 _NAMES = {"job": "job_id"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -17,13 +19,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployment import tool
-from gpuprover.config import CgroupThrottling
+from gpuprover.config import CgroupThrottling, load_engine_settings
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import QueueFull, ShuttingDown, UnsatisfiedWitness
 from gpuprover.runner import WorkerStatus
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
+from gpuprover.workers import PoolSettings, WorkerPool
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
@@ -44,9 +47,9 @@ def value(source: Metrics, name: str, **labels: str) -> float:
     return one
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Observers are called a moment after a job's owner is woken."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -194,6 +197,30 @@ def test_a_circuit_that_comes_later_gets_its_label(prover: Prover) -> None:
     eventually(lambda: value(source, "proofs_generated_total", circuit_id="new", status="success") == 1)
 
 
+def test_workers_that_die_and_those_that_are_recycled(tmp_path: Path) -> None:
+    make_circuits(tmp_path, "five")
+    settings = load_engine_settings(
+        {"circuit_keys_path": tmp_path, "device": "cpu", "threads": 1, "verifier": "inline"}
+    )
+    pool = WorkerPool(PoolSettings(threads=1, max_workers=1, max_proofs=2, gpus=()))
+    with Prover(settings, executor=pool) as prover:
+        source = Metrics(prover)
+
+        def replaced(reason: str) -> float:
+            return value(source, "prover_worker_restarts_total", reason=reason)
+
+        prover.prove("five", WITNESS)
+        assert (replaced("died"), replaced("recycled")) == (0, 0)
+        (one,) = prover.get_status().workers
+        assert one.pid is not None
+        os.kill(one.pid, signal.SIGKILL)
+        for _ in range(2):
+            prover.prove("five", WITNESS)
+        eventually(lambda: replaced("recycled") >= 1, 60)
+        assert replaced("died") == 1
+        assert value(source, "prover_device_usable", device="cpu") == 1
+
+
 # Of states that do not come about by themselves ----------------------------------------
 
 
@@ -310,12 +337,13 @@ def test_requests_and_verifications(fake: Fake) -> None:
     source = fake.metrics("POST /v1/verify")
     source.answered("POST /v1/verify", 200, 0.02)
     source.answered("POST /v1/verify", 503, 0.02)
+    source.answered("POST /v1/verify", 0, 0.02)
     source.verified(2, 1, 0.5)
     source.not_verified()
     route = "POST /v1/verify"
     assert value(source, "prover_http_requests_total", route=route, status="2xx") == 1
-    assert value(source, "prover_http_requests_total", route=route, status="5xx") == 1
-    assert value(source, "prover_http_request_duration_seconds_count", route=route) == 2
+    assert value(source, "prover_http_requests_total", route=route, status="5xx") == 2
+    assert value(source, "prover_http_request_duration_seconds_count", route=route) == 3
     assert [n for _, n in samples(source.render())["prover_verifications_total"]] == [2, 1, 1]
     assert value(source, "prover_verification_duration_seconds_sum") == 0.5
 

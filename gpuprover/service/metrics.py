@@ -436,9 +436,11 @@ class Metrics:
     # Events ----------------------------------------------------------------------------
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request of a route was answered with a status from 100 to 599, after so many seconds."""
+        """A request of a route was answered after so many seconds; status 0, not at all, is a 5xx."""
         route = route if route in self._routes else OTHER
-        self._counters["prover_http_requests_total"].labels(route, f"{status // 100}xx").inc()
+        label = f"{status // 100}xx"
+        label = label if label in STATUSES else STATUSES[-1]
+        self._counters["prover_http_requests_total"].labels(route, label).inc()
         self._histograms["prover_http_request_duration_seconds"].labels(route).observe(seconds)
 
     def verified(self, valid: int, invalid: int, seconds: float) -> None:
