@@ -134,8 +134,8 @@ def draw_load(rows: Sequence[Row], points: Sequence[MemoryPoint], path: Path) ->
         if levels:
             clients = [row["clients"] for row in levels]
             _over_clients(panels[0], clients, "proofs a second")
-            panels[0].plot(clients, [row["per_second"] for row in levels], color=BLUE, marker="o")
-            panels[0].set_ylim(0, 1.1 * max(row["per_second"] for row in levels) or 1)
+            panels[0].plot(clients, [row["throughput"] for row in levels], color=BLUE, marker="o")
+            panels[0].set_ylim(0, 1.1 * max(row["throughput"] for row in levels) or 1)
             panels[0].set_title("Throughput")
             _over_clients(panels[1], clients, "from a request to its proof")
             for name, figure, colour, marker in (

@@ -336,8 +336,7 @@ def measure_level(target: Target, clients: int, seconds: float, job: Job) -> Row
     return {
         **_row("service load", target, clients, tally),
         "seconds": seconds,
-        "per_second": significant(within / seconds),
-        "unit": "proofs",
+        "throughput": significant(within / seconds),
     }
 
 
@@ -386,8 +385,7 @@ def measure_memory(
     row = {
         **_row("service memory", target, clients, tally),
         "seconds": significant(took),
-        "per_second": significant(len(tally.ends) / took),
-        "unit": "proofs",
+        "throughput": significant(len(tally.ends) / took),
         **growth(points),
     }
     return row, points
@@ -531,7 +529,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         latency = row.get("latency", {})
         figures = [
-            f"{row['per_second']:g} proofs/s" if "per_second" in row else f"{row['proofs']} proofs",
+            f"{row['throughput']:g} proofs/s" if "throughput" in row else f"{row['proofs']} proofs",
             f"p50 {format_time(latency['median_s'])}, p99 {format_time(latency['p99_s'])}" if latency else "",
             ", ".join(f"{status}: {count}" for status, count in row["statuses"].items()),
             f"{row['growth'] / MIB:+.1f} MiB" if "growth" in row else "",

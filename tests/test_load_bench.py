@@ -112,7 +112,7 @@ def test_urls_that_are_none(url: str) -> None:
 def test_a_level_has_throughput_and_latency(server: StandIn) -> None:
     row = load.measure_level(target(server), 4, 0.4, Job())
     assert (row["clients"], row["lost"]) == (4, 0)
-    assert row["per_second"] * 0.4 <= row["proofs"]
+    assert row["throughput"] * 0.4 <= row["proofs"]
     assert row["latency"]["min_s"] <= row["latency"]["median_s"] <= row["latency"]["p99_s"]
     assert row["latency"]["p99_s"] <= row["latency"]["max_s"]
     assert row["statuses"] == {"200": row["proofs"]}
