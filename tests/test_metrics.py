@@ -22,7 +22,7 @@ from deployment import tool
 from gpuprover.config import CgroupThrottling, load_engine_settings
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.dispatch import COUNTERS
-from gpuprover.errors import QueueFull, ShuttingDown, UnsatisfiedWitness
+from gpuprover.errors import CircuitNotFound, QueueFull, ShuttingDown, UnsatisfiedWitness
 from gpuprover.runner import WorkerStatus
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
@@ -377,6 +377,19 @@ def test_a_scrape_before_anything_is_known(fake: Fake) -> None:
     assert 'proofs_generated_total{circuit_id="five",status="success"} 0.0' in text
     assert "# TYPE prover_ready gauge" in text
     assert not re.search(r"^prover_ready", text, re.M)
+
+
+def test_a_folder_that_cannot_be_read_is_no_reason_to_fail(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone() -> list[str]:
+        raise CircuitNotFound("circuit-keys: cannot read the folder of circuits")
+
+    fake.circuits = gone  # type: ignore[method-assign]
+    source = fake.metrics()
+    fake.ended(job_of("five"))
+    assert value(source, "proofs_generated_total", circuit_id=OTHER, status="error") == 1
+    assert "cannot read the folder" in caplog.text
 
 
 def test_registries_are_apart(fake: Fake) -> None:

@@ -514,7 +514,8 @@ class Metrics:
         except Exception as error:
             log.warning("metrics: the prover's status cannot be read: %s", type(error).__name__)
         finally:
-            self._reading = None
+            with self._lock:
+                self._reading = None
             ended.set()
 
     def _count_replaced(self, workers: Iterable[WorkerStatus]) -> None:
@@ -535,10 +536,14 @@ class Metrics:
         with self._lock:
             ended = self._reading
             if ended is None:
-                ended = self._reading = threading.Event()
-                threading.Thread(
-                    target=self._read, args=(ended,), name="gpuprover-metrics", daemon=True
-                ).start()
+                ended = threading.Event()
+                try:
+                    threading.Thread(
+                        target=self._read, args=(ended,), name="gpuprover-metrics", daemon=True
+                    ).start()
+                except RuntimeError:  # the system gives no more threads
+                    return self._snapshot
+                self._reading = ended
         ended.wait(STATUS_SECONDS)
         return self._snapshot
 
