@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ from deployment import (
     parse,
     run,
 )
+from gpuprover.cli.parser import build_parser
 from gpuprover.config import SETTINGS, load_engine_settings
 
 KUSTOMIZE = DEPLOY / "kustomize"
@@ -672,16 +674,20 @@ def test_a_page_names_what_exists(page: Path) -> None:
     text = page.read_text()
     variables = {setting.variable for setting in SETTINGS} | SERVICE
     assert set(re.findall(r"\bPROVER_\w+", text)) <= variables
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", text):
+        target = page.parent / link
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
     for path in re.findall(r"\b(?:deploy|examples)/[\w./-]*\w", text):
         assert (ROOT / path).exists() or path in (
             "deploy/secrets/tokens",
             "deploy/secrets",
             "deploy/circuit-keys",
         ), path
-    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S):
-        assert parse(block)
+    for _, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        for line in re.findall(r"^gpuprover (.*)", block, re.M):
+            build_parser().parse_args(shlex.split(line))
 
 
 def test_patches_in_the_documents_apply(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_with_nothing_to_do_nothing_is_done(tmp_path: Path) -> None:
     assert stage.dispatcher.step() > 1.0
 
 
+def test_time_limits_of_ended_jobs_are_forgotten(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    for _ in range(300):
+        stage.end(stage.submit(timeout=1e6))
+    assert len(stage.dispatcher._deadlines) < 80
+    late = stage.submit(timeout=1e6)
+    stage.after(1e6 + 1)
+    assert isinstance(late.error, Timeout)
+
+
 def test_callbacks_come_once_and_what_they_raise_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -475,6 +485,27 @@ def test_a_result_that_comes_after_the_answer_changes_nothing(tmp_path: Path) ->
         stage.after(3.0)
         assert job.state is JobState.CANCELLED
     stage.counted(submitted=5, cancelled=5, device_failures=0)
+    stage.quiet()
+
+
+def test_a_cancellation_that_comes_before_the_executor_has_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    job, prove = ProofJob("a"), stage.executor.prove
+
+    def late(*arguments: Any) -> None:
+        assert job.cancel()
+        prove(*arguments)
+
+    monkeypatch.setattr(stage.executor, "prove", late)
+    stage.dispatcher.take_place(False, 1.0)
+    stage.dispatcher.submit(job, stage.files["a"], b"witness", 60.0)
+    stage.step()
+    assert [run.cancelled for run in stage.executor.runs] == [True]
+    stage.executor.end_cancelled()
+    stage.step()
+    assert job.state is JobState.CANCELLED
     stage.quiet()
 
 

@@ -42,7 +42,7 @@ def prover(folder: Path) -> Iterator[Prover]:
         yield prover
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+def wait_until(condition: Callable[[], object], seconds: float = 100.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -130,7 +130,7 @@ def test_eager_is_warm_and_nobody_proves_in_this_process(folder: Path) -> None:
         import json, sys, gpuprover
         with gpuprover.create_prover(circuit_keys_path={str(folder)!r}, preload_circuits="chain",
                                      threads=2, max_workers=1, device="cpu") as prover:
-            prover.wait_ready(200)
+            prover.wait_ready(250)
             status = prover.get_status()
             assert status.ready and status.loaded_circuits == ("chain",), status
             result = prover.prove("chain", [int(x) for x in {_values()!r}])
@@ -144,7 +144,7 @@ def test_eager_is_warm_and_nobody_proves_in_this_process(folder: Path) -> None:
             }}))
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=280
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
@@ -186,11 +186,26 @@ SCRIPT = """
 """
 
 
+NOTEBOOK = """if True:
+    import ast, asyncio, inspect, sys
+
+    async def kernel(source, names):
+        code = compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        found = eval(code, names)
+        if inspect.isawaitable(found):
+            await found
+
+    asyncio.run(kernel(open(sys.argv[1]).read(), {"__name__": "__main__"}))
+"""
+"""Runs a cell as notebooks do: within an event loop that runs, where await may stand."""
+
+
 @pytest.mark.parametrize(
     ("source", "ending", "code"),
     [
         ("file", "", 0),
         ("stdin", "sys.exit(7)", 7),
+        ("notebook", "await prover.aprove('chain', {witness!r})", 0),
         ("file", "os.kill(os.getpid(), 9)", -9),
     ],
 )
@@ -199,16 +214,17 @@ def test_unguarded_programs_leave_no_process(
 ) -> None:
     long = str(folder / "long.wtns")
     program = textwrap.dedent(SCRIPT).format(
-        folder=str(folder), witness=str(WITNESS), long=long, ending=ending
+        folder=str(folder), witness=str(WITNESS), long=long, ending=ending.format(witness=str(WITNESS))
     )
     script = tmp_path / "script.py"
     script.write_text(program)
+    arguments = {"file": [str(script)], "stdin": ["-"], "notebook": ["-c", NOTEBOOK, str(script)]}
     ran = subprocess.run(
-        [sys.executable, *([str(script)] if source == "file" else ["-"])],
+        [sys.executable, *arguments[source]],
         input=program if source == "stdin" else None,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
     )
     assert ran.returncode == code, ran.stderr
     assert ran.stderr == ""

@@ -32,7 +32,7 @@ def modules() -> list[Path]:
 
 
 def component(dotted: str) -> str:
-    """``gpuprover.cpu.field`` -> ``cpu``; the package's own name for what it exports itself."""
+    """``gpuprover.cpu.msm`` -> ``cpu``; the package's own name for what it exports itself."""
     parts = dotted.split(".")
     if len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
         return parts[1]
@@ -83,6 +83,29 @@ def test_heavy_packages_are_imported_late(path: Path) -> None:
     for name, line, at_top in imports(path):
         package = name.split(".")[0]
         assert not at_top or package not in HEAVY - allowed, f"{path.relative_to(ROOT)}:{line}: {name}"
+
+
+def test_compiled_code_depends_on_what_its_cache_is_named_by() -> None:
+    """Kernels import no module that :func:`gpuprover.cpu.sources.source_digest` leaves out."""
+    covered = (
+        "gpuprover.cpu.kernels",
+        "gpuprover.cpu.layout.",
+        "gpuprover.curves.",
+        "gpuprover.cpu.sources.",
+    )
+    for path in sorted((PACKAGE / "cpu" / "kernels").glob("*.py")):
+        for name, line, _ in imports(path):
+            assert not name.startswith("gpuprover.") or name.startswith(covered), (
+                f"{path.name}:{line}: {name}"
+            )
+
+
+def test_kernels_are_called_through_one_place() -> None:
+    """Else a process on an image would import Numba."""
+    for path in sorted((PACKAGE / "cpu").glob("*.py")):
+        for name, line, at_top in imports(path):
+            compilers = name.startswith(("numba", "llvmlite", "gpuprover.cpu.kernels"))
+            assert not (compilers and at_top) or path.name == "bake.py", f"{path.name}:{line}: {name}"
 
 
 def test_importing_the_package_is_cheap() -> None:

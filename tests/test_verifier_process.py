@@ -595,7 +595,7 @@ def test_clients_that_stop_are_dropped(folder: Path, monkeypatch: pytest.MonkeyP
         assert stalled.recv(1) == b""  # dropped
         stalled.close()
         deaf = connect(parse_address(address), WAIT)
-        deaf.settimeout(0.05)
+        deaf.settimeout(WAIT)
         ask = b'{"id":1,"op":"status"}'
         with suppress(OSError):
             while True:

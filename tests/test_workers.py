@@ -427,8 +427,8 @@ def test_the_memory_of_workers_is_known_and_taken_off_the_limit(short: Circuit) 
     with running(max_workers=2, memory_limit=limit) as client:
         client.prove(short)
         (worker,) = eventually(lambda: [w for w in client.pool.workers() if w.memory is not None])
-        assert 20 << 20 < worker.memory.rss < 1 << 30
-        assert 20 << 20 < client.pool.memory() < worker.memory.rss
+        assert 10 << 20 < worker.memory.rss < 1 << 30
+        assert 10 << 20 < client.pool.memory() < worker.memory.rss
         (cpu,) = client.pool.devices
         taken = limit - cpu.memory
         assert 2 * pool.WORKER_BYTES < taken < 3 * pool.WORKER_BYTES + (512 << 20)

@@ -227,6 +227,7 @@ class Dispatcher:
         self._deadlines: list[tuple[float, int, str]] = []
         # Appended to without the lock: an executor may call from where it holds one of its own.
         self._events: deque[Callable[[], None]] = deque()
+        self._launches: deque[tuple[_Active, ProofRequest]] = deque()
         self._ended: list[ProofJob] = []
         self._dirty = False
         self._shrink = False
@@ -305,6 +306,7 @@ class Dispatcher:
             self.counters["submitted"] += 1
             self._admit(work)
             self._advance()
+        self._flush()
         self.wake.set()
 
     def cancel(self, job: ProofJob) -> bool:
@@ -314,7 +316,6 @@ class Dispatcher:
             if work is None:
                 return False
             self._abandon(work, Aborted("the proof was cancelled by its caller"))
-            self._advance()
         self.wake.set()
         return True
 
@@ -357,7 +358,6 @@ class Dispatcher:
             for work in list(self._open.values()):
                 if running or work.active is None or not work.active.launched:
                     self._abandon(work, error)
-            self._advance()
         self.wake.set()
 
     def stop(self, error: ProverError) -> None:
@@ -383,6 +383,7 @@ class Dispatcher:
             due = [heap[0][0] for heap in (self._timers, self._deadlines) if heap]
             delay = max(0.0, min([*due, self._sampled + SAMPLE_SECONDS]) - now)
             stopped = self._stopped is not None
+        self._flush()
         for job in ended:
             for observer in self.observers:
                 job._call(observer)
@@ -707,7 +708,20 @@ class Dispatcher:
         job.started = job.started or time.time()
         job.attempts += 1
         job.devices += (placement.device,)
-        self._executor.prove(request, self._run_ended, job._reported)
+        self._launches.append((active, request))
+
+    def _flush(self) -> None:
+        """Hands runs to the executor. Without the lock, as long witnesses are copied."""
+        while self._launches:
+            try:
+                active, request = self._launches.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            self._executor.prove(request, self._run_ended, active.work.job._reported)
+            with self._lock:
+                # It was cancelled before the executor had it.
+                if self._active.get(active.id) is not active or active.work.job.id not in self._open:
+                    self._executor.cancel(active.id)
 
     def _run_ended(self, request: ProofRequest, outcome: ProofResult | ProverError | Lost) -> None:
         """In any thread."""
@@ -904,9 +918,9 @@ class Dispatcher:
         job = what.job.id if isinstance(what, _Work) else None
         circuit = what.circuit.name if isinstance(what, _Work) else what.name
         event: dict[str, Any] = {"step": step, "circuit": circuit, "job": job, "why": why}
-        log.warning(
-            "%s: circuit %s%s: %s", step, circuit, f", job {job}" if job else "", why, extra={"event": event}
-        )
+        level = logging.INFO if step == "reloads" else logging.WARNING
+        where = f"circuit {circuit}, job {job}" if job else f"circuit {circuit}"
+        log.log(level, "%s: %s: %s", step, where, why, extra={"event": event})
 
 
 @dataclass(frozen=True)

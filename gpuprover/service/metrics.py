@@ -114,7 +114,7 @@ def _by_cache(name: str) -> Callable[[Snapshot], Values]:
 def _retries(found: Snapshot) -> Values:
     for step in ("alone", "no_tables", "chunked", "on_cpu"):
         yield (step,), found.status.counters[f"retries_{step}"]
-    yield ("worker_lost",), found.status.counters["losses"]
+    yield ("lost",), found.status.counters["losses"]
 
 
 def _pool_limits(found: Snapshot) -> Values:
@@ -287,8 +287,8 @@ METRICS: tuple[MetricRow, ...] = (
         "prover_retries_total",
         "counter",
         ("step",),
-        "Proofs tried again, by `step` (alone, no_tables, chunked, on_cpu after running out of memory; "
-        "worker_lost)",
+        "Proofs tried again, by `step` (alone, no_tables, chunked: after running out of memory; on_cpu: "
+        "after that, or because a GPU failed; lost: with their worker)",
         values=_retries,
     ),
     MetricRow(

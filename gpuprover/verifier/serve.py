@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
@@ -88,8 +87,5 @@ def serve(
             listening.append(str(listener.address))
         if not in_use:
             threading.Thread(target=_make_images, name="images", daemon=True).start()
-        # What was imported stays: the collector need not look at it again, nor write into its pages.
-        gc.collect()
-        gc.freeze()
         announce({"ready": True, "pid": os.getpid(), "listening": listening, "keys": server.digests()})
         return server.run()
