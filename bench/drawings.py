@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .pictures import BLUE, GREEN, GREY, INK, ORANGE, SKY, STYLE
+from .load import MemoryPoint
+from .pictures import BLUE, GREEN, GREY, INK, ORANGE, SKY, STYLE, format_time
 from .processes import MAIN, OTHER, PROVER, VERIFIER, Sample
+from .rows import Row
 
 _ROLES = {MAIN: ORANGE, VERIFIER: GREEN, PROVER: BLUE, OTHER: GREY}
 _SMALL = 0.0005
@@ -108,6 +110,75 @@ def draw_memory(
         canvas.suptitle(title, x=0.01, ha="left", fontweight="bold")
         canvas.savefig(path, metadata={"Software": None})
         pyplot.close(canvas)
+
+
+def draw_load(rows: Sequence[Row], points: Sequence[MemoryPoint], path: Path) -> bool:
+    """Throughput and latency over clients, memory over proofs; PNG -> whether there was anything to draw.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    levels = sorted(
+        (row for row in rows if row["operation"] == "service load" and "latency" in row),
+        key=lambda row: int(row["clients"]),
+    )
+    if not levels and not points:
+        return False
+    mpl, pyplot = _pyplot()
+    count = 2 * bool(levels) + bool(points)
+    with mpl.rc_context(STYLE):
+        canvas, grid = pyplot.subplots(
+            1, count, figsize=(4.4 * count, 3.6), squeeze=False, layout="constrained"
+        )  # fmt: skip
+        panels = list(grid.flat)
+        if levels:
+            clients = [row["clients"] for row in levels]
+            _over_clients(panels[0], clients, "proofs a second")
+            panels[0].plot(clients, [row["throughput"] for row in levels], color=BLUE, marker="o")
+            panels[0].set_ylim(0, 1.1 * max(row["throughput"] for row in levels) or 1)
+            panels[0].set_title("Throughput")
+            _over_clients(panels[1], clients, "from a request to its proof")
+            for name, figure, colour, marker in (
+                ("p99", "p99_s", ORANGE, "^"),
+                ("p50", "median_s", BLUE, "o"),
+            ):
+                seconds = [row["latency"][figure] for row in levels]
+                panels[1].plot(clients, seconds, color=colour, marker=marker, label=name)
+            panels[1].set_yscale("log")
+            panels[1].yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            panels[1].yaxis.set_major_formatter(lambda value, _: format_time(value))
+            panels[1].yaxis.set_minor_locator(mpl.ticker.NullLocator())
+            panels[1].set_title("Latency")
+            panels[1].legend()
+        if points:
+            axes = panels[-1]
+            looks = {point.proofs: point.sample.time for point in points}  # the last one at each number
+            proofs, series = _stacks(
+                [
+                    point.sample._replace(time=float(point.proofs))
+                    for point in points
+                    if looks[point.proofs] == point.sample.time
+                ]
+            )
+            axes.stackplot(
+                proofs, series.values(), colors=[_ROLES[role] for role in series], labels=list(series),
+                linewidth=0,
+            )  # fmt: skip
+            axes.set_xlabel("proofs made")
+            axes.set_ylabel("MiB")
+            axes.set_title("Memory of the service")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(series))
+        canvas.savefig(path, metadata={"Software": None})
+        pyplot.close(canvas)
+    return True
+
+
+def _over_clients(axes: Any, clients: Sequence[int], label: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(clients, [str(n) for n in clients])
+    axes.minorticks_off()
+    axes.set_xlabel("clients")
+    axes.set_ylabel(label)
 
 
 def _stacks(samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float]]]:

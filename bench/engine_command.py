@@ -31,7 +31,7 @@ SMALL_LOG = 6
 LARGE, SMALL = "large", "small"
 
 
-def _make_circuit(folder: Path, name: str, log: int, job: Job) -> None:
+def make_circuit(folder: Path, name: str, log: int, job: Job) -> None:
     """NAME.zkey, .wtns and .vkey.json of a chain that fills a domain of 2^log, unless they are there."""
     r1cs, wtns, zkey = (folder / f"{name}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
     vkey = folder / f"{name}.vkey.json"
@@ -45,7 +45,7 @@ def _make_circuit(folder: Path, name: str, log: int, job: Job) -> None:
 
 
 @contextmanager
-def _keys(named: str | None, log: int) -> Iterator[Path]:
+def keys_folder(named: str | None, log: int) -> Iterator[Path]:
     """A folder for keys of circuits up to 2^log: one of its own for each size."""
     if named is None:
         with tempfile.TemporaryDirectory(prefix="gpuprover-bench-") as folder:
@@ -75,10 +75,10 @@ def _measured(
         raise InvalidInput(f"--output: {output}: cannot write: {error.strerror}") from None
     rows = Rows(output / f"{stem}.jsonl")
     try:
-        with _keys(args.work, log) as keys, context.work(f"bench {stem}") as limits:
+        with keys_folder(args.work, log) as keys, context.work(f"bench {stem}") as limits:
             job = Job(threads=limits["threads"], cancel=limits["cancel"], progress=limits["progress"])
-            _make_circuit(keys, LARGE, log, job)
-            _make_circuit(keys, SMALL, min(log, SMALL_LOG), job)
+            make_circuit(keys, LARGE, log, job)
+            make_circuit(keys, SMALL, min(log, SMALL_LOG), job)
             watched = work(keys, rows, job, output / f"{stem}.log")
     except (KeyboardInterrupt, Cancelled):
         context.console.warn(f"interrupted; {len(rows.all)} rows are kept in {rows.path}")

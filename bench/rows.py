@@ -26,6 +26,13 @@ copies_in_all      all that their PSS grows by
 skipped, error     why there are no figures
 per_second, unit   a rate, of rows whose operation begins with ``rate``
 share              the part of a GPU's measured multiplier rate that the work's products took
+clients, proofs    of ``service load``, ``service burst``, ``service memory``: clients at once; proofs made
+statuses,          answers to their requests by HTTP status; accepted proofs by the state they ended in;
+outcomes, lost     requests and proofs that nothing was heard of any more
+throughput,        proofs a second; seconds from a request to its proof, as ``wall`` has them, and
+latency            ``p99_s``
+memory, growth,    of the service's processes, bytes by role: medians over the second fifth of the proofs
+…_per_1000_proofs  (``early``) and over the last one (``late``), the peak; what became more
 kernels            seconds by kernel on a GPU, each launch awaited
 case, tree, gpu,   of ``make gpu``: the case's name, a hash of the sources that it measures, the GPU and the
 driver, …          versions of what drives it

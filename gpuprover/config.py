@@ -401,6 +401,15 @@ SETTINGS: tuple[Setting, ...] = (
         "leak_alarm", _positive, "above 0", 100.0, "growth of memory that is logged as a leak", "MB a minute"
     ),
     Setting(
+        "log",
+        partial(_choice, names=("json", "text")),
+        "`json`, `text`",
+        None,
+        "how the service writes its log to standard error",
+        default_text="`text` on a terminal, else `json`",
+        own=False,
+    ),
+    Setting(
         "gpu_memory_limit",
         _whole,
         "at least 1",
@@ -530,7 +539,10 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str,
 
 
 def _meant(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    # Without the prefix, by which all variables are alike.
+    by_end = {other.removeprefix(ENVIRONMENT_PREFIX): other for other in known}
+    ends = difflib.get_close_matches(name.removeprefix(ENVIRONMENT_PREFIX), by_end, n=1, cutoff=0.75)
+    close = [by_end[end] for end in ends]
     return f"; is {close[0]} meant?" if close else ""
 
 
@@ -563,6 +575,15 @@ def gpu_memory_limit() -> int | None:
     """
     values, _ = _given([_BY_NAME["gpu_memory_limit"]], {}, None, "")
     return values["gpu_memory_limit"] << 20 if values else None
+
+
+def log_format() -> str | None:
+    """``PROVER_LOG``: ``json`` or ``text``; None without.
+
+    Raises:
+        InvalidInput: the variable is set to something else.
+    """
+    return _given([_BY_NAME["log"]], {}, None, "")[0].get("log")
 
 
 def machine_memory() -> tuple[int | None, int | None]:
@@ -625,14 +646,49 @@ def _cgroup_folders(root: Path, process: Path, controller: str) -> list[Path]:
 
 def cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")) -> float | None:
     """CPUs that the tightest enclosing control group grants (2.0 is two whole CPUs); None where none does."""
-    quotas = []
+    quotas = [_cgroup_quota(folder) for folder in _cgroup_folders(root, process, "cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+@dataclass(frozen=True)
+class CgroupThrottling:
+    """What a control group's CPU quota has cost so far.
+
+    Attributes:
+        periods: of the quota, in which something ran.
+        throttled: of them, those in which the quota was used up.
+        seconds: for which threads waited for the next one.
+    """
+
+    periods: int
+    throttled: int
+    seconds: float
+
+
+def cgroup_throttling(
+    root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")
+) -> CgroupThrottling | None:
+    """Of the enclosing control group with the tightest quota; None where none has one."""
+    found = []
     for folder in _cgroup_folders(root, process, "cpu"):
-        v2 = (_read(folder / "cpu.max") or "").split()
-        v1 = [_read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""]
-        for pair in (v2, v1):
-            if len(pair) == 2 and pair[0].isdigit() and pair[1].isdigit() and int(pair[0]) and int(pair[1]):
-                quotas.append(int(pair[0]) / int(pair[1]))
-    return min(quotas, default=None)
+        quota = _cgroup_quota(folder)
+        lines = (line.split() for line in (_read(folder / "cpu.stat") or "").splitlines())
+        stat = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+        if quota is not None and "nr_periods" in stat:
+            # Microseconds in v2, nanoseconds in v1.
+            waited = stat.get("throttled_usec", 0) / 1e6 + stat.get("throttled_time", 0) / 1e9
+            found.append((quota, CgroupThrottling(stat["nr_periods"], stat.get("nr_throttled", 0), waited)))
+    return min(found, key=operator.itemgetter(0))[1] if found else None
+
+
+def _cgroup_quota(folder: Path) -> float | None:
+    """CPUs that a control group grants."""
+    v2 = (_read(folder / "cpu.max") or "").split()
+    v1 = [_read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""]
+    for pair in (v2, v1):
+        if len(pair) == 2 and pair[0].isdigit() and pair[1].isdigit() and int(pair[0]) and int(pair[1]):
+            return int(pair[0]) / int(pair[1])
+    return None
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,9 @@ class WorkerStatus:
         state: ``starting``, ``idle``, ``busy``, ``stopping``, ``waiting`` (to be started again).
         jobs: ids of the requests that run there.
         proofs: made since it started.
-        restarts: of this place, for any reason but recycling.
+        restarts: of this place, for any reason but recycling; and of them,
+        silent: those of processes that lived, and said nothing.
+        recycled: processes of this place that were replaced after many proofs, or for their memory.
         memory: as it last said; None before.
         keys: the cache of keys that it keeps open, as it last said.
         problem: why it is not running; empty if it is.
@@ -318,6 +320,8 @@ class WorkerStatus:
     memory: MemoryUsage | None
     problem: str = ""
     keys: CacheStatistics | None = None
+    silent: int = 0
+    recycled: int = 0
 
 
 Done = Callable[[ProofRequest, "ProofResult | ProverError | Lost"], None]

@@ -120,6 +120,7 @@ ORDERS = {
     "config": "",
     "bench processes": "",
     "bench network": "",
+    "bench service": "",
     "bench fill D --rows R": "",
     "doctor": "",
     "warmup": "",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gpuprover.bench import calibrate, drawings, processes
+from gpuprover.bench import calibrate, drawings, load, processes
 
 from gpuprover import calibration, errors
 from gpuprover.circuits import CircuitBuilder, chain_circuit
@@ -29,6 +29,7 @@ from test_witness import FOREVER, write_program
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 STAND_IN = Path(__file__).resolve().parent / "node_stand_in.py"
+SERVICE_STAND_IN = STAND_IN.with_name("service_stand_in.py")
 
 
 class Files(NamedTuple):
@@ -257,6 +258,8 @@ def test_json_answers_are_documented(
     monkeypatch.setattr(processes, "SETTLE", 0.0)
     monkeypatch.setattr(processes, "evict", list)
     monkeypatch.setattr(drawings, "draw_memory", lambda *_, **__: None)
+    monkeypatch.setattr(drawings, "draw_load", lambda *_: False)
+    monkeypatch.setattr(load, "PROGRAM", [sys.executable, str(SERVICE_STAND_IN)])
     c, q = bn254, squares
     engine = ["--log", "4", "--threads", "1", "--output", str(tmp_path), "--work", str(tmp_path)]
     document = tmp_path / "document.md"
@@ -280,6 +283,7 @@ def test_json_answers_are_documented(
         "bench report": [c.b_jsonl, "--output", c.b_html],
         "bench processes": [*engine, "--policies", "off", "--verifications", "1"],
         "bench network": [*engine, "--rounds", "1"],
+        "bench service": [*engine, "--clients", "1", "--seconds", "0.1", "--burst", "0", "--proofs", "0"],
         "bench fill": [document, "--rows", c.b_jsonl],
         "config": [],
         "doctor": [],

@@ -13,11 +13,13 @@ from gpuprover import config
 from gpuprover.config import (
     SETTINGS,
     CgroupMemory,
+    CgroupThrottling,
     EngineSettings,
     available_cpus,
     cgroup_cpu_quota,
     cgroup_memory,
     cgroup_memory_limit,
+    cgroup_throttling,
     default_threads,
     gpu_memory_limit,
     load_engine_settings,
@@ -86,6 +88,10 @@ def test_cgroup_v2_limits_are_the_tightest_of_all_levels(tmp_path: Path) -> None
     _write(root / "pod/memory.max", "1073741824\n")
     assert cgroup_cpu_quota(root, process) == 1.5
     assert cgroup_memory_limit(root, process) == 1 << 30
+    _write(root / "pod/container/cpu.stat", "nr_periods 9\nnr_throttled 9\nthrottled_usec 9\n")
+    assert cgroup_throttling(root, process) is None, "that group has no quota"
+    _write(root / "pod/cpu.stat", "usage_usec 7\nnr_periods 40\nnr_throttled 3\nthrottled_usec 2500000\n")
+    assert cgroup_throttling(root, process) == CgroupThrottling(40, 3, 2.5)
 
 
 def test_cgroup_v1_limits(tmp_path: Path) -> None:
@@ -96,6 +102,8 @@ def test_cgroup_v1_limits(tmp_path: Path) -> None:
     _write(root / "memory/box/memory.limit_in_bytes", "9223372036854771712")
     _write(root / "memory/memory.limit_in_bytes", "536870912")
     assert cgroup_cpu_quota(root, process) == 2.0
+    _write(root / "cpu/box/cpu.stat", "nr_periods 40\nnr_throttled 3\nthrottled_time 2500000000\n")
+    assert cgroup_throttling(root, process) == CgroupThrottling(40, 3, 2.5)
     assert cgroup_memory_limit(root, process) == 512 << 20
 
 
@@ -124,6 +132,7 @@ def test_what_a_cgroup_of_the_first_version_holds(tmp_path: Path) -> None:
 def test_no_cgroups_no_limits(tmp_path: Path) -> None:
     assert cgroup_memory(tmp_path, tmp_path) is None
     assert cgroup_cpu_quota(tmp_path, tmp_path) is None
+    assert cgroup_throttling(tmp_path, tmp_path) is None
     assert cgroup_memory_limit(tmp_path, tmp_path) is None
 
 

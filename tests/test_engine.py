@@ -723,6 +723,29 @@ def test_twins_share_a_failure_but_not_a_cancellation(tmp_path: Path) -> None:
     stage.quiet()
 
 
+def test_observers_are_told_once_of_every_job_that_ends(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, cpu(1), gpu())
+    order: list[tuple[str, JobState, tuple[str, ...]]] = []
+
+    def fails(job: ProofJob) -> None:
+        raise RuntimeError
+
+    stage.dispatcher.observers += [fails, lambda job: order.append(("observer", job.state, job.devices))]
+    first, second, third = stage.submit(), stage.submit(), stage.submit()
+    first.add_done_callback(lambda job: order.append(("owner", job.state, job.devices)))
+    stage.end(first, DeviceError("cuda:0: an illegal address"))
+    stage.end(first)
+    second.cancel()
+    stage.executor.end_cancelled()
+    stage.end(third, UnsatisfiedWitness("it does not satisfy the circuit"))
+    assert order == [
+        ("observer", JobState.SUCCEEDED, ("cuda:0", "cpu")),
+        ("owner", JobState.SUCCEEDED, ("cuda:0", "cpu")),
+        ("observer", JobState.CANCELLED, second.devices),
+        ("observer", JobState.FAILED, third.devices),
+    ]
+
+
 # The end -------------------------------------------------------------------------------------
 
 
@@ -740,7 +763,7 @@ def test_abort_ends_what_waits_and_lets_run_what_runs(tmp_path: Path) -> None:
     assert stage.dispatcher.drain(0)
     stage.dispatcher.stop(Aborted("closed"))
     assert stage.dispatcher.step() is None
-    stage.counted(submitted=2, succeeded=1, cancelled=1)
+    stage.counted(submitted=2, succeeded=1, cancelled=1, turned_away=1)
     stage.quiet()
 
 

@@ -96,8 +96,9 @@ def exposition() -> str:
         inner = ",".join(f'{label}="x"' for label in names)
         lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         if kind == "histogram":
+            bound = ",".join([*([inner] if inner else []), 'le="+Inf"'])
             lines += [
-                f'{name}_bucket{{{inner},le="+Inf"}} 0',
+                f"{name}_bucket{{{bound}}} 0",
                 f"{name}_sum{{{inner}}} 0",
                 f"{name}_count{{{inner}}} 0",
             ]

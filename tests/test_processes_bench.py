@@ -471,10 +471,10 @@ def test_a_document_without_rows_says_so_and_a_wrong_name_is_refused() -> None:
 
 
 def test_circuits_are_made_once(tmp_path: Path) -> None:
-    engine_command._make_circuit(tmp_path, "c", 5, Job())
+    engine_command.make_circuit(tmp_path, "c", 5, Job())
     made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {path.name for path in made} == {"c.zkey", "c.wtns", "c.vkey.json"}
-    engine_command._make_circuit(tmp_path, "c", 5, Job())
+    engine_command.make_circuit(tmp_path, "c", 5, Job())
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert json.loads((tmp_path / "c.vkey.json").read_text())["protocol"] == "groth16"
 

@@ -394,6 +394,10 @@ def bench_network(args: Namespace, context: Context) -> int:
     return _bench_command("network", args, context, "engine_command")
 
 
+def bench_service(args: Namespace, context: Context) -> int:
+    return _bench_command("service", args, context, "load_command")
+
+
 def bench_fill(args: Namespace, context: Context) -> int:
     return _bench_command("fill", args, context, "engine_command")
 

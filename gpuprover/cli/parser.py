@@ -366,6 +366,26 @@ def _bench_engine(parts: _Group) -> None:
     processes.add_argument("--verifications", metavar="N", default="1000", help="default: 1000")
     processes.add_argument("--first-use", action="store_true", help="a start that compiles everything, too")
     network.add_argument("--rounds", metavar="N", default="5", help="default: 5")
+    service = parts.command(
+        "service",
+        "commands:bench_service",
+        "throughput, latency and memory of the proving service under load",
+        "Starts `gpuprover serve`, or asks a service that runs (--url). Writes service.jsonl (rows,\n"
+        "appended), service.csv (samples of memory) and service.png.",
+    )
+    service.add_argument("--url", metavar="URL", help="a service that runs: http://HOST:PORT")
+    service.add_argument("--token-file", metavar="FILE", help="with --url: the bearer token")
+    service.add_argument("--circuit", metavar="NAME", help="with --url: the circuit to prove")
+    service.add_argument("--witness", metavar="FILE.wtns", help="with --url: its witness")
+    service.add_argument("--log", metavar="N", default="6", help="a circuit of 2^N constraints; default: 6")
+    service.add_argument("--clients", metavar="LIST", default="1,2,4,8,16,32,64", help="numbers of clients")
+    service.add_argument("--seconds", metavar="S", default="10", help="for each number; default: 10")
+    service.add_argument("--burst", metavar="N", default="1000", help="clients at once; default: 1000")
+    service.add_argument(
+        "--proofs", metavar="N", default="20000", help="over which memory is watched; default: 20000"
+    )
+    service.add_argument("--output", metavar="FOLDER", default="bench-results", help="default: bench-results")
+    service.add_argument("--work", metavar="DIR", help="keep keys here for the next run")
     fill = parts.command("fill", "commands:bench_fill", "put tables of rows into documents")
     fill.add_argument("documents", metavar="FILE.md", nargs="+", help="with blocks <!-- rows: NAME -->")
     fill.add_argument("--rows", metavar="ROWS.jsonl", action="append", required=True, help="may be repeated")

@@ -84,6 +84,7 @@ COUNTERS = (
     "failed",
     "cancelled",
     "refused",
+    "turned_away",
     "timeouts",
     "retries_alone",
     "retries_no_tables",
@@ -99,7 +100,8 @@ COUNTERS = (
     "leak_alarms",
 )
 """What is counted, from 0 on. A proof that the CPU takes over counts in ``retries_on_cpu``, whatever the
-reason; ``refused`` are those that found the queue full; ``joined`` those that waited for a twin."""
+reason; ``refused`` are those that found the queue full, ``turned_away`` those that found the prover shutting
+down; ``joined`` those that waited for a twin."""
 
 Loaded = Callable[["KeyInfo | ProverError"], None]
 
@@ -186,6 +188,7 @@ class Dispatcher:
         slots: places in the queue. Whoever submits has taken one; it is given back here.
         proofs: those that are kept.
         counters: by the names of :data:`COUNTERS`.
+        observers: called with each job that has ended, before its own callbacks.
     """
 
     def __init__(
@@ -206,6 +209,7 @@ class Dispatcher:
         self.proofs: Cache[bytes, ProofResult] = Cache(
             settings.proof_cache * MIB, lifetime=settings.cache_ttl, clock=clock
         )
+        self.observers: list[Callable[[ProofJob], None]] = []
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._executor, self._settings, self._preload = executor, settings, tuple(preload)
         self._check, self._relief, self._clock, self._held = check, relief, clock, held
@@ -262,7 +266,7 @@ class Dispatcher:
             Timeout: none became free in time.
             ShuttingDown: nothing is taken any more.
         """
-        self._require_open()
+        self._turn_away()
         try:
             self.slots.acquire(timeout if wait else 0)
         except Timeout:
@@ -270,11 +274,16 @@ class Dispatcher:
 
     async def atake_place(self, wait: bool, timeout: float) -> None:
         """:meth:`take_place` for tasks."""
-        self._require_open()
+        self._turn_away()
         try:
             await self.slots.aacquire(timeout if wait else 0)
         except Timeout:
             raise self._full(wait, timeout) from None
+
+    def _turn_away(self) -> None:
+        with self._lock:
+            self.counters["turned_away"] += not self._accepting
+            self._require_open()
 
     def _full(self, wait: bool, timeout: float) -> ProverError:
         full = f"the queue is full: {self._settings.queue_limit} proofs wait"
@@ -385,6 +394,8 @@ class Dispatcher:
             stopped = self._stopped is not None
         self._flush()
         for job in ended:
+            for observer in self.observers:
+                job._call(observer)
             job._notify()
         if shrink and not stopped:
             # Collecting garbage takes a while: nobody shall wait for the lock meanwhile.
@@ -705,6 +716,7 @@ class Dispatcher:
         job.state, job.device, job.placement = JobState.RUNNING, placement.device, placement.reason
         job.started = job.started or time.time()
         job.attempts += 1
+        job.devices += (placement.device,)
         self._launches.append((active, request))
 
     def _flush(self) -> None:

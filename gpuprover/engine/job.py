@@ -41,6 +41,7 @@ class ProofJob:
         submitted, started, finished: seconds since the epoch; None before.
         device: that it runs on, or ran on last; None before.
         attempts: runs so far; more than one after a death, a failing device or a lack of memory.
+        devices: that it ran on, one for each run.
         placement: why it runs there, in words.
         progress: the last one; None before.
         error: why it failed or was cancelled; None otherwise.
@@ -61,6 +62,7 @@ class ProofJob:
         self.finished: float | None = None
         self.device: str | None = None
         self.attempts = 0
+        self.devices: tuple[str, ...] = ()
         self.placement = ""
         self.progress: Progress | None = None
         self.error: ProverError | None = None

@@ -489,6 +489,13 @@ class Prover:
 
     # Life ------------------------------------------------------------------------------
 
+    def observe(self, callback: Callable[[ProofJob], None]) -> None:
+        """Has ``callback(job)`` called for every job that ends from now on, from a thread of the prover.
+
+        As :meth:`ProofJob.add_done_callback` calls it, and before those.
+        """
+        self._dispatcher.observers.append(callback)
+
     def get_status(self) -> ProverStatus:
         """How it is now; starts nothing."""
         found, policy = self._dispatcher.snapshot(), self.settings.policy

@@ -357,6 +357,8 @@ class WorkerPool:
             else:
                 self._surveys -= worker.surveys
                 self._failed_to_start(place, why, now)
+        elif was_worker:
+            place.recycled += place.successor is not None
         self._bury(worker, why)
         if place.closing and not place.workers():
             self._places.remove(place)
@@ -674,6 +676,7 @@ class WorkerPool:
             why = self._overdue(worker, now)
             if why:
                 worker.fault = worker.fault or ("" if worker.stopping else why)
+                worker.place.silent += worker.place.worker is worker and not worker.stopping
                 self._gone(worker, why, now)
             elif worker.ready and now - worker.born > STEADY_SECONDS:
                 worker.place.backoff.reset()

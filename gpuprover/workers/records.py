@@ -155,6 +155,8 @@ class Place:
     failures: int = 0
     device_failures: int = 0
     restarts: int = 0
+    silent: int = 0
+    recycled: int = 0
     closing: bool = False
     problem: str = ""
 
@@ -185,6 +187,8 @@ def status_of(place: Place) -> WorkerStatus:
         jobs=() if worker is None else tuple(worker.runs),
         proofs=0 if worker is None else worker.proofs,
         restarts=place.restarts,
+        silent=place.silent,
+        recycled=place.recycled,
         memory=None if worker is None else worker.memory,
         problem=place.problem if worker is None else "",
         keys=None if worker is None else worker.keys,

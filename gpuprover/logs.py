@@ -1,0 +1,154 @@
+"""The log of a long-running process: one line for each record on standard error, as JSON or as text.
+
+Fields of a JSON line, those without a value left out:
+
+=======================  ==============================================================================
+time, level, logger      UTC with milliseconds; ``INFO`` and so on; the logger's name
+message                  one line without values of a witness
+request_id, trace_id,    of the HTTP request that is being answered
+span_id
+job_id, circuit          of the proof that it is about
+step, why                of a proof that is retried or goes on elsewhere, and the like
+client, method, path,    of an answered HTTP request; the path without its query, ``seconds`` where known
+status, seconds
+where                    of an exception that nobody caught: file:line of its frames, the innermost last
+=======================  ==============================================================================
+
+Nothing else gets into a line, whatever a record carries: the message of an exception that is not one of
+:mod:`gpuprover.errors` may quote its input, and that may be a witness.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, TextIO
+
+from gpuprover.config import log_format
+from gpuprover.errors import ProverError
+
+MAX_MESSAGE = 2000
+MAX_FRAMES = 12
+FIELDS = (
+    *("request_id", "trace_id", "span_id", "job_id", "circuit", "step", "why"),
+    *("client", "method", "path", "status", "seconds"),
+)
+_NAMES = {"job": "job_id"}
+"""Fields that the engine's events call otherwise."""
+_TRUSTED = ("gpuprover", "uvicorn")
+"""Loggers whose messages have no repr of an exception in them; of others, the first line is."""
+
+_bound: ContextVar[Mapping[str, Any]] = ContextVar("gpuprover_log", default=MappingProxyType({}))
+
+
+@contextmanager
+def bound(**fields: Any) -> Iterator[None]:
+    """Within it, records of this thread or task have these fields as well, of :data:`FIELDS`.
+
+    A field that the record has itself counts more.
+    """
+    token = _bound.set({**_bound.get(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def configure(form: str | None = None, stream: TextIO | None = None) -> None:
+    """Has all loggers write to ``stream``, standard error by default; once more, it is done anew.
+
+    Records of gpuprover and of uvicorn (to be started with ``log_config=None``) count from INFO on, those of
+    others from WARNING on.
+
+    Args:
+        form: ``json`` or ``text``; by default what ``PROVER_LOG`` says, else text on a terminal and JSON
+            elsewhere.
+
+    Raises:
+        InvalidInput: the variable has another value.
+    """
+    stream = sys.stderr if stream is None else stream
+    form = form or log_format() or ("text" if stream.isatty() else "json")
+    handler = _Handler(stream)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    for name in _TRUSTED:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nobody reads standard error any more, or a record cannot be formatted: work goes on."""
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields of a record's line, without those that have no value."""
+    trusted = record.name.split(".")[0] in _TRUSTED
+    found: dict[str, Any] = dict(_bound.get())
+    if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, path, _, status = record.args
+        path = str(path).split("?")[0]
+        found |= {"client": client, "method": method, "path": path, "status": status}
+        message = f"{method} {path} {status}"
+    else:
+        message = record.getMessage()
+        if not trusted:
+            message = message.splitlines()[0] if message else ""
+    for source in (getattr(record, "event", None), vars(record)):
+        if isinstance(source, Mapping):
+            found |= {_NAMES.get(k, k): v for k, v in source.items() if _NAMES.get(k, k) in FIELDS}
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        message = (
+            f"{message}: {error.kind}: {error.message}"
+            if isinstance(error, ProverError)
+            else (f"{message}: {type(error).__name__}")
+        )
+    seconds = time.gmtime(record.created)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S", seconds) + f".{int(record.msecs):03d}Z",
+        "level": record.levelname,
+        "logger": record.name,
+        "message": message[:MAX_MESSAGE],
+        **{name: _plain(found[name]) for name in FIELDS if found.get(name) is not None},
+        **({} if error is None or isinstance(error, ProverError) else {"where": _where(error)}),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float) else str(value)[:MAX_MESSAGE]
+
+
+def _where(error: BaseException) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
+    return [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames]
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(fields_of(record))
+
+
+class _Text(logging.Formatter):
+    """``time level logger: message  name=value ...``; what is no printable character is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = fields_of(record)
+        head = (
+            f"{fields.pop('time')} {fields.pop('level'):<7} {fields.pop('logger')}: {fields.pop('message')}"
+        )
+        shown = {name: ",".join(v) if isinstance(v, list) else v for name, v in fields.items()}
+        line = "  ".join([head, *(f"{name}={value}" for name, value in shown.items())])
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
