@@ -306,7 +306,6 @@ class WorkerStatus:
         silent: those of processes that lived, and said nothing.
         recycled: processes of this place that were replaced after many proofs, or for their memory.
         memory: as it last said; None before.
-        keys: the cache of keys that it keeps open, as it last said.
         problem: why it is not running; empty if it is.
     """
 
@@ -319,7 +318,6 @@ class WorkerStatus:
     restarts: int
     memory: MemoryUsage | None
     problem: str = ""
-    keys: CacheStatistics | None = None
     silent: int = 0
     recycled: int = 0
 
@@ -361,6 +359,10 @@ class Executor(Protocol):
         ...
 
     def workers(self) -> list[WorkerStatus]: ...
+
+    def keys(self) -> CacheStatistics:
+        """The caches of keys of all places together, as last known; counts since the start."""
+        ...
 
     def memory(self) -> int:
         """Bytes that count against the limit: private memory of all places, as last known."""

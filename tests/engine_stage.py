@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuprover.api import ProofResult
 from gpuprover.backend import MemoryPlan
+from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.dispatch import COUNTERS, Dispatcher
@@ -150,6 +151,9 @@ class FakeExecutor:
 
     def shrink(self) -> None:
         self.shrinks += 1
+
+    def keys(self) -> CacheStatistics:
+        return CacheStatistics.total(())
 
     def workers(self) -> list[WorkerStatus]:
         return []

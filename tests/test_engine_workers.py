@@ -90,6 +90,13 @@ def test_workers_die_again_and_again_and_every_proof_is_made_once(folder: Path, 
     assert status.counters["succeeded"] == status.counters["submitted"] == len(jobs) + 1
     assert (status.counters["failed"], status.active_jobs, status.queued_jobs) == (0, 0, 0)
     assert any(job.attempts > 1 for job in jobs)
+    # Workers say once a second what they keep; what dead ones had counted stays counted.
+    assert wait_until(lambda: prover.get_status().caches["keys"].entries)
+    counted = prover.get_status().caches["keys"]
+    for worker in prover.get_status().workers:
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    assert wait_until(lambda: prover.get_status().caches["keys"].entries == 0)
+    assert prover.get_status().caches["keys"].misses >= counted.misses > 0
 
 
 def test_a_verifier_that_dies_answers_nevertheless(prover: Prover) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from gpuprover import calibration
 from gpuprover.api import ProofResult
 from gpuprover.backend import is_gpu
+from gpuprover.caching import CacheStatistics
 from gpuprover.errors import DeviceError, ProofGenerationFailed, ProverError
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
@@ -178,10 +179,10 @@ class LocalExecutor:
             )
             problem = self._problem.message if self._problem is not None else ""
         devices = ", ".join(device.name for device in self.devices if not device.problem)
-        keys = None if self._runner is None else self._runner.keys.statistics
-        return [
-            WorkerStatus(NAME, os.getpid(), devices, state, jobs, proofs, 0, memory_usage(), problem, keys)
-        ]
+        return [WorkerStatus(NAME, os.getpid(), devices, state, jobs, proofs, 0, memory_usage(), problem)]
+
+    def keys(self) -> CacheStatistics:
+        return CacheStatistics.total(() if self._runner is None else (self._runner.keys.statistics,))
 
     def memory(self) -> int:
         """Nothing beyond what this process holds."""

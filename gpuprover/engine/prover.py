@@ -520,7 +520,7 @@ class Prover:
             },
             workers=workers,
             caches={
-                "keys": CacheStatistics.total(w.keys for w in workers if w.keys is not None),
+                "keys": self._executor.keys() if found.started else CacheStatistics.total(()),
                 "proofs": self._dispatcher.proofs.statistics,
                 "verifications": self._verification.answers.statistics,
             },

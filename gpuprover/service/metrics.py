@@ -266,7 +266,7 @@ METRICS: tuple[MetricRow, ...] = (
         "prover_cache_hits_total",
         "counter",
         ("cache",),
-        "Look-ups that found an entry, by `cache` (proofs, verifications)",
+        "Look-ups that found an entry, by `cache` (keys: of all workers, proofs, verifications)",
         values=_by_cache("hits"),
     ),
     MetricRow(

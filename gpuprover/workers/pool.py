@@ -97,7 +97,10 @@ class WorkerPool:
         self._commands: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._published: tuple[list[Device], list[WorkerStatus], int] = ([], [], 0)
+        self._past_keys = CacheStatistics.total(())
+        self._published: tuple[list[Device], list[WorkerStatus], int, CacheStatistics] = (
+            [], [], 0, self._past_keys,
+        )  # fmt: skip
         # From here on: the supervisor's thread alone.
         self._changed: Callable[[], None] = lambda: None
         self._places: list[Place] = []
@@ -139,6 +142,9 @@ class WorkerPool:
 
     def memory(self) -> int:
         return self._published[2]
+
+    def keys(self) -> CacheStatistics:
+        return self._published[3]
 
     def load(self, path: str, pin: bool, done: Loaded) -> None:
         load = Load(os.path.abspath(path), pin, done)
@@ -330,6 +336,9 @@ class WorkerPool:
             worker.child.close()
         else:
             self._dying.append((worker.child, time.monotonic() + KILLED_SECONDS))
+        # What it has counted stays counted.
+        gone = replace(worker.keys, entries=0, bytes=0, capacity=0, pinned=0)
+        self._past_keys = CacheStatistics.total([self._past_keys, gone])
         place = worker.place
         if place.worker is worker:
             place.worker, place.successor = place.successor, None
@@ -795,7 +804,8 @@ class WorkerPool:
         workers = [status_of(place) for place in self._places]
         held = sum(own_bytes(w.memory) if w.memory else 0 for w in self._workers())
         before = self._published
-        self._published = (self._devices(), workers, held)
+        keys = CacheStatistics.total([self._past_keys, *(w.keys for w in self._workers())])
+        self._published = (self._devices(), workers, held, keys)
         if self._published[:2] != before[:2]:
             self._calls.append(self._changed)
 

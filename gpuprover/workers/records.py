@@ -123,7 +123,7 @@ class Worker:
     cpu: float = 0.0
     proofs: int = 0
     memory: MemoryUsage | None = None
-    keys: CacheStatistics | None = None
+    keys: CacheStatistics = field(default_factory=lambda: CacheStatistics.total(()))
     at_rest: int = WORKER_BYTES
     stopping: bool = False
     leave: float | None = None
@@ -191,5 +191,4 @@ def status_of(place: Place) -> WorkerStatus:
         recycled=place.recycled,
         memory=None if worker is None else worker.memory,
         problem=place.problem if worker is None else "",
-        keys=None if worker is None else worker.keys,
     )
