@@ -254,7 +254,10 @@ def test_what_is_not_there_is_a_404(shared: Stage) -> None:
         assert str(shared.prover.settings.circuit_keys_path) not in document["detail"]
     problem(shared.post(circuit="checked", wait=SECONDS), 404, "CircuitNotFound")
     problem(shared.get("/v2/circuits"), 404, "NotFound")
-    problem(shared.client.put("/v1/circuits"), 405, "MethodNotAllowed")
+    for path, allowed in {"/v1/circuits": "GET", "/v1/proofs/x": "GET, DELETE", "/": "GET"}.items():
+        answer = shared.client.put(path)
+        problem(answer, 405, "MethodNotAllowed")
+        assert answer.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize(
@@ -973,7 +976,7 @@ def test_the_openapi_document_has_every_route_and_error(shared: Stage) -> None:
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
             if path.startswith("/v1/"):
                 assert "401" in operation["responses"]
-                assert operation["security"]
+                assert operation["security"] == [{"HTTPBearer": []}, {}], "a token is taken, and not needed"
 
 
 # rapidsnark ----------------------------------------------------------------------------------------

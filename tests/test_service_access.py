@@ -82,6 +82,7 @@ def test_with_tokens_everything_that_tells_something_wants_one(tmp_path: Path) -
     path = write(tmp_path / "tokens", f"{ONE}\n{TWO}\n")
     with stage(tmp_path / "c", settings={"tokens_file": path}) as found:
         document = found.get("/openapi.json").json()
+        assert document["paths"]["/v1/status"]["get"]["security"] == [{"HTTPBearer": []}]
         asked = 0
         for template, operations in document["paths"].items():
             url = template.replace("{circuit_id}", "chain").replace("{proof_id}", "0" * 32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +28,7 @@ from running import Run
 from service_stage import CHAIN, SECONDS, SLOW, SUCCEED, circuits
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 START_SECONDS = 120
 """A worker may compile first."""
 
@@ -103,8 +106,22 @@ def test_it_proves_and_verifies_and_ends(tmp_path: Path) -> None:
         both = [(found.public_signals, found.proof), (["1", "2"], found.proof)]
         assert client.verify_batch("chain", both) == [True, False]
         assert client.circuit("chain")["loaded"]
+        url = json.loads(line)["url"]
+        shell_of_the_document(url, tmp_path)
+        ran = subprocess.run(
+            [sys.executable, ROOT / "examples" / "http" / "client.py", url, "chain", f"{CHAIN}.wtns", "8"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ran.returncode == 0, ran.stderr
+        # README shows what it prints, figures aside.
+        shown = (ROOT / "examples" / "http" / "README.md").read_text().split("```")[3].strip().splitlines()
+        said = ran.stdout.splitlines()
+        assert said[0].endswith("8 ids")
+        assert [re.sub(r"[\d.]+", "N", one) for one in said] == [re.sub(r"[\d.]+", "N", one) for one in shown]
         status = client.status()
-        assert status["counters"]["succeeded"] == 1
+        assert status["counters"]["succeeded"] == 11
         children = [worker["pid"] for worker in status["workers"] if worker["pid"] != process.pid]
         process.send_signal(signal.SIGTERM)
         code, errors = ended(process)
@@ -112,6 +129,25 @@ def test_it_proves_and_verifies_and_ends(tmp_path: Path) -> None:
         assert "Traceback" not in errors
         for pid in children:
             assert not Path(f"/proc/{pid}").exists()
+
+
+def shell_of_the_document(url: str, folder: Path) -> None:
+    """What docs/http.md has for curl, as it stands there, for another address and circuit."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    text = (ROOT / "docs" / "http.md").read_text()
+    script = text.split("```sh\n")[1].split("```")[0]
+    script = script.replace("http://127.0.0.1:8080", url).replace("transfer", "chain")
+    shutil.copy(f"{CHAIN}.wtns", folder / "witness.wtns")
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, cwd=folder, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith('{"valid":true}{"ready":true,')
+    for name in ("proof.json", "later.json"):
+        made = json.loads((folder / name).read_text())
+        assert (made["state"], made["error"]) == ("succeeded", None)
+    assert json.loads((folder / "verification_key.json").read_text())["protocol"] == "groth16"
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,6 +57,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
     app.include_router(routes.open_router)
@@ -63,21 +66,20 @@ def create_app(
         app.state.slot = rapidsnark.Slot()
         app.include_router(rapidsnark.router)
     app.include_router(page.router)
-    service.metrics = metrics(prover, _routes(app))
+    document = _openapi(app)
+    methods = {path: [name.upper() for name in found] for path, found in document["paths"].items()}
+    methods |= {"/": ["GET"], "/openapi.json": ["GET"]}
+    service.metrics = metrics(prover, [f"{name} {path}" for path, names in methods.items() for name in names])
     app.add_middleware(Surroundings, observe=service.metrics.answered)
-    _answer_errors(app, service)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    _answer_errors(app, service, methods)
+    app.openapi = lambda: _with_security(document, service.tokens.required)  # type: ignore[method-assign]
     return app
 
 
-def _routes(app: FastAPI) -> list[str]:
-    """``METHOD /path/{of}``, of all routes."""
-    paths = get_openapi(title="", version="", routes=app.routes)["paths"]
-    listed = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
-    return [*listed, "GET /", "GET /openapi.json"]
+def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]) -> None:
+    """``methods``: of each path, for the ``Allow`` of a 405."""
+    allowed = [(re.compile(re.sub(r"{[^}]*}", "[^/]+", path)), names) for path, names in methods.items()]
 
-
-def _answer_errors(app: FastAPI, service: Service) -> None:
     async def answer(request: Request, problem: Problem) -> Response:
         context = current.get()
         body = problem.body(context.request_id if context is not None else None)
@@ -93,7 +95,11 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
             where = " ".join(str(part)[:40] for part in first["loc"])
             return await answer(request, Problem(400, "InvalidInput", f"{where}: {first['msg']}"))
         assert isinstance(error, HTTPException)
-        return await answer(request, of_status(error.status_code, error.headers))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            found = (names for path, names in allowed if path.fullmatch(request.url.path))
+            headers["Allow"] = ", ".join(next(found, []))
+        return await answer(request, of_status(error.status_code, headers))
 
     for kind in (Problem, ProverError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refused)
@@ -101,23 +107,28 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The document that follows from the routes, with the models of bodies that they read themselves."""
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        _, found = models_json_schema(
-            [(model, "validation") for model in models.BESIDES],
-            ref_template="#/components/schemas/{model}",
-        )
-        components = schema["components"]["schemas"]
-        components.update(found["$defs"])
-        for path in schema["paths"].values():
-            for operation in path.values():
-                # Parameters that are no good are a 400 here.
-                if "HTTPValidationError" in str(operation["responses"].get("422")):
-                    del operation["responses"]["422"]
-                    operation["responses"].setdefault("400", routes.problems(400)[400])
-        for name in ("HTTPValidationError", "ValidationError"):
-            components.pop(name, None)
-        app.openapi_schema = schema
-    return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    _, found = models_json_schema(
+        [(model, "validation") for model in models.BESIDES], ref_template="#/components/schemas/{model}"
+    )
+    components = schema["components"]["schemas"]
+    components.update(found["$defs"])
+    for path in schema["paths"].values():
+        for operation in path.values():
+            # Parameters that are no good are a 400 here.
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+                operation["responses"].setdefault("400", routes.problems(400)[400])
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    return schema
+
+
+def _with_security(document: dict[str, Any], required: bool) -> dict[str, Any]:
+    """Says whether a token is needed, or only taken."""
+    document = copy.deepcopy(document)
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "security" in operation and not required:
+                operation["security"].append({})
+    return document

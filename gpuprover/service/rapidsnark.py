@@ -65,7 +65,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     responses=problems(400, 404, 408, 409, 413, 415, 429, 500, 503),
     openapi_extra=request_body({JSON: {"type": "object"}}),
 )
-async def begin(circuit_id: CircuitId, request: Request, service: ServiceDep) -> RapidsnarkStatus:
+async def rapidsnark_input(circuit_id: CircuitId, request: Request, service: ServiceDep) -> RapidsnarkStatus:
     slot = _slot(request)
     media_type(request, JSON)
     service.refuse_if_draining()
@@ -84,7 +84,7 @@ async def begin(circuit_id: CircuitId, request: Request, service: ServiceDep) ->
 
 
 @router.get("/status", summary="How the last proof is", response_model_exclude_none=True)
-async def status(request: Request, service: ServiceDep) -> RapidsnarkStatus:
+async def rapidsnark_status(request: Request, service: ServiceDep) -> RapidsnarkStatus:
     slot = _slot(request)
     if slot.busy:
         return RapidsnarkStatus(status="busy")
@@ -102,7 +102,7 @@ async def status(request: Request, service: ServiceDep) -> RapidsnarkStatus:
 
 
 @router.post("/cancel", summary="End the proof", response_model_exclude_none=True, responses=problems(409))
-async def cancel(request: Request, service: ServiceDep) -> RapidsnarkStatus:
+async def rapidsnark_cancel(request: Request, service: ServiceDep) -> RapidsnarkStatus:
     record = _slot(request).record
     if record is None or not await service.cancel(record):
         raise Problem(409, "NotBusy", "no proof is being made")

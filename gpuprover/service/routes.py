@@ -35,6 +35,10 @@ MAX_BATCH = 10_000
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})(?![\d.])", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_LINKS = {
+    operation: {"operationId": operation, "parameters": {"proof_id": "$response.body#/id"}}
+    for operation in ("get_proof", "cancel_proof")
+}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _MEANING = {
     400: "The request cannot be understood: its parameters, its body, the witness's file.",
@@ -128,12 +132,14 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=proble
     responses={
         200: {
             "description": "The proof was made within the seconds that Prefer allows.",
-            "headers": {"Location": {"schema": {"type": "string"}}},
+            "headers": {"Location": {"required": True, "schema": {"type": "string"}}},
+            "links": _LINKS,
         },
         202: {
             "model": models.ProofObject,
             "description": "It is being made; Location says where its state is.",
             "headers": {"Location": {"required": True, "schema": {"type": "string"}}},
+            "links": _LINKS,
         },
         **problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
     },
