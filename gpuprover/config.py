@@ -520,7 +520,8 @@ SETTINGS: tuple[Setting, ...] = (
         _whole,
         "at least 1",
         lambda given: given["body_memory"],
-        "largest body of a request; JSON, which takes more memory than it is long, may have an eighth of it",
+        "largest body of a request; JSON, which takes more memory than it is long, may have an eighth of it, "
+        "and 32 MiB at most",
         "MiB",
         "`body_memory`",
         own=False,

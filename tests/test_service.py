@@ -28,7 +28,7 @@ from gpuprover.errors import (
     Timeout,
     WitnessMismatch,
 )
-from gpuprover.service import core, models, routes, server
+from gpuprover.service import bodies, core, models, routes, server
 from gpuprover.service.bodies import Budget
 from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
@@ -347,6 +347,20 @@ def test_a_length_that_is_no_number_is_a_400(shared: Stage) -> None:
         assert raw.recv(100).split(b"\r\n")[0].split()[1] in (b"400", b"413")
 
 
+def test_a_body_that_comes_too_slowly_is_a_408(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PAUSE_SECONDS", 0.3)
+
+    def drop_by_drop(count: int, pause: float) -> Iterator[bytes]:
+        for _ in range(count):
+            yield b"drop"
+            time.sleep(pause)
+
+    for count, pause in ((1, 0.8), (8, 0.1)):
+        answer = shared.client.post(PROOFS, content=drop_by_drop(count, pause), headers=WITNESS)
+        problem(answer, 408, "RequestTimeout")
+    assert shared.service.budget.used == 0
+
+
 def test_reservations_are_given_back_whatever_happens() -> None:
     budget = Budget(10)
     with pytest.raises(ZeroDivisionError), budget.reserve() as one:
@@ -536,9 +550,9 @@ def test_results_expire_by_age_number_and_bytes() -> None:
         for name in "cde":
             await add(name, proof())
         assert kept() == "cde"
-        await add("f", proof(["7" * 77] * 600))
+        await add("f", proof(["7" * 77] * 400))
         assert kept() == "def"
-        await add("g", proof(["7" * 77] * 600))
+        await add("g", proof(["7" * 77] * 400))
         assert kept() == "g", "two of them are too much; the last one stays"
         assert budget.used == 0
         assert [latest["id"] for latest in results.latest] == list("gfedcba")

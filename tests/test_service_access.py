@@ -57,6 +57,22 @@ def test_tokens_are_read_and_read_again(tmp_path: Path, caplog: pytest.LogCaptur
     assert TWO not in caplog.text
 
 
+def test_a_secret_that_kubernetes_swaps_is_seen(tmp_path: Path) -> None:
+    """The file is a link into a folder that is a link, and only that one is replaced."""
+    now = 0.0
+    for name, token in (("one", ONE), ("two", TWO)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "tokens", token)
+    (tmp_path / "data").symlink_to("one")
+    (tmp_path / "tokens").symlink_to("data/tokens")
+    tokens = Tokens(tmp_path / "tokens", clock=lambda: now)
+    assert tokens.accept(ONE)
+    (tmp_path / "new").symlink_to("two")
+    os.replace(tmp_path / "new", tmp_path / "data")
+    now += access.LOOK_SECONDS
+    assert [tokens.accept(ONE), tokens.accept(TWO)] == [False, True]
+
+
 def test_no_token_is_needed_until_there_is_one(tmp_path: Path) -> None:
     assert not Tokens(None).required
     now = 0.0

@@ -11,7 +11,11 @@ from starlette.requests import Request
 from gpuprover.service.problems import Problem
 
 PAUSE_SECONDS = 30.0
-"""A body may pause for so long."""
+"""A body may pause for so long, once or in all beyond what the slowest rate allows."""
+SLOWEST = 16 << 10
+"""Bytes a second."""
+MAX_JSON = 32 << 20
+"""Parsing holds the interpreter, and so the event loop: for a fraction of a second at this size."""
 JSON_FACTOR = 8
 """Bytes that JSON takes once it is parsed, for each of its own: a list of short strings takes that."""
 
@@ -73,7 +77,7 @@ async def read_body(request: Request, limit: int, reservation: Reservation, fact
         factor: bytes to reserve for each.
 
     Raises:
-        Problem: 400, its length is no number, or it is empty; 408, it pauses too long; 413, it is too long;
+        Problem: 400, its length is no number, or it is empty; 408, it comes too slowly; 413, it is too long;
             429, there is no room now.
         ClientDisconnect: the client went away.
     """
@@ -91,14 +95,17 @@ async def read_body(request: Request, limit: int, reservation: Reservation, fact
     # Its value is this very buffer, without a copy, once nothing is appended any more.
     buffer = io.BytesIO()
     chunks = request.stream().__aiter__()
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     while True:
+        latest = min(loop.time(), begun + buffer.tell() / SLOWEST) + PAUSE_SECONDS
         try:
-            async with asyncio.timeout(PAUSE_SECONDS):
+            async with asyncio.timeout_at(latest):
                 chunk = await anext(chunks)
         except StopAsyncIteration:
             break
         except TimeoutError:
-            raise Problem(408, "RequestTimeout", f"the body paused for {PAUSE_SECONDS:.0f} s") from None
+            raise Problem(408, "RequestTimeout", "the body comes too slowly") from None
         check(buffer.tell() + len(chunk))
         buffer.write(chunk)
     if not buffer.tell():

@@ -20,7 +20,7 @@ from gpuprover.config import ServiceSettings
 from gpuprover.engine import JobState, ProofJob, Prover, ProverStatus
 from gpuprover.errors import Aborted, CircuitNotFound, ProverError, ShuttingDown
 from gpuprover.service.access import Tokens, is_loopback
-from gpuprover.service.bodies import Budget, Reservation
+from gpuprover.service.bodies import JSON_FACTOR, MAX_JSON, Budget, Reservation
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import Problem, problem_of
 from gpuprover.service.results import Attempt, Name, Record, Results
@@ -64,6 +64,7 @@ class Service:
         self.results = Results(settings.result_ttl, settings.result_limit)
         self.budget = Budget(settings.body_memory * MIB)
         self.body_limit = settings.body_limit * MIB
+        self.json_limit = min(self.body_limit // JSON_FACTOR, MAX_JSON)
         self.draining = False
         self._was_ready = False
         self._started = time.monotonic()

@@ -75,7 +75,7 @@ async def rapidsnark_input(circuit_id: CircuitId, request: Request, service: Ser
     slot.taken = True
     try:
         with service.budget.reserve() as reservation:
-            body = await read_body(request, service.body_limit // JSON_FACTOR, reservation, JSON_FACTOR)
+            body = await read_body(request, service.json_limit, reservation, JSON_FACTOR)
             inputs = await service.briefly(_parse, body)
             slot.record = await service.submit(circuit_id, {"inputs": inputs}, reservation)
     finally:

@@ -17,6 +17,8 @@ from gpuprover.service.bodies import Reservation
 
 MAX_BYTES = 64 << 20
 """Of all results that are kept."""
+SIGNAL_BYTES = 150
+"""Of a decimal string in a list, about."""
 LATEST = 20
 """Ended proofs that a status shows."""
 
@@ -114,7 +116,7 @@ class Results:
         try:
             result = record.job.wait(0)
             record.outcome = result
-            record.size = 4096 + sum([len(signal) + 64 for signal in result.public_signals])
+            record.size = 4096 + SIGNAL_BYTES * len(result.public_signals)
         except ProverError as error:
             record.outcome = error.with_traceback(None)
             record.size = 2048

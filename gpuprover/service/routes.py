@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, Security
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
@@ -32,6 +34,8 @@ BATCH = 64
 """Proofs that are verified together, and answered together; the first answers come after fewer."""
 FIRST_BATCH = 8
 MAX_BATCH = 10_000
+FEW = 1000
+"""Public signals that are written in the event loop."""
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})(?![\d.])", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -45,7 +49,7 @@ _MEANING = {
     401: "No bearer token, or none that is accepted.",
     403: "The page of another site asks, and the service has no tokens.",
     404: "There is none of that name.",
-    408: "The body paused for too long.",
+    408: "The body comes too slowly.",
     409: "Another request has this Idempotency-Key; or the proof has ended, or was cancelled.",
     413: "The body is too large.",
     415: "The body is of a type that is not taken here.",
@@ -192,8 +196,8 @@ async def _take(
     When this returns, nothing here holds the witness.
     """
     with service.budget.reserve() as reservation:
-        factor = JSON_FACTOR if kind == JSON else 1
-        body = await read_body(request, service.body_limit // factor, reservation, factor)
+        limit, factor = (service.json_limit, JSON_FACTOR) if kind == JSON else (service.body_limit, 1)
+        body = await read_body(request, limit, reservation, factor)
 
         async def submit() -> Record:
             witness: bytes | dict[str, Any] = body
@@ -226,7 +230,7 @@ async def _answer(
         problem.headers |= headers
         problem.more["proof_id"] = record.id
         raise problem
-    return proof_response(service, record, 200 if ended else 202, headers)
+    return await proof_response(service, record, 200 if ended else 202, headers)
 
 
 def _seconds(prefer: str | None) -> int | None:
@@ -234,7 +238,7 @@ def _seconds(prefer: str | None) -> int | None:
     return min(int(match[1]), LONGEST_WAIT) if match else None
 
 
-def proof_response(service: Service, record: Record, status: int, headers: dict[str, str]) -> Response:
+async def proof_response(service: Service, record: Record, status: int, headers: dict[str, str]) -> Response:
     result = record.outcome if isinstance(record.outcome, ProofResult) else None
     error = record.outcome if isinstance(record.outcome, ProverError) else None
     record.fetched = record.fetched or record.outcome is not None
@@ -248,8 +252,9 @@ def proof_response(service: Service, record: Record, status: int, headers: dict[
         timings=result.timings if result else {},
         error=models.Problem(**service.problem(error).document()) if error else None,
     )
-    text = document.model_dump_json(exclude={"error": {"request_id"}})
-    return Response(text, status, headers, JSON)
+    written = partial(document.model_dump_json, exclude={"error": {"request_id"}})
+    few = result is None or len(result.public_signals) <= FEW
+    return Response(written() if few else await service.briefly(written), status, headers, JSON)
 
 
 @router.get(
@@ -268,7 +273,7 @@ async def get_proof(
     headers = {} if record.outcome is not None else {"Retry-After": "1"}
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds}"
-    return proof_response(service, record, 200, headers)
+    return await proof_response(service, record, 200, headers)
 
 
 @router.delete(
@@ -283,7 +288,7 @@ async def cancel_proof(proof_id: ProofId, service: ServiceDep) -> Response:
     record = _record(service, proof_id)
     if not await service.cancel(record) and record.state.value != "cancelled":
         raise Problem(409, "AlreadyEnded", f"the proof has ended: {record.state.value}")
-    return proof_response(service, record, 200, {})
+    return await proof_response(service, record, 200, {})
 
 
 def _record(service: Service, proof_id: str) -> Record:
@@ -367,7 +372,7 @@ async def _read_json(
     service: Service, request: Request, model: type[models._Request], reservation: Reservation
 ) -> Any:
     media_type(request, JSON)
-    body = await read_body(request, service.body_limit // JSON_FACTOR, reservation, JSON_FACTOR)
+    body = await read_body(request, service.json_limit, reservation, JSON_FACTOR)
     return await service.briefly(parse, model, body)
 
 
@@ -434,10 +439,22 @@ async def verify_batch(request: Request, service: ServiceDep) -> Response:
             context = current.get()
             problem = service.problem(error).document(context.request_id if context else None)
             yield json.dumps({"error": problem}).encode() + b"\n"
-        finally:
-            reservation.release()
 
-    return StreamingResponse(answer(), media_type=NDJSON)
+    return _Streamed(answer(), reservation)
+
+
+class _Streamed(StreamingResponse):
+    """Lines, and the reservation of what they are made of, which ends with them or with the client."""
+
+    def __init__(self, lines: AsyncIterator[bytes], reservation: Reservation) -> None:
+        super().__init__(lines, media_type=NDJSON)
+        self._reservation = reservation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reservation.release()
 
 
 # State -----------------------------------------------------------------------------------------

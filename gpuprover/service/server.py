@@ -112,9 +112,10 @@ async def drain(service: Service, force: asyncio.Event) -> None:
     left = service.results.open
     log.info("draining: %d proofs are open, %.0f s at most", len(left), grace)
     forced = asyncio.create_task(force.wait())
-    drained = asyncio.ensure_future(service.loading(service.prover.drain, grace))
+    # In threads that no other call may keep busy.
+    drained = asyncio.create_task(asyncio.to_thread(service.prover.drain, grace))
     await asyncio.wait({forced, drained}, return_when=asyncio.FIRST_COMPLETED)
-    await service.loading(service.prover.close, 0.0)
+    await asyncio.to_thread(service.prover.close, 0.0)
     loop = asyncio.get_running_loop()
     end = loop.time() + LINGER_SECONDS
     while not force.is_set() and loop.time() < end and not all(record.fetched for record in left):

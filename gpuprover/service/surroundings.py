@@ -25,6 +25,8 @@ from gpuprover.service.problems import MEDIA_TYPE, Problem
 log = logging.getLogger("gpuprover.service")
 access_log = logging.getLogger("gpuprover.service.access")
 
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines: what is well is not worth a line."""
 CLIENT_GONE = 499
 """In logs and metrics: the client did not wait for its answer."""
 
@@ -119,7 +121,8 @@ class Surroundings:
             method, status = str(scope["method"]), status or CLIENT_GONE
             self._observe(f"{method} {route}", status, seconds)
             event = {"method": method, "path": route, "status": status, "seconds": round(seconds, 6)}
-            access_log.info("%s %s %d", method, route, status, extra={"event": event})
+            level = logging.DEBUG if route in PROBES and status < 500 else logging.INFO
+            access_log.log(level, "%s %s %d", method, route, status, extra={"event": event})
 
 
 async def _fail(send: Send, context: RequestContext) -> None:
