@@ -50,7 +50,7 @@ format: .venv/test
 test: setup lint warm
 	@$(PY) -m pytest -n $(WORKERS) -m "not slow" $(TESTS)
 
-test-full: setup lint warm
+test-full: setup lint warm .venv/full
 	@$(PY) -m pytest -n $(WORKERS) $(TESTS)
 
 # Both curves at once: else every worker of the tests would compile the same code.
@@ -82,6 +82,10 @@ clean:
 	@echo "Installing gpuprover and its test tools into .venv ..."
 	@$(PIP) --editable '.[test]'
 	@touch .venv/core $@
+
+.venv/full: pyproject.toml | .venv/test
+	@$(PIP) --editable '.[full]'
+	@touch .venv/core .venv/test $@
 
 # Without npm the interop tests skip, with this as the reason; .ci/run does not accept that.
 .node/installed: tests/interop/package.json tests/interop/package-lock.json tests/interop/install.py | .venv/bin/python

@@ -32,6 +32,10 @@ _PUBLIC = {
     "verify_batch": "api",
     "ProofResult": "api",
     "ProvingKey": "formats.zkey",
+    "Client": "service.client",
+    "AsyncClient": "service.client",
+    "RemoteProof": "service.client",
+    "ServiceError": "service.client",
     "Progress": "job",
     "create_prover": "engine",
     "Prover": "engine",
@@ -59,9 +63,11 @@ _PUBLIC = {
 
 __all__ = [
     "Aborted",
+    "AsyncClient",
     "BackpressureController",
     "Cancelled",
     "CircuitNotFound",
+    "Client",
     "DeviceError",
     "InvalidInput",
     "MalformedFile",
@@ -76,6 +82,8 @@ __all__ = [
     "ProverStatus",
     "ProvingKey",
     "QueueFull",
+    "RemoteProof",
+    "ServiceError",
     "ShuttingDown",
     "Timeout",
     "UnsatisfiedWitness",
@@ -115,6 +123,7 @@ if TYPE_CHECKING:
     from gpuprover.formats.zkey import ProvingKey
     from gpuprover.job import Progress
     from gpuprover.memory import MemoryUsage, memory_usage
+    from gpuprover.service.client import AsyncClient, Client, RemoteProof, ServiceError
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """Settings: by argument, else from ``PROVER_*`` variables, else from the machine.
 
 :data:`SETTINGS` is the one table: parsing, ``gpuprover config`` and docs/configuration.md are made from it.
-What a single command needs is in :class:`Settings`, what a prover needs in :class:`EngineSettings`; both
-remember where each value came from. A new setting is one row, and one field of :class:`EngineSettings`.
+What a single command needs is in :class:`Settings`, what a prover needs in :class:`EngineSettings`, what the
+HTTP service needs besides in :class:`ServiceSettings`; all remember where each value came from. A new setting
+is one row, and one field of the class that takes it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,29 @@ class EngineSettings:
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "sources"}
 
 
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How the HTTP service behaves. :data:`SETTINGS` says what each field means, and its unit.
+
+    Attributes:
+        sources: as of :class:`EngineSettings`.
+    """
+
+    host: str
+    port: int
+    tokens_file: Path | None
+    body_memory: int
+    body_limit: int
+    result_ttl: float
+    result_limit: int
+    rapidsnark: bool
+    sources: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, as JSON has them; without the sources."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "sources"}
+
+
 Parse = Callable[[Any, str], Any]
 
 
@@ -106,7 +130,8 @@ class Setting:
         default: the value, or how it follows from those of the rows above.
         default_text: how the docs say it, where it is not the same on every machine.
         meaning: a sentence without its full stop.
-        own: it is an argument of a prover; others are read from the environment, where they are needed.
+        own: it is an argument of a prover. Others are read from the environment where they are needed, or are
+        service: options of ``gpuprover serve``.
     """
 
     name: str
@@ -117,6 +142,7 @@ class Setting:
     unit: str = ""
     default_text: str = ""
     own: bool = True
+    service: bool = False
 
     @property
     def variable(self) -> str:
@@ -215,6 +241,28 @@ def _path(value: Any, where: str) -> Path:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise InvalidInput(f"{where}: expected a path, found {value!r}")
     return Path(value).expanduser()
+
+
+def _host(value: Any, where: str) -> str:
+    name = value.strip() if isinstance(value, str) else ""
+    if not name or not name.isprintable() or " " in name or len(name) > 255:
+        raise InvalidInput(f"{where}: expected an address or a host's name, found {str(value)[:40]!r}")
+    return name
+
+
+_SWITCH = {"on": True, "true": True, "yes": True, "1": True} | {
+    "off": False,
+    "false": False,
+    "no": False,
+    "0": False,
+}
+
+
+def _switch(value: Any, where: str) -> bool:
+    found = _SWITCH.get(str(value).strip().lower())
+    if found is None:
+        raise InvalidInput(f"{where}: expected on or off, found {str(value)[:40]!r}")
+    return found
 
 
 def _all_memory() -> int:
@@ -428,6 +476,86 @@ SETTINGS: tuple[Setting, ...] = (
         default_text="by the CPU's features",
         own=False,
     ),
+    Setting(
+        "host",
+        _host,
+        "an address",
+        "127.0.0.1",
+        "where the service listens; `0.0.0.0` and `::` are all interfaces",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "port",
+        partial(_whole, low=0, high=65535),
+        "0 to 65535",
+        8080,
+        "port of the service; 0 takes any that is free",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "tokens_file",
+        _path,
+        "a file",
+        None,
+        "bearer tokens that the service accepts, one a line; read again when it changes",
+        default_text="none: no token is needed",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "body_memory",
+        _whole,
+        "at least 1",
+        lambda given: max(16, given["memory_limit"] // 4),
+        "memory for the bodies of requests that are open and for witnesses that wait, all together",
+        "MiB",
+        "a quarter of the memory limit; at least 16",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "body_limit",
+        _whole,
+        "at least 1",
+        lambda given: given["body_memory"],
+        "largest body of a request; JSON, which takes more memory than it is long, may have an eighth of it, "
+        "and 32 MiB at most",
+        "MiB",
+        "`body_memory`",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "result_ttl",
+        _positive,
+        "above 0",
+        3600.0,
+        "how long the service keeps a result, from the end of its proof",
+        "s",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "result_limit",
+        _whole,
+        "at least 1",
+        10_000,
+        "results that the service keeps at most; the oldest go first",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "rapidsnark",
+        _switch,
+        "`on`, `off`",
+        False,
+        "whether the service offers the routes of rapidsnark's server too",
+        default_text="`off`",
+        own=False,
+        service=True,
+    ),
 )
 
 _BY_NAME: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in SETTINGS})
@@ -496,19 +624,46 @@ def load_engine_settings(
     return EngineSettings(**values, sources=MappingProxyType(unset | sources))
 
 
+def load_service_settings(
+    arguments: Mapping[str, Any], engine: EngineSettings, environment: Mapping[str, str] | None = None
+) -> ServiceSettings:
+    """Settings of the HTTP service from a command's options, environment, and those of its prover.
+
+    Raises:
+        InvalidInput: a value cannot be used.
+    """
+    rows = [row for row in SETTINGS if row.service]
+    values, sources = _given(rows, arguments, environment, "--")
+    given: dict[str, Any] = {"memory_limit": engine.memory_limit} | values
+    for row in rows:
+        if row.name not in given:
+            given[row.name] = row.default(given) if callable(row.default) else row.default
+    if given["body_limit"] > given["body_memory"]:
+        raise InvalidInput(
+            f"body_limit: expected at most body_memory, which is {given['body_memory']} MiB, "
+            f"found {given['body_limit']}"
+        )
+    unset = {row.name: "machine" if callable(row.default) else "default" for row in rows}
+    return ServiceSettings(
+        **{row.name: given[row.name] for row in rows}, sources=MappingProxyType(unset | sources)
+    )
+
+
 def describe(settings: EngineSettings, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Every row of the table: name -> ``{"value", "unit", "source", "variable", "meaning"}``, plain values.
 
     Raises:
         InvalidInput: a variable that a prover does not take as an argument cannot be used.
     """
-    others, sources = _given([row for row in SETTINGS if not row.own], {}, environment, "")
-    values = settings.as_dict() | others
+    others, sources = _given([row for row in SETTINGS if not (row.own or row.service)], {}, environment, "")
+    service = load_service_settings({}, settings, environment)
+    values = settings.as_dict() | service.as_dict() | others
+    sources |= {**settings.sources, **service.sources}
     return {
         row.name: {
             "value": values.get(row.name),
             "unit": row.unit,
-            "source": settings.sources.get(row.name) or sources.get(row.name, "default"),
+            "source": sources.get(row.name, "default"),
             "variable": row.variable,
             "meaning": row.meaning,
         }
@@ -520,7 +675,8 @@ def markdown_table() -> str:
     """The table of docs/configuration.md."""
     lines = ["| variable | argument | value | default | what it is |", "| --- | --- | --- | --- | --- |"]
     for row in SETTINGS:
-        argument = f"`{row.name}`" if row.own else ""
+        option = "--" + row.name.replace("_", "-")
+        argument = f"`{row.name}`" if row.own else f"`serve {option}`" if row.service else ""
         value = f"{row.values} {row.unit}".rstrip() if row.unit else row.values
         default = row.default_text or f"{_text(row.default)} {row.unit}".rstrip()
         lines.append(f"| `{row.variable}` | {argument} | {value} | {default} | {row.meaning} |")

@@ -6,6 +6,11 @@ and what was expected. Nothing here imports anything: every layer may use it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
 MAX_MESSAGE = 600
 
 EXIT_OK = 0
@@ -134,6 +139,18 @@ def from_record(record: object) -> ProverError:
     error = cls.__new__(cls)
     ProverError.__init__(error, str(fields.get("message", "an error without a message")))
     return error
+
+
+def place(trace: TracebackType | None) -> str:
+    """``module:line`` of the innermost frame in this package: what may be told of an unexpected exception,
+    whose text may hold secret values."""
+    found = "an unknown place"
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.split(".")[0] == "gpuprover":
+            found = f"{module}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
 
 
 def _descendants(cls: type[ProverError]) -> list[type[ProverError]]:

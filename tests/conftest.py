@@ -224,6 +224,7 @@ REASONS = {
     "interop": "Node.js",
     "nvrtc": "nvidia-cuda",
     "deploy": "deployment tools",
+    "chromium": "chromium is not installed",
     "gpu": "device 'cuda' is not available",
 }
 

@@ -79,7 +79,8 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_late(path: Path) -> None:
-    allowed = {"numpy", "numba", "llvmlite"} if of(path) == "cpu" else {"numpy"}
+    own = {"cpu": {"numba", "llvmlite"}, "service": {"fastapi"}}
+    allowed = {"numpy"} | own.get(of(path), set())
     for name, line, at_top in imports(path):
         package = name.split(".")[0]
         assert not at_top or package not in HEAVY - allowed, f"{path.relative_to(ROOT)}:{line}: {name}"

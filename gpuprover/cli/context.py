@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from gpuprover.cli.console import Console
 from gpuprover.config import Settings
-from gpuprover.errors import EXIT_RESOURCES, Cancelled, OutOfMemory, ProverError
+from gpuprover.errors import EXIT_RESOURCES, Cancelled, OutOfMemory, ProverError, place
 from gpuprover.progress import Display
 
 if TYPE_CHECKING:
@@ -123,20 +123,9 @@ def as_prover_error(error: BaseException, interrupts: Interrupts) -> ProverError
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
     return InternalError(
-        f"{type(error).__name__} in {_place(error.__traceback__)}; this is a bug in gpuprover: "
+        f"{type(error).__name__} in {place(error.__traceback__)}; this is a bug in gpuprover: "
         f"run again with {DEBUG_VARIABLE}=1 for the details (they may show secret inputs) and report it"
     )
-
-
-def _place(trace: TracebackType | None) -> str:
-    """``module:line`` of the innermost frame in this package."""
-    place = "an unknown place"
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module.split(".")[0] == "gpuprover":
-            place = f"{module}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place
 
 
 class Limits(TypedDict):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gpuprover.cli.console import write_lines
+from gpuprover.config import SETTINGS
 from gpuprover.errors import InvalidInput
 from gpuprover.verifier.arguments import add_arguments
 
@@ -222,6 +223,15 @@ def build_parser() -> Parser:
     )
     worker.add_argument("--keys", metavar="N", default="4", help="keep at most N keys loaded; default: 4")
 
+    serve = root.command(
+        "serve",
+        "serve:run",
+        "answer over HTTP: proofs, verification, metrics, a status page",
+        "Every setting of `gpuprover config` is an option here. SIGTERM lets what runs and waits end,\n"
+        "within --grace-period; a second signal ends it at once. See docs/http.md.",
+    )
+    _settings(serve)
+
     config = root.command(
         "config",
         "commands:config",
@@ -307,6 +317,16 @@ def _profile(parser: Parser) -> None:
     _files(parser, zkey="CIRCUIT.zkey", witness="WITNESS.wtns")
     parser.add_argument("--proofs", metavar="N", default="3", help="proofs after the first; default: 3")
     parser.add_argument("--output", metavar="FILE", help="a picture: FILE.png or FILE.svg; needs matplotlib")
+
+
+def _settings(parser: Parser) -> None:
+    """An option for each setting of a prover and of the service, but for those that every command has."""
+    own = parser.add_argument_group("settings")
+    for row in SETTINGS:
+        option = "--" + row.name.replace("_", "-")
+        if (row.own or row.service) and option not in parser._option_string_actions:
+            about = row.meaning.replace("`", "").replace("%", "%%")
+            own.add_argument(option, metavar=row.unit.upper().split(" ")[0] or "VALUE", help=about)
 
 
 def _bench(parser: Parser) -> None:

@@ -1,0 +1,295 @@
+"""What the routes share: a prover behind calls that never block the event loop, proofs by id, state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hmac
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from gpuprover.config import ServiceSettings
+from gpuprover.engine import JobState, ProofJob, Prover, ProverStatus
+from gpuprover.errors import Aborted, CircuitNotFound, ProverError, ShuttingDown
+from gpuprover.service.access import Tokens, is_loopback
+from gpuprover.service.bodies import JSON_FACTOR, MAX_JSON, Budget, Reservation
+from gpuprover.service.metrics import Metrics
+from gpuprover.service.problems import Problem, problem_of
+from gpuprover.service.results import Attempt, Name, Record, Results
+
+log = logging.getLogger("gpuprover.service")
+T = TypeVar("T")
+Statement = tuple[list[str | int], dict[str, Any]]
+"""Public signals and proof."""
+
+VERSION: str = sys.modules["gpuprover"].__version__
+MIB = 1 << 20
+STATUS_SECONDS = 0.2
+"""A status is as old as that at most."""
+NAMES_SECONDS = 1.0
+HOUSEKEEPING_SECONDS = 1.0
+LONGEST_RETRY = 60
+CANCEL_SECONDS = 30.0
+"""Until the prover says that a cancelled proof has ended, which it does at once."""
+THREADS = 4
+"""Of each kind of call that may block."""
+
+
+MakeMetrics = Callable[[Prover, list[str]], Metrics]
+"""From a prover and the routes of its service."""
+
+
+class Service:
+    """One prover behind HTTP. Everything but the prover belongs to one event loop.
+
+    Attributes:
+        metrics: what is told of requests and verifications; the application sets it.
+    """
+
+    metrics: Metrics
+
+    def __init__(self, prover: Prover, settings: ServiceSettings) -> None:
+        self.prover, self.settings = prover, settings
+        self.folder = str(prover.settings.circuit_keys_path)
+        self.tokens = Tokens(settings.tokens_file)
+        self.local = is_loopback(settings.host)
+        self.results = Results(settings.result_ttl, settings.result_limit)
+        self.budget = Budget(settings.body_memory * MIB)
+        self.body_limit = settings.body_limit * MIB
+        self.json_limit = min(self.body_limit // JSON_FACTOR, MAX_JSON)
+        self.draining = False
+        self._was_ready = False
+        self._started = time.monotonic()
+        self._seconds = 1.0
+        """Of a proof, about."""
+        pool = partial(ThreadPoolExecutor, THREADS)
+        self._brief = pool(thread_name_prefix="gpuprover-http")
+        self._verifying = pool(thread_name_prefix="gpuprover-http-verify")
+        self._loading = pool(thread_name_prefix="gpuprover-http-load")
+        self._submissions: set[asyncio.Task[Record]] = set()
+        self._status: asyncio.Task[ProverStatus] | None = None
+        self._status_at = self._names_at = -math.inf
+        self._names: frozenset[str] = frozenset()
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    # Life ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    async def stop(self) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.wait([self._housekeeping])
+        for pool in (self._brief, self._verifying, self._loading):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_house(self) -> None:
+        while True:
+            self.results.expire()
+            try:
+                await self.ready()
+            except ProverError as error:
+                log.warning("no status: %s", error.message)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    # Calls that may block --------------------------------------------------------------
+
+    async def _call(
+        self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
+        context = contextvars.copy_context()
+        call = partial(context.run, function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+    async def briefly(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """In a thread: files, JSON, hashes, the prover's locks."""
+        return await self._call(self._brief, function, *args, **kwargs)
+
+    async def verify(self, circuit: str, statements: list[Statement], *, single: bool = False) -> list[bool]:
+        """For each statement whether it holds; a damaged one is False, or, if it is ``single``, an error."""
+
+        def verify() -> list[bool]:
+            if single:
+                return [self.prover.verify(circuit, *statements[0])]
+            return self.prover.verify_batch(circuit, statements)
+
+        begun = time.perf_counter()
+        try:
+            found = await self._call(self._verifying, verify)
+        except ProverError:
+            self.metrics.not_verified(len(statements))
+            raise
+        self.metrics.verified(sum(found), len(found) - sum(found), time.perf_counter() - begun)
+        return found
+
+    async def loading(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return await self._call(self._loading, function, *args, **kwargs)
+
+    # State -----------------------------------------------------------------------------
+
+    async def status(self) -> ProverStatus:
+        """The prover's, asked for once however many want it."""
+        now = time.monotonic()
+        if self._status is None or (self._status.done() and now - self._status_at > STATUS_SECONDS):
+            self._status_at = now
+            self._status = asyncio.create_task(self.briefly(self.prover.get_status))
+        return await asyncio.shield(self._status)
+
+    async def ready(self) -> bool:
+        """False before preload is done, and while draining. Workers that start again change nothing: the
+        queue takes proofs meanwhile."""
+        if not self._was_ready and not self.draining:
+            self._was_ready = (await self.status()).ready
+        return self._was_ready and not self.draining
+
+    async def state(self) -> dict[str, Any]:
+        """The document of ``/v1/status``."""
+        status = await self.status()
+        return {
+            **status.as_dict(),
+            "ready": await self.ready(),
+            "draining": self.draining,
+            "version": VERSION,
+            "uptime": time.monotonic() - self._started,
+            "queue_limit": self.prover.settings.queue_limit,
+            "results": len(self.results),
+            "body_bytes": self.budget.used,
+            "latest_proofs": self.results.latest,
+        }
+
+    async def circuits(self) -> frozenset[str]:
+        """Names, looked up a moment ago."""
+        now = time.monotonic()
+        if now - self._names_at > NAMES_SECONDS:
+            self._names, self._names_at = frozenset(await self.briefly(self.prover.circuits)), now
+        return self._names
+
+    async def require_circuit(self, circuit: str) -> None:
+        """Raises CircuitNotFound."""
+        if circuit not in await self.circuits():
+            self._names_at = -math.inf
+            if circuit not in await self.circuits():
+                raise CircuitNotFound(f"circuit {circuit[:80]!r}: not in {self.folder}")
+
+    def problem(self, error: ProverError) -> Problem:
+        """What the client is told of an error."""
+        if isinstance(error, Aborted) and self.draining:
+            error = ShuttingDown("the service is shutting down; the proof was not made")
+        headers = {"Retry-After": str(self.retry_after())} if error.kind == "QueueFull" else None
+        return problem_of(error, self.folder, headers=headers)
+
+    def retry_after(self) -> int:
+        """Seconds until a place in the queue may be free."""
+        return max(1, min(LONGEST_RETRY, math.ceil(self._seconds)))
+
+    def refuse_if_draining(self) -> None:
+        if self.draining:
+            raise Problem(503, "ShuttingDown", "the service is shutting down and takes no more proofs")
+
+    # Proofs ----------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        circuit: str,
+        witness: bytes | dict[str, Any],
+        reservation: Reservation,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        name: Name | None = None,
+    ) -> Record:
+        """Hands a witness, and the reservation, to the prover; a client that goes away changes nothing.
+
+        Raises:
+            ProverError: it is not taken.
+        """
+        self.refuse_if_draining()
+
+        async def submit() -> Record:
+            job = await self.briefly(
+                self.prover.submit, circuit, witness, timeout=timeout, priority=priority, queue="refuse"
+            )
+            reservation.hand_on()
+            job.add_done_callback(self._learn)
+            event = {"job": job.id, "circuit": circuit}
+            log.info("proof %s of circuit %s was submitted", job.id, circuit, extra={"event": event})
+            return self.results.add(job, reservation, name)
+
+        submission = asyncio.create_task(submit())
+        self._submissions.add(submission)
+        submission.add_done_callback(self._submissions.discard)
+        return await asyncio.shield(submission)
+
+    async def submit_once(
+        self, name: Name, fingerprint: bytes, submit: Callable[[], Any]
+    ) -> tuple[Record, bool]:
+        """``await submit()``, or what an earlier request of the same name has made -> whether it was that.
+
+        Raises:
+            Problem: 409, the earlier request was another one.
+        """
+        known = self.results.attempts.get(name)
+        if known is not None:
+            if not hmac.compare_digest(known.fingerprint, fingerprint):
+                raise Problem(
+                    409, "IdempotencyConflict", "another request with this Idempotency-Key came before"
+                )
+            return await asyncio.shield(known.made), True
+        made: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+        self.results.attempts[name] = Attempt(fingerprint, made)
+        try:
+            record: Record = await submit()
+        except BaseException as error:
+            # Nothing was made: whoever comes next under this name tries anew.
+            del self.results.attempts[name]
+            refused = isinstance(error, ProverError | Problem)
+            made.set_exception(error if refused else Problem(503, "Aborted", "the first request broke off"))
+            made.exception()
+            raise
+        made.set_result(record)
+        return record, False
+
+    def _learn(self, job: ProofJob) -> None:
+        if job.state is JobState.SUCCEEDED and job.started is not None and job.finished is not None:
+            self._seconds += 0.2 * (job.finished - job.started - self._seconds)
+
+    async def wait(self, record: Record, seconds: float, request: Request) -> bool:
+        """Whether the proof has ended within so many seconds.
+
+        Raises:
+            ClientDisconnect: the client does not wait any more.
+        """
+        if record.outcome is not None or seconds <= 0:
+            return record.outcome is not None
+        ended, gone = asyncio.create_task(record.ended.wait()), asyncio.create_task(_gone(request))
+        try:
+            await asyncio.wait({ended, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and gone.done():
+                raise ClientDisconnect()
+            return record.outcome is not None
+        finally:
+            for task in (ended, gone):
+                task.cancel()
+
+    async def cancel(self, record: Record) -> bool:
+        """Whether it was still open."""
+        if not await self.briefly(record.job.cancel):
+            return False
+        async with asyncio.timeout(CANCEL_SECONDS):
+            await record.ended.wait()
+        return True
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

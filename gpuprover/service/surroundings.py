@@ -1,0 +1,133 @@
+"""What every request passes: an id, a trace, headers of the answer, a line in the log; and nothing leaks.
+
+An id comes with ``X-Request-Id`` or is drawn here, and stands in the answer, in its problem document and in
+the log. ``traceparent`` is read as W3C's Trace Context has it, and answered with ``traceresponse``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpuprover.errors import place
+from gpuprover.logs import bound
+from gpuprover.service.problems import MEDIA_TYPE, Problem
+
+log = logging.getLogger("gpuprover.service")
+access_log = logging.getLogger("gpuprover.service.access")
+
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines: what is well is not worth a line."""
+CLIENT_GONE = 499
+"""In logs and metrics: the client did not wait for its answer."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+_TRACE = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+Observer = Callable[[str, int, float], None]
+"""Called after each request: its route (``GET /v1/status``), status, seconds."""
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """A request's id, and where it belongs in a trace; lower-case hexadecimal digits."""
+
+    request_id: str
+    trace_id: str
+    span_id: str
+    flags: str
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of the answer."""
+        trace = f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+        return [
+            (b"x-request-id", self.request_id.encode()),
+            (b"traceresponse", trace.encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+
+
+current: ContextVar[RequestContext | None] = ContextVar("gpuprover-request", default=None)
+"""The request that is being answered, if any."""
+
+
+def read_context(headers: dict[bytes, bytes]) -> RequestContext:
+    """From the headers, as far as they are well-formed."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    trace_id, flags = secrets.token_hex(16), "00"
+    match = _TRACE.fullmatch(headers.get(b"traceparent", b"").decode("latin-1").strip())
+    if match is not None:
+        version, trace, parent, given_flags, more = match.groups()
+        valid = version != "ff" and not (version == "00" and more)
+        if valid and trace.strip("0") and parent.strip("0"):
+            trace_id, flags = trace, f"{int(given_flags, 16) & 1:02x}"
+    return RequestContext(request_id, trace_id, secrets.token_hex(8), flags)
+
+
+class Surroundings:
+    """The outermost middleware of ours."""
+
+    def __init__(self, app: ASGIApp, observe: Observer) -> None:
+        self.app, self._observe = app, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = read_context(dict(scope["headers"]))
+        token = current.set(context)
+        try:
+            with bound(request_id=context.request_id, trace_id=context.trace_id):
+                await self._answer(context, scope, receive, send)
+        finally:
+            current.reset(token)
+
+    async def _answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *context.headers]
+                if not any(name == b"cache-control" for name, _ in message["headers"]):
+                    message["headers"].append((b"cache-control", b"no-store"))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        except Exception as error:
+            # Of an unexpected exception only kind and place: its text may hold values of a witness.
+            where = place(error.__traceback__)
+            log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
+            if status == 0:
+                await _fail(answer, context)
+        finally:
+            seconds = time.perf_counter() - begun
+            route = getattr(scope.get("route"), "path", "unknown")
+            method, status = str(scope["method"]), status or CLIENT_GONE
+            self._observe(f"{method} {route}", status, seconds)
+            event = {"method": method, "path": route, "status": status, "seconds": round(seconds, 6)}
+            level = logging.DEBUG if route in PROBES and status < 500 else logging.INFO
+            access_log.log(level, "%s %s %d", method, route, status, extra={"event": event})
+
+
+async def _fail(send: Send, context: RequestContext) -> None:
+    problem = Problem(500, "InternalError", "a fault of the service; its log says where")
+    body = problem.body(context.request_id)
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
