@@ -31,8 +31,9 @@ is for others, and for mapped keys, which the kernel would read again and again 
 UNKNOWN_MEMORY = 4096
 """MiB; the limit where the machine does not say how much memory it has."""
 MOST_WORKERS = 8
-WORKER_BYTES = 160 << 20
-"""What a worker takes before its first proof: Python, NumPy, Numba and compiled kernels. Measured by hand."""
+WORKER_BYTES = 112 << 20
+"""What a worker holds of its own between proofs if it has imported Numba; a third of it where its kernels
+come from images. Measured by hand."""
 
 
 @dataclass(frozen=True)

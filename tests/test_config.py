@@ -181,7 +181,7 @@ def test_the_engines_defaults_follow_the_container(machine: None) -> None:
 
 
 def test_workers_do_not_fill_a_small_limit(machine: None) -> None:
-    assert load_engine_settings({"memory_limit": 2048}, {}).max_workers == 3
+    assert load_engine_settings({"memory_limit": 16 * config.WORKER_BYTES >> 20}, {}).max_workers == 4
     assert load_engine_settings({"memory_limit": 100}, {}).max_workers == 1
     assert load_engine_settings({"memory_limit": 2048, "min_workers": 5}, {}).max_workers == 5
     inline = load_engine_settings({"max_workers": 0}, {})

@@ -187,7 +187,7 @@ def test_unsatisfied_witness_is_refused(chain: Made, wire: int) -> None:
     secret = str(values[3])
     with pytest.raises(gpuprover.UnsatisfiedWitness, match="does not satisfy") as caught:
         gpuprover.prove(chain.zkey, values)
-    assert secret not in caught.value.message
+    assert secret not in caught.value.message.replace(str(chain.zkey), "")
     # Without the check the proof is made, and it is false.
     result = gpuprover.prove(chain.zkey, values, verify=False)
     key = gpuprover.load_key(chain.zkey)

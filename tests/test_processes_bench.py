@@ -300,7 +300,7 @@ def test_a_node_that_does_not_start_is_a_row_with_the_reason(plan: Plan, tmp_pat
 
 def test_a_node_has_a_real_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SETTLE", 0.2)
-    engine_command._make_circuit(tmp_path, "large", 5, Job())
+    engine_command.make_circuit(tmp_path, "large", 5, Job())
     plan = Plan(tmp_path, "large", "chain 2^5", 1, 1, proofs=1, verifications=2, policies=["eager", "off"])
     made = gpuprover.prove(plan.zkey, plan.witness, threads=1)
     statement = {"proof": made.proof, "public_signals": made.public_signals}

@@ -29,6 +29,7 @@ from typing import Any
 from gpuprover import memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
+from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -45,7 +46,6 @@ from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.scheduler import Device
 from gpuprover.workers.records import (
-    WORKER_BYTES,
     Load,
     Loaded,
     Place,
@@ -252,14 +252,15 @@ class WorkerPool:
             # This process was stopped itself: who was silent meanwhile need not be dead.
             for worker in self._workers():
                 worker.heard = worker.moved = now
+        # First what the engine says: the death of a worker after a cancellation is no loss.
+        while self._commands:
+            self._commands.popleft()[0]()
         for key, _ in events:
             if key.fileobj is self._ear:
                 with suppress(BlockingIOError):
                     self._ear.recv(4096)
             elif key.data.connection.fileno() >= 0:
                 self._listen(key.data, now)
-        while self._commands:
-            self._commands.popleft()[0]()
         self._tick(now)
         self._resize(now)
         self._assign(now)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpuprover.caching import CacheStatistics
+from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import ProverError
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
@@ -14,9 +15,6 @@ from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.workers.wire import Parcel
-
-WORKER_BYTES = 112 << 20
-"""Memory of a CPU worker between proofs, Numba and machine code above all; measured by hand."""
 
 Loaded = Callable[[KeyInfo | ProverError | Lost], None]
 Report = Callable[[Progress], None]
