@@ -53,6 +53,7 @@ from gpuprover.runner import (
     identity_of,
 )
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
+from gpuprover.workers import worker as worker_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 TESTS = Path(__file__).parent
@@ -447,6 +448,26 @@ def test_a_worker_that_the_system_refuses_memory_says_so(short: Circuit) -> None
         resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         client.prove(short)
         assert pid_of(client) == pid
+
+
+def test_a_worker_at_rest_hands_memory_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(1))
+    left, right = socket.socketpair()
+    one = worker_process.Worker(Channel(left))
+    one._rest()
+    one._ended = time.monotonic()
+    one._rest()
+    one._ended -= worker_process.REST_SECONDS
+    one._running[1] = threading.Event()
+    one._rest()
+    assert not trims, "nothing was proved, a moment ago, and now"
+    del one._running[1]
+    one._rest()
+    one._rest()
+    assert len(trims) == 1
+    left.close()
+    right.close()
 
 
 # Secrets ------------------------------------------------------------------------------------------------

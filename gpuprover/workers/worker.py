@@ -37,6 +37,9 @@ PROGRESS_SECONDS = 0.1
 LAST_SECONDS = 1.0
 """For proofs on a GPU to end that nobody waits for any more: its memory is wiped then."""
 
+REST_SECONDS = 2.0
+"""Without a proof, after which memory that malloc has kept for the next one goes back."""
+
 Message = dict[str, Any]
 
 
@@ -62,6 +65,7 @@ class Worker:
         self._channel = channel
         self._lock = threading.Condition()
         self._running: dict[int, threading.Event] = {}
+        self._ended: float | None = None
         self._stopping = False
         self._device, self._threads, self._warm = "cpu", 1, False
         self._runner: Runner | None = None
@@ -163,10 +167,20 @@ class Worker:
         """Says every second that this process lives, and what it holds."""
         while True:
             time.sleep(ALIVE_SECONDS)
+            self._rest()
             runner = self._runner
             keys = None if runner is None else runner.keys.statistics.as_dict()
             alive = {"type": "alive", "memory": memory_usage().as_dict(), "cpu": time.process_time()}
             self._send({**alive, "keys": keys})
+
+    def _rest(self) -> None:
+        """Hands back what the last proof has left, once nothing has come for a while."""
+        with self._lock:
+            ended, busy = self._ended, bool(self._running)
+            if busy or ended is None or time.monotonic() < ended + REST_SECONDS:
+                return
+            self._ended = None
+        memory.trim()
 
     # Messages -----------------------------------------------------------------------------
 
@@ -249,6 +263,7 @@ class Worker:
         self._send({"type": "done", "id": number, **answer})
         with self._lock:
             del self._running[number]
+            self._ended = time.monotonic()
             self._lock.notify_all()
 
     def _proof(self, number: int, message: Message, fds: list[int], cancelled: threading.Event) -> Message:
