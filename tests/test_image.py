@@ -315,6 +315,29 @@ def test_other_kinds_of_arguments_go_to_numba(copy: Path, monkeypatch: pytest.Mo
     assert asked == ["curve.first_off_curve"]
 
 
+def test_what_a_kernel_gets_of_an_array() -> None:
+    """Looked up while it lives; another one at its place is another one."""
+    a = np.zeros((2, 3), dtype=np.uint32)
+    for _ in range(2):
+        kinds, flat = image.described([a, 5, True, Field(BN254.base, 2), np.uint64(7), 1 << 63, "x"])
+        assert kinds == (
+            *(image.kind_of(v) for v in (a, 5, True, Field(BN254.base, 2), np.uint64(7))),
+            "",
+            "",
+        )
+        assert flat == [None, None, 6, 4, a.ctypes.data, 2, 3, 12, 4, 5, 1, None, 7, 1 << 63, None]
+    number = id(a)
+    assert number in image._described
+    del a
+    assert number not in image._described
+    seen = set()
+    for n in range(1, 50):
+        b = np.zeros(n, dtype=np.int64)
+        assert image.described([b])[1][2:4] == [n, 8]
+        seen.add(id(b))
+    assert len(seen) < 49, "places are used again"
+
+
 def test_a_kernel_that_fails() -> None:
     prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     codes = prototype(lambda result, exception, code: code)

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from gpuprover.cpu import image
-from gpuprover.cpu.image import Kinds, kind_of
+from gpuprover.cpu.image import Kinds, described, kind_of
 
 Kernel = Callable[..., Any]
 Call = tuple[str, Kinds]
@@ -31,8 +31,9 @@ def _find(name: str) -> Kernel:
         return dispatcher(name)
 
     def kernel(*arguments: Any) -> Any:
-        form = forms.get(tuple(map(kind_of, arguments)))
-        return dispatcher(name)(*arguments) if form is None else form(arguments)
+        kinds, flat = described(arguments)
+        form = forms.get(kinds)
+        return dispatcher(name)(*arguments) if form is None else form(flat)
 
     return kernel
 

@@ -21,6 +21,7 @@ import os
 import stat
 import struct
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -54,13 +55,55 @@ def kind_of(value: Any) -> str:
     if kind is bool:
         return "bool"
     if kind is np.ndarray:
-        flags = value.flags
-        if flags.c_contiguous and flags.aligned and flags.writeable and value.dtype.isnative:
-            return f"{value.dtype.name}[{value.ndim}]"
-        return ""
+        # Contiguous, aligned and writable.
+        return f"{value.dtype.name}[{value.ndim}]" if value.flags.carray and value.dtype.isnative else ""
     if isinstance(value, Field):
         return value.name
     return value.dtype.name if isinstance(value, np.integer) else ""
+
+
+_Described = tuple["weakref.ref[Any]", str, tuple[int | None, ...]]
+_described: dict[int, _Described] = {}
+"""Of arrays that live, by ``id``: their kind, and what a kernel gets of them. A kernel that is called for
+each window of a sum gets the same arrays every time, and to look at them takes longer than the kernel."""
+
+
+def _describe(array: Any) -> _Described:
+    number = id(array)
+
+    def forget(gone: object) -> None:
+        _described.pop(number, None)
+
+    flat = (None, None, array.size, array.itemsize, address(array), *array.shape, *array.strides)
+    known = _described[number] = weakref.ref(array, forget), kind_of(array), flat
+    return known
+
+
+def described(arguments: Iterable[Any]) -> tuple[Kinds, list[int | None]]:
+    """The kinds of a call's arguments, and what a :class:`Function` takes in their place.
+
+    Shape, place and flags of an array do not change while it lives.
+    """
+    kinds: list[str] = []
+    flat: list[int | None] = []
+    for value in arguments:
+        kind = type(value)
+        if kind is int:
+            kinds.append("int64" if -(1 << 63) <= value < 1 << 63 else "")
+            flat.append(value)
+        elif kind is np.ndarray:
+            known = _described.get(id(value))
+            if known is None or known[0]() is not value:
+                known = _describe(value)
+            kinds.append(known[1])
+            flat += known[2]
+        elif isinstance(value, Field):
+            kinds.append(value.name)
+            flat.append(None)
+        else:
+            kinds.append(kind_of(value))
+            flat.append(int(value) if kinds[-1] else None)
+    return tuple(kinds), flat
 
 
 _SCALARS: dict[str, Any] = {
@@ -100,14 +143,8 @@ class Function:
         self._result = _RESULTS[result]
         self._call = ctypes.CFUNCTYPE(ctypes.c_int32, *types)(place)
 
-    def __call__(self, arguments: Sequence[Any]) -> Any:
-        flat: list[Any] = []
-        for value in arguments:
-            if type(value) is np.ndarray:
-                sizes = (*value.shape, *value.strides)
-                flat += (None, None, value.size, value.itemsize, address(value), *sizes)
-            else:
-                flat.append(None if isinstance(value, Field) else int(value))
+    def __call__(self, flat: Sequence[int | None]) -> Any:
+        """``flat``: as :func:`described` gives it."""
         room = (ctypes.c_uint64 * 3)()  # the result, and where an exception would be
         start = ctypes.addressof(room)
         status = self._call(start, start + 16, *flat)

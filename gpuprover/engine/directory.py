@@ -32,7 +32,7 @@ from gpuprover.runner import Identity, identity_of
 KEY, PROGRAM, VERIFICATION_KEY = ".zkey", ".wasm", ".vkey.json"
 MAX_SHOWN = 8
 
-_NAME = re.compile(r"[A-Za-z0-9_]+([.-]*[A-Za-z0-9_]+)*")
+_NAME = re.compile(r"[A-Za-z0-9_]+([.-]+[A-Za-z0-9_]+)*")
 
 
 @dataclass(frozen=True)
