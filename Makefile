@@ -25,7 +25,7 @@ COMMIT ?=
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
-	@echo "make test       lint, types and the tests; under six minutes"
+	@echo "make test       lint, types and the tests; about nine minutes at first, later seven"
 	@echo "make test-full  the long tests too"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the layout"

@@ -99,6 +99,17 @@ def test_workers_die_again_and_again_and_every_proof_is_made_once(folder: Path, 
     assert prover.get_status().caches["keys"].misses >= counted.misses > 0
 
 
+def test_a_folder_that_is_named_from_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys are loaded once, wherever the program goes meanwhile."""
+    monkeypatch.chdir(folder.parent)
+    with create_prover(circuit_keys_path=folder.name, **SETTINGS) as prover:
+        for _ in range(3):
+            assert holds("chain", prover, prover.prove("chain", WITNESS))
+            monkeypatch.chdir(folder)
+        status = prover.get_status()
+        assert (status.counters["reloads"], status.loaded_circuits) == (0, ("chain",))
+
+
 def test_a_verifier_that_dies_answers_nevertheless(prover: Prover) -> None:
     proof, public = (
         json.loads((VECTORS / f"chain5.bn254.{n}.json").read_text()) for n in ("proof", "public")
