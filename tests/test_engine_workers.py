@@ -102,7 +102,8 @@ def test_workers_die_again_and_again_and_every_proof_is_made_once(folder: Path, 
 def test_a_folder_that_is_named_from_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keys are loaded once, wherever the program goes meanwhile."""
     monkeypatch.chdir(folder.parent)
-    with create_prover(circuit_keys_path=folder.name, **SETTINGS) as prover:
+    name = f"{folder.name}/../{folder.name}"
+    with create_prover(circuit_keys_path=name, **SETTINGS) as prover:
         for _ in range(3):
             assert holds("chain", prover, prover.prove("chain", WITNESS))
             monkeypatch.chdir(folder)

@@ -62,7 +62,7 @@ class CircuitDirectory:
 
     def __init__(self, folder: Pathish | None) -> None:
         # Absolute: paths go to other processes, and the current folder may change.
-        self._folder = None if folder is None else as_path(folder, "circuit_keys_path").absolute()
+        self._folder = None if folder is None else Path(os.path.abspath(as_path(folder, "circuit_keys_path")))
         self._lock = threading.Lock()
         self._keys: dict[str, tuple[CircuitFiles, tuple[Identity, ...], KnownKey]] = {}
 
