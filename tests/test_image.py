@@ -349,6 +349,17 @@ def test_a_kernel_that_fails() -> None:
         function([1])
 
 
+def test_another_numba_makes_no_image(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(call: compiled.Call) -> None:
+        raise AttributeError("'Library' object has no attribute '_private'")
+
+    monkeypatch.setattr(bake, "_compiled", missing)
+    before = made.stat().st_mtime_ns
+    with pytest.raises(bake.BakeError, match=r"no image of bn254 with this version of Numba: .*_private"):
+        bake.bake(BN254)
+    assert made.stat().st_mtime_ns == before
+
+
 # Baking -----------------------------------------------------------------------------------------
 
 

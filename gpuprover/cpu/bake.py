@@ -230,8 +230,12 @@ def bake(curve: CurveParams) -> Path | None:
     with recording() as calls:
         warm.compile_curve(curve, Job(threads=1))
     with global_compiler_lock:
-        kernels = [_compiled(call) for call in sorted(calls)]
-        code, symbols = linked(_object(kernels))
+        try:
+            kernels = [_compiled(call) for call in sorted(calls)]
+            code, symbols = linked(_object(kernels))
+        except (AttributeError, TypeError) as error:
+            # Parts of Numba that are its own, which another version may lack: kernels run without images.
+            raise BakeError(f"no image of {curve.name} with this version of Numba: {error}") from None
     entries = [Entry(*kernel.call, kernel.result, symbols[kernel.symbol]) for kernel in kernels]
     index = {**identity(curve), "features": sorted(cpu_features()), "kernels": entries}
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
