@@ -10,8 +10,10 @@ WORKDIR /src
 RUN python -m venv /opt/gpuprover
 ENV PATH=/opt/gpuprover/bin:$PATH
 COPY . .
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[server]'
+# Everything by version and hash (make lock), the build's own tool too; then nothing more may be fetched.
+RUN pip install --no-cache-dir --require-hashes --requirement deploy/locks/build.txt \
+        --requirement deploy/locks/server.txt \
+    && pip install --no-cache-dir --no-index --no-deps --no-build-isolation .
 
 FROM python:3.12-slim
 LABEL org.opencontainers.image.title="gpuprover" \

@@ -21,7 +21,7 @@ RESUME ?=
 ONLY ?=
 COMMIT ?=
 
-.PHONY: help setup demo test test-full lint format warm gpu clean
+.PHONY: help setup demo test test-full lint format warm lock gpu clean
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-full  the long tests too"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the layout"
+	@echo "make lock       versions and hashes of what the images install, made anew"
 	@echo "make setup      the environment of the tests, without running them"
 	@echo "make gpu        on a machine with a GPU: its tests and measurements, within DEADLINE=540 seconds"
 	@echo "make clean      remove all that make has made"
@@ -57,6 +58,16 @@ test-full: setup lint warm .venv/full
 warm: .venv/core
 	@echo "Compiling the kernels ..."
 	@for curve in bn254 bls12-381; do .venv/bin/gpuprover warmup --quiet --curve $$curve & done; wait
+
+# One file for every system and Python from 3.11 on; without the index's address, which is the installer's business.
+lock: .venv/full
+	@for extras in server cuda13,server; do \
+		.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+			--no-emit-index-url --no-annotate $$(echo $$extras | sed 's/^/--extra /; s/,/ --extra /g') pyproject.toml \
+			--output-file deploy/locks/$$(echo $$extras | tr , -).txt || exit 1; \
+	done
+	@echo 'setuptools>=77' | .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --no-annotate - --output-file deploy/locks/build.txt
 
 # Installs nothing and makes no environment: for machines that have what is needed, and no network.
 gpu:
