@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
-from gpuprover.cache import cache_root
+from gpuprover.cache import cache_root, read_file, write_file
 from gpuprover.config import processor_name
 from gpuprover.curves import CurveParams
-from gpuprover.errors import DeviceError, ProverError
-from gpuprover.formats.json_files import read_json, write_json
+from gpuprover.errors import DeviceError, InvalidInput, ProverError
+from gpuprover.formats.json_files import dump_json, parse_json
 from gpuprover.scheduler import Device
 
 VERSION: str = sys.modules["gpuprover"].__version__
@@ -200,14 +200,16 @@ def path() -> Path:
 
 
 def load(warn: Callable[[str], None] | None = None) -> Calibration:
-    """What is kept; a file that is damaged counts as none, and ``warn`` is told."""
+    """What is kept; a file that is damaged, or others may write, counts as none, and ``warn`` is told."""
     file = path()
-    if not file.exists():
-        return Calibration(problem="nothing is measured on this machine: run `gpuprover bench --calibrate`")
     try:
-        entries = _parse(read_json(file))
-    except (ProverError, AttributeError, KeyError, TypeError, ValueError) as error:
+        entries = _parse(parse_json(read_file(file), str(file)))
+    except FileNotFoundError:
+        return Calibration(problem="nothing is measured on this machine: run `gpuprover bench --calibrate`")
+    except (ProverError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = error.message if isinstance(error, ProverError) else "it is damaged"
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
         problem = f"{file}: not used: {why}; run `gpuprover bench --calibrate`"
         if warn is not None:
             warn(problem)
@@ -225,8 +227,11 @@ def keep(entries: Iterable[Entry]) -> Path:
     """
     kept = {(e.kind, e.model, e.path, e.work): e for e in (*load().entries, *entries)}
     file = path()
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_json(file, {"format": FORMAT, "entries": [asdict(entry) for entry in kept.values()]})
+    document = {"format": FORMAT, "entries": [asdict(entry) for entry in kept.values()]}
+    try:
+        write_file(file, dump_json(document))
+    except OSError as error:
+        raise InvalidInput(f"{file}: cannot be written: {error.strerror or error}") from None
     return file
 
 

@@ -1,4 +1,4 @@
-"""Helper processes: how they are started, what keeps their memory to themselves, when they are started again.
+"""This package's processes: what keeps their memory to themselves, how helpers are started, and again.
 
 A helper is ``python -m MODULE``: it never imports the caller's ``__main__``, so that scripts without a guard,
 standard input and notebooks may start one, and nothing is forked or pickled. It talks over sockets that it
@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gpuprover import memory
+from gpuprover import cache, memory
 from gpuprover.errors import DeviceError
 
 TAIL_BYTES = 4096
@@ -42,8 +42,9 @@ _LEAN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 def harden(parent: int | None = None) -> None:
     """Keeps this process's memory out of files and out of other processes' sight.
 
-    No core file; not dumpable, which also keeps other processes of the same user from reading its memory;
-    exceptions that nobody catches print where they happened, not their text, which may hold secret values.
+    For processes that are gpuprover's own, each helper and each command; whoever uses the library decides for
+    its own. No core file; not dumpable, which also keeps other processes of the same user from reading its
+    memory; exceptions that nobody catches print where they happened, not their text, which may hold secrets.
 
     Args:
         parent: the process that started this one. If its thread that did so ends, this process is killed; if
@@ -180,7 +181,7 @@ def spawn(
             pass_fds=fds,
             close_fds=True,
             start_new_session=True,
-            env={**_environment(os.environ), **_LEAN, **(env or {})},
+            env={**_environment(os.environ), **cache.for_children(), **_LEAN, **(env or {})},
         )
     except OSError as error:
         os.close(output)

@@ -73,7 +73,7 @@ def _problems(record: Record, settings: Settings) -> list[str]:
     except ProverError as error:
         problems.append(error.message)
     if record["cache"].get("folder") is None:
-        problems.append("no folder for compiled code is writable")
+        problems.append("no folder for compiled code can be used")
     return problems
 
 
@@ -212,20 +212,25 @@ def _placement(settings: Settings) -> Record:
 
 
 def _cache() -> Record:
+    from gpuprover.cache import places
     from gpuprover.cpu.image import open_image
-    from gpuprover.cpu.sources import cache_folder
+    from gpuprover.cpu.sources import store
     from gpuprover.curves import CURVES
 
-    folder = cache_folder()
+    found, folder = places(), store().folder
+    passed_over = [*found.doubts, *found.problems]
     if folder is None:
-        return {"folder": None, "why": "no folder is writable: set GPUPROVER_CACHE_DIR to one that is"}
-    files = [path for path in folder.rglob("*") if path.is_file()]
+        why = "; ".join(["no folder can be used: set GPUPROVER_CACHE_DIR to one that can", *passed_over])
+        return {"folder": None, "why": why, "passed_over": passed_over}
+    files = store().files()
+    beside = list(folder.parent.iterdir())
     return {
         "folder": str(folder),
-        "writable": os.access(folder, os.W_OK),
+        "passed_over": passed_over,
+        "writable": found.writable is not None,
         "files": len(files),
-        "bytes": sum(path.stat().st_size for path in files),
-        "stale": len([p for p in folder.parent.iterdir() if p.name.startswith("numba-") and p != folder]),
+        "bytes": sum(files.values()),
+        "stale": len([p for p in beside if p.name.startswith("numba-") and p != folder]),
         "images": [curve.name for curve in CURVES if open_image(curve) is not None],
         "cubins": _cubins(folder.parent),
     }
@@ -337,7 +342,9 @@ def _cache_text(r: Record) -> str:
     stale = f"; {r['stale']} folders of other versions beside it" if r["stale"] else ""
     cubins = f"\n{r['cubins']} cubins of CUDA kernels" if r["cubins"] else ""
     images = f"\nimages of compiled kernels: {', '.join(r['images'])}" if r["images"] else ""
-    return f"{r['folder']}\n{state}{'' if r['writable'] else ', not writable'}{stale}{images}{cubins}"
+    instead = "".join(f"\n{problem}" for problem in r["passed_over"])
+    writable = "" if r["writable"] else ", not writable"
+    return f"{r['folder']}\n{state}{writable}{stale}{images}{cubins}{instead}"
 
 
 def warmup(args: Namespace, context: Context) -> int:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
+from gpuprover import cache
 from gpuprover.cli.console import Console
 from gpuprover.cli.context import Context, Interrupts, as_prover_error
 from gpuprover.cli.parser import build_parser
 from gpuprover.config import load_settings
 from gpuprover.errors import EXIT_CANCELLED
+from gpuprover.processes import harden
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
+    if argv is None:
+        harden()  # witnesses pass through most commands
     # Only to form the messages of errors that come before the arguments are understood.
     console = Console(json="--json" in arguments, quiet="--quiet" in arguments)
     with Interrupts() as interrupts:
@@ -42,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+        cache.remove_private()
         os._exit(code)
     return code
 
@@ -50,5 +55,7 @@ def _run(arguments: list[str], interrupts: Interrupts, own_process: bool) -> int
     args = build_parser().parse_args(arguments)
     settings = load_settings({name: getattr(args, name) for name in ("device", "threads", "memory_limit")})
     module, _, function = args.run.partition(":")
-    context = Context(settings, Console(json=args.json, quiet=args.quiet), interrupts, own_process)
-    return int(getattr(import_module(f"gpuprover.cli.{module}"), function)(args, context))
+    console = Console(json=args.json, quiet=args.quiet)
+    context = Context(settings, console, interrupts, own_process)
+    with cache.warnings_to(console.warn):
+        return int(getattr(import_module(f"gpuprover.cli.{module}"), function)(args, context))

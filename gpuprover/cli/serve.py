@@ -25,9 +25,8 @@ def run(args: Namespace, context: Context) -> int:
     engine = load_engine_settings(given, options=True)
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
     settings = load_service_settings(given, engine)
-    from gpuprover import logs
+    from gpuprover import cache, logs
     from gpuprover.engine import Prover
-    from gpuprover.processes import harden
     from gpuprover.service import server
     from gpuprover.service.access import Tokens
 
@@ -37,18 +36,18 @@ def run(args: Namespace, context: Context) -> int:
     Tokens(settings.tokens_file)  # before anything is started
     listener = server.listen(settings.host, settings.port)
     try:
-        prover = Prover(engine)
-        try:
-            url = server.url_of(listener)
-            harden()  # witnesses pass through this process
-            text = f"gpuprover serves {url}, circuits of {engine.circuit_keys_path}; Ctrl-C ends it"
-            return server.serve(
-                prover,
-                settings,
-                listener,
-                started=lambda: context.console.answer({"url": url}, text),
-            )
-        finally:
-            prover.close(0.0)
+        with cache.warnings_to(None):  # a line of the log
+            prover = Prover(engine)
+            try:
+                url = server.url_of(listener)
+                text = f"gpuprover serves {url}, circuits of {engine.circuit_keys_path}; Ctrl-C ends it"
+                return server.serve(
+                    prover,
+                    settings,
+                    listener,
+                    started=lambda: context.console.answer({"url": url}, text),
+                )
+            finally:
+                prover.close(0.0)
     finally:
         listener.close()

@@ -203,10 +203,10 @@ def _painter(output: str | None) -> Callable[[dict[str, Any], str], None] | None
 
 def _compiled_files() -> int | None:
     """Files of machine code in the cache; None where no folder is writable."""
-    from gpuprover.cpu.sources import cache_folder
+    from gpuprover.cache import places
+    from gpuprover.cpu.sources import store
 
-    folder = cache_folder()
-    return None if folder is None else sum(1 for path in folder.rglob("*") if path.is_file())
+    return None if places().writable is None else len(store().files())
 
 
 def _profile_text(seen: Observed, advice: Sequence[Advice], args: Namespace, context: Context) -> str:

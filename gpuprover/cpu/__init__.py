@@ -32,5 +32,5 @@ def warmup(
                 from gpuprover.cpu import bake
 
                 # An image saves time and memory, and nothing depends on it.
-                with suppress(bake.BakeError, OSError):
+                with suppress(bake.BakeError):
                     bake.bake_missing(curve)

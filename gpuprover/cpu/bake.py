@@ -11,13 +11,10 @@ an exception, cannot go into an image, and no image is made then.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from llvmlite import binding
@@ -26,12 +23,13 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from gpuprover import processes
+from gpuprover.cache import places
 from gpuprover.cpu import ntt, warm
 from gpuprover.cpu.compiled import Call, dispatcher, recording
-from gpuprover.cpu.image import Entry, callable_kinds, identity, image_path, machine, open_image, pack
+from gpuprover.cpu.image import Entry, callable_kinds, identity, image_name, machine, open_image, pack
 from gpuprover.cpu.kernels.field import FieldType
 from gpuprover.cpu.path import cpu_features
-from gpuprover.cpu.sources import cache_folder
+from gpuprover.cpu.sources import store
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
@@ -214,18 +212,18 @@ def linked(source: bytes) -> tuple[bytes, dict[str, int]]:
 # Images ---------------------------------------------------------------------------------------------
 
 
-def bake(curve: CurveParams) -> Path | None:
-    """Makes the curve's image, in place of one that is there; None where there are no images.
+def bake(curve: CurveParams) -> bool:
+    """Makes the curve's image, in place of one that is there -> whether it is there now.
 
-    Compiles first what Numba's cache lacks. For a process without other work.
+    It is not where there are no images, nor where there is no room, of which a warning tells. Compiles first
+    what Numba's cache lacks. For a process without other work.
 
     Raises:
         BakeError: a kernel cannot go into an image.
-        OSError: the file cannot be written.
     """
-    path = image_path(curve)
-    if path is None:
-        return None
+    name = image_name(curve)
+    if name is None:
+        return False
     ntt.drop_tables()  # or nobody would ask for the kernels that fill them
     with recording() as calls:
         warm.compile_curve(curve, Job(threads=1))
@@ -238,15 +236,7 @@ def bake(curve: CurveParams) -> Path | None:
             raise BakeError(f"no image of {curve.name} with this version of Numba: {error}") from None
     entries = [Entry(*kernel.call, kernel.result, symbols[kernel.symbol]) for kernel in kernels]
     index = {**identity(curve), "features": sorted(cpu_features()), "kernels": entries}
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pack(index, code))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    return store().write(name, pack(index, code))
 
 
 def bake_missing(curve: CurveParams) -> None:
@@ -266,11 +256,9 @@ def main(arguments: Sequence[str]) -> None:
         processes.harden(int(names[1]))
         os.nice(19)
         del names[:2]
-    folder = cache_folder()
-    if folder is None or machine() is None:
+    if machine() is None or places().writable is None:
         return
-    with open(folder / "bake.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with store().locked("bake.lock"):
         for curve in [curve_by_name(name) for name in names] or CURVES:
             bake_missing(curve)
 

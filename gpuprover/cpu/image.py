@@ -2,9 +2,9 @@
 
 An image holds position-independent machine code with its constants, relocated when it was made
 (:mod:`gpuprover.cpu.bake`), and an index of the kernels in it. It is mapped readable and executable, never
-writable, and processes share its pages. It is code, and is run: only a regular file of the user's own that
-nobody else may write, with the right checksum, made of these sources, on a CPU with these features, is used.
-Everything else is passed over, and Numba compiles as ever.
+writable, and processes share its pages. It is code, and is run: only a file that nobody but this user and
+root could have put there (:mod:`gpuprover.cache`), with the right checksum, made of these sources, on a CPU
+with these features, is used. Everything else is passed over, and Numba compiles as ever.
 
 Kernels keep the calling convention that Numba gives them: an int32 status comes back, the first two arguments
 say where the result and an exception go, and an array is passed as (owner, object, size, item size, data,
@@ -18,7 +18,6 @@ import hashlib
 import json
 import mmap
 import os
-import stat
 import struct
 import sys
 import weakref
@@ -29,15 +28,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuprover.cache import LARGEST, warn
 from gpuprover.cpu.layout import Field
-from gpuprover.cpu.sources import cache_folder, callers_digest
+from gpuprover.cpu.sources import callers_digest, store
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.limbs import address
 
 MAGIC = b"gpuprover kernels 1\n"
 HEADER = struct.Struct("<20s32sQQ")
 """Magic, SHA-256 of all that follows, length of the index (JSON), place of the code in the file."""
-LARGEST = 1 << 26
 PATH_VARIABLE = "PROVER_CPU_PATH"
 
 Kinds = tuple[str, ...]
@@ -180,14 +179,17 @@ def machine() -> str | None:
     return hashlib.sha256("\n".join([*lines, *settings]).encode()).hexdigest()[:16]
 
 
-def image_path(curve: CurveParams) -> Path | None:
-    """Where the image lies for this curve, CPU and version, and the setting of ``PROVER_CPU_PATH``."""
-    folder, cpu = cache_folder(), machine()
-    if folder is None or cpu is None:
+def image_name(curve: CurveParams) -> str | None:
+    """The file of the image for this curve, CPU and version, and the setting of ``PROVER_CPU_PATH``.
+
+    It lies in :func:`gpuprover.cpu.sources.store`. None where there are no images.
+    """
+    cpu = machine()
+    if cpu is None:
         return None
     forced = os.environ.get(PATH_VARIABLE, "").strip().lower()
     path = forced if forced.isalpha() else "auto"
-    return folder / f"{curve.name}-{path}-{cpu}-{callers_digest()}.image"
+    return f"{curve.name}-{path}-{cpu}-{callers_digest()}.image"
 
 
 def identity(curve: CurveParams) -> dict[str, str | None]:
@@ -231,20 +233,19 @@ class Image:
 
 def open_image(curve: CurveParams) -> Image | None:
     """The curve's image; None if there is none that may be used."""
-    path = image_path(curve)
-    if path is None:
+    name = image_name(curve)
+    descriptor = None if name is None else store().open(name)
+    if descriptor is None:
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        size = os.fstat(descriptor).st_size
+        if not HEADER.size < size <= LARGEST:
+            raise ValueError
+        return Image(descriptor, size, curve)
+    except OSError:  # a folder mounted noexec, for one
         return None
-    try:
-        state = os.fstat(descriptor)
-        own = stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
-        if not own or not HEADER.size < state.st_size <= LARGEST:
-            return None
-        return Image(descriptor, state.st_size, curve)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):  # a folder mounted noexec, for one
+    except (ValueError, KeyError, TypeError, struct.error):
+        warn(f"{store().folder}: {name} is damaged and not used: run `gpuprover warmup` to have it made anew")
         return None
     finally:
         os.close(descriptor)

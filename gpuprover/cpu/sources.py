@@ -1,4 +1,4 @@
-"""The sources that end up in compiled code, and the folder for what is made of them."""
+"""The sources that end up in compiled code, and the store of what is made of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpuprover.cache import own_folder
+from gpuprover.cache import Store
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -37,6 +37,6 @@ def callers_digest() -> str:
 
 
 @lru_cache(maxsize=1)
-def cache_folder() -> Path | None:
-    """The folder of compiled code for these sources, made if need be; None where none is writable."""
-    return own_folder(f"numba-{source_digest()}")
+def store() -> Store:
+    """The compiled code of these sources."""
+    return Store(f"numba-{source_digest()}")

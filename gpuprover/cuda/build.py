@@ -17,12 +17,14 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpuprover.config import available_cpus, whole_number
 from gpuprover.cuda.compile import (
     Nvrtc,
+    checked,
     compile_program,
     file_name,
     find_nvrtc,
@@ -108,9 +110,11 @@ def _start(program: Program, architecture: str, folder: Path, nvrtc: Nvrtc) -> _
 def _finish(one: _Running, folder: Path) -> None:
     _, said = one.process.communicate()
     name = file_name(one.program, one.architecture)
-    if one.process.returncode or read_cubin(folder / name) is None:
-        problem = (said.strip().splitlines() or [f"exit code {one.process.returncode}"])[-1]
-        raise DeviceError(f"{name}: {problem.removeprefix('error: ')}")
+    with suppress(OSError):
+        if one.process.returncode == 0 and checked((folder / name).read_bytes()) is not None:
+            return
+    problem = (said.strip().splitlines() or [f"exit code {one.process.returncode}"])[-1]
+    raise DeviceError(f"{name}: {problem.removeprefix('error: ')}")
 
 
 # The command ------------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ def _run(args: Namespace) -> int:
             raise InvalidInput(f"--only: expected one of {', '.join(wanted)}; found {args.only[:40]!r}")
         wanted = {args.only: wanted[args.only]}
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     units = [(program, architecture) for architecture in architectures for program in wanted.values()]
     if len(units) == 1:
         ((program, architecture),) = units

@@ -5,7 +5,8 @@ nvcc. It is called through ctypes: CuPy's binding drops the last byte of a cubin
 
 A cubin is looked for, by a name that says what it was made of, in the folder ``GPUPROVER_CUBIN_DIR`` and in
 the package's ``kernels/cubins``, which ``python -m gpuprover.cuda.build`` fills; then in the user's cache. A
-file is a cubin and its SHA-256, so that a damaged one is noticed and made anew.
+file is a cubin and its SHA-256, so that a damaged one is noticed and made anew. It is run: outside of the
+package it counts only if nobody but this user and root could have put it there (:mod:`gpuprover.cache`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpuprover.cache import own_folder
+from gpuprover.cache import Store, Untrusted, read_file, warn
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import sources
 from gpuprover.errors import DeviceError
@@ -170,45 +172,78 @@ def file_name(program: Program, architecture: str) -> str:
     return f"{program_name(program)}.{architecture}.{digest}.cubin"
 
 
-def read_cubin(path: Path) -> bytes | None:
-    """A cubin from its file; None if there is none or it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
+def checked(data: bytes | None) -> bytes | None:
+    """The cubin in a file's bytes; None if it is damaged."""
+    if data is None:
         return None
     cubin, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     return cubin if hashlib.sha256(cubin).digest() == checksum else None
 
 
-def write_cubin(path: Path, cubin: bytes) -> None:
-    """Writes the file whole or not at all, whoever else writes it at the same time. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+def packed(cubin: bytes) -> bytes:
+    """A file's bytes."""
+    return cubin + hashlib.sha256(cubin).digest()
+
+
+def read_cubin(path: Path) -> bytes | None:
+    """A cubin from its file; None if there is none, or it is damaged.
+
+    Nor is one taken that somebody other than this user or root could have written, since it is run: a warning
+    tells.
+    """
     try:
-        partial.write_bytes(cubin + hashlib.sha256(cubin).digest())
+        return checked(read_file(path))
+    except Untrusted as error:
+        warn(f"compiled code is not used: {error}")
+    except OSError:
+        pass
+    return None
+
+
+def write_cubin(path: Path, cubin: bytes) -> None:
+    """Writes the file whole or not at all, whoever else writes it at the same time. Raises OSError.
+
+    Others may read it, and nobody else may write it, whatever the umask.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(packed(cubin))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def package_folder() -> Path:
+    """Where cubins lie that came with this program."""
+    return Path(str(files("gpuprover.kernels"))) / "cubins"
+
+
 def built_folders() -> list[Path]:
     """Where cubins lie that were built before, for this program or for an image."""
     explicit = os.environ.get(CUBIN_VARIABLE)
-    package = Path(str(files("gpuprover.kernels"))) / "cubins"
-    return [*([Path(explicit)] if explicit else []), package]
+    return [*([Path(explicit)] if explicit else []), package_folder()]
 
 
-def cache_folder(nvrtc: Nvrtc) -> Path | None:
-    """The user's folder of what this compiler made; None where none is writable."""
-    return own_folder("cubin-nvrtc{}.{}".format(*nvrtc.version))
+def store(nvrtc: Nvrtc) -> Store:
+    """What this compiler made for the user."""
+    return Store("cubin-nvrtc{}.{}".format(*nvrtc.version))
+
+
+def _candidates(name: str, nvrtc: Nvrtc | None) -> Iterator[bytes | None]:
+    explicit = os.environ.get(CUBIN_VARIABLE)
+    if explicit:
+        yield read_cubin(Path(explicit) / name)
+    with suppress(OSError):  # no looks: who may write there may change this program
+        yield checked((package_folder() / name).read_bytes())
+    if nvrtc is not None:
+        yield checked(store(nvrtc).read(name))
 
 
 def find_cubin(program: Program, architecture: str, nvrtc: Nvrtc | None) -> bytes | None:
     """The program's cubin if it was built before; the cache is one compiler's."""
-    name = file_name(program, architecture)
-    folders = built_folders()
-    if nvrtc is not None and (cache := cache_folder(nvrtc)) is not None:
-        folders.append(cache)
-    return next(filter(None, (read_cubin(folder / name) for folder in folders)), None)
+    return next(filter(None, _candidates(file_name(program, architecture), nvrtc)), None)
 
 
 def compile_program(program: Program, architecture: str, nvrtc: Nvrtc) -> bytes:
@@ -232,8 +267,6 @@ def load_cubin(program: Program, architecture: str, nvrtc: Nvrtc | None) -> byte
             "is missing: pip install 'gpuprover[cuda13]'"
         )
     cubin = compile_program(program, architecture, nvrtc)
-    folder = cache_folder(nvrtc)
-    if folder is not None:
-        with suppress(OSError):  # a full disk costs a compilation at the next start, no more
-            write_cubin(folder / file_name(program, architecture), cubin)
+    # A full disk costs a compilation at the next start, no more.
+    store(nvrtc).write(file_name(program, architecture), packed(cubin))
     return cubin

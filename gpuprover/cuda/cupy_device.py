@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from gpuprover.config import available_cpus
 from gpuprover.cuda import probe, source
 from gpuprover.cuda.build import build
-from gpuprover.cuda.compile import cache_folder, find_cubin, find_nvrtc, load_cubin, program_name
+from gpuprover.cuda.compile import find_cubin, find_nvrtc, load_cubin, program_name, store
 from gpuprover.cuda.device import MAIN, Address, Program, Properties, Stream
 from gpuprover.errors import DeviceError, OutOfMemory
 
@@ -304,9 +305,10 @@ class CupyDevice:
         architecture, nvrtc = self.properties.architecture, self._nvrtc
         listed = {p for curve in {p.curve for p in programs} for p in source.programs(curve)}
         missing = [p for p in programs if p in listed and find_cubin(p, architecture, nvrtc) is None]
-        if len(missing) > 1 and nvrtc is not None and (folder := cache_folder(nvrtc)) is not None:
+        if len(missing) > 1 and nvrtc is not None and (folder := store(nvrtc).made()) is not None:
             units = [(program, architecture) for program in missing]
-            build(units, folder, nvrtc, processes=available_cpus(), check=check)
+            with suppress(DeviceError):  # no room for them, say: what is missing is compiled below
+                build(units, folder, nvrtc, processes=available_cpus(), check=check)
         for program in programs:
             check()
             self._module(program)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpuprover import processes
+from gpuprover.cache import remove_private
 from gpuprover.config import MAX_THREADS, default_threads, whole_number
 from gpuprover.errors import EXIT_RESOURCES, InvalidInput, ProverError
 from gpuprover.verifier.arguments import add_arguments
@@ -58,5 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
+    remove_private()
     # Threads that still compile would hold up the interpreter.
     os._exit(code)
