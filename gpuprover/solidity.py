@@ -5,7 +5,9 @@ EIP-197 (pairing), so it exists for BN254 only. It checks
 
     e(A, B) · e(α, −β) · e(Σ inputᵢ·ICᵢ, −γ) · e(C, −δ) = 1.
 
-Its ``verifyProof`` takes the arguments of the contract that snarkjs writes.
+Its ``verifyProof`` takes the arguments of the contract that snarkjs writes. Every release of
+Solidity 0.8 from 0.8.4 on compiles it, with and without optimiser and ``viaIR``: hence one block
+of assembly with few variables, without the annotation that only newer ones know.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuprover.curves import BN254, AffineG1, AffineG2
-from gpuprover.errors import UnsupportedFile
+from gpuprover.errors import InvalidInput, UnsupportedFile
 from gpuprover.formats.groth16_json import parse_proof, parse_public_signals, parse_verification_key
 
 _CONTRACT = """\
@@ -22,6 +24,10 @@ pragma solidity >=0.8.4 <0.9.0;
 
 /// @title Verifier of Groth16 proofs over BN254 for one circuit with {n_public} public signals.
 /// @notice Written by gpuprover from the circuit's verification key.
+/// @dev A proof shows that its maker knew a witness for these public signals, and nothing else. Whoever sees
+/// a valid proof can make other valid proofs of the same signals from it, and can send it again, from any
+/// address: keep what was used by its public signals (a nullifier, say), never by the proof or its hash, and
+/// make the sender a public signal where it matters.
 contract Groth16Verifier {{
     // Order of the groups: public signals lie below it.
     uint256 private constant R = {r};
@@ -34,79 +40,86 @@ contract Groth16Verifier {{
     bytes private constant IC =
 {ic};
 
+    /// @notice Whether a proof is valid. What cannot be checked gives false, and does not revert.
+    /// @dev A signal of R or more gives false, so that each value has one spelling. So do points that are off
+    /// their curves, for which a precompile takes all gas that it was given, 63 of 64 parts of what is left;
+    /// and so does too little gas: false is no proof that the statement does not hold. Give some 200,000 gas,
+    /// and 7,000 for each public signal.
     /// @param a The proof's A.
     /// @param b The proof's B, imaginary parts first.
     /// @param c The proof's C.
     /// @param input The public signals, outputs first.
-    /// @return Whether the proof is valid. Wrong points and signals out of range give false.
+    /// @return valid Whether the proof is valid.
     function verifyProof(
         uint256[2] calldata a,
         uint256[2][2] calldata b,
         uint256[2] calldata c,
         uint256[{length}] calldata input
-    ) public view returns (bool) {{
-{length_check}        (bool done, uint256 x, uint256 y) = combine(input);
-        if (!done) return false;
-
-        // Four pairs of a G1 and a G2 point: six words each.
-        uint256[24] memory pairs = [
-            a[0], a[1], b[0][0], b[0][1], b[1][0], b[1][1],
-            ALPHA_X, ALPHA_Y, NEG_BETA_X1, NEG_BETA_X0, NEG_BETA_Y1, NEG_BETA_Y0,
-            x, y, NEG_GAMMA_X1, NEG_GAMMA_X0, NEG_GAMMA_Y1, NEG_GAMMA_Y0,
-            c[0], c[1], NEG_DELTA_X1, NEG_DELTA_X0, NEG_DELTA_Y1, NEG_DELTA_Y0
-        ];
-        uint256[1] memory product;
-        assembly ("memory-safe") {{
-            done := staticcall(gas(), 8, pairs, 768, product, 32)
-        }}
-        return done && product[0] == 1;
-    }}
-
-    /// The sum of IC[0] and input[i] * IC[i + 1]; false if a signal is out of range.
-    function combine(uint256[{length}] calldata input) private view returns (bool, uint256, uint256) {{
-        bytes memory ic = IC;
-        // The sum; a point and its scalar, then the product in the point's place.
-        uint256[5] memory t;
-        bool done = true;
-        assembly ("memory-safe") {{
-            mstore(t, mload(add(ic, 32)))
-            mstore(add(t, 32), mload(add(ic, 64)))
-        }}
-        for (uint256 i = 0; i < {n_public}; ++i) {{
-            uint256 signal = input[i];
-            if (signal >= R) return (false, 0, 0);
-            assembly ("memory-safe") {{
-                let point := add(ic, add(96, mul(64, i)))
-                let product := add(t, 64)
-                mstore(product, mload(point))
-                mstore(add(t, 96), mload(add(point, 32)))
-                mstore(add(t, 128), signal)
-                done := and(done, staticcall(gas(), 7, product, 96, product, 64))
-                done := and(done, staticcall(gas(), 6, t, 128, t, 64))
+    ) public view returns (bool valid) {{
+{length_check}        bytes memory ic = IC;
+        assembly {{
+            // Behind all that is in use: four pairs of a point in G1 and one in G2, six words each.
+            let pairs := mload(64)
+            // The sum of IC[0] and input[i] * IC[i + 1] grows in the third pair; a term comes behind it.
+            mstore(add(pairs, 384), mload(add(ic, 32)))
+            mstore(add(pairs, 416), mload(add(ic, 64)))
+            valid := 1
+{sum}            if valid {{
+                calldatacopy(pairs, a, 64)
+                calldatacopy(add(pairs, 64), b, 128)
+                calldatacopy(add(pairs, 576), c, 64)
+{key_points}
+                valid := staticcall(gas(), 8, pairs, 768, pairs, 32)
+                valid := and(valid, eq(mload(pairs), 1))
             }}
         }}
-        return (done, t[0], t[1]);
     }}
 }}
 """
 
+_SUM = """\
+            for {{ let i := 0 }} and(valid, lt(i, {n_public})) {{ i := add(i, 1) }} {{
+                let point := add(ic, add(96, mul(64, i)))
+                mstore(add(pairs, 448), mload(point))
+                mstore(add(pairs, 480), mload(add(point, 32)))
+                calldatacopy(add(pairs, 512), add(input, mul(32, i)), 32)
+                valid := lt(mload(add(pairs, 512)), R)
+                valid := and(valid, staticcall(gas(), 7, add(pairs, 448), 96, add(pairs, 448), 64))
+                valid := and(valid, staticcall(gas(), 6, add(pairs, 384), 128, add(pairs, 384), 64))
+            }}
+"""
+
+# Words of the pairs that are the key's own, from a word on.
+_KEY_POINTS = {
+    6: ("ALPHA_X", "ALPHA_Y"),
+    8: ("NEG_BETA_X1", "NEG_BETA_X0", "NEG_BETA_Y1", "NEG_BETA_Y0"),
+    14: ("NEG_GAMMA_X1", "NEG_GAMMA_X0", "NEG_GAMMA_Y1", "NEG_GAMMA_Y0"),
+    20: ("NEG_DELTA_X1", "NEG_DELTA_X0", "NEG_DELTA_Y1", "NEG_DELTA_Y0"),
+}
+
 _LENGTH_CHECK = "        if (input.length != 0) return false;\n"
 
 
-def export_verifier(verification_key: dict[str, Any]) -> str:
+def export_verifier(verification_key: dict[str, Any], *, allow_insecure: bool = False) -> str:
     """The source of a contract ``Groth16Verifier`` for a key, Solidity 0.8.4 or newer.
 
     A contract may have 24,576 bytes of code, which suffices for some 350 public signals.
 
     Args:
         verification_key: snarkjs's document.
+        allow_insecure: write it too for a key for which proofs can be forged, as far as its points show.
 
     Raises:
         MalformedFile: the document is damaged.
         UnsupportedFile: a curve without precompiles, or another protocol.
+        InvalidInput: an insecure key (:mod:`gpuprover.formats.key_warnings`).
     """
     key = parse_verification_key(verification_key)
     _require_bn254(key.curve is BN254, "verification key")
+    if key.warnings and not allow_insecure:
+        raise InvalidInput(
+            f"no contract for an insecure key, unless insecure ones are allowed: {key.warnings[0]}"
+        )
     alpha_x, alpha_y = key.alpha1 or (0, 0)
     return _CONTRACT.format(
         n_public=key.n_public,
@@ -117,7 +130,13 @@ def export_verifier(verification_key: dict[str, Any]) -> str:
             _negated_constants(name, point)
             for name, point in (("BETA", key.beta2), ("GAMMA", key.gamma2), ("DELTA", key.delta2))
         ),
+        key_points="\n".join(
+            f"                mstore(add(pairs, {32 * (first + i)}), {name})"
+            for first, names in _KEY_POINTS.items()
+            for i, name in enumerate(names)
+        ),
         ic="\n".join(f'        hex"{_ic_bytes(point).hex()}"' for point in key.ic),
+        sum=_SUM.format(n_public=key.n_public) if key.n_public else "",
         # Solidity has no arrays of length zero: a dynamic one, which then has to be empty.
         length=key.n_public or "",
         length_check="" if key.n_public else _LENGTH_CHECK,

@@ -286,7 +286,7 @@ def test_damaged_r1cs(curve: CurveParams) -> None:
     data = vector(curve, "r1cs")
     counts = 4 + 32
     refused(read_r1cs, edit(data, 1, put(4, b"\x05")), "of no known curve", UnsupportedFile)
-    refused(read_r1cs, edit(data, 1, put(counts, struct.pack("<I", 3))), "3 wires, expected at least 4")
+    refused(read_r1cs, edit(data, 1, put(counts, struct.pack("<I", 2))), "2 wires, expected at least 3")
     refused(
         read_r1cs,
         edit(data, 1, put(counts + 24, struct.pack("<I", 6))),
@@ -399,7 +399,22 @@ def test_contributions_are_counted_and_named() -> None:
     many = edit(data, 10, lambda _: bytes(64) + struct.pack("<I", 2**32 - 1) + b"".join(three))
     refused(load_key, many, r"section 10 \(contributions\): ends within contribution 4 of 4294967295")
     long = edit(data, 10, lambda _: bytes(64) + struct.pack("<I", 1) + three[0][:-1])
-    refused(load_key, long, "ends within contribution 1 of 1")
+    refused(lambda data: load_key(data).ceremony, long, "ends within contribution 1 of 1")
+    longer = edit(data, 10, lambda _: bytes(64) + struct.pack("<I", 1) + three[0] + b"\0")
+    refused(lambda data: load_key(data).ceremony, longer, "1 bytes follow the last field")
+
+
+def test_contributions_are_read_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them are in no command's way that does not show them."""
+    many = bytes(64) + struct.pack("<I", 5000) + contribution(BN254, 0, bytes([1, 2]) + b"ok") * 5000
+    read: list[bytes] = []
+    real = zkey._contribution_name
+    monkeypatch.setattr(zkey, "_contribution_name", lambda p: read.append(p) or real(p))
+    key = load_key(edit(vector(BN254, "zkey"), 10, lambda _: many))
+    assert (key.contributions, len(key.warnings)) == (5000, 1)
+    assert not read
+    assert {c.name for c in key.ceremony} == {"ok"}
+    assert len(read) == 5000
 
 
 @pytest.mark.parametrize(

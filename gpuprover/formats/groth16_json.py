@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
 from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.json_files import parse_integer, shown
+from gpuprover.formats.key_warnings import key_warnings
 from gpuprover.formats.points import on_curve_g1, on_curve_g2
 
 MAX_PUBLIC = 1 << 20
@@ -31,6 +32,7 @@ class VerificationKey:
 
     Attributes:
         ic: n_public + 1 points: of the constant wire and of every public signal.
+        source: where it came from, for messages; equal keys may differ in it.
     """
 
     curve: CurveParams
@@ -39,6 +41,7 @@ class VerificationKey:
     gamma2: AffineG2
     delta2: AffineG2
     ic: tuple[AffineG1, ...]
+    source: str = field(default="verification key", compare=False)
 
     def __hash__(self) -> int:
         # Thousands of IC points would be hashed at every look-up; those of a set-up tell keys apart.
@@ -47,6 +50,18 @@ class VerificationKey:
     @property
     def n_public(self) -> int:
         return len(self.ic) - 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that whoever trusts the key has to read (:mod:`gpuprover.formats.key_warnings`)."""
+        return key_warnings(
+            self.curve,
+            alpha1=self.alpha1,
+            beta2=self.beta2,
+            gamma2=self.gamma2,
+            delta2=self.delta2,
+            signals=[None if point is None else point[0] for point in self.ic[1:]],
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ def parse_verification_key(document: object, source: str = "verification key") -
         if point is None:
             reader.fail(name, "the point at infinity, which no sound key has")
     ic = tuple(reader.g1(curve, f"IC[{i}]", entry) for i, entry in enumerate(ic_entries))
-    return VerificationKey(curve, alpha1, beta2, gamma2, delta2, ic)
+    return VerificationKey(curve, alpha1, beta2, gamma2, delta2, ic, source)
 
 
 def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> Proof:

@@ -2,8 +2,9 @@
 
 Sections: 1 header, 2 constraints, 3 wire-to-label map; 4 and 5, custom gates, belong to
 PLONK circuits. Wires are numbered 0 (the constant 1), public outputs, public inputs,
-private inputs, the rest. A constraint is three linear combinations, each a count (u32)
-and as many terms of wire (u32) and coefficient (n8 bytes, canonical).
+private inputs, the rest; private inputs that are in no constraint may have no wire. A
+constraint is three linear combinations, each a count (u32) and as many terms of wire
+(u32) and coefficient (n8 bytes, canonical).
 
 Source: https://github.com/iden3/r1csfile/blob/master/doc/r1cs_bin_format.md
 """
@@ -80,7 +81,9 @@ class R1CS:
     """A constraint system over a curve's scalar field.
 
     Attributes:
-        n_wires: of them wire 0 is 1, then come ``n_pub_out`` outputs, ``n_pub_in`` and ``n_prv_in`` inputs.
+        n_wires: of them wire 0 is 1, then come ``n_pub_out`` outputs, ``n_pub_in`` inputs, private signals.
+        n_prv_in: private inputs of the source program, which may exceed the wires: circom drops those that
+            no constraint needs.
         n_labels: signals in the source program.
         a, b, c: the three matrices, of equally many rows.
         labels: uint64[n_wires], the source signal of every wire; None if unknown.
@@ -144,9 +147,9 @@ def read_r1cs(source: Source, budget: int | None = None, check: Callable[[], Non
     curve = file.curve_of_scalars(file.name(HEADER), prime)
     if size != curve.scalar.bytes:
         header.fail(f"coefficients of {size} bytes, expected {curve.scalar.bytes} for {curve.name}")
-    named = 1 + n_pub_out + n_pub_in + n_prv_in
-    if n_wires < named:
-        header.fail(f"{n_wires} wires, expected at least {named}: the constant, outputs and inputs")
+    public = 1 + n_pub_out + n_pub_in
+    if n_wires < public:
+        header.fail(f"{n_wires} wires, expected at least {public}: the constant and the public signals")
     if GATE_USES in file and file.cursor(GATE_USES).u32("the number of custom gate uses"):
         raise UnsupportedFile(
             file.path, file.name(GATE_USES), "custom gates are of PLONK circuits, expected plain constraints"

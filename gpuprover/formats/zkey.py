@@ -23,6 +23,7 @@ from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.binfile import BinFile, BinFileWriter, Cursor, SectionWriter, Source, write_binfile
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.groth16_json import VerificationKey, verification_key_to_json
+from gpuprover.formats.key_warnings import key_warnings
 from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.limbs import Words, first_not_below, g1_to_words, g2_to_words
 
@@ -46,16 +47,8 @@ VERSION = 1
 GROTH16 = 1
 PROTOCOLS = {1: "groth16", 2: "plonk", 10: "fflonk"}
 
-NO_CONTRIBUTION = (
-    "this key has no phase-2 contribution: delta is 1, so anyone can forge proofs for it. "
-    "Contribute before any use, e.g. with: snarkjs zkey contribute KEY.zkey FINAL.zkey"
-)
-INSECURE = (
-    "this key has no phase-2 contribution and comes from a local secret: whoever made "
-    "it can forge proofs for it. Use it for tests, demos and benchmarks only"
-)
-
 _SCAN_BLOCK = 1 << 16
+_CIRCUIT_HASH = 64
 
 
 def _part(section: int) -> str:
@@ -83,15 +76,17 @@ class KeyPoints:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One step of the key's phase-2 ceremony.
+    """One step of the key's phase-2 ceremony, as the file tells it: nothing of it is proven here.
 
     Attributes:
         kind: 0 for a person's contribution, 1 for a beacon.
         name: what the contributor called it, as printable text.
+        delta1: uint64[1, g1_words], δ in G1 after it; its values are not looked at.
     """
 
     kind: int
     name: str | None
+    delta1: Words = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class ProvingKey:
         c: uint64[n_vars − n_public − 1, g1_words]; h: uint64[domain_size, g1_words].
         constraints: of the circuit, the rows for public signals not counted.
         circuit_hash: 64 bytes that the ceremony started from; empty if the file has none.
-        ceremony: its contributions, in order.
+        contributions: to phase 2, as many as the file claims.
         size: of the file, in bytes.
     """
 
@@ -127,24 +122,52 @@ class ProvingKey:
     c: Words = field(repr=False)
     h: Words = field(repr=False)
     circuit_hash: bytes = field(repr=False)
-    ceremony: tuple[Contribution, ...] = field(repr=False)
+    contributions: int
     size: int
+    _file: BinFile = field(repr=False)
 
     @property
     def log_domain(self) -> int:
         return self.domain_size.bit_length() - 1
 
-    @property
-    def contributions(self) -> int:
-        """Phase-2 contributions. With none, anyone can forge proofs, or the key's maker can."""
-        return len(self.ceremony)
+    @cached_property
+    def ceremony(self) -> tuple[Contribution, ...]:
+        """The contributions that the file claims, in order; read when asked for.
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences that whoever uses the key has to read: a key without contributions can be forged for."""
-        if self.contributions:
+        Raises:
+            MalformedFile: the section is damaged.
+        """
+        if not self.contributions:
             return ()
-        return (NO_CONTRIBUTION if self.header.delta1 == self.curve.g1 else INSECURE,)
+        cursor, curve = self._file.cursor(CONTRIBUTIONS), self.curve
+        cursor.bytes(_CIRCUIT_HASH + 4, "the number of contributions")
+        found = []
+        for i in range(self.contributions):
+            what = f"contribution {i + 1} of {self.contributions}"
+            points = cursor.bytes(_contribution_bytes(curve) - 8, what)
+            kind = cursor.u32(what)
+            parameters = cursor.bytes(cursor.u32(what), what).tobytes()
+            delta1 = points[: 8 * curve.g1_words].view("<u8").reshape(1, -1)
+            found.append(Contribution(kind, _contribution_name(parameters), delta1))
+        cursor.end()
+        return tuple(found)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that whoever uses the key has to read (:mod:`gpuprover.formats.key_warnings`)."""
+        h = self.header
+        xs = self.ic[1:, : self.curve.base.limbs]
+        return key_warnings(
+            self.curve,
+            alpha1=h.alpha1,
+            beta1=h.beta1,
+            beta2=h.beta2,
+            gamma2=h.gamma2,
+            delta1=h.delta1,
+            delta2=h.delta2,
+            signals=[x.tobytes() if x.any() else None for x in xs],
+            contributions=self.contributions,
+        )
 
     @cached_property
     def vk(self) -> VerificationKey:
@@ -235,7 +258,7 @@ def load_key(source: Source) -> ProvingKey:
     g1, g2 = curve.g1_words, curve.g2_words
     coefficients = _coefficients(file, curve)
     last = _check_coefficients(file, curve, coefficients, n_vars, domain_size)
-    circuit_hash, ceremony = _ceremony(file, curve)
+    circuit_hash, contributions = _claims(file, curve)
     return ProvingKey(
         path=file.path,
         protocol=PROTOCOLS[GROTH16],
@@ -254,8 +277,9 @@ def load_key(source: Source) -> ProvingKey:
         c=_points(file, C, n_vars - n_public - 1, g1),
         h=_points(file, H, domain_size, g1),
         circuit_hash=circuit_hash,
-        ceremony=ceremony,
+        contributions=contributions,
         size=len(file.data),
+        _file=file,
     )
 
 
@@ -394,21 +418,25 @@ def _check_coefficients(
     return last
 
 
-def _ceremony(file: BinFile, curve: CurveParams) -> tuple[bytes, tuple[Contribution, ...]]:
+def _claims(file: BinFile, curve: CurveParams) -> tuple[bytes, int]:
+    """The circuit hash, and how many contributions are said to follow. They are read when asked for."""
     if CONTRIBUTIONS not in file:  # other tools leave it out; no prover needs it
-        return b"", ()
+        return b"", 0
     cursor = file.cursor(CONTRIBUTIONS)
-    circuit_hash = cursor.bytes(64, "the circuit hash").tobytes()
+    circuit_hash = cursor.bytes(_CIRCUIT_HASH, "the circuit hash").tobytes()
     count = cursor.u32("the number of contributions")
-    contributions = []
-    for i in range(count):
-        what = f"contribution {i + 1} of {count}"
-        cursor.bytes(8 * (3 * curve.g1_words + curve.g2_words) + 64, what)
-        kind = cursor.u32(what)
-        parameters = cursor.bytes(cursor.u32(what), what).tobytes()
-        contributions.append(Contribution(kind, _contribution_name(parameters)))
-    cursor.end()
-    return circuit_hash, tuple(contributions)
+    rest, least = len(file.view(CONTRIBUTIONS)) - cursor.position, _contribution_bytes(curve)
+    if count * least > rest:
+        whole = rest // least
+        cursor.fail(f"ends within contribution {whole + 1} of {count}")
+    if not count:
+        cursor.end()
+    return circuit_hash, count
+
+
+def _contribution_bytes(curve: CurveParams) -> int:
+    """Of a contribution without parameters: four points, a transcript's hash, kind, length of parameters."""
+    return 8 * (3 * curve.g1_words + curve.g2_words) + 64 + 4 + 4
 
 
 def _contribution_name(parameters: bytes) -> str | None:
@@ -441,7 +469,7 @@ class KeyLayout:
             B2: self.n_vars * g2,
             C: (self.n_vars - self.n_public - 1) * g1,
             H: self.domain_size * g1,
-            CONTRIBUTIONS: 64 + 4,
+            CONTRIBUTIONS: _CIRCUIT_HASH + 4,
         }[section]
 
 

@@ -34,6 +34,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey as zk
 from gpuprover.formats.files import Pathish
+from gpuprover.formats.key_warnings import INSECURE, NO_CONTRIBUTION
 from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.formats.ptau import PowersOfTau
 from gpuprover.formats.r1cs import R1CS, SparseRows, row_blocks
@@ -131,7 +132,7 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
         key.points(zk.B1, _combinations(backend, Group.G1, (tau1,), (b,), 0, wires))
         key.points(zk.B2, _combinations(backend, Group.G2, (tau2,), (b,), 0, wires))
         circuit_hash = key.finish()
-    return SetupResult(circuit_hash, n, (zk.NO_CONTRIBUTION,))
+    return SetupResult(circuit_hash, n, (NO_CONTRIBUTION,))
 
 
 def _ceremony_points(ptau: PowersOfTau) -> KeyPoints:
@@ -344,7 +345,7 @@ def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupRes
         key.points(zk.B1, _multiples(backend, Group.G1, _blocks(b)))
         key.points(zk.B2, _multiples(backend, Group.G2, _blocks(b)))
         circuit_hash = key.finish()
-    return SetupResult(circuit_hash, domain.size, (zk.INSECURE,))
+    return SetupResult(circuit_hash, domain.size, (INSECURE,))
 
 
 def _secret_outside_cosets(domain: Domain) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,23 @@ def words(calldata: str) -> list[str]:
     return found if not calldata.endswith("[]") else [*found, f"{9 * 32:064x}", f"{0:064x}"]
 
 
-def run_contract(node: Path, source: str, calls: list[list[str]]) -> dict[str, Any]:
+# The oldest that the pragma allows, one between (the first with viaIR for use), the newest.
+COMPILERS = {"solc-oldest": "0.8.4", "solc-middle": "0.8.13", "solc": "0.8.37"}
+OPTIMISED = {"optimizer": {"enabled": True}}
+
+
+def run_contract(
+    node: Path,
+    source: str,
+    calls: list[list[str]],
+    compiler: str = "solc",
+    settings: dict[str, Any] = OPTIMISED,
+    gas: int | None = None,
+) -> dict[str, Any]:
+    request = {"source": source, "calls": calls, "compiler": compiler, "settings": settings, "gas": gas}
     done = subprocess.run(
         [node, HERE / "evm.mjs", HERE.parents[1] / ".node"],
-        input=json.dumps({"source": source, "calls": calls}),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         timeout=120,
@@ -66,6 +79,49 @@ def test_contract(case: Any, node: Path, oracle: Any) -> None:
     assert run_contract(node, export_verifier(vkey), calls)["results"] == expected
 
 
+def ways() -> Iterator[Any]:
+    """(compiler, pipeline, whether optimised); the oldest compiler has one pipeline.
+
+    Without optimiser, and through the IR, the stack is short first: the rest is slow.
+    """
+    for compiler in COMPILERS:
+        for pipeline in ("legacy",) if compiler == "solc-oldest" else ("legacy", "viaIR"):
+            hard = compiler == "solc-oldest" or pipeline == "viaIR"
+            for optimised in (True, False):
+                marks = () if hard and not optimised else (pytest.mark.slow,)
+                yield pytest.param(compiler, pipeline, optimised, marks=marks)
+
+
+@pytest.mark.parametrize(("compiler", "pipeline", "optimised"), ways())
+def test_every_compiler_that_the_pragma_allows(
+    make_case: Any, node: Path, oracle: Any, compiler: str, pipeline: str, optimised: bool
+) -> None:
+    settings = {"optimizer": {"enabled": optimised}} | ({"viaIR": True} if pipeline == "viaIR" else {})
+    # Without public signals, the array of them is another one: the newest compiler tries both.
+    for name in ("multiplier", "nopublic") if compiler == "solc" else ("multiplier",):
+        case = make_case(name, BN254)
+        theirs = oracle("groth16.prove", case.contributed_key, case.witness)
+        vkey = oracle("zKey.exportVerificationKey", case.contributed_key)
+        call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
+        outcome = run_contract(node, export_verifier(vkey), [call, altered(call, 0, 1)], compiler, settings)
+        assert outcome["version"].startswith(COMPILERS[compiler])
+        assert outcome["results"] == [True, False]
+
+
+def test_gas(make_case: Any, node: Path, oracle: Any) -> None:
+    """What the contract's documentation says: how much is enough, and that too little gives false."""
+    case = make_case("multiplier", BN254)
+    theirs = oracle("groth16.prove", case.contributed_key, case.witness)
+    source = export_verifier(oracle("zKey.exportVerificationKey", case.contributed_key))
+    call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
+    enough = 200_000 + 7_000 * len(theirs["publicSignals"])
+    off_curve = altered(call, 0, 1)
+    outcome = run_contract(node, source, [call, off_curve], gas=enough)
+    assert outcome["results"] == [True, False]
+    assert outcome["used"][1] > 0.95 * enough  # the precompile takes what it was given
+    assert run_contract(node, source, [call], gas=150_000)["results"] == [False]
+
+
 @CASES
 def test_calldata_equals_snarkjs(case: Any, oracle: Any) -> None:
     theirs = oracle("groth16.prove", case.contributed_key, case.witness)
@@ -86,6 +142,6 @@ def test_256_public_signals_fit(
     theirs = oracle("groth16.prove", zkey, wtns)
     vkey = oracle("zKey.exportVerificationKey", zkey)
     call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
-    outcome = run_contract(node, export_verifier(vkey), [call, altered(call, -1, 1)])
+    outcome = run_contract(node, export_verifier(vkey, allow_insecure=True), [call, altered(call, -1, 1)])
     assert outcome["results"] == [True, False]
     assert outcome["bytes"] <= 24576
