@@ -5,8 +5,8 @@ side is not trusted: a length beyond the limit is refused, a length within it is
 bytes have come, and what :func:`gpuprover.formats.json_files.parse_json` refuses in a file is refused here.
 Nothing is ever unpickled. Over a Unix socket a frame may carry descriptors (SCM_RIGHTS), with its first byte.
 
-Where both sides share a secret, a frame is followed by a tag (:class:`Seal`), and one whose tag does not hold is
-refused before anything looks into it.
+Where both sides share a secret, a frame is followed by a tag (:class:`Seal`), and one whose tag does not hold
+is refused before anything looks into it.
 """
 
 from __future__ import annotations
@@ -95,11 +95,12 @@ def _check(value: object, depth: int) -> None:
 
 
 class Seal:
-    """The tags of the frames that go one way over one connection: HMAC-SHA256 over their number and their bytes.
+    """The tags of the frames that go one way over one connection: HMAC-SHA256 over their number and their
+    bytes.
 
     Args:
-        key: of this direction of this connection alone; then no frame can be repeated, left out, moved, or sent
-            back.
+        key: of this direction of this connection alone; then no frame can be repeated, left out, moved, or
+            sent back.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -226,7 +227,8 @@ class Channel:
         return self._closed
 
     def secure(self, ours: Seal, theirs: Seal) -> None:
-        """From the next frame on, each carries a tag: those that are sent of ``ours``, the others of ``theirs``."""
+        """From the next frame on, each carries a tag: those that are sent of ``ours``, the others of
+        ``theirs``."""
         self._seal, self._frames.seal = ours, theirs
 
     # Sending -----------------------------------------------------------------------
@@ -312,7 +314,8 @@ class Channel:
                 raise _lost(error) from None
             if not data:
                 raise ConnectionLost(
-                    "the other side closed the connection" + (" within a message" if self._frames.begun else "")
+                    "the other side closed the connection"
+                    + (" within a message" if self._frames.begun else "")
                 )
             return data
 
