@@ -4,11 +4,16 @@ A frame is its length in bytes (32 bits, little-endian) and as many bytes of UTF
 side is not trusted: a length beyond the limit is refused, a length within it is not believed before so many
 bytes have come, and what :func:`gpuprover.formats.json_files.parse_json` refuses in a file is refused here.
 Nothing is ever unpickled. Over a Unix socket a frame may carry descriptors (SCM_RIGHTS), with its first byte.
+
+Where both sides share a secret, a frame is followed by a tag (:class:`Seal`), and one whose tag does not hold
+is refused before anything looks into it.
 """
 
 from __future__ import annotations
 
 import array
+import hashlib
+import hmac
 import json
 import math
 import os
@@ -17,7 +22,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +35,8 @@ PIECE = 1 << 16
 """Bytes that are read at once: the memory that an announced length takes before its bytes come."""
 
 _HEADER = struct.Struct("<I")
+_COUNTER = struct.Struct("<Q")
+TAG_BYTES = 32
 _MAX_BITS = 1300
 """Of an integer in a message: below the digits that the other side's parser takes."""
 
@@ -44,6 +51,10 @@ class ConnectionLost(ProverError):
     """The other side closed the connection, or died."""
 
     exit_code = EXIT_RESOURCES
+
+
+class AccessDenied(ProverError):
+    """The other side is not whom it should be, or does not take us for one of its own."""
 
 
 def encode(document: dict[str, Any], limit: int = MAX_FRAME) -> bytes:
@@ -83,6 +94,106 @@ def _check(value: object, depth: int) -> None:
         raise InvalidInput(f"message: a value of type {type(value).__name__}, expected JSON")
 
 
+class Seal:
+    """The tags of the frames that go one way over one connection: HMAC-SHA256 over their number and their
+    bytes.
+
+    Args:
+        key: of this direction of this connection alone; then no frame can be repeated, left out, moved, or
+            sent back.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key, self._count = key, 0
+
+    def tag(self, *parts: bytes | bytearray) -> bytes:
+        """The tag of the next frame, 32 bytes."""
+        mac = hmac.new(self._key, _COUNTER.pack(self._count), hashlib.sha256)
+        for part in parts:
+            mac.update(part)
+        self._count += 1
+        return mac.digest()
+
+
+class Frames:
+    """Frames out of the bytes that come. It has no socket and waits for nothing.
+
+    Args:
+        limit: bytes of the longest frame.
+
+    Attributes:
+        seal: of the other side, from whose next frame on each has its tag.
+    """
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self.limit = limit
+        self.seal: Seal | None = None
+        self._header, self._body = bytearray(), bytearray()
+        self._size: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part of a frame has come, and its rest has not."""
+        return bool(self._header)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the frame being received has by its header; 0 before the header has come."""
+        return self._size or 0
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes may be fed next: never beyond the frame's end, nor beyond :data:`PIECE`."""
+        if self._size is None:
+            return _HEADER.size - len(self._header)
+        whole = self._size + (0 if self.seal is None else TAG_BYTES)
+        return min(PIECE, whole - len(self._body))
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Takes at most :attr:`wanted` bytes -> the frame's JSON once it is whole.
+
+        Raises:
+            BrokenMessage: the length is beyond the limit, or the tag does not hold.
+        """
+        if self._size is None:
+            self._header += data
+            if len(self._header) == _HEADER.size:
+                (size,) = _HEADER.unpack(self._header)
+                if not 0 < size <= self.limit:
+                    raise BrokenMessage(f"message: {size} bytes announced, expected 1 to {self.limit}")
+                self._size = size
+            return None
+        self._body += data
+        if self.wanted:
+            return None
+        header, body, size = self._header, self._body, self._size
+        self._header, self._body, self._size = bytearray(), bytearray(), None
+        if self.seal is None:
+            return bytes(body)
+        tag = bytes(body[size:])
+        del body[size:]
+        if not hmac.compare_digest(tag, self.seal.tag(header, body)):
+            raise BrokenMessage("message: its tag does not hold, expected one under the shared secret")
+        return bytes(body)
+
+
+def parse_frame(body: bytes) -> dict[str, Any]:
+    """The document in a frame.
+
+    Raises:
+        BrokenMessage: it is no JSON object, or one that :func:`parse_json` refuses.
+    """
+    try:
+        document = parse_json(body, "message")
+    except MalformedFile as error:
+        raise BrokenMessage(error.message) from None
+    except RecursionError:
+        raise BrokenMessage("message: nested too deeply") from None
+    if not isinstance(document, dict):
+        raise BrokenMessage("message: expected a JSON object")
+    return document
+
+
 class Channel:
     """Messages over one connected stream socket, which it owns from now on.
 
@@ -102,19 +213,23 @@ class Channel:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Otherwise nobody would ever learn of a machine that went away without a word.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._limit, self._max_fds = limit, max_fds
+        self._max_fds = max_fds
         self._sending, self._receiving = threading.RLock(), threading.RLock()
         self._closed = False
-        self._received = 0
-        # What has come of the frame that is being received: a receive that runs out of time can be repeated.
-        self._header, self._body = bytearray(), bytearray()
-        self._size: int | None = None
+        # It keeps what has come of a frame: a receive that runs out of time can be repeated.
+        self._frames = Frames(limit)
+        self._seal: Seal | None = None
         self._descriptors: list[int] = []
         self._refusal: ProverError | None = None
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def secure(self, ours: Seal, theirs: Seal) -> None:
+        """From the next frame on, each carries a tag: those that are sent of ``ours``, the others of
+        ``theirs``."""
+        self._seal, self._frames.seal = ours, theirs
 
     # Sending -----------------------------------------------------------------------
 
@@ -136,7 +251,7 @@ class Channel:
             raise InvalidInput("message: file descriptors need a Unix socket")
         deadline = _deadline(timeout)
         with self._sending:
-            view = memoryview(frame)
+            view = memoryview(frame if self._seal is None else frame + self._seal.tag(frame))
             attached: list[tuple[int, int, array.array[int]]] = []
             if fds:
                 attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -155,15 +270,11 @@ class Channel:
 
     # Receiving ---------------------------------------------------------------------
 
-    def receive(
-        self, timeout: float | None = None, admit: Callable[[int], None] | None = None
-    ) -> tuple[dict[str, Any], list[int]]:
+    def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], list[int]]:
         """The next message, and its descriptors, which are the caller's to close.
 
         Args:
             timeout: seconds for the whole message. What has come of it by then is kept for the next call.
-            admit: called with the bytes of a message before they are read; what it raises passes through,
-                and it is asked again by the next call.
 
         Raises:
             Timeout: no whole message came in time.
@@ -171,50 +282,23 @@ class Channel:
             BrokenMessage: the bytes are no message. Every further call raises it again.
         """
         deadline = _deadline(timeout)
-        with self._receiving:
-            if self._refusal is not None:
-                raise self._refusal
-            try:
-                return self._receive(deadline, admit)
-            except BrokenMessage as error:
-                self._refusal = error
-                self._drop_descriptors()
-                raise
-
-    @property
-    def within_message(self) -> bool:
-        """Whether a part of a message has come, and its rest has not."""
-        return bool(self._header)
-
-    @property
-    def received(self) -> int:
-        """Bytes that have come so far."""
-        return self._received
-
-    def _receive(
-        self, deadline: float | None, admit: Callable[[int], None] | None
-    ) -> tuple[dict[str, Any], list[int]]:
-        while len(self._header) < _HEADER.size:
-            self._header += self._read(_HEADER.size - len(self._header), deadline)
-        if self._size is None:
-            (size,) = _HEADER.unpack(self._header)
-            if not 0 < size <= self._limit:
-                raise BrokenMessage(f"message: {size} bytes announced, expected 1 to {self._limit}")
-            if admit is not None:
-                admit(size)
-            self._size = size
-        while len(self._body) < self._size:
-            self._body += self._read(min(PIECE, self._size - len(self._body)), deadline)
-        body, descriptors = bytes(self._body), self._descriptors
-        self._header, self._body, self._size = bytearray(), bytearray(), None
+        descriptors: list[int] = []
         try:
-            document = parse_json(body, "message")
-        except MalformedFile as error:
-            raise BrokenMessage(error.message) from None
-        if not isinstance(document, dict):
-            raise BrokenMessage("message: expected a JSON object")
-        self._descriptors = []
-        return document, descriptors
+            with self._receiving:
+                if self._refusal is not None:
+                    raise self._refusal
+                body = None
+                while body is None:
+                    body = self._frames.feed(self._read(self._frames.wanted, deadline))
+                descriptors, self._descriptors = self._descriptors, []
+            # Without the lock: whoever closes the channel does not wait for what others have to parse.
+            return parse_frame(body), descriptors
+        except BrokenMessage as error:
+            self._refusal = error
+            _close_all(descriptors)
+            with self._receiving:
+                self._drop_descriptors()
+            raise
 
     def _read(self, count: int, deadline: float | None) -> bytes:
         """1 to ``count`` bytes."""
@@ -230,9 +314,9 @@ class Channel:
                 raise _lost(error) from None
             if not data:
                 raise ConnectionLost(
-                    "the other side closed the connection" + (" within a message" if self._header else "")
+                    "the other side closed the connection"
+                    + (" within a message" if self._frames.begun else "")
                 )
-            self._received += len(data)
             return data
 
     def _read_some(self, count: int) -> bytes:
@@ -270,9 +354,7 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _drop_descriptors(self) -> None:
-        for descriptor in self._descriptors:
-            with suppress(OSError):
-                os.close(descriptor)
+        _close_all(self._descriptors)
         self._descriptors = []
 
     def close(self) -> None:
@@ -281,6 +363,12 @@ class Channel:
         with self._sending, self._receiving:
             self._drop_descriptors()
             self._socket.close()
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _deadline(timeout: float | None) -> float | None:

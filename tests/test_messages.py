@@ -75,7 +75,6 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
     sender.close()
     with pytest.raises(ConnectionLost):
         channel.receive(WAIT)
-    assert not channel.within_message
 
 
 def test_messages_in_single_bytes(pair: Pair) -> None:
@@ -138,7 +137,6 @@ def test_lengths_take_no_memory_before_the_bytes_come(pair: Pair) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 * PIECE
     finally:
         tracemalloc.stop()
-    assert channel.within_message
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 10])
@@ -233,21 +231,6 @@ def test_closing_wakes_whoever_waits(channels: tuple[Channel, Channel]) -> None:
     assert theirs.closed
     with pytest.raises(ConnectionLost):
         ours.receive(WAIT)
-
-
-def test_admission_is_asked_before_the_body_is_read(pair: Pair) -> None:
-    ours, channel = pair
-    ours.sendall(frame(b'{"a": 1}'))
-    asked: list[int] = []
-
-    def refuse(size: int) -> None:
-        asked.append(size)
-        raise Timeout("no room yet")
-
-    with pytest.raises(Timeout, match="no room"):
-        channel.receive(WAIT, refuse)
-    assert channel.receive(WAIT, asked.append) == ({"a": 1}, [])
-    assert asked == [8, 8]
 
 
 def test_descriptors_travel_with_their_message(channels: tuple[Channel, Channel]) -> None:

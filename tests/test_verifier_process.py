@@ -387,9 +387,9 @@ def test_killed_in_the_middle_of_calls() -> None:
         assert verifier.status().restarts == 3
 
 
-def test_one_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PING_SECONDS", 0.1)
-    with VerifierProcess(keys={"bn254": VKEYS["bn254"]}, threads=1) as verifier:
+def test_one_that_hangs_is_given_up() -> None:
+    """Also while nobody asks it anything."""
+    with VerifierProcess(keys={"bn254": VKEYS["bn254"]}, threads=1, heartbeat=1.0) as verifier:
         assert verifier.wait_ready(WAIT)
         pid = verifier.status().pid
         assert pid is not None
@@ -398,10 +398,15 @@ def test_one_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Timeout, match=r"within 0\.3 s"):
             verifier.verify("bn254", PUBLIC, PROOF, timeout=0.3)
         assert not gone(pid)
-        monkeypatch.setattr(client, "SILENCE_SECONDS", 0.5)
         assert verifier.verify("bn254", PUBLIC, PROOF)
         assert gone(pid)
         assert verifier.status().restarts == 1
+        assert verifier.wait_ready(WAIT)
+        pid = verifier.status().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: gone(pid), "nobody notices")
+        until(lambda: verifier.status().restarts == 2, "it is not started again")
 
 
 def test_one_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

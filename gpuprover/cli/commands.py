@@ -369,13 +369,15 @@ def _setting_text(row: dict[str, Any]) -> str:
 
 
 def verifier(args: Namespace, context: Context) -> int:
+    from gpuprover.verifier.arguments import serving
     from gpuprover.verifier.serve import serve
 
     def announce(record: dict[str, Any]) -> None:
+        if "warning" in record:
+            context.console.warn(record["warning"])
         context.console.answer(record, f"listening on {', '.join(record['listening'])}")
 
-    threads = context.settings.threads
-    return serve(args.socket, args.listen, args.vkey, threads=threads, announce=announce)
+    return serve(**serving(args, context.settings.threads), announce=announce)
 
 
 def bench(args: Namespace, context: Context) -> int:

@@ -245,7 +245,8 @@ def build_parser() -> Parser:
         "commands:verifier",
         "verify for other processes, with no proving key, GPU or witness program in this one",
         "Listens until SIGTERM; requests that wait by then are still answered. A Unix socket is this user's\n"
-        "alone; an address is open to all who reach it. Clients: gpuprover.verifier.client.VerifierClient.",
+        "alone. An address is one of this machine, open to all who reach it, or else asks for a secret that\n"
+        "clients share (--secret-file). Clients: gpuprover.verifier.client.VerifierClient.",
     )
     add_arguments(verifier)
     verifier.usage = "%(prog)s (--socket PATH | --listen HOST:PORT) [--vkey NAME=FILE] [options]"

@@ -12,7 +12,7 @@ from gpuprover import processes
 from gpuprover.cache import remove_private
 from gpuprover.config import MAX_THREADS, default_threads, whole_number
 from gpuprover.errors import EXIT_RESOURCES, InvalidInput, ProverError
-from gpuprover.verifier.arguments import add_arguments
+from gpuprover.verifier.arguments import add_arguments, serving
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else whole_number(args.threads, "--threads", high=MAX_THREADS)
         )
         descriptor = None if args.fd is None else whole_number(args.fd, "--fd", low=3, high=1 << 20)
-        return serve(args.socket, args.listen, args.vkey, threads=threads, descriptor=descriptor)
+        return serve(**serving(args, threads), descriptor=descriptor)
     except ProverError as error:
         print(f"error: {error.kind}: {error.message}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.errors import (
     CircuitNotFound,
+    DeviceError,
     InvalidInput,
     MalformedFile,
     ProverError,
@@ -22,13 +25,16 @@ from gpuprover.errors import (
     Timeout,
     from_record,
 )
-from gpuprover.messages import MAX_FRAME, Channel, ConnectionLost, encode
-from gpuprover.verifier.address import connect, parse_address
+from gpuprover.messages import MAX_FRAME, AccessDenied, Channel, ConnectionLost, encode
+from gpuprover.verifier.address import connect, parse_address, stays_here
+from gpuprover.verifier.secret import authenticate, read_secret
 
 if TYPE_CHECKING:
     from gpuprover.formats.groth16_json import VerificationKey
 
     KeyLike = VerificationKey | Mapping[str, Any]
+
+log = logging.getLogger("gpuprover.verifier")
 
 Statement = tuple[Sequence[int | str], Mapping[str, Any]]
 
@@ -37,14 +43,18 @@ CALL_SECONDS = 120.0
 """A call's time unless it says another; a first verification may have to compile its code."""
 CONNECT_SECONDS = 5.0
 START_SECONDS = 30.0
-"""From a connection to the verifier's first answer."""
-PING_SECONDS = 10.0
-SILENCE_SECONDS = 60.0
-"""A verifier that owes answers and does not even answer a question of its health for so long is given up."""
+"""From a connection to the verifier's first answer, unless told otherwise."""
+HEARTBEAT_SECONDS = 30.0
+"""A verifier that owes answers and does not even answer a question of its health for so long is given up,
+unless told otherwise."""
+PINGS = 4
+"""Questions of its health in that time."""
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
 """Seconds before another attempt: doubled each time, from and to."""
 TRIES = 6
 """Attempts to connect or to start, without an answer, after which the calls that wait fail."""
+RARE_DELAY = 10.0
+"""Seconds between further attempts, where the verifier is needed and nobody waits for it."""
 SENDS = 10
 """A call that goes down with so many verifiers fails."""
 STEADY_SECONDS = 5.0
@@ -62,16 +72,20 @@ class VerifierStatus:
     """How a verifier is.
 
     Attributes:
-        state: ``ready``, ``starting`` (also after it died), ``idle`` (it was not needed yet) or ``closed``.
+        state: ``ready``, ``starting`` (also after it died), ``failing`` (it cannot be had, and is tried
+            again), ``idle`` (it was not needed yet) or ``closed``.
         pid: of the process; None where there is none.
         restarts: processes or connections after the first.
         uptime: seconds.
         threads: verifications that it makes at once.
+        missing_threads: of its threads, those that the system does not grant for now.
         connections, waiting, running: clients, and requests that wait or are worked on.
         buffered: bytes of long messages that wait or are being read.
         keys: name -> digest, curve and number of public signals.
-        counters: verified (valid and invalid ones together), valid, invalid; failed and refused requests.
+        counters: verified (valid and invalid ones together), valid, invalid; failed and refused requests;
+            evicted and dropped connections; failures and faults.
         memory: bytes of the process: private, pss, rss, peak.
+        problem: why it cannot be had, or None.
     """
 
     state: str
@@ -79,6 +93,7 @@ class VerifierStatus:
     restarts: int = 0
     uptime: float = 0.0
     threads: int = 0
+    missing_threads: int = 0
     connections: int = 0
     waiting: int = 0
     running: int = 0
@@ -86,6 +101,7 @@ class VerifierStatus:
     keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
+    problem: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,15 +129,47 @@ class VerifierClient:
     Any number of threads may call. A verification has no side effects, so that a request which a broken
     connection left unanswered is simply sent again, after the keys that were loaded here.
 
+    Args:
+        secret_file: path of the secret that the verifier has, for TCP (:mod:`gpuprover.verifier.secret`);
+            only a verifier that proves to know it is believed.
+        insecure: ask a verifier on another machine without a secret. Whoever is on the way can then answer
+            that a wrong proof holds.
+        users: ids of users under whom a verifier on a Unix socket may run, besides this one and root.
+        timeout: seconds for a call that says no other.
+        heartbeat: seconds of silence after which a verifier is given up, and the next one asked.
+
     Raises:
-        InvalidInput: the address is none. Whether somebody answers there shows at the first call.
+        InvalidInput: the address is none, or is on another machine and there is no secret; the secret cannot
+            be used. Whether somebody answers there shows at the first call.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        secret_file: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        users: Collection[int] = (),
+        timeout: float = CALL_SECONDS,
+        heartbeat: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._address = parse_address(address)
-        self._prepare()
+        self._secret = None if secret_file is None else read_secret(secret_file)
+        self._insecure, self._users = insecure, frozenset(users)
+        if self._secret is None and not insecure and not stays_here(self._address):
+            raise InvalidInput(
+                f"{self._address}: another machine, where anybody on the way could answer; expected "
+                "secret_file, or insecure=True"
+            )
+        self._prepare(timeout, heartbeat)
 
-    def _prepare(self) -> None:
+    def _prepare(
+        self,
+        timeout: float = CALL_SECONDS,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        start: float = START_SECONDS,
+    ) -> None:
+        self._timeout, self._heartbeat, self._start = timeout, heartbeat, start
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
         self._calls: dict[int, _Call] = {}
@@ -135,6 +183,10 @@ class VerifierClient:
         self._answered = 0
         self._pid: int | None = None
         self._refusal: ProverError | None = None
+        self._problem: ProverError | None = None
+        """Why the verifier cannot be had, from the last of many attempts to the next that works."""
+        self._wanted = False
+        """Whether somebody waits for a connection, or for its keys."""
         self._closing = threading.Event()
         self._ready = threading.Event()
 
@@ -260,7 +312,7 @@ class VerifierClient:
             as :meth:`verify`.
         """
         answer = self._call({"op": "status"}, timeout)
-        names = [f.name for f in fields(VerifierStatus) if f.name not in ("state", "restarts")]
+        names = [f.name for f in fields(VerifierStatus) if f.name not in ("state", "restarts", "problem")]
         values = {name: answer[name] for name in names if name in answer}
         state = "ready" if self._ready.is_set() else "starting"
         return VerifierStatus(state, restarts=max(0, self._opened - 1), **values)
@@ -268,7 +320,9 @@ class VerifierClient:
     def wait_ready(self, timeout: float) -> bool:
         """Waits until the verifier runs and has its keys -> whether it does within so many seconds."""
         with self._changed:
+            self._wanted = True
             self._begin()
+            self._changed.notify_all()
         return self._ready.wait(timeout)
 
     def close(self) -> None:
@@ -287,9 +341,20 @@ class VerifierClient:
 
     _eager = True
     """Whether the verifier is needed from the start, and not only from the first verification on."""
+    _kept = False
+    """Whether a connection that ended is renewed, and a silent one noticed, while nobody waits for an
+    answer."""
 
     def _open(self) -> Channel:
-        return Channel(connect(self._address, CONNECT_SECONDS))
+        anywhere = self._insecure or self._secret is not None
+        channel = Channel(connect(self._address, CONNECT_SECONDS, users=self._users, anywhere=anywhere))
+        if self._secret is not None and self._address.path is None:
+            try:
+                authenticate(channel, self._secret, CONNECT_SECONDS)
+            except BaseException:
+                channel.close()
+                raise
+        return channel
 
     def _ended(self) -> None:
         """The connection that :meth:`_open` made has ended."""
@@ -316,12 +381,13 @@ class VerifierClient:
                 raise ShuttingDown("the verifier's client was closed")
             self._calls[number] = call
             self._unsent.append(call)
+            self._wanted = True
             self._begin()
             self._changed.notify_all()
         return call
 
     def _result(self, call: _Call, timeout: float | None) -> dict[str, Any]:
-        limit = CALL_SECONDS if timeout is None else timeout
+        limit = self._timeout if timeout is None else timeout
         try:
             return call.future.result(limit)
         except FutureTimeout:
@@ -368,44 +434,83 @@ class VerifierClient:
         return self._thread is not None
 
     def _begin(self) -> None:
-        """Starts what keeps up the connection; with the lock held."""
+        """Starts what keeps up the connection; with the lock held.
+
+        Raises:
+            DeviceError: the system has no thread for it.
+        """
         if self._thread is None and not self._closing.is_set():
-            self._thread = threading.Thread(target=self._keep_up, name="gpuprover-verifier", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._keep_up, name="gpuprover-verifier", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise DeviceError(f"verifier: no thread for it: {error}") from None
+            self._thread = thread
 
     def _keep_up(self) -> None:
-        """Connects, and again whenever the connection ends."""
+        """Connects, and again whenever the connection ends; whatever goes wrong, it ends only with the
+        client."""
         failures, delay = 0, 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(self._closing.is_set, delay)
-                # A verifier that cannot be had is not tried for ever: only while somebody waits for it.
-                while failures >= TRIES and not self._calls and not self._closing.is_set():
-                    self._changed.wait()
+                if failures >= TRIES:
+                    # One that cannot be had is tried at once when somebody waits for it, else seldom or
+                    # never.
+                    rest = RARE_DELAY - delay if self._kept else None
+                    self._changed.wait_for(lambda: self._closing.is_set() or self._calls, rest)
+                elif not self._kept:
+                    self._changed.wait_for(lambda: self._closing.is_set() or self._wanted)
                 if self._closing.is_set():
                     return
+                self._wanted = False
             began, answered = time.monotonic(), self._answered
-            channel: Channel | None = None
-            problem: ProverError = ConnectionLost("the verifier ended")
-            try:
-                channel = self._open()
-                with self._changed:
-                    if self._closing.is_set():
-                        return
-                    self._channel = channel
-                    self._opened += 1
-                self._converse(channel)
-            except ProverError as error:
-                problem = error
-            finally:
-                self._detach(channel)
+            problem = self._attempt()
             if self._answered > answered or time.monotonic() - began > STEADY_SECONDS:
                 failures, delay = 0, 0.0
                 continue
             failures += 1
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (failures - 1))
+            if isinstance(problem, AccessDenied):
+                failures = TRIES  # another attempt would meet the same
             if failures >= TRIES:
-                self._fail_calls(self._refusal or self._explained(problem))
+                self._cannot_be_had(self._refusal or self._explained(problem))
+
+    def _attempt(self) -> ProverError:
+        """One connection, from its beginning to its end -> why it ended, or was none."""
+        channel: Channel | None = None
+        try:
+            channel = self._open()
+            with self._changed:
+                if self._closing.is_set():
+                    return ShuttingDown("the verifier's client was closed")
+                self._channel = channel
+                self._opened += 1
+            self._converse(channel)
+        except ProverError as error:
+            return error
+        except OSError as error:
+            return DeviceError(f"the verifier cannot be had: {error.strerror or type(error).__name__}")
+        except Exception as error:  # no thread, no memory; the text might hold what was sent
+            return DeviceError(f"the verifier cannot be had: {type(error).__name__}")
+        finally:
+            self._detach(channel)
+        return ConnectionLost("the verifier ended")
+
+    def _cannot_be_had(self, problem: ProverError) -> None:
+        """Tells those who wait, the status, and once the log."""
+        with self._changed:
+            first, self._problem = self._problem is None, problem
+        if first and not self._closing.is_set():
+            log.warning("the verifier cannot be had; it is tried again: %s", problem.message)
+        self._fail_calls(problem)
+
+    def _can_be_had(self) -> None:
+        with self._changed:
+            again, self._problem = self._problem is not None, None
+        if again:
+            log.info("the verifier can be had again")
+        self._ready.set()
 
     def _detach(self, channel: Channel | None) -> None:
         with self._changed:
@@ -413,7 +518,10 @@ class VerifierClient:
             self._ready.clear()
         if channel is not None:
             channel.close()
-        self._ended()
+        try:
+            self._ended()
+        except Exception as error:
+            log.warning("the verifier's process cannot be waited for: %s", type(error).__name__)
 
     def _converse(self, channel: Channel) -> None:
         """One connection: greeting, keys, calls that wait; then until it ends."""
@@ -423,7 +531,7 @@ class VerifierClient:
         )
         receiver.start()
         try:
-            hello = self._own_call(channel, {"op": "hello"}).result(START_SECONDS)
+            hello = self._own_call(channel, {"op": "hello"}).result(self._start)
             if hello.get("protocol") != PROTOCOL:
                 raise ConnectionLost(f"a verifier of another protocol, {hello.get('protocol')!r:.40}")
             with self._changed:
@@ -432,7 +540,7 @@ class VerifierClient:
                 self._unsent = deque(self._calls.values())
                 self._pid = hello.get("pid")
             loads = [self._own_call(channel, self._load_request(name, key)) for name, key in keys.items()]
-            self._when_done(loads, self._ready.set)
+            self._when_done(loads, self._can_be_had)
             self._send_calls(channel)
         except FutureTimeout:
             raise ConnectionLost("the verifier did not answer") from None
@@ -471,11 +579,10 @@ class VerifierClient:
             else:
                 self._send(channel, call.frame)
 
-    @staticmethod
-    def _send(channel: Channel, frame: bytes) -> None:
+    def _send(self, channel: Channel, frame: bytes) -> None:
         # Where it fails, the receiving thread sees the end of the connection, and the call is sent again.
         with suppress(ConnectionLost, Timeout):
-            channel.send_frame(frame, timeout=SILENCE_SECONDS)
+            channel.send_frame(frame, timeout=self._heartbeat)
 
     def _own_call(self, channel: Channel, request: dict[str, Any]) -> Future[dict[str, Any]]:
         number = next(self._numbers)
@@ -490,29 +597,37 @@ class VerifierClient:
 
     def _receive(self, channel: Channel) -> None:
         """Hands out answers until the connection ends, or the verifier is silent for too long."""
-        asked: float | None = None
+        try:
+            self._receive_all(channel)
+        finally:
+            channel.close()
+            with self._changed:
+                own, self._own = self._own, {}
+                self._changed.notify_all()
+            for future in own.values():
+                future.set_exception(self._refusal or ConnectionLost("the verifier ended"))
+
+    def _receive_all(self, channel: Channel) -> None:
+        heard, asked = time.monotonic(), False
         while True:
+            # A verifier that is still starting may take its time.
+            limit = self._heartbeat if self._pid is not None else max(self._heartbeat, self._start)
             try:
-                answer, _ = channel.receive(PING_SECONDS)
+                answer, _ = channel.receive(self._heartbeat / PINGS)
             except Timeout:
-                if not self._calls and not self._own:
-                    asked = None
-                elif asked is None:
-                    asked = time.monotonic()
+                if not (self._calls or self._own or self._kept):
+                    heard, asked = time.monotonic(), False
+                elif time.monotonic() - heard > limit:
+                    log.warning("the verifier has been silent for %.1f s, and is given up", limit)
+                    return
+                elif not asked:
+                    asked = True
                     self._own_call(channel, {"op": "hello"})
-                elif time.monotonic() - asked > SILENCE_SECONDS:
-                    break
                 continue
             except ProverError:
-                break
-            asked = None
+                return
+            heard, asked = time.monotonic(), False
             self._hand_out(answer)
-        channel.close()
-        with self._changed:
-            own, self._own = self._own, {}
-            self._changed.notify_all()
-        for future in own.values():
-            future.set_exception(self._refusal or ConnectionLost("the verifier ended"))
 
     def _hand_out(self, answer: dict[str, Any]) -> None:
         number, result = answer.get("id"), answer.get("result")

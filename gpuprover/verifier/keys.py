@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from gpuprover.errors import MalformedFile, ProverError
+from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
 from gpuprover.formats import groth16_json
 
 if TYPE_CHECKING:
@@ -19,51 +19,69 @@ if TYPE_CHECKING:
 class LoadedKey:
     """One verification key, and what can be done with it. Any number of threads may.
 
+    To make one costs nothing: :meth:`prepare`, or else what needs the key first, parses and checks it.
+
     Args:
         document: as snarkjs writes it; e(α, β) may be missing.
         expected: the digest that the key has to have, or None.
 
     Attributes:
-        digest: :func:`gpuprover.formats.groth16_json.digest` of the key.
-
-    Raises:
-        MalformedFile, UnsupportedFile: the document is damaged, or has another digest than expected.
+        digest: :func:`gpuprover.formats.groth16_json.digest` of the key; before it is ready, the expected
+            one.
+        ready: the key is checked, and has its digest.
     """
 
     def __init__(
         self, document: object, expected: str | None = None, source: str = "verification key"
     ) -> None:
-        self.key = groth16_json.parse_verification_key(document, source)
-        self.digest = groth16_json.digest(self.key)
-        self._source = source
-        if expected is not None and expected != self.digest:
-            raise MalformedFile(
-                source, "digest", f"expected {expected[:64]}, found {self.digest}: not the key it should be"
-            )
+        self._document, self._expected, self._source = document, expected, source
+        self.digest = expected or ""
+        self.ready = False
+        self._key: groth16_json.VerificationKey | None = None
         self._lock = threading.Lock()
-        self._prepared = False
         self._problem: ProverError | None = None
 
-    def prepare(self) -> None:
-        """Checks the points' subgroups and verifies something, once: what follows is as fast as it gets.
+    @property
+    def key(self) -> groth16_json.VerificationKey:
+        """The key, checked.
 
         Raises:
-            MalformedFile: a point is outside its subgroup; again at every further call.
+            MalformedFile, UnsupportedFile: as :meth:`prepare`.
         """
-        from gpuprover.groth16 import verifier
+        self.prepare()
+        assert self._key is not None
+        return self._key
 
+    def prepare(self) -> None:
+        """Parses the key, checks the points' subgroups and verifies something, once: what follows is as fast
+        as it gets.
+
+        Raises:
+            MalformedFile, UnsupportedFile: the document is damaged, has another digest than expected, or a
+                point is outside its subgroup; again at every further call.
+        """
         with self._lock:
-            if not self._prepared:
-                key = self.key
-                # Points of the key itself, which are checked by then; the answer does not matter.
-                proof = groth16_json.Proof(key.alpha1, key.beta2, key.alpha1)
+            if self._problem is None and not self.ready:
                 try:
-                    verifier.verify(key, [0] * key.n_public, proof, self._backend(), key_source=self._source)
-                except MalformedFile as error:
-                    self._problem = error
-                self._prepared = True
+                    self._check()
+                except (MalformedFile, UnsupportedFile) as error:
+                    self._problem, self._document = error, None
         if self._problem is not None:
             raise self._problem
+
+    def _check(self) -> None:
+        from gpuprover.groth16 import verifier
+
+        key = groth16_json.parse_verification_key(self._document, self._source)
+        digest = groth16_json.digest(key)
+        if self._expected is not None and self._expected != digest:
+            problem = f"expected {self._expected[:64]}, found {digest}: not the key it should be"
+            raise MalformedFile(self._source, "digest", problem)
+        # Points of the key itself, which are checked by then; the answer does not matter.
+        proof = groth16_json.Proof(key.alpha1, key.beta2, key.alpha1)
+        verifier.verify(key, [0] * key.n_public, proof, _backend(key), key_source=self._source)
+        self._key, self.digest, self._document = key, digest, None
+        self.ready = True
 
     def verify(self, public: object, proof: object) -> bool:
         """Whether a proof document holds for a list of public signals.
@@ -73,24 +91,23 @@ class LoadedKey:
         """
         from gpuprover.groth16 import verifier
 
-        self.prepare()
-        curve = self.key.curve
-        signals = groth16_json.parse_public_signals(public, curve, self.key.n_public)
-        return verifier.verify(self.key, signals, groth16_json.parse_proof(proof, curve), self._backend())
+        key = self.key
+        signals = groth16_json.parse_public_signals(public, key.curve, key.n_public)
+        return verifier.verify(key, signals, groth16_json.parse_proof(proof, key.curve), _backend(key))
 
     def verify_batch(self, statements: list[tuple[object, object]]) -> list[bool]:
         """For each (public signals, proof) whether it holds; a damaged one is False."""
         from gpuprover.groth16 import verifier
 
-        self.prepare()
-        return verifier.verify_documents(self.key, statements, self._backend())
+        return verifier.verify_documents(self.key, statements, _backend(self.key))
 
     def describe(self) -> dict[str, Any]:
         return {"digest": self.digest, "curve": self.key.curve.name, "public": self.key.n_public}
 
-    def _backend(self) -> Backend:
-        from gpuprover.backend import open_backend
-        from gpuprover.job import Job
 
-        # One thread each: the server runs several verifications at once.
-        return open_backend("cpu", self.key.curve, Job(threads=1))
+def _backend(key: groth16_json.VerificationKey) -> Backend:
+    from gpuprover.backend import open_backend
+    from gpuprover.job import Job
+
+    # One thread each: the server runs several verifications at once.
+    return open_backend("cpu", key.curve, Job(threads=1))

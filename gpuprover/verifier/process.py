@@ -13,7 +13,13 @@ from gpuprover import processes
 from gpuprover.errors import CircuitNotFound, InvalidInput, ProverError
 from gpuprover.formats.json_files import read_json
 from gpuprover.messages import Channel, ConnectionLost
-from gpuprover.verifier.client import VerifierClient, VerifierStatus
+from gpuprover.verifier.client import (
+    CALL_SECONDS,
+    HEARTBEAT_SECONDS,
+    START_SECONDS,
+    VerifierClient,
+    VerifierStatus,
+)
 
 if TYPE_CHECKING:
     from gpuprover.verifier.client import KeyLike
@@ -33,6 +39,9 @@ class VerifierProcess(VerifierClient):
         policy: ``eager`` starts it now, ``lazy`` when something is to be verified.
         keys: name -> verification key, document, or the path of one.
         threads: verifications at once; default ``PROVER_THREADS`` or the CPUs of this process.
+        timeout: seconds for a call that says no other, from the start of the process on if need be.
+        heartbeat: seconds of silence after which the process is replaced.
+        start: seconds for it to become ready.
 
     Raises:
         InvalidInput: no such policy.
@@ -45,10 +54,13 @@ class VerifierProcess(VerifierClient):
         keys: Mapping[str, KeyLike | str | os.PathLike[str]] | None = None,
         *,
         threads: int | None = None,
+        timeout: float = CALL_SECONDS,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        start: float = START_SECONDS,
     ) -> None:
         if policy not in POLICIES:
             raise InvalidInput(f"verifier: expected {' or '.join(POLICIES)}, found {policy!r:.40}")
-        self._prepare()
+        self._prepare(timeout, heartbeat, start)
         self._eager = False  # the keys below travel when it starts
         self._threads = threads
         self._last_words = ""
@@ -62,14 +74,21 @@ class VerifierProcess(VerifierClient):
             with self._changed:
                 self._begin()
 
+    _kept = True
+
     def status(self, *, timeout: float = 5.0) -> VerifierStatus:
         """How the process is. It is neither started nor waited for; between two of them, little is known."""
         if self._pid is not None:
             with suppress(ProverError):
                 return super().status(timeout=timeout)
         with self._changed:
-            state = "closed" if self._closing.is_set() else "starting" if self._busy else "idle"
-            return VerifierStatus(state, pid=self._pid, restarts=max(0, self._opened - 1))
+            state = "failing" if self._problem is not None else "starting" if self._busy else "idle"
+            return VerifierStatus(
+                "closed" if self._closing.is_set() else state,
+                pid=self._pid,
+                restarts=max(0, self._opened - 1),
+                problem=None if self._problem is None else self._problem.message,
+            )
 
     def close(self) -> None:
         """Ends the process. Calls that wait get ShuttingDown. May be called again."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuprover import processes
 from gpuprover.backend import use_images
 from gpuprover.errors import DeviceError, InvalidInput
-from gpuprover.verifier.address import Listener, tcp_address, unix_address
+from gpuprover.verifier.address import Listener, stays_here, tcp_address, unix_address
+from gpuprover.verifier.secret import read_secret
+
+if TYPE_CHECKING:
+    from gpuprover.verifier.connections import Limits
 
 IMAGES_AFTER = 30.0
 """Seconds after which a verifier that had to compile sees to images for the next one."""
@@ -33,6 +38,8 @@ def _make_images() -> None:
 
 
 def _print(record: dict[str, Any]) -> None:
+    if "warning" in record:
+        print(f"warning: {record['warning']}", file=sys.stderr, flush=True)
     print(json.dumps(record), flush=True)
 
 
@@ -41,7 +48,10 @@ def serve(
     addresses: Sequence[str],
     keys: Sequence[str],
     *,
-    threads: int,
+    limits: Limits,
+    secret_file: str | None = None,
+    insecure: bool = False,
+    users: Sequence[int] = (),
     descriptor: int | None = None,
     announce: Callable[[dict[str, Any]], None] = _print,
 ) -> int:
@@ -51,9 +61,13 @@ def serve(
         sockets: paths of Unix sockets.
         addresses: ``HOST:PORT``.
         keys: ``NAME=FILE``, verification keys as snarkjs writes them.
-        threads: verifications at once.
+        limits: what it holds for its clients.
+        secret_file: of the secret that clients over TCP have to share.
+        insecure: other machines may reach the addresses without one.
+        users: ids of users who may connect to the Unix sockets, besides this one and root.
         descriptor: of a connected socket to whoever started this process.
-        announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect.
+        announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect, and with
+            ``warning`` where other machines reach it without a secret.
 
     Raises:
         InvalidInput: nothing to listen on; an argument or a file cannot be used.
@@ -61,13 +75,16 @@ def serve(
         DeviceError: the system refuses an address.
     """
     from gpuprover.formats.json_files import read_json
-    from gpuprover.verifier.server import Limits, Server
+    from gpuprover.verifier.server import Server
 
     in_use = use_images()
     places = [*map(unix_address, sockets), *map(tcp_address, addresses)]
     if not places and descriptor is None:
         raise InvalidInput("verifier: expected --socket PATH or --listen HOST:PORT")
-    server = Server(Limits(threads=threads))
+    secret = None if secret_file is None else read_secret(secret_file)
+    if insecure and secret is not None:
+        raise InvalidInput("--insecure: expected without --secret-file")
+    server = Server(limits, secret=secret)
     for text in keys:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
@@ -81,11 +98,18 @@ def serve(
     with ExitStack() as stack:
         listening = []
         for place in places:
-            listener = Listener(place)
+            listener = Listener(place, users=users, anywhere=insecure or secret is not None)
             stack.callback(listener.close)
             server.listen(listener)
             listening.append(str(listener.address))
         if not in_use:
             threading.Thread(target=_make_images, name="images", daemon=True).start()
-        announce({"ready": True, "pid": os.getpid(), "listening": listening, "keys": server.digests()})
+        record = {"ready": True, "pid": os.getpid(), "listening": listening, "keys": server.digests()}
+        open_to_all = [str(place) for place in places if not stays_here(place)] if insecure else []
+        if open_to_all:
+            record["warning"] = (
+                f"INSECURE: {', '.join(open_to_all)}: other machines reach it and no secret is asked for: "
+                "whoever is on the way can change answers"
+            )
+        announce(record)
         return server.run()

@@ -1,16 +1,18 @@
-"""The verifier's server: many connections, a bounded queue, a few threads that verify.
+"""The verifier's server: what clients ask, a bounded queue, and a few threads that verify.
 
-One thread reads each connection, so that a slow client delays nobody; ``threads`` others verify. What is held
-for clients is bounded: connections, requests that wait, unanswered requests of one connection, bytes of
-messages that are read or wait, bytes of keys. Where the limit is on bytes or on one connection's requests,
-its reader waits, and the client with it; the others are answered with QueueFull. A client that stops within
-a message, or takes no answers, is dropped.
+One thread has all connections (:mod:`gpuprover.verifier.connections`) and answers what takes no time;
+``threads`` others verify; one more parses long messages, the shortest first. Requests wait by connection, and
+connections take turns; so do proofs and batches, of which a part is verified at a time, so that a long batch
+delays a single proof by one part at most. A connection has its share of places in the queue and of bytes for
+keys, whatever others take.
+
+No request ends a thread: what cannot be answered is said to be so, or else its connection ends. A thread that
+dies all the same is started again, and ``hello`` and ``status`` tell of one that is missing.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -18,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,128 +34,124 @@ from gpuprover.errors import (
     ProverError,
     QueueFull,
     ShuttingDown,
-    Timeout,
     to_record,
 )
-from gpuprover.messages import BrokenMessage, Channel, ConnectionLost
+from gpuprover.messages import AccessDenied, BrokenMessage, encode, parse_frame
 from gpuprover.verifier.address import Listener
+from gpuprover.verifier.connections import SMALL_MESSAGE, Connection, Connections, Limits, Message
 from gpuprover.verifier.keys import LoadedKey
+from gpuprover.verifier.secret import Handshake, nonce, parse_nonce
 
 T = TypeVar("T")
 
 PROTOCOL = 1
 MAX_NAME = 200
-
-SMALL_MESSAGE = 1 << 16
-"""Bytes up to which a message is read at once: whatever waits, a question of a few lines is answered."""
+MAX_NUMBER = (1 << 63) - 1
+"""Of a request's id, up and down."""
+MAX_STATEMENTS = 1 << 16
+"""Of a batch in one message."""
+SLICE = 256
+"""Statements of a batch that are verified before others have their turn."""
 TRIM_BYTES = 16 << 20
 """Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
-STALL_SECONDS = 15.0
-"""A client that sends nothing for so long within a message, or takes nothing of an answer, is dropped."""
+FLUSH_SECONDS = 2.0
+"""At the end, for clients to take the last answers."""
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a verifier holds for its clients at most.
-
-    Attributes:
-        threads: verifications at once.
-        connections: beyond, a client gets QueueFull and is disconnected.
-        waiting: requests that wait; beyond, they are answered QueueFull.
-        outstanding: unanswered requests of one connection; beyond, nothing more is read from it.
-        buffered: bytes of messages that wait or are being read; a single one may be longer.
-        keys: bytes of the messages that keys came in.
-        grace: seconds that running and waiting requests get after SIGTERM.
-    """
-
-    threads: int = 1
-    connections: int = 128
-    waiting: int = 1024
-    outstanding: int = 64
-    buffered: int = 16 << 20
-    keys: int = 128 << 20
-    grace: float = 20.0
-
-
-class _Budget:
-    """Bytes of messages. One message is admitted at any size once nothing else is held."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._changed, self._turn = threading.Condition(), threading.Lock()
-
-    def take(self, size: int, stopped: threading.Event) -> None:
-        """Waits for room, in the order of the callers. Raises ShuttingDown where there will be none."""
-        with self._turn, self._changed:
-            while self._held and self._held + size > self._limit:
-                if stopped.is_set():
-                    raise ShuttingDown("the verifier is shutting down")
-                self._changed.wait(0.2)
-            self._held += size
-
-    def give(self, size: int) -> None:
-        with self._changed:
-            self._held -= size
-            self._changed.notify_all()
-
-    @property
-    def held(self) -> int:
-        return self._held
-
-
-@dataclass(eq=False)
-class _Connection:
-    """A client, the names it gave to keys, and how much of it waits."""
-
-    channel: Channel
-    local: bool
-    """On this machine under this user: it may end the server."""
-    owner: bool
-    """Who started the server: names that it gives are everybody's, and the server ends with it."""
-    outstanding: threading.Semaphore
-    names: dict[str, _Holding] = field(default_factory=dict)
+Work = Callable[[], dict[str, Any] | None]
+"""What a request asks for -> the answer, or None if there is more to do."""
 
 
 @dataclass(frozen=True)
 class _Holding:
+    """A key under a name. ``owner`` is the connection that loaded it, None if the server was started with
+    it."""
+
     key: LoadedKey
     size: int
+    owner: Connection | None
+
+
+@dataclass
+class _Client:
+    """What a connection's names mean, and the secret's proof that is expected of it."""
+
+    names: dict[str, _Holding] = field(default_factory=dict)
+    held: int = 0
+    handshake: Handshake | None = None
 
 
 @dataclass(frozen=True)
 class _Request:
-    connection: _Connection
-    number: object
-    work: Callable[[], dict[str, Any]]
-    held: int
+    connection: Connection
+    number: int
+    work: Work
+    message: Message
+
+
+class _Lane:
+    """Requests that wait; connections take turns."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Connection, deque[_Request]] = {}
+        self.waiting = 0
+
+    def put(self, request: _Request) -> None:
+        self._queues.setdefault(request.connection, deque()).append(request)
+        self.waiting += 1
+
+    def take(self) -> _Request:
+        connection = next(iter(self._queues))
+        queue = self._queues.pop(connection)
+        request = queue.popleft()
+        if queue:
+            self._queues[connection] = queue
+        self.waiting -= 1
+        return request
+
+    def of(self, connection: Connection) -> int:
+        return len(self._queues.get(connection, ()))
+
+    def remove(self, connection: Connection) -> deque[_Request]:
+        """Takes out all of a connection."""
+        queue = self._queues.pop(connection, deque())
+        self.waiting -= len(queue)
+        return queue
 
 
 class Server:
-    """A verifier's server. :meth:`run` serves until SIGTERM, ``shutdown``, or the end of its owner."""
+    """A verifier's server. :meth:`run` serves until SIGTERM, ``shutdown``, or the end of its owner.
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._budget = _Budget(limits.buffered)
-        # One proof, or a key; and batches, which take long. A thread takes from them by turns.
-        self._queues: tuple[deque[_Request], deque[_Request]] = deque(), deque()
-        self._turn = False
-        self._running = self._passed = 0
+    Args:
+        secret: what clients over TCP have to know; None asks nothing of them.
+    """
+
+    def __init__(self, limits: Limits, *, secret: bytes | None = None) -> None:
+        self._limits, self._secret = limits, secret
+        self._connections = Connections(limits, self._handle, self._gone, self._tend, secret=secret)
         self._changed = threading.Condition()
-        self._stopping, self._stopped = threading.Event(), threading.Event()
+        # One proof, or a key; and what takes long. A thread takes from them by turns.
+        self._lanes = _Lane(), _Lane()
+        self._turn = False
+        self._running, self._running_long, self._passed = 0, 0, 0
+        self._long: list[tuple[Connection, Message]] = []
+        """Messages to be parsed by the thread for long ones."""
+        self._parsing = False
+        self._threads: dict[str, threading.Thread] = {}
+        self._missing = 0
+        self._tended = float("-inf")
+        self._stop_asked, self._stopping, self._stopped = (threading.Event() for _ in range(3))
         self._names: dict[str, _Holding] = {}
-        self._connections: set[_Connection] = set()
-        self._listeners: list[Listener] = []
+        self._digests: dict[str, list[_Holding]] = {}
+        self._keys_held = 0
         self._owners: list[socket.socket] = []
         self._counters = dict.fromkeys(("verified", "valid", "invalid", "failed", "refused"), 0)
+        self._faults = 0
         self._started = time.monotonic()
-        self._wake_read, self._wake_write = os.pipe()
-        for end in (self._wake_read, self._wake_write):
-            os.set_blocking(end, False)
 
     # Before it runs ------------------------------------------------------------------
 
     def listen(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+        self._connections.listen(listener)
 
     def own(self, connection: socket.socket) -> None:
         """A connection to whoever started this process: the server ends when it does."""
@@ -167,7 +165,9 @@ class Server:
         """
         key = LoadedKey(document, source=source)
         key.prepare()
-        self._names[_name(name)] = _Holding(key, 0)
+        holding = _Holding(key, 0, None)
+        self._names[_name(name)] = holding
+        self._digests.setdefault(key.digest, []).append(holding)
         return key
 
     def digests(self) -> dict[str, str]:
@@ -179,39 +179,29 @@ class Server:
 
     def run(self) -> int:
         """Serves until the end; returns the exit code, 0. Outside the main thread signals are left alone."""
-        selector = selectors.DefaultSelector()
-        selector.register(self._wake_read, selectors.EVENT_READ)
-        for listener in self._listeners:
-            selector.register(listener.socket, selectors.EVENT_READ, listener)
-        workers = [
-            threading.Thread(target=self._work, name=f"verify-{i}", daemon=True)
-            for i in range(self._limits.threads)
-        ]
-        for worker in workers:
-            worker.start()
+        connections = self._connections
         try:
             with self._signals():
+                connections.start()
+                self._tend()
                 for owner in self._owners:
-                    self._connect(owner, local=True, owner=True)
-                while not self._stopping.is_set():
-                    for key, _ in selector.select():
-                        if key.data is None:
-                            self._stopping.set()
-                        else:
-                            self._accept(key.data)
-                for listener in self._listeners:
-                    listener.close()
-                self._drain()
+                    connections.connect(owner, local=True, owner=True, peer="owner")
+                while not self._stop_asked.is_set():
+                    connections.step(float("inf"))
+                self._stopping.set()
+                connections.stop_listening()
+                deadline = time.monotonic() + self._limits.grace
+                while self._busy and (left := deadline - time.monotonic()) > 0:
+                    connections.step(left)
+                deadline = min(deadline, time.monotonic() + FLUSH_SECONDS)
+                while connections.unsent and (left := deadline - time.monotonic()) > 0:
+                    connections.step(left)
         finally:
             self._stopping.set()
             self._stopped.set()
-            selector.close()
-            for listener in self._listeners:
-                listener.close()
             with self._changed:
                 self._changed.notify_all()
-            for connection in list(self._connections):
-                connection.channel.close()
+            connections.close()
         return 0
 
     @contextmanager
@@ -221,9 +211,8 @@ class Server:
             yield
             return
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        # The wake-up is all that a handler has to do; it comes as a byte.
-        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: self._stop_asked.set()) for number in numbers}
+        wakeup = signal.set_wakeup_fd(self._connections.wake_descriptor, warn_on_full_buffer=False)
         try:
             yield
         finally:
@@ -233,168 +222,243 @@ class Server:
 
     def stop(self) -> None:
         """No new work from now on; :meth:`run` returns when what waits and runs is done."""
-        with suppress(OSError):
-            os.write(self._wake_write, b"x")
+        self._stop_asked.set()
+        self._connections.wake()
 
-    def _drain(self) -> None:
-        deadline = time.monotonic() + self._limits.grace
+    @property
+    def _busy(self) -> bool:
         with self._changed:
-            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(min(left, 0.5))
+            return bool(self._waiting or self._running or self._long or self._parsing)
 
-    # Connections -----------------------------------------------------------------------
+    # Threads -----------------------------------------------------------------------------
 
-    def _accept(self, listener: Listener) -> None:
-        try:
-            connection, _ = listener.socket.accept()
-        except OSError:  # gone again, or no descriptor left: the next one may do better
-            time.sleep(0.01)
+    def _tend(self) -> None:
+        """Starts threads that are missing; now and then, from the loop."""
+        now = time.monotonic()
+        if now - self._tended < (0.2 if self._missing else 1.0) or self._stopped.is_set():
             return
-        if len(self._connections) < self._limits.connections:
-            self._connect(connection, local=listener.address.path is not None, owner=False)
-            return
-        channel = Channel(connection)
-        with suppress(ProverError):
-            full = QueueFull(f"the verifier has {self._limits.connections} connections, as many as it takes")
-            channel.send({"id": None, "error": to_record(full)}, timeout=0.1)
-        channel.close()
-
-    def _connect(self, connection: socket.socket, *, local: bool, owner: bool) -> None:
-        client = _Connection(Channel(connection), local, owner, threading.Semaphore(self._limits.outstanding))
-        with self._changed:
-            self._connections.add(client)
-        threading.Thread(target=self._read, args=(client,), name="read", daemon=True).start()
-
-    def _read(self, client: _Connection) -> None:
-        """Takes one connection's requests until it ends."""
-        held = 0
-
-        def admit(size: int) -> None:
-            nonlocal held
-            if size > SMALL_MESSAGE:
-                self._budget.take(size, self._stopped)
-                held = size
-
-        try:
-            while True:
-                document = self._receive(client.channel, admit)
-                client.outstanding.acquire()
-                taken, held = held, 0
-                self._handle(client, document, taken)
-                del document
-        except BrokenMessage as error:
-            self._answer(client, None, error)
-        except (ConnectionLost, ShuttingDown, Timeout):
-            pass
-        finally:
-            self._budget.give(held)
-            self._disconnect(client)
-
-    @staticmethod
-    def _receive(channel: Channel, admit: Callable[[int], None]) -> dict[str, Any]:
-        """The next message, however long it takes to begin. Raises Timeout if it stops in its middle."""
-        before = -1
-        while True:
+        self._tended = now
+        wanted = {f"verify-{i}": self._work for i in range(self._limits.threads)} | {"parse": self._parse}
+        missing = 0
+        for name, function in wanted.items():
+            thread = self._threads.get(name)
+            if thread is not None and thread.is_alive():
+                continue
+            thread = threading.Thread(target=self._lasting, args=(function,), name=name, daemon=True)
             try:
-                return channel.receive(STALL_SECONDS, admit)[0]
-            except Timeout:
-                if channel.within_message:
-                    if channel.received == before:
-                        raise
-                    before = channel.received
+                thread.start()
+            except RuntimeError:  # the system has none left, for now
+                missing += 1
+                continue
+            self._threads[name] = thread
+        self._missing = missing
 
-    def _disconnect(self, client: _Connection) -> None:
-        client.channel.close()
+    def _lasting(self, function: Callable[[], None]) -> None:
+        """Runs a thread's function, and again if it fails: it returns at the server's end."""
+        while not self._stopped.is_set():
+            try:
+                function()
+            except BaseException:
+                self._faults += 1
+                time.sleep(0.01)
+
+    def _work(self) -> None:
+        """Verifies what waits, until the server has stopped."""
+        while (taken := self._next()) is not None:
+            request, long = taken
+            try:
+                self._perform(request, long)
+            finally:
+                self._performed(request, long)
+                del request, taken
+
+    def _next(self) -> tuple[_Request, bool] | None:
+        """The next request and whether it may take long; waits for it. None at the end."""
         with self._changed:
-            self._connections.discard(client)
-            client.names.clear()
-        if client.owner:
-            self.stop()
+            while True:
+                if self._stopped.is_set():
+                    return None
+                self._turn = not self._turn
+                for long in (self._turn, not self._turn):
+                    # A thread is left for what takes no time.
+                    if self._lanes[long].waiting and not (
+                        long and self._running_long >= max(1, self._limits.threads - 1)
+                    ):
+                        self._running += 1
+                        self._running_long += long
+                        return self._lanes[long].take(), long
+                self._changed.wait()
 
-    def _answer(self, client: _Connection, number: object, result: dict[str, Any] | ProverError) -> None:
-        if isinstance(result, ProverError):
-            answer = {"id": number, "error": to_record(result)}
-        else:
-            answer = {"id": number, "result": result}
+    def _perform(self, request: _Request, long: bool) -> None:
+        """Does what a request asks for, or a part of it, and answers it."""
+        answered = False
         try:
-            client.channel.send(answer, timeout=STALL_SECONDS)
-        except (ConnectionLost, Timeout):
-            client.channel.close()
+            if request.connection.closed:
+                return
+            result = self._guarded(request.work)
+            if result is None:
+                with self._changed:
+                    self._lanes[long].put(request)
+                answered = True
+                return
+            if isinstance(result, ProverError):
+                self._count(failed=1)
+            self._answer(request.connection, request.number, result, request.message)
+            answered = True
+        finally:
+            if not answered:
+                self._connections.answer(request.connection, None, request.message)
+
+    def _performed(self, request: _Request, long: bool) -> None:
+        with self._changed:
+            self._running -= 1
+            self._running_long -= long
+            self._passed += request.message.held
+            idle = not self._waiting and not self._running
+            trim = idle and self._passed >= TRIM_BYTES
+            if trim:
+                self._passed = 0
+            self._changed.notify_all()
+        if self._stop_asked.is_set():
+            self._connections.wake()
+        if trim:
+            memory.trim()
+
+    def _parse(self) -> None:
+        """Parses long messages, until the server has stopped."""
+        while True:
+            with self._changed:
+                while not self._long:
+                    if self._stopped.is_set():
+                        return
+                    self._changed.wait()
+                i = min(range(len(self._long)), key=lambda i: len(self._long[i][1].body))
+                connection, message = self._long.pop(i)
+                self._parsing = True
+            try:
+                if connection.closed:
+                    self._connections.answer(connection, None, message)
+                else:
+                    self._take(connection, message)
+            finally:
+                with self._changed:
+                    self._parsing = False
+                self._connections.parsed(connection)
+                del connection, message
 
     # Requests --------------------------------------------------------------------------
 
-    def _handle(self, client: _Connection, document: dict[str, Any], held: int) -> None:
-        """Answers a request, or lets it wait for a thread that verifies."""
-        number = document.get("id")
-        result = self._guarded(lambda: self._begin(client, number, document, held))
-        if result is not None:
-            self._budget.give(held)
-            self._answer(client, number, result)
-            client.outstanding.release()
-            if document.get("op") == "shutdown" and not isinstance(result, ProverError):
+    def _handle(self, connection: Connection, message: Message) -> None:
+        """Takes a message that has come, in the loop's thread."""
+        if connection.state is None:
+            connection.state = _Client()
+        if len(message.body) <= SMALL_MESSAGE:
+            self._take(connection, message)
+            return
+        # Nothing more is read from it before: what it asks for next may need the key that is in here.
+        connection.parsing = True
+        with self._changed:
+            self._long.append((connection, message))
+            self._changed.notify_all()
+
+    def _take(self, connection: Connection, message: Message) -> None:
+        """Parses a message, and answers it or lets it wait for a thread that verifies."""
+        handed_on = False
+        try:
+            number: int | None = None
+            result: dict[str, Any] | ProverError | None
+            try:
+                document = parse_frame(message.body)
+                number = _number(document)
+                if number is None:
+                    result = InvalidInput("request: expected as its id a whole number of at most 63 bits")
+                else:
+                    known = number
+                    result = self._guarded(lambda: self._begin(connection, known, document, message))
+            except (BrokenMessage, MemoryError) as error:
+                broken = error if isinstance(error, ProverError) else OutOfMemory("message: no memory for it")
+                self._last_answer(connection, broken, message)
+                handed_on = True
+                return
+            if result is None:
+                handed_on = True
+                return
+            if isinstance(result, AccessDenied):
+                self._last_answer(connection, result, message)
+            else:
+                self._answer(connection, number, result, message)
+            handed_on = True
+            if isinstance(result, dict) and document.get("op") == "shutdown":
                 self.stop()
+        finally:
+            if not handed_on:
+                self._connections.answer(connection, None, message)
+
+    def _answer(
+        self,
+        connection: Connection,
+        number: int | None,
+        result: dict[str, Any] | ProverError,
+        message: Message,
+    ) -> None:
+        """Answers a request; if the answer cannot be written, by saying so."""
+        field = {"error": to_record(result)} if isinstance(result, ProverError) else {"result": result}
+        try:
+            frame = encode({"id": number, **field})
+        except Exception:
+            failed = ProofGenerationFailed("the verifier's answer cannot be written")
+            frame = encode({"id": number, "error": to_record(failed)})
+        self._connections.answer(connection, frame, message)
+
+    def _last_answer(self, connection: Connection, problem: ProverError, message: Message) -> None:
+        """Says why nothing more is taken from a connection, and ends it once that is sent."""
+        connection.closing = True
+        self._answer(connection, None, problem, message)
 
     def _begin(
-        self, client: _Connection, number: object, document: dict[str, Any], held: int
+        self, connection: Connection, number: int, document: dict[str, Any], message: Message
     ) -> dict[str, Any] | None:
         """The answer to a request, or None if it waits."""
         operation = document.get("op")
+        if operation == "authenticate":
+            return self._authenticate(connection, document)
+        if not connection.trusted:
+            raise AccessDenied("the verifier has a secret, and answers only clients that share it")
         handler = _OPERATIONS.get(operation) if isinstance(operation, str) else None
         if handler is None:
             raise InvalidInput(f"request: expected as its op one of {', '.join(_OPERATIONS)}")
-        if not isinstance(number, int):
-            raise InvalidInput("request: expected a whole number as its id")
-        answer = handler(self, client, document, held or SMALL_MESSAGE)
+        answer = handler(self, connection, document, message.held or SMALL_MESSAGE)
         if not callable(answer):
             return answer
+        long = operation == "verify_batch" or len(message.body) > SMALL_MESSAGE
         with self._changed:
             if self._stopping.is_set():
                 raise ShuttingDown("the verifier is shutting down")
-            waiting = self._waiting
-            if waiting >= self._limits.waiting:
+            waiting, own = self._waiting, sum(lane.of(connection) for lane in self._lanes)
+            if waiting >= self._limits.waiting and own >= self._limits.waiting // self._limits.connections:
                 self._counters["refused"] += 1
                 raise QueueFull(f"{waiting} requests wait for the verifier; try again later")
-            self._queues[operation == "verify_batch"].append(_Request(client, number, answer, held))
-            self._changed.notify()
+            self._lanes[long].put(_Request(connection, number, answer, message))
+            self._changed.notify_all()
         return None
 
     @property
     def _waiting(self) -> int:
-        return sum(map(len, self._queues))
+        return sum(lane.waiting for lane in self._lanes)
 
-    def _work(self) -> None:
-        """Verifies what waits, until the server has stopped."""
-        while True:
-            with self._changed:
-                while not self._waiting:
-                    if self._stopped.is_set():
-                        return
-                    self._changed.wait()
-                self._turn = not self._turn
-                request = (self._queues[self._turn] or self._queues[not self._turn]).popleft()
-                self._running += 1
-            client = request.connection
-            if not client.channel.closed:
-                result = self._guarded(request.work)
-                self._budget.give(request.held)
-                if isinstance(result, ProverError):
-                    self._count(failed=1)
-                self._answer(client, request.number, result)
-            else:
-                self._budget.give(request.held)
-            client.outstanding.release()
-            passed = request.held
-            del request, client
-            with self._changed:
-                self._running -= 1
-                self._passed += passed
-                idle = not self._waiting and not self._running
-                trim = idle and self._passed >= TRIM_BYTES
-                if trim:
-                    self._passed = 0
-                self._changed.notify_all()
-            if trim:
-                memory.trim()
+    def _gone(self, connection: Connection) -> None:
+        """Forgets a connection that has ended."""
+        with self._changed:
+            client = connection.state or _Client()
+            for name in list(client.names):
+                self._bind(connection, name, None)
+            left = [request for lane in self._lanes for request in lane.remove(connection)]
+            left_long = [message for other, message in self._long if other is connection]
+            self._long = [entry for entry in self._long if entry[0] is not connection]
+        for message in (*(request.message for request in left), *left_long):
+            self._connections.answer(connection, None, message)
+        if connection.owner:
+            self.stop()
 
     @staticmethod
     def _guarded(work: Callable[[], T]) -> T | ProverError:
@@ -413,25 +477,55 @@ class Server:
             for name, amount in amounts.items():
                 self._counters[name] += amount
 
-    def _hello(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
-        version = sys.modules["gpuprover"].__version__
-        ready = not self._stopping.is_set()
-        return {"protocol": PROTOCOL, "version": version, "pid": os.getpid(), "ready": ready}
+    def _authenticate(self, connection: Connection, document: dict[str, Any]) -> dict[str, Any] | None:
+        """Both steps of :mod:`gpuprover.verifier.secret`; the answer to the second has a tag already."""
+        client: _Client = connection.state
+        if self._secret is None:
+            raise InvalidInput("authenticate: this verifier has no secret")
+        if connection.trusted:
+            raise AccessDenied("authenticate: expected once, at the start of a connection over TCP")
+        if client.handshake is None:
+            theirs, ours = parse_nonce(document.get("nonce")), nonce()
+            if theirs is None:
+                raise AccessDenied("authenticate: expected a nonce of 32 bytes in hexadecimal")
+            client.handshake = Handshake(self._secret, theirs, ours)
+            return {"nonce": ours.hex(), "proof": client.handshake.proof("verifier")}
+        if not client.handshake.proves("client", document.get("proof")):
+            raise AccessDenied("the client does not know the secret that this verifier has")
+        connection.frames.seal = client.handshake.seal("client")
+        connection.seal = client.handshake.seal("verifier")
+        connection.frames.limit, connection.trusted = self._limits.message, True
+        return {}
 
-    def _load(self, client: _Connection, document: dict[str, Any], size: int) -> Callable[[], dict[str, Any]]:
+    def _hello(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
+        version = sys.modules["gpuprover"].__version__
+        ready = not self._stopping.is_set() and not self._missing
+        return {
+            "protocol": PROTOCOL,
+            "version": version,
+            "pid": os.getpid(),
+            "ready": ready,
+            "missing_threads": self._missing,
+        }
+
+    def _load(self, connection: Connection, document: dict[str, Any], size: int) -> Work:
         name = _name(document.get("name"))
         expected = document.get("digest")
-        if not isinstance(expected, str):
+        if not isinstance(expected, str) or len(expected) > MAX_NAME:
             raise InvalidInput("load: expected the key's digest")
         key = LoadedKey(document.get("verification_key"), expected)
-        key = self._known(key.digest) or key
-        holding = _Holding(key, size)
+        holding = _Holding(key, size, connection)
+        limits, client = self._limits, connection.state
         with self._changed:
-            held = sum(h.size for c in self._connections for h in c.names.values())
-            if held + size > self._limits.keys:
-                raise QueueFull(f"the verifier holds keys of {held} bytes, as many as it takes")
+            own = client.held + size
+            share = own <= limits.keys // limits.connections
+            room = self._keys_held + size <= limits.keys and (connection.owner or own <= limits.keys // 4)
+            if not (share or room):
+                raise QueueFull(f"the verifier holds keys of {self._keys_held} bytes, as many as it takes")
+            if connection.closed:
+                raise ShuttingDown("the connection has ended")
             before = client.names.get(name)
-            self._bind(client, name, holding)
+            self._bind(connection, name, holding)
 
         def prepare() -> dict[str, Any]:
             try:
@@ -439,54 +533,58 @@ class Server:
             except ProverError:
                 with self._changed:
                     if client.names.get(name) is holding:
-                        self._bind(client, name, before)
+                        self._bind(connection, name, before)
                 raise
             return {"digest": key.digest}
 
         return prepare
 
-    def _bind(self, client: _Connection, name: str, holding: _Holding | None) -> None:
-        """What a client's name means from now on, None for nothing; with the lock held."""
-        for names in (client.names, self._names) if client.owner else (client.names,):
+    def _bind(self, connection: Connection, name: str, holding: _Holding | None) -> None:
+        """What a connection's name means from now on, None for nothing; with the lock held."""
+        client: _Client = connection.state
+        before = client.names.pop(name, None)
+        if before is not None:
+            self._keys_held -= before.size
+            client.held -= before.size
+            self._digests[before.key.digest].remove(before)
+            if not self._digests[before.key.digest]:
+                del self._digests[before.key.digest]
+        if holding is not None:
+            client.names[name] = holding
+            self._keys_held += holding.size
+            client.held += holding.size
+            self._digests.setdefault(holding.key.digest, []).append(holding)
+        if connection.owner:
             if holding is not None:
-                names[name] = holding
+                self._names[name] = holding
             else:
-                names.pop(name, None)
+                self._names.pop(name, None)
 
-    def _unload(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
+    def _unload(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         name = _name(document.get("name"))
         with self._changed:
-            if name not in client.names:
+            if name not in connection.state.names:
                 raise CircuitNotFound(f"{name}: this client loaded no verification key of that name")
-            self._bind(client, name, None)
+            self._bind(connection, name, None)
         return {"unloaded": name}
 
-    def _known(self, digest: object) -> LoadedKey | None:
-        with self._changed:
-            for names in (self._names, *(client.names for client in self._connections)):
-                for holding in names.values():
-                    if holding.key.digest == digest:
-                        return holding.key
-        return None
-
-    def _key(self, client: _Connection, document: dict[str, Any]) -> LoadedKey:
+    def _key(self, connection: Connection, document: dict[str, Any]) -> LoadedKey:
         digest, name = document.get("digest"), document.get("name")
-        if digest is not None:
-            key = self._known(digest)
-            if key is None:
-                raise CircuitNotFound(f"no verification key of digest {str(digest)[:64]} is loaded")
-            return key
-        name = _name(name)
         with self._changed:
-            holding = client.names.get(name) or self._names.get(name)
-        if holding is None:
+            if digest is not None:
+                # What another connection says is a key's digest counts once it is checked.
+                for holding in self._digests.get(digest, ()) if isinstance(digest, str) else ():
+                    if holding.key.ready or holding.owner is connection:
+                        return holding.key
+                raise CircuitNotFound(f"no verification key of digest {str(digest)[:64]} is loaded")
+            name = _name(name)
+            found = connection.state.names.get(name) or self._names.get(name)
+        if found is None:
             raise CircuitNotFound(f"{name}: no verification key of that name is loaded")
-        return holding.key
+        return found.key
 
-    def _verify(
-        self, client: _Connection, document: dict[str, Any], size: int
-    ) -> Callable[[], dict[str, Any]]:
-        key = self._key(client, document)
+    def _verify(self, connection: Connection, document: dict[str, Any], size: int) -> Work:
+        key = self._key(connection, document)
         public, proof = document.get("public"), document.get("proof")
 
         def verify() -> dict[str, Any]:
@@ -496,40 +594,46 @@ class Server:
 
         return verify
 
-    def _verify_batch(
-        self, client: _Connection, document: dict[str, Any], size: int
-    ) -> Callable[[], dict[str, Any]]:
-        key = self._key(client, document)
+    def _verify_batch(self, connection: Connection, document: dict[str, Any], size: int) -> Work:
+        key = self._key(connection, document)
         entries = document.get("statements")
         if not isinstance(entries, list):
             raise MalformedFile("statements", "document", "expected a list of pairs")
-        statements = [tuple(e) if isinstance(e, list) and len(e) == 2 else (None, None) for e in entries]
+        if len(entries) > MAX_STATEMENTS:
+            raise InvalidInput(
+                f"statements: {len(entries)}, expected at most {MAX_STATEMENTS} in one message"
+            )
+        results: list[bool] = []
 
-        def verify() -> dict[str, Any]:
-            valid = key.verify_batch(statements)
+        def verify_some() -> dict[str, Any] | None:
+            part = entries[len(results) : len(results) + SLICE]
+            pairs = [tuple(e) if isinstance(e, list) and len(e) == 2 else (None, None) for e in part]
+            valid = key.verify_batch(pairs)
             self._count(verified=len(valid), valid=sum(valid), invalid=len(valid) - sum(valid))
-            return {"valid": valid}
+            results.extend(valid)
+            return {"valid": results} if len(results) == len(entries) else None
 
-        return verify
+        return verify_some
 
-    def _status(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
+    def _status(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         with self._changed:
-            keys = {name: holding.key.describe() for name, holding in (self._names | client.names).items()}
+            names = self._names | connection.state.names
+            keys = {name: holding.key.describe() for name, holding in names.items() if holding.key.ready}
             return {
-                **self._hello(client, document, size),
+                **self._hello(connection, document, size),
                 "uptime": round(time.monotonic() - self._started, 3),
                 "threads": self._limits.threads,
-                "connections": len(self._connections),
+                "connections": self._connections.count,
                 "waiting": self._waiting,
                 "running": self._running,
-                "buffered": self._budget.held,
+                "buffered": self._connections.held,
                 "keys": keys,
-                "counters": dict(self._counters),
+                "counters": self._counters | self._connections.counters | {"thread_faults": self._faults},
                 "memory": _memory(),
             }
 
-    def _shutdown(self, client: _Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
-        if not client.local:
+    def _shutdown(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
+        if not connection.local:
             raise InvalidInput("shutdown: not over TCP")
         return {}  # and once it is answered, the server stops
 
@@ -540,14 +644,21 @@ def _memory() -> dict[str, int | None]:
     return {"private": usage.private, "pss": usage.pss, "rss": usage.rss, "peak": memory.peak()}
 
 
+def _number(document: dict[str, Any]) -> int | None:
+    number = document.get("id")
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if -MAX_NUMBER <= number <= MAX_NUMBER else None
+
+
 def _name(value: object) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or not value.isprintable():
         raise InvalidInput(f"name: expected a text of 1 to {MAX_NAME} printable characters")
     return value
 
 
-_Answer = dict[str, Any] | Callable[[], dict[str, Any]]
-_OPERATIONS: dict[str, Callable[[Server, _Connection, dict[str, Any], int], _Answer]] = {
+_Answer = dict[str, Any] | Work
+_OPERATIONS: dict[str, Callable[[Server, Connection, dict[str, Any], int], _Answer]] = {
     "hello": Server._hello,
     "load": Server._load,
     "unload": Server._unload,
