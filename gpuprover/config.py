@@ -25,6 +25,8 @@ from gpuprover.errors import InvalidInput
 ENVIRONMENT_PREFIX = "PROVER_"
 
 MAX_THREADS = 4096
+PRIORITIES = 1000
+"""Of a proof, of either sign."""
 MEMORY_SHARE = 0.75
 """Of the container's or the machine's memory, what a prover's processes take unless told otherwise. The rest
 is for others, and for mapped keys, which the kernel would read again and again if it had no room for them."""
@@ -104,8 +106,16 @@ class ServiceSettings:
     host: str
     port: int
     tokens_file: Path | None
+    tenant_share: float
     body_memory: int
     body_limit: int
+    json_memory: int
+    connection_limit: int
+    head_timeout: float
+    keep_alive: float
+    pause_limit: float
+    least_rate: int
+    priority_limit: int
     result_ttl: float
     result_limit: int
     rapidsnark: bool
@@ -506,6 +516,17 @@ SETTINGS: tuple[Setting, ...] = (
         service=True,
     ),
     Setting(
+        "tenant_share",
+        partial(_number, low=0.01, high=1),
+        "0.01 to 1",
+        0.5,
+        "share that one client, which is a token or, without tokens, an address, may have of what all share: "
+        "`body_memory` and `queue_limit`; of several, each has less, and something stays free. 1 for a "
+        "service with one client, or behind a proxy without tokens",
+        own=False,
+        service=True,
+    ),
+    Setting(
         "body_memory",
         _whole,
         "at least 1",
@@ -520,11 +541,81 @@ SETTINGS: tuple[Setting, ...] = (
         "body_limit",
         _whole,
         "at least 1",
-        lambda given: given["body_memory"],
-        "largest body of a request; JSON, which takes more memory than it is long, may have an eighth of it, "
-        "and 32 MiB at most",
+        lambda given: max(1, int(given["body_memory"] * given["tenant_share"])),
+        "largest body of a request; of JSON 32 MiB at most",
         "MiB",
-        "`body_memory`",
+        "`tenant_share` of `body_memory`",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "json_memory",
+        _whole,
+        "at least 1",
+        lambda given: min(128, given["body_limit"]),
+        "memory that JSON of one request may take once it is parsed, by the count of its values",
+        "MiB",
+        "128, or `body_limit` if that is less",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "connection_limit",
+        _whole,
+        "at least 1",
+        4096,
+        "connections at once; for one more, the client with the most loses one. Fewer where the system "
+        "allows fewer open files",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "head_timeout",
+        _positive,
+        "above 0",
+        20.0,
+        "from the first byte of a request, or from the beginning of a connection, to the end of the headers",
+        "s",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "keep_alive",
+        _positive,
+        "above 0",
+        65.0,
+        "how long a connection may be without a request",
+        "s",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "pause_limit",
+        _positive,
+        "above 0",
+        30.0,
+        "how long a client may pause while it sends a body or reads an answer",
+        "s",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "least_rate",
+        partial(_whole, high=1 << 20),
+        "at least 1",
+        16,
+        "rate at which a client has to send a body and to read an answer, such pauses aside",
+        "KiB/s",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "priority_limit",
+        partial(_whole, low=0, high=PRIORITIES),
+        f"0 to {PRIORITIES}",
+        0,
+        "highest `priority` that a request may ask for, unless the line of its token in the file of tokens "
+        "says otherwise",
         own=False,
         service=True,
     ),
@@ -639,9 +730,10 @@ def load_service_settings(
     for row in rows:
         if row.name not in given:
             given[row.name] = row.default(given) if callable(row.default) else row.default
-    if given["body_limit"] > given["body_memory"]:
+    most = max(1, int(given["body_memory"] * given["tenant_share"]))
+    if given["body_limit"] > most:
         raise InvalidInput(
-            f"body_limit: expected at most body_memory, which is {given['body_memory']} MiB, "
+            f"body_limit: expected at most {most} MiB, which is tenant_share of body_memory, "
             f"found {given['body_limit']}"
         )
     unset = {row.name: "machine" if callable(row.default) else "default" for row in rows}

@@ -14,29 +14,38 @@ status, seconds
 where                    of an exception that nobody caught: file:line of its frames, the innermost last
 =======================  ==============================================================================
 
+Lines from WARNING on that repeat themselves are counted rather than written (:class:`Repetition`).
+
 Nothing else gets into a line, whatever a record carries: the message of an exception that is not one of
 :mod:`gpuprover.errors` may quote its input, and that may be a witness.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TextIO
 
 from gpuprover.config import log_format
-from gpuprover.errors import ProverError
+from gpuprover.errors import ProverError, place
 
 MAX_MESSAGE = 2000
 MAX_FRAMES = 12
+MINUTE = 60.0
+A_MINUTE = 20
+"""Lines of one form, of different words."""
+MAX_FORMS = 512
 FIELDS = (
     *("request_id", "trace_id", "span_id", "job_id", "circuit", "step", "why"),
     *("client", "method", "path", "status", "seconds"),
@@ -88,7 +97,79 @@ def configure(form: str | None = None, stream: TextIO | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
+class Repetition:
+    """Keeps lines that come again and again from filling the log: of those from WARNING on, one a minute of
+    the same words, and a few of the same form; the next one tells how many were left out.
+
+    Of one handler, which calls it under its lock.
+
+    Args:
+        clock: seconds that never go backwards.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, ...], _Seen] = OrderedDict()
+
+    def pass_on(self, record: logging.LogRecord) -> logging.LogRecord | None:
+        """The record, perhaps with a count of those before it that were left out; None to leave it out."""
+        if record.levelno < logging.WARNING:
+            return record
+        now = self._clock()
+        form = (record.name, record.levelname, str(record.msg)[:MAX_MESSAGE])
+        kept = self._see(form, now)
+        try:
+            words = record.getMessage()[:MAX_MESSAGE]
+        except Exception:  # the formatter's to tell
+            return record
+        error = record.exc_info[1] if record.exc_info else None
+        where = () if error is None else (type(error).__name__, place(error.__traceback__))
+        same = self._see((*form, words, *where), now)
+        if same.told >= 1 or kept.told >= A_MINUTE:
+            same.left_out += 1
+            kept.left_out += 1
+            return None
+        same.told += 1
+        kept.told += 1
+        count = max(same.before, kept.before if kept.told == 1 else 0)
+        if not count:
+            return record
+        told = copy.copy(record)
+        told.msg, told.args = f"{record.getMessage()} (and {count} more like it before)", None
+        return told
+
+    def _see(self, key: tuple[str, ...], now: float) -> _Seen:
+        """What is known of a key in this minute."""
+        seen = self._seen.get(key)
+        if seen is None or now - seen.since >= MINUTE:
+            before = 0 if seen is None else seen.left_out
+            self._seen[key] = seen = _Seen(now, before)
+        self._seen.move_to_end(key)
+        while len(self._seen) > MAX_FORMS:
+            self._seen.popitem(last=False)
+        return seen
+
+
+@dataclass
+class _Seen:
+    """Lines of one minute: those that were written, those that were not, and those of the minute before."""
+
+    since: float
+    before: int
+    told: int = 0
+    left_out: int = 0
+
+
 class _Handler(logging.StreamHandler[TextIO]):
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._repetition = Repetition()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = self._repetition.pass_on(record)
+        if told is not None:
+            super().emit(told)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Nobody reads standard error any more, or a record cannot be formatted: work goes on."""
 

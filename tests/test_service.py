@@ -28,8 +28,8 @@ from gpuprover.errors import (
     Timeout,
     WitnessMismatch,
 )
-from gpuprover.service import bodies, core, models, routes, server
-from gpuprover.service.bodies import Budget
+from gpuprover.service import core, models, routes, server
+from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
 from service_stage import CHAIN, LARGE, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
@@ -37,6 +37,8 @@ from service_stage import CHAIN, LARGE, SECONDS, SLOW, SUCCEED, WRONG, Stage, pr
 SHAPE = ["id", "state", "circuit_id", "proof", "public_signals", "device", "timings", "error"]
 PROOFS = "/v1/circuits/chain/proofs"
 WITNESS = {"Content-Type": "application/octet-stream"}
+ALONE = {"tenant_share": 1}
+"""For tests of limits of all tenants together."""
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +299,7 @@ def test_errors_have_statuses_and_show_no_paths(error: ProverError, status: int)
 
 
 def test_a_full_queue_is_a_429_and_costs_nothing(tmp_path: Path) -> None:
-    with stage(tmp_path / "c", threads=1, queue_limit=2) as found:
+    with stage(tmp_path / "c", settings=ALONE, threads=1, queue_limit=2) as found:
         found.executor.prompt = False  # what waits for its key is in the queue
         accepted = [found.post(SLOW) for _ in range(2)]
         assert [answer.status_code for answer in accepted] == [202, 202]
@@ -315,7 +317,7 @@ def test_a_full_queue_is_a_429_and_costs_nothing(tmp_path: Path) -> None:
 
 def test_bodies_are_bounded_each_and_together(tmp_path: Path) -> None:
     mib = 1 << 20
-    with stage(tmp_path / "c", settings={"body_limit": 2, "body_memory": 4}) as found:
+    with stage(tmp_path / "c", settings={**ALONE, "body_limit": 2, "body_memory": 4}) as found:
 
         def chunks(size: int) -> Iterator[bytes]:
             for _ in range(size >> 16):
@@ -348,7 +350,7 @@ def test_a_length_that_is_no_number_is_a_400(shared: Stage) -> None:
 
 
 def test_a_body_that_comes_too_slowly_is_a_408(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(shared.service, "pace", Pace(0.3, 16 << 10))
 
     def drop_by_drop(count: int, pause: float) -> Iterator[bytes]:
         for _ in range(count):
@@ -377,13 +379,13 @@ def test_reservations_are_given_back_whatever_happens() -> None:
 
 
 def test_many_clients_at_once_lose_nothing(tmp_path: Path) -> None:
-    with stage(tmp_path / "c", queue_limit=16) as found:
+    with stage(tmp_path / "c", settings=ALONE, queue_limit=16) as found:
         crowd(found, 150)
 
 
 @pytest.mark.slow
 def test_a_thousand_clients_at_once_lose_nothing(tmp_path: Path) -> None:
-    with stage(tmp_path / "c", queue_limit=100) as found:
+    with stage(tmp_path / "c", settings=ALONE, queue_limit=100) as found:
         crowd(found, 1000)
 
 
@@ -428,7 +430,7 @@ def test_the_same_request_is_the_same_proof(shared: Stage) -> None:
     first = shared.post(SLOW, headers=key)
     count = len(shared.executor.requests)
     assert shared.post(SLOW, headers=key).headers["location"] == first.headers["location"]
-    for other in ({"witness": SUCCEED}, {"witness": SLOW, "params": {"priority": 1}}):
+    for other in ({"witness": SUCCEED}, {"witness": SLOW, "params": {"priority": -1}}):
         problem(shared.post(headers=key, **other), 409, "IdempotencyConflict")
     assert (
         shared.post(SLOW, headers={"Idempotency-Key": "two"}).headers["location"] != first.headers["location"]
@@ -550,9 +552,9 @@ def test_results_expire_by_age_number_and_bytes() -> None:
         for name in "cde":
             await add(name, proof())
         assert kept() == "cde"
-        await add("f", proof(["7" * 77] * 400))
+        await add("f", proof(["7" * 77] * 300))
         assert kept() == "def"
-        await add("g", proof(["7" * 77] * 400))
+        await add("g", proof(["7" * 77] * 300))
         assert kept() == "g", "two of them are too much; the last one stays"
         assert budget.used == 0
         assert [latest["id"] for latest in results.latest] == list("gfedcba")

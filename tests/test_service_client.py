@@ -46,7 +46,7 @@ def test_a_client_for_threads(shared: Stage, tmp_path: Path) -> None:
         assert (found.state, found.circuit_id, found.error) == ("succeeded", "chain", None)
         assert (found.proof, found.public_signals) == (proof().proof, proof().public_signals)
         (tmp_path / "w.wtns").write_bytes(SUCCEED)
-        assert client.prove("chain", tmp_path / "w.wtns", timeout=SECONDS, priority=3).done
+        assert client.prove("chain", tmp_path / "w.wtns", timeout=SECONDS, priority=-3).done
         assert client.prove("chain", {"inputs": {"a": 2**200}}).done
         assert shared.executor.requests[-1].witness["inputs"] == {"a": 2**200}  # type: ignore[index,call-overload]
         slow = client.submit("chain", SLOW)

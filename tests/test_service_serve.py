@@ -225,7 +225,7 @@ def test_settings_of_the_service() -> None:
     engine = load_engine_settings({"memory_limit": 1000}, {})
     settings = load_service_settings({"port": "1"}, engine, {"PROVER_PORT": "2", "PROVER_RAPIDSNARK": "Yes"})
     assert (settings.host, settings.port, settings.rapidsnark) == ("127.0.0.1", 1, True)
-    assert (settings.body_memory, settings.body_limit) == (250, 250)
+    assert (settings.body_memory, settings.body_limit, settings.json_memory) == (250, 125, 125)
     sources = settings.sources
     assert [sources[n] for n in ("port", "rapidsnark", "body_memory", "host")] == [
         *("argument", "PROVER_RAPIDSNARK", "machine", "default")
@@ -235,7 +235,9 @@ def test_settings_of_the_service() -> None:
         ({"rapidsnark": "maybe"}, "--rapidsnark: expected on or off"),
         ({"host": " "}, "--host: expected an address"),
         ({"host": "a b"}, "--host: expected an address"),
-        ({"body_limit": 251}, "body_limit: expected at most body_memory, which is 250 MiB, found 251"),
+        ({"body_limit": 126}, "body_limit: expected at most 125 MiB, which is tenant_share of body_memory"),
+        ({"tenant_share": 0}, "--tenant-share: expected a number from 0.01 to 1"),
+        ({"priority_limit": 1001}, "--priority-limit: expected a whole number from 0 to 1000"),
         ({"result_ttl": 0}, "--result-ttl: expected"),
     ]:
         with pytest.raises(InvalidInput, match=message):

@@ -10,6 +10,7 @@ them: the folder is its owner's, and a link that points elsewhere now is a chang
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile
-from gpuprover.formats.files import Pathish, as_path
+from gpuprover.formats.files import Pathish, as_path, os_problem
 from gpuprover.formats.groth16_json import (
     VerificationKey,
     digest,
@@ -73,6 +74,9 @@ class CircuitDirectory:
         try:
             entries = sorted(os.listdir(self._folder))
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                # The circuits are there all the same.
+                raise os_problem(self._folder, error, "read the folder of circuits") from None
             raise CircuitNotFound(
                 f"{self._folder}: cannot read the folder of circuits: {error.strerror}"
             ) from None

@@ -20,7 +20,7 @@ from typing import Any
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
 from gpuprover.caching import CacheStatistics, keyed_digest
-from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
+from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
@@ -48,8 +48,6 @@ from gpuprover.workers import PoolSettings, WorkerPool
 
 log = logging.getLogger("gpuprover.engine")
 
-PRIORITIES = 1000
-"""Of either sign."""
 LOAD_SECONDS = 600.0
 READY_POLL_SECONDS = 0.02
 JOIN_SECONDS = 5.0

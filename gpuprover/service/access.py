@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from gpuprover.config import PRIORITIES
 from gpuprover.errors import InvalidInput, ProverError
 from gpuprover.formats.files import open_regular
 from gpuprover.service.problems import Problem
@@ -24,11 +24,28 @@ SHORTEST = 16
 LOOK_SECONDS = 1.0
 """Between two looks at the file."""
 
-_TOKEN = re.compile(rf"[A-Za-z0-9\-._~+/]{{{SHORTEST},512}}=*")
+_TOKEN = re.compile(rf"([A-Za-z0-9\-._~+/]{{{SHORTEST},512}}=*)(?:[ \t]+priority=(\d{{1,4}}))?")
+_AUTHORITY = re.compile(r"(\[[0-9A-Za-z:.%]*\]|[^\[\]:/?#@\\]*)(?::\d*)?")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        owner: whose Idempotency-Keys these are: the token's digest; empty without tokens.
+        tenant: who shares with others (:mod:`shares`).
+        priority: the highest that may be asked for.
+    """
+
+    owner: str
+    tenant: str
+    priority: int
 
 
 class Tokens:
     """The tokens of a file: one a line, of at least 16 characters; blank lines and lines with ``#`` are none.
+    ``priority=N`` after a token is the highest priority that its requests may ask for.
 
     A file without a token asks for none. Once it had one, everything without a token is refused for as long
     as the process lives: a file that somebody empties revokes tokens, and does not open the door. A file that
@@ -44,7 +61,7 @@ class Tokens:
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
-        self._digests: tuple[bytes, ...] = ()
+        self._digests: Mapping[bytes, int | None] = {}
         self._required = False
         self._identity: tuple[int, ...] | None = None
         self._looked = clock()
@@ -52,7 +69,7 @@ class Tokens:
             self._identity = _identity(path)
             self._set(_read(path))
 
-    def _set(self, digests: tuple[bytes, ...]) -> None:
+    def _set(self, digests: Mapping[bytes, int | None]) -> None:
         self._digests = digests
         self._required = self._required or bool(digests)
 
@@ -79,13 +96,17 @@ class Tokens:
         log.info("%d tokens read from %s", len(digests), self._path)
 
     def accept(self, token: str) -> bool:
-        """Whether it is one of them; takes the same time for all that are not."""
+        """Whether it is one of them. What is looked up is a digest, so that times tell nothing of a token."""
         self._look()
-        given = sha256(token.encode("utf-8", "surrogateescape")).digest()
-        found = False
-        for digest in self._digests:
-            found |= hmac.compare_digest(given, digest)
-        return found
+        return _digest(token) in self._digests
+
+    def priority(self, token: str) -> int | None:
+        """The priority that the token's line allows; None if it says nothing."""
+        return self._digests.get(_digest(token))
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
@@ -96,23 +117,25 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     return info.st_dev, info.st_ino, info.st_mtime_ns, info.st_size
 
 
-def _read(path: Path) -> tuple[bytes, ...]:
+def _read(path: Path) -> Mapping[bytes, int | None]:
     file, size = open_regular(path)
     with file:
         text = file.read(MAX_FILE + 1) if size <= MAX_FILE else b""
     if not size <= MAX_FILE:
         raise InvalidInput(f"{path}: {size} bytes, expected at most {MAX_FILE}")
-    digests = []
+    digests: dict[bytes, int | None] = {}
     for i, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
         token = line.strip()
         if not token or token.startswith("#"):
             continue
-        if not _TOKEN.fullmatch(token):
+        match = _TOKEN.fullmatch(token)
+        if match is None or int(match[2] or 0) > PRIORITIES:
             raise InvalidInput(
-                f"{path}: line {i}: expected a token of {SHORTEST} to 512 letters, digits and -._~+/"
+                f"{path}: line {i}: expected a token of {SHORTEST} to 512 letters, digits and -._~+/, and "
+                f"after it nothing or priority=0 to priority={PRIORITIES}"
             )
-        digests.append(sha256(token.encode()).digest())
-    return tuple(digests)
+        digests[_digest(match[1])] = None if match[2] is None else int(match[2])
+    return digests
 
 
 def is_loopback(host: str) -> bool:
@@ -138,11 +161,12 @@ def check_site(headers: list[tuple[bytes, bytes]], *, local: bool) -> None:
     """
     values = {name: value.decode("latin-1") for name, value in headers if name in (b"host", b"origin")}
     host, origin = values.get(b"host", ""), values.get(b"origin")
-    if local and host and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    authority = _AUTHORITY.fullmatch(host)
+    if local and host and (authority is None or not is_loopback(authority[1])):
         raise Problem(
             403,
             "ForeignHost",
             "without tokens, a service on a loopback address answers to its own names only",
         )
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and (not host or origin.partition("://")[2] != host):
         raise Problem(403, "ForeignOrigin", "without tokens, pages of other sites may not use the service")

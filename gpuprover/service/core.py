@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,14 +17,16 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from gpuprover.caching import keyed_digest
 from gpuprover.config import ServiceSettings
 from gpuprover.engine import JobState, ProofJob, Prover, ProverStatus
 from gpuprover.errors import Aborted, CircuitNotFound, ProverError, ShuttingDown
-from gpuprover.service.access import Tokens, is_loopback
-from gpuprover.service.bodies import JSON_FACTOR, MAX_JSON, Budget, Reservation
+from gpuprover.service.access import Caller, Tokens, is_loopback
+from gpuprover.service.bodies import MAX_JSON, Budget, Pace, Reservation
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import Problem, problem_of
 from gpuprover.service.results import Attempt, Name, Record, Results
+from gpuprover.service.shares import TenantThreads, room, tenant_of
 
 log = logging.getLogger("gpuprover.service")
 T = TypeVar("T")
@@ -31,7 +34,7 @@ Statement = tuple[list[str | int], dict[str, Any]]
 """Public signals and proof."""
 
 VERSION: str = sys.modules["gpuprover"].__version__
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 STATUS_SECONDS = 0.2
 """A status is as old as that at most."""
 NAMES_SECONDS = 1.0
@@ -40,7 +43,10 @@ LONGEST_RETRY = 60
 CANCEL_SECONDS = 30.0
 """Until the prover says that a cancelled proof has ended, which it does at once."""
 THREADS = 4
-"""Of each kind of call that may block."""
+"""For calls that take moments."""
+READING, VERIFYING, LOADING = (2, 1), (8, 4), (4, 2)
+"""Threads for calls that may take longer, and how many of them one tenant has at once. Those that read JSON
+hold the interpreter most of the time: more of them would only make the event loop wait for longer."""
 
 
 MakeMetrics = Callable[[Prover, list[str]], Metrics]
@@ -62,19 +68,23 @@ class Service:
         self.tokens = Tokens(settings.tokens_file)
         self.local = is_loopback(settings.host)
         self.results = Results(settings.result_ttl, settings.result_limit)
-        self.budget = Budget(settings.body_memory * MIB)
+        self.budget = Budget(settings.body_memory * MIB, settings.tenant_share)
         self.body_limit = settings.body_limit * MIB
-        self.json_limit = min(self.body_limit // JSON_FACTOR, MAX_JSON)
+        self.json_limit = min(self.body_limit, MAX_JSON)
+        self.pace = Pace(settings.pause_limit, settings.least_rate * KIB)
         self.draining = False
         self._was_ready = False
         self._started = time.monotonic()
         self._seconds = 1.0
         """Of a proof, about."""
-        pool = partial(ThreadPoolExecutor, THREADS)
-        self._brief = pool(thread_name_prefix="gpuprover-http")
-        self._verifying = pool(thread_name_prefix="gpuprover-http-verify")
-        self._loading = pool(thread_name_prefix="gpuprover-http-load")
+        self._brief = ThreadPoolExecutor(THREADS, thread_name_prefix="gpuprover-http")
+        self._reading = TenantThreads(*READING, "gpuprover-http-read")
+        self._verifying = TenantThreads(*VERIFYING, "gpuprover-http-verify")
+        self._loading = TenantThreads(*LOADING, "gpuprover-http-load")
         self._submissions: set[asyncio.Task[Record]] = set()
+        self._submitting: Counter[str] = Counter()
+        """Proofs that are on their way to the queue, by tenant."""
+        self._rendering: asyncio.Task[bytes] | None = None
         self._status: asyncio.Task[ProverStatus] | None = None
         self._status_at = self._names_at = -math.inf
         self._names: frozenset[str] = frozenset()
@@ -89,8 +99,9 @@ class Service:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             await asyncio.wait([self._housekeeping])
-        for pool in (self._brief, self._verifying, self._loading):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._brief.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._reading, self._verifying, self._loading):
+            pool.shutdown()
 
     async def _keep_house(self) -> None:
         while True:
@@ -103,18 +114,19 @@ class Service:
 
     # Calls that may block --------------------------------------------------------------
 
-    async def _call(
-        self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any
-    ) -> T:
+    async def briefly(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """In a thread: files, the prover's locks. What a client's data make slow is for :meth:`reading`."""
         context = contextvars.copy_context()
         call = partial(context.run, function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(pool, call)
+        return await asyncio.get_running_loop().run_in_executor(self._brief, call)
 
-    async def briefly(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """In a thread: files, JSON, hashes, the prover's locks."""
-        return await self._call(self._brief, function, *args, **kwargs)
+    async def reading(self, tenant: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """In a thread: JSON, hashes, large answers."""
+        return await self._reading.call(tenant, function, *args, **kwargs)
 
-    async def verify(self, circuit: str, statements: list[Statement], *, single: bool = False) -> list[bool]:
+    async def verify(
+        self, tenant: str, circuit: str, statements: list[Statement], *, single: bool = False
+    ) -> list[bool]:
         """For each statement whether it holds; a damaged one is False, or, if it is ``single``, an error."""
 
         def verify() -> list[bool]:
@@ -124,15 +136,15 @@ class Service:
 
         begun = time.perf_counter()
         try:
-            found = await self._call(self._verifying, verify)
+            found = await self._verifying.call(tenant, verify)
         except ProverError:
             self.metrics.not_verified(len(statements))
             raise
         self.metrics.verified(sum(found), len(found) - sum(found), time.perf_counter() - begun)
         return found
 
-    async def loading(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        return await self._call(self._loading, function, *args, **kwargs)
+    async def loading(self, tenant: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return await self._loading.call(tenant, function, *args, **kwargs)
 
     # State -----------------------------------------------------------------------------
 
@@ -143,6 +155,12 @@ class Service:
             self._status_at = now
             self._status = asyncio.create_task(self.briefly(self.prover.get_status))
         return await asyncio.shield(self._status)
+
+    async def rendered(self) -> bytes:
+        """Metrics, made once for all that ask meanwhile."""
+        if self._rendering is None or self._rendering.done():
+            self._rendering = asyncio.create_task(self.briefly(self.metrics.render))
+        return await asyncio.shield(self._rendering)
 
     async def ready(self) -> bool:
         """False before preload is done, and while draining. Workers that start again change nothing: the
@@ -180,6 +198,13 @@ class Service:
             if circuit not in await self.circuits():
                 raise CircuitNotFound(f"circuit {circuit[:80]!r}: not in {self.folder}")
 
+    def caller(self, address: str, token: str | None) -> Caller:
+        """Who asks, from an address, with a token that was accepted or none."""
+        if token is None:
+            return Caller("", tenant_of(address), self.settings.priority_limit)
+        owner, limit = keyed_digest(token).hex(), self.tokens.priority(token)
+        return Caller(owner, owner, self.settings.priority_limit if limit is None else limit)
+
     def problem(self, error: ProverError) -> Problem:
         """What the client is told of an error."""
         if isinstance(error, Aborted) and self.draining:
@@ -206,28 +231,48 @@ class Service:
         priority: int = 0,
         timeout: float | None = None,
         name: Name | None = None,
+        tenant: str = "",
     ) -> Record:
         """Hands a witness, and the reservation, to the prover; a client that goes away changes nothing.
 
         Raises:
             ProverError: it is not taken.
+            Problem: 429, as many of the tenant's proofs wait as may.
         """
         self.refuse_if_draining()
+        self._check_places(tenant)
+        self._submitting[tenant] += 1
 
         async def submit() -> Record:
-            job = await self.briefly(
-                self.prover.submit, circuit, witness, timeout=timeout, priority=priority, queue="refuse"
-            )
+            try:
+                job = await self.briefly(
+                    self.prover.submit, circuit, witness, timeout=timeout, priority=priority, queue="refuse"
+                )
+            finally:
+                self._submitting[tenant] -= 1
             reservation.hand_on()
             job.add_done_callback(self._learn)
             event = {"job": job.id, "circuit": circuit}
             log.info("proof %s of circuit %s was submitted", job.id, circuit, extra={"event": event})
-            return self.results.add(job, reservation, name)
+            return self.results.add(job, reservation, name, tenant)
 
         submission = asyncio.create_task(submit())
         self._submissions.add(submission)
         submission.add_done_callback(self._submissions.discard)
         return await asyncio.shield(submission)
+
+    def _check_places(self, tenant: str) -> None:
+        """Leaves places in the queue to other tenants. Whether there is one at all is the prover's to say."""
+        waiting = Counter(self._submitting)
+        waiting.update(one.tenant for one in self.results.open if one.state is JobState.QUEUED)
+        free = self.prover.settings.queue_limit - waiting.total()
+        if free > 0 and not room(free, waiting[tenant], self.settings.tenant_share):
+            raise Problem(
+                429,
+                "QueueFull",
+                "as many proofs of this client wait as may",
+                {"Retry-After": str(self.retry_after())},
+            )
 
     async def submit_once(
         self, name: Name, fingerprint: bytes, submit: Callable[[], Any]

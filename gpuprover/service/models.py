@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from gpuprover.formats.json_files import parse_json
+from gpuprover.formats.json_files import discard, parse_json
 from gpuprover.service.problems import Problem as ProblemError
+
+MAX_BATCH = 10_000
+"""Proofs in one request."""
+MAX_CONTAINERS = 1 << 20
+"""Arrays and objects in one request. The garbage collector visits all of them while everything waits."""
 
 
 class _Request(BaseModel):
+    """Says what a body looks like; :func:`parse` checks it. Pydantic would collect errors of every element,
+    in hundreds of times the memory of the body."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -46,7 +55,7 @@ class VerifyBatchRequest(_Request):
     """Proofs of one circuit."""
 
     circuit_id: str
-    proofs: list[Statement] = Field(min_length=1)
+    proofs: list[Statement] = Field(min_length=1, max_length=MAX_BATCH)
 
 
 class Problem(BaseModel):
@@ -158,16 +167,102 @@ BESIDES: tuple[type[BaseModel], ...] = (
 
 
 def parse(model: type[_Request], body: bytes) -> Any:
-    """A request's body as a model.
+    """A request's body as a model. The first thing that is wrong with it ends the work.
 
     Raises:
         MalformedFile: it is no JSON.
-        Problem: 400, it has another shape; no value is shown.
+        Problem: 400, it has another shape; 413, it has too many proofs; no value is shown.
     """
-    document = parse_json(body, "the body")
+    document = read(body)
     try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"]) or "document"
-        raise ProblemError(400, "InvalidInput", f"the body: {where}: {first['msg']}") from None
+        return _CHECKS[model](document, "document")
+    except ProblemError:
+        discard(document)
+        raise
+
+
+def read(body: bytes) -> Any:
+    """The values of a body's JSON.
+
+    Raises:
+        MalformedFile: it is none, or has too many arrays and objects.
+    """
+    return parse_json(body, "the body", max_containers=MAX_CONTAINERS)
+
+
+def _wrong(where: str, expected: str) -> ProblemError:
+    return ProblemError(400, "InvalidInput", f"the body: {where}: expected {expected}")
+
+
+def _members(document: Any, where: str, model: type[_Request]) -> list[Any]:
+    """The values of an object that has the fields of a model, in their order, and no others."""
+    if type(document) is not dict:
+        raise _wrong(where, "an object")
+    names = list(model.model_fields)
+    for name in names:
+        if name not in document:
+            raise _wrong(where, f"an object with the name {name!r}")
+    if len(document) > len(names):
+        unknown = next(name for name in document if name not in names)
+        raise _wrong(where, f"no name but {', '.join(names)}, found {unknown[:40]!r}")
+    return [document[name] for name in names]
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise _wrong(where, "an object")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if type(value) is not str:
+        raise _wrong(where, "a string")
+    return value
+
+
+def _signals(value: Any, where: str) -> list[str | int]:
+    if type(value) is not list:
+        raise _wrong(where, "a list of public signals")
+    for i, signal in enumerate(value):
+        if type(signal) is not str and type(signal) is not int:
+            raise _wrong(f"{where}.{i}", "a decimal string or an integer")
+    return value
+
+
+def _prove(document: Any, where: str) -> ProveRequest:
+    (inputs,) = _members(document, where, ProveRequest)
+    return ProveRequest.model_construct(inputs=_object(inputs, "inputs"))
+
+
+def _statement(document: Any, where: str) -> Statement:
+    signals, proof = _members(document, where, Statement)
+    return Statement.model_construct(
+        public_signals=_signals(signals, f"{where}.public_signals"), proof=_object(proof, f"{where}.proof")
+    )
+
+
+def _verify(document: Any, where: str) -> VerifyRequest:
+    signals, proof, circuit = _members(document, where, VerifyRequest)
+    return VerifyRequest.model_construct(
+        public_signals=_signals(signals, "public_signals"),
+        proof=_object(proof, "proof"),
+        circuit_id=_text(circuit, "circuit_id"),
+    )
+
+
+def _verify_batch(document: Any, where: str) -> VerifyBatchRequest:
+    circuit, proofs = _members(document, where, VerifyBatchRequest)
+    circuit_id = _text(circuit, "circuit_id")
+    if type(proofs) is not list or not proofs:
+        raise _wrong("proofs", "a list of at least one proof")
+    if len(proofs) > MAX_BATCH:
+        raise ProblemError(413, "BodyTooLarge", f"{len(proofs)} proofs, expected at most {MAX_BATCH}")
+    statements = [_statement(proof, f"proofs.{i}") for i, proof in enumerate(proofs)]
+    return VerifyBatchRequest.model_construct(circuit_id=circuit_id, proofs=statements)
+
+
+_CHECKS: dict[type[_Request], Callable[[Any, str], Any]] = {
+    ProveRequest: _prove,
+    VerifyRequest: _verify,
+    VerifyBatchRequest: _verify_batch,
+}

@@ -15,11 +15,21 @@ from pydantic import BaseModel, Field
 
 from gpuprover.api import ProofResult
 from gpuprover.errors import Aborted
-from gpuprover.formats.json_files import parse_json
-from gpuprover.service.bodies import JSON_FACTOR, media_type, read_body
+from gpuprover.service.bodies import media_type
+from gpuprover.service.models import read
 from gpuprover.service.problems import Problem
 from gpuprover.service.results import Record
-from gpuprover.service.routes import JSON, CircuitId, ServiceDep, admit, problems, request_body
+from gpuprover.service.routes import (
+    FEW,
+    JSON,
+    CallerDep,
+    CircuitId,
+    ServiceDep,
+    admit,
+    problems,
+    read_json,
+    request_body,
+)
 
 router = APIRouter(tags=["rapidsnark"], dependencies=[Depends(admit)], responses=problems(401, 403))
 
@@ -51,7 +61,7 @@ def _slot(request: Request) -> Slot:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
-    inputs = parse_json(body, "the body")
+    inputs = read(body)
     if not isinstance(inputs, dict):
         raise Problem(400, "InvalidInput", "the body: expected an object of signal names")
     return inputs
@@ -65,26 +75,36 @@ def _parse(body: bytes) -> dict[str, Any]:
     responses=problems(400, 404, 408, 409, 413, 415, 429, 500, 503),
     openapi_extra=request_body({JSON: {"type": "object"}}),
 )
-async def rapidsnark_input(circuit_id: CircuitId, request: Request, service: ServiceDep) -> RapidsnarkStatus:
+async def rapidsnark_input(
+    circuit_id: CircuitId, request: Request, service: ServiceDep, caller: CallerDep
+) -> RapidsnarkStatus:
     slot = _slot(request)
     media_type(request, JSON)
     service.refuse_if_draining()
     await service.require_circuit(circuit_id)
-    if slot.busy:
-        raise Problem(409, "Busy", "a proof is being made; POST /cancel ends it")
-    slot.taken = True
-    try:
-        with service.budget.reserve() as reservation:
-            body = await read_body(request, service.json_limit, reservation, JSON_FACTOR)
-            inputs = await service.briefly(_parse, body)
-            slot.record = await service.submit(circuit_id, {"inputs": inputs}, reservation)
-    finally:
-        slot.taken = False
+    _check_free(slot)
+    with service.budget.reserve(caller.tenant) as reservation:
+        # Others may have the slot while this body comes.
+        body = await read_json(service, request, reservation, caller.tenant)
+        inputs = await service.reading(caller.tenant, _parse, body)
+        del body
+        _check_free(slot)
+        slot.taken = True
+        try:
+            witness = {"inputs": inputs}
+            slot.record = await service.submit(circuit_id, witness, reservation, tenant=caller.tenant)
+        finally:
+            slot.taken = False
     return RapidsnarkStatus(status="busy")
 
 
+def _check_free(slot: Slot) -> None:
+    if slot.busy:
+        raise Problem(409, "Busy", "a proof is being made; POST /cancel ends it")
+
+
 @router.get("/status", summary="How the last proof is", response_model_exclude_none=True)
-async def rapidsnark_status(request: Request, service: ServiceDep) -> RapidsnarkStatus:
+async def rapidsnark_status(request: Request, service: ServiceDep, caller: CallerDep) -> RapidsnarkStatus:
     slot = _slot(request)
     if slot.busy:
         return RapidsnarkStatus(status="busy")
@@ -93,9 +113,12 @@ async def rapidsnark_status(request: Request, service: ServiceDep) -> Rapidsnark
     outcome = slot.record.outcome
     slot.record.fetched = True
     if isinstance(outcome, ProofResult):
-        return RapidsnarkStatus(
-            status="success", proof=json.dumps(outcome.proof), pubData=json.dumps(outcome.public_signals)
-        )
+        signals = outcome.public_signals
+        if len(signals) <= FEW:
+            text = json.dumps(signals)
+        else:
+            text = await service.reading(caller.tenant, json.dumps, signals)
+        return RapidsnarkStatus(status="success", proof=json.dumps(outcome.proof), pubData=text)
     if outcome is None or isinstance(outcome, Aborted):
         return RapidsnarkStatus(status="aborted")
     return RapidsnarkStatus(status="failed", error=service.problem(outcome).detail)

@@ -17,8 +17,8 @@ from gpuprover.service.bodies import Reservation
 
 MAX_BYTES = 64 << 20
 """Of all results that are kept."""
-SIGNAL_BYTES = 150
-"""Of a decimal string in a list, about."""
+SIGNAL_BYTES = 230
+"""Of a decimal string in a list, and of it in the answer's text, about."""
 LATEST = 20
 """Ended proofs that a status shows."""
 
@@ -34,15 +34,19 @@ class Record:
         name: under which the same request finds it again; None if it has no such name.
         outcome: None while it is open.
         ended: set with the outcome.
+        tenant: who asked for it.
         fetched: whether anybody has got the outcome.
+        written: the answer, where it is a large one: made once, however many want it.
         expires: by the store's clock; once it has ended.
     """
 
     job: ProofJob
     name: Name | None = None
+    tenant: str = ""
     outcome: ProofResult | ProverError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     fetched: bool = False
+    written: asyncio.Task[bytes] | None = None
     expires: float = 0.0
     size: int = 0
 
@@ -97,9 +101,11 @@ class Results:
         self._latest: deque[dict[str, Any]] = deque(maxlen=LATEST)
         self.attempts: dict[Name, Attempt] = {}
 
-    def add(self, job: ProofJob, reservation: Reservation, name: Name | None = None) -> Record:
+    def add(
+        self, job: ProofJob, reservation: Reservation, name: Name | None = None, tenant: str = ""
+    ) -> Record:
         """Watches a job; the reservation is released when it ends."""
-        record = Record(job, name)
+        record = Record(job, name, tenant)
         self._open[record.id] = record
         loop = asyncio.get_running_loop()
 

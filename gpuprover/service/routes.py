@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -16,10 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
+from gpuprover.config import PRIORITIES
 from gpuprover.errors import ProverError
+from gpuprover.formats.json_files import parsed_size_bound
 from gpuprover.service import models
-from gpuprover.service.access import check_site
-from gpuprover.service.bodies import JSON_FACTOR, Reservation, media_type, read_body
+from gpuprover.service.access import Caller, check_site
+from gpuprover.service.bodies import Reservation, media_type, read_body
 from gpuprover.service.core import VERSION, Service
 from gpuprover.service.models import parse
 from gpuprover.service.problems import MEDIA_TYPE, Problem
@@ -30,14 +33,17 @@ WITNESS, JSON = "application/octet-stream", "application/json"
 NDJSON = "application/x-ndjson"
 LONGEST_WAIT = 600
 """Seconds that ``Prefer: wait=N`` may ask for; more is as good as that."""
+PIECE = 64 << 10
+"""Of a large answer, which a slow reader does not make us hold as a whole."""
 BATCH = 64
 """Proofs that are verified together, and answered together; the first answers come after fewer."""
 FIRST_BATCH = 8
-MAX_BATCH = 10_000
+POINT_BYTES = 600
+"""Of a public signal's point as JSON, twice."""
 FEW = 1000
 """Public signals that are written in the event loop."""
 
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})(?![\d.])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?0*(\d+)(?![\d.])", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _LINKS = {
     operation: {"operationId": operation, "parameters": {"proof_id": "$response.body#/id"}}
@@ -47,7 +53,7 @@ _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer
 _MEANING = {
     400: "The request cannot be understood: its parameters, its body, the witness's file.",
     401: "No bearer token, or none that is accepted.",
-    403: "The page of another site asks, and the service has no tokens.",
+    403: "The page of another site asks, and the service has no tokens; or a priority that is not allowed.",
     404: "There is none of that name.",
     408: "The body comes too slowly.",
     409: "Another request has this Idempotency-Key; or the proof has ended, or was cancelled.",
@@ -72,24 +78,25 @@ async def admit(
     request: Request,
     service: Annotated[Service, Depends(service_of)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> str:
-    """Lets requests pass with a token, or where none is needed -> whose they are, under a digest.
+) -> Caller:
+    """Lets requests pass with a token, or where none is needed -> whose they are.
 
     Raises:
         Problem: 401, 403.
     """
+    address = request.client.host if request.client is not None else ""
     if not service.tokens.required:
         check_site(request.scope["headers"], local=service.local)
-        return ""
+        return service.caller(address, None)
     if credentials is None or not service.tokens.accept(credentials.credentials):
         raise Problem(
             401, "Unauthorized", "a bearer token is needed", {"WWW-Authenticate": 'Bearer realm="gpuprover"'}
         )
-    return keyed_digest(credentials.credentials).hex()
+    return service.caller(address, credentials.credentials)
 
 
 ServiceDep = Annotated[Service, Depends(service_of)]
-Owner = Annotated[str, Depends(admit)]
+CallerDep = Annotated[Caller, Depends(admit)]
 CircuitId = Annotated[str, Path(description="Name of a circuit in the folder of keys.")]
 ProofId = Annotated[str, Path(description="As the answer to the POST has it.")]
 Prefer = Annotated[
@@ -158,8 +165,15 @@ async def create_proof(
     circuit_id: CircuitId,
     request: Request,
     service: ServiceDep,
-    owner: Owner,
-    priority: Annotated[int, Query(ge=-1000, le=1000, description="Higher ones go first.")] = 0,
+    caller: CallerDep,
+    priority: Annotated[
+        int,
+        Query(
+            ge=-PRIORITIES,
+            le=PRIORITIES,
+            description="Higher ones go first; above `PROVER_PRIORITY_LIMIT` it is a 403.",
+        ),
+    ] = 0,
     timeout: Annotated[
         float | None,
         Query(gt=0, lt=1e9, allow_inf_nan=False, description="Seconds from now on, waiting included."),
@@ -179,40 +193,71 @@ async def create_proof(
     kind = media_type(request, WITNESS, JSON)
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise Problem(400, "InvalidInput", "Idempotency-Key: expected 1 to 255 printable ASCII characters")
+    if priority > max(0, caller.priority):
+        raise Problem(403, "PriorityTooHigh", f"priority: expected at most {caller.priority} of this client")
     if idempotency_key is None:
         service.refuse_if_draining()
     await service.require_circuit(circuit_id)
-    name = None if idempotency_key is None else (owner, idempotency_key)
+    name = None if idempotency_key is None else (caller.owner, idempotency_key)
     terms = {"priority": priority, "timeout": timeout}
-    record, repeated = await _take(service, request, circuit_id, kind, terms, name)
-    return await _answer(service, record, request, prefer, repeated)
+    record, repeated = await _take(service, request, circuit_id, kind, terms, caller, name)
+    return await _answer(service, record, request, caller, prefer, repeated)
 
 
 async def _take(
-    service: Service, request: Request, circuit_id: str, kind: str, terms: dict[str, Any], name: Name | None
+    service: Service,
+    request: Request,
+    circuit_id: str,
+    kind: str,
+    terms: dict[str, Any],
+    caller: Caller,
+    name: Name | None,
 ) -> tuple[Record, bool]:
     """Reads a body and has its proof begun -> its record, and whether it was there before.
 
     When this returns, nothing here holds the witness.
     """
-    with service.budget.reserve() as reservation:
-        limit, factor = (service.json_limit, JSON_FACTOR) if kind == JSON else (service.body_limit, 1)
-        body = await read_body(request, limit, reservation, factor)
+    tenant = caller.tenant
+    with service.budget.reserve(tenant) as reservation:
+        if kind == JSON:
+            body = await read_json(service, request, reservation, tenant)
+        else:
+            body = await read_body(request, service.body_limit, reservation, service.pace)
 
         async def submit() -> Record:
             witness: bytes | dict[str, Any] = body
             if kind == JSON:
-                witness = {"inputs": (await service.briefly(parse, models.ProveRequest, body)).inputs}
-            return await service.submit(circuit_id, witness, reservation, name=name, **terms)
+                witness = {"inputs": (await service.reading(tenant, parse, models.ProveRequest, body)).inputs}
+            return await service.submit(circuit_id, witness, reservation, name=name, tenant=tenant, **terms)
 
         if name is None:
             return await submit(), False
-        fingerprint = await service.briefly(keyed_digest, circuit_id, kind, repr(terms), body)
+        fingerprint = await service.reading(tenant, keyed_digest, circuit_id, kind, repr(terms), body)
         return await service.submit_once(name, fingerprint, submit)
 
 
+async def read_json(service: Service, request: Request, reservation: Reservation, tenant: str) -> bytes:
+    """A body of JSON; the reservation is for it, for what it is once it is parsed, and for its way to another
+    process.
+
+    Raises:
+        Problem: as :func:`read_body`; 413 or 429 for what it would be once it is parsed.
+    """
+    body = await read_body(request, service.json_limit, reservation, service.pace)
+    parsed = await service.reading(tenant, parsed_size_bound, body)
+    most = service.settings.json_memory << 20
+    if parsed > most:
+        raise Problem(
+            413,
+            "BodyTooLarge",
+            f"JSON of too many values: they would take up to {parsed} bytes, expected at most {most}",
+        )
+    reservation.grow(2 * len(body) + parsed)
+    return body
+
+
 async def _answer(
-    service: Service, record: Record, request: Request, prefer: str | None, repeated: bool
+    service: Service, record: Record, request: Request, caller: Caller, prefer: str | None, repeated: bool
 ) -> Response:
     seconds = _seconds(prefer)
     headers = {"Location": f"/v1/proofs/{record.id}"}
@@ -230,15 +275,29 @@ async def _answer(
         problem.headers |= headers
         problem.more["proof_id"] = record.id
         raise problem
-    return await proof_response(service, record, 200 if ended else 202, headers)
+    return await proof_response(service, caller, record, 200 if ended else 202, headers)
 
 
 def _seconds(prefer: str | None) -> int | None:
     match = _WAIT.search(prefer or "")
-    return min(int(match[1]), LONGEST_WAIT) if match else None
+    # Of 9 digits at most, as Python refuses to read thousands of them.
+    return min(int(match[1][:9]), LONGEST_WAIT) if match else None
 
 
-async def proof_response(service: Service, record: Record, status: int, headers: dict[str, str]) -> Response:
+class Pieces(Response):
+    """A large answer, handed to the connection piece by piece, as its reader takes it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for begin in range(0, len(self.body), PIECE):
+            piece = self.body[begin : begin + PIECE]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def proof_response(
+    service: Service, caller: Caller, record: Record, status: int, headers: dict[str, str]
+) -> Response:
     result = record.outcome if isinstance(record.outcome, ProofResult) else None
     error = record.outcome if isinstance(record.outcome, ProverError) else None
     record.fetched = record.fetched or record.outcome is not None
@@ -253,8 +312,12 @@ async def proof_response(service: Service, record: Record, status: int, headers:
         error=models.Problem(**service.problem(error).document()) if error else None,
     )
     written = partial(document.model_dump_json, exclude={"error": {"request_id"}})
-    few = result is None or len(result.public_signals) <= FEW
-    return Response(written() if few else await service.briefly(written), status, headers, JSON)
+    if result is None or len(result.public_signals) <= FEW:
+        return Response(written(), status, headers, JSON)
+    if record.written is None:
+        write = service.reading(caller.tenant, lambda: written().encode())
+        record.written = asyncio.create_task(write)
+    return Pieces(await asyncio.shield(record.written), status, headers, JSON)
 
 
 @router.get(
@@ -265,7 +328,7 @@ async def proof_response(service: Service, record: Record, status: int, headers:
     responses=problems(400, 404),
 )
 async def get_proof(
-    proof_id: ProofId, request: Request, service: ServiceDep, prefer: Prefer = None
+    proof_id: ProofId, request: Request, service: ServiceDep, caller: CallerDep, prefer: Prefer = None
 ) -> Response:
     """Results are kept for a while (`PROVER_RESULT_TTL`, `PROVER_RESULT_LIMIT`); then this is a 404."""
     record, seconds = _record(service, proof_id), _seconds(prefer)
@@ -273,7 +336,7 @@ async def get_proof(
     headers = {} if record.outcome is not None else {"Retry-After": "1"}
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds}"
-    return await proof_response(service, record, 200, headers)
+    return await proof_response(service, caller, record, 200, headers)
 
 
 @router.delete(
@@ -283,12 +346,12 @@ async def get_proof(
     response_model=models.ProofObject,
     responses=problems(404, 409),
 )
-async def cancel_proof(proof_id: ProofId, service: ServiceDep) -> Response:
+async def cancel_proof(proof_id: ProofId, service: ServiceDep, caller: CallerDep) -> Response:
     """One that was cancelled before is answered in the same way; one that has ended otherwise is a 409."""
     record = _record(service, proof_id)
     if not await service.cancel(record) and record.state.value != "cancelled":
         raise Problem(409, "AlreadyEnded", f"the proof has ended: {record.state.value}")
-    return await proof_response(service, record, 200, {})
+    return await proof_response(service, caller, record, 200, {})
 
 
 def _record(service: Service, proof_id: str) -> Record:
@@ -327,12 +390,32 @@ async def get_circuit(circuit_id: CircuitId, service: ServiceDep) -> models.Circ
     "/circuits/{circuit_id}/verification-key",
     tags=["circuits"],
     summary="Its verification key, as snarkjs reads it",
-    responses=problems(404, 500),
+    response_model=dict[str, Any],
+    responses=problems(404, 429, 500),
 )
-async def get_verification_key(circuit_id: CircuitId, service: ServiceDep) -> dict[str, Any]:
+async def get_verification_key(circuit_id: CircuitId, service: ServiceDep, caller: CallerDep) -> Response:
     """Without `vk_alphabeta_12`, which no verifier needs."""
     await service.require_circuit(circuit_id)
-    return await service.briefly(service.prover.verification_key, circuit_id)
+    key = await service.briefly(service.prover.verification_key, circuit_id)
+    if key["nPublic"] <= FEW:
+        return JSONResponse(key)
+    with service.budget.reserve(caller.tenant) as reservation:
+        reservation.grow(POINT_BYTES * key["nPublic"])
+        text = await service.reading(caller.tenant, _written, key)
+        reservation.hand_on()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for begin in range(0, len(text), PIECE):
+            yield text[begin : begin + PIECE]
+
+    return _Streamed(pieces(), reservation, JSON)
+
+
+def _written(key: dict[str, Any]) -> bytes:
+    """JSON of a verification key, point by point: all at once would hold the interpreter."""
+    rest = json.dumps({**key, "IC": []})
+    points = ", ".join(json.dumps(point) for point in key["IC"])
+    return rest.replace('"IC": []', f'"IC": [{points}]', 1).encode()
 
 
 @router.post(
@@ -344,12 +427,13 @@ async def get_verification_key(circuit_id: CircuitId, service: ServiceDep) -> di
 async def load_circuit(
     circuit_id: CircuitId,
     service: ServiceDep,
+    caller: CallerDep,
     timeout: Annotated[float, Query(gt=0, le=3600, allow_inf_nan=False, description="Seconds.")] = 60.0,
 ) -> models.CircuitDetails:
     """After a 504 the load goes on."""
     service.refuse_if_draining()
     await service.require_circuit(circuit_id)
-    await service.loading(service.prover.load, circuit_id, pin=True, timeout=timeout)
+    await service.loading(caller.tenant, service.prover.load, circuit_id, pin=True, timeout=timeout)
     return await _details(service, circuit_id, loaded=True)
 
 
@@ -368,12 +452,16 @@ async def unload_circuit(circuit_id: CircuitId, service: ServiceDep) -> models.C
 # Verification ----------------------------------------------------------------------------------
 
 
-async def _read_json(
-    service: Service, request: Request, model: type[models._Request], reservation: Reservation
+async def _asked(
+    service: Service,
+    request: Request,
+    model: type[models._Request],
+    reservation: Reservation,
+    tenant: str,
 ) -> Any:
     media_type(request, JSON)
-    body = await read_body(request, service.json_limit, reservation, JSON_FACTOR)
-    return await service.briefly(parse, model, body)
+    body = await read_json(service, request, reservation, tenant)
+    return await service.reading(tenant, parse, model, body)
 
 
 @router.post(
@@ -383,12 +471,16 @@ async def _read_json(
     responses=problems(400, 404, 408, 413, 415, 429, 500, 503, 504),
     openapi_extra=request_body({JSON: of("VerifyRequest")}),
 )
-async def verify(request: Request, service: ServiceDep) -> models.Verdict:
+async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> models.Verdict:
     """A damaged proof is a 400; one that does not hold is answered with `"valid": false`."""
-    with service.budget.reserve() as reservation:
-        asked: models.VerifyRequest = await _read_json(service, request, models.VerifyRequest, reservation)
+    tenant = caller.tenant
+    with service.budget.reserve(tenant) as reservation:
+        asked: models.VerifyRequest = await _asked(
+            service, request, models.VerifyRequest, reservation, tenant
+        )
         await service.require_circuit(asked.circuit_id)
-        (valid,) = await service.verify(asked.circuit_id, [(asked.public_signals, asked.proof)], single=True)
+        statements = [(asked.public_signals, asked.proof)]
+        (valid,) = await service.verify(tenant, asked.circuit_id, statements, single=True)
         return models.Verdict(valid=valid)
 
 
@@ -406,21 +498,20 @@ async def verify(request: Request, service: ServiceDep) -> models.Verdict:
     },
     openapi_extra=request_body({JSON: of("VerifyBatchRequest")}),
 )
-async def verify_batch(request: Request, service: ServiceDep) -> Response:
+async def verify_batch(request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """A damaged proof does not hold. What goes wrong after the first line is the last line, as `error`."""
-    with service.budget.reserve() as reservation:
-        asked: models.VerifyBatchRequest = await _read_json(
-            service, request, models.VerifyBatchRequest, reservation
+    tenant = caller.tenant
+    with service.budget.reserve(tenant) as reservation:
+        asked: models.VerifyBatchRequest = await _asked(
+            service, request, models.VerifyBatchRequest, reservation, tenant
         )
-        if len(asked.proofs) > MAX_BATCH:
-            raise Problem(413, "BodyTooLarge", f"{len(asked.proofs)} proofs, expected at most {MAX_BATCH}")
         await service.require_circuit(asked.circuit_id)
         statements = [(one.public_signals, one.proof) for one in asked.proofs]
         circuit = asked.circuit_id
         del asked
 
         async def lines(begin: int, end: int) -> bytes:
-            found = await service.verify(circuit, statements[begin:end])
+            found = await service.verify(tenant, circuit, statements[begin:end])
             return b"".join(
                 json.dumps({"index": begin + i, "valid": valid}).encode() + b"\n"
                 for i, valid in enumerate(found)
@@ -440,14 +531,14 @@ async def verify_batch(request: Request, service: ServiceDep) -> Response:
             problem = service.problem(error).document(context.request_id if context else None)
             yield json.dumps({"error": problem}).encode() + b"\n"
 
-    return _Streamed(answer(), reservation)
+    return _Streamed(answer(), reservation, NDJSON)
 
 
 class _Streamed(StreamingResponse):
-    """Lines, and the reservation of what they are made of, which ends with them or with the client."""
+    """Pieces, and the reservation of what they are made of, which ends with them or with the client."""
 
-    def __init__(self, lines: AsyncIterator[bytes], reservation: Reservation) -> None:
-        super().__init__(lines, media_type=NDJSON)
+    def __init__(self, pieces: AsyncIterator[bytes], reservation: Reservation, media_type: str) -> None:
+        super().__init__(pieces, media_type=media_type)
         self._reservation = reservation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -495,5 +586,5 @@ async def version() -> models.Version:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(service: ServiceDep) -> Response:
-    text = await service.briefly(service.metrics.render)
+    text = await service.rendered()
     return Response(text, headers={"Content-Type": service.metrics.CONTENT_TYPE})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -17,6 +19,7 @@ from gpuprover.config import ServiceSettings
 from gpuprover.engine import Prover
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, InvalidInput, ProverError, place
 from gpuprover.service.app import create_app
+from gpuprover.service.connections import Connection, Connections
 from gpuprover.service.core import Service
 
 log = logging.getLogger("gpuprover.service")
@@ -25,7 +28,6 @@ BACKLOG = 4096
 """Connections that wait to be accepted; the system may allow fewer."""
 DESCRIPTORS = 65536
 """Open files that are asked for: one for each client."""
-KEEP_ALIVE_SECONDS = 65
 LINGER_SECONDS = 5.0
 """After the last proof of a service that drains, for clients that poll to fetch it."""
 SHUTDOWN_SECONDS = 5
@@ -126,18 +128,49 @@ async def drain(service: Service, force: asyncio.Event) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: a proof is not dropped because the process is asked to end."""
+    """Leaves signals to us: a proof is not dropped because the process is asked to end. And accepting: where
+    the system has no descriptor left, asyncio tries 4,096 times at once, and logs each of them."""
 
     ended: asyncio.Task[None]
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self._tasks: list[asyncio.Task[None]] = []
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        (listener,) = sockets or []
+        await super().startup(sockets=[])
+        make = partial(
+            Connection,
+            connections=self._connections,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        listener.setblocking(False)
+        listener.listen(self.config.backlog)
+        accepting = self._connections.accept(listener, make)
+        self._tasks = [asyncio.create_task(accepting), asyncio.create_task(self._connections.watch())]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        accepting, watching = self._tasks
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        await super().shutdown(sockets)
+        watching.cancel()
+        await asyncio.wait([watching])
+
 
 @asynccontextmanager
 async def running(app: Any, listener: socket.socket) -> AsyncIterator[_Server]:
     """The app, served until the end of the block."""
+    service: Service = app.state.service
+    settings = service.settings
     config = uvicorn.Config(
         app,
         http="h11",
@@ -148,10 +181,11 @@ async def running(app: Any, listener: socket.socket) -> AsyncIterator[_Server]:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=math.ceil(settings.keep_alive),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = _Server(config)
+    connections = Connections(settings.connection_limit, settings.head_timeout, service.pace)
+    server = _Server(config, connections)
     server.ended = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not server.started and not server.ended.done():

@@ -6,6 +6,7 @@ the log. ``traceparent`` is read as W3C's Trace Context has it, and answered wit
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import secrets
@@ -29,6 +30,10 @@ PROBES = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds by machines: what is well is not worth a line."""
 CLIENT_GONE = 499
 """In logs and metrics: the client did not wait for its answer."""
+
+MAX_HEADERS = 100
+MAX_QUERY = 8 << 10
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 _TRACE = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -106,15 +111,24 @@ class Surroundings:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            problem = framing(scope)
+            if problem is None:
+                await self.app(scope, receive, answer)
+            else:
+                await _refuse(answer, context, problem)
         except ClientDisconnect:
             status = CLIENT_GONE
         except Exception as error:
-            # Of an unexpected exception only kind and place: its text may hold values of a witness.
-            where = place(error.__traceback__)
-            log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
+            problem = exhausted(error)
+            if problem is not None:
+                log.warning("a request fails: %s", problem.detail)
+            else:
+                # Of an unexpected exception only kind and place: its text may hold values of a witness.
+                where = place(error.__traceback__)
+                log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
+                problem = Problem(500, "InternalError", "a fault of the service; its log says where")
             if status == 0:
-                await _fail(answer, context)
+                await _refuse(answer, context, problem)
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "unknown")
@@ -125,9 +139,38 @@ class Surroundings:
             access_log.log(level, "%s %s %d", method, route, status, extra={"event": event})
 
 
-async def _fail(send: Send, context: RequestContext) -> None:
-    problem = Problem(500, "InternalError", "a fault of the service; its log says where")
+def framing(scope: Scope) -> Problem | None:
+    """What is wrong with a request before it has a route. Where a server in front might see another end of
+    its body than we do, the connection ends with the answer (RFC 9112, 6.1)."""
+    names = [name for name, _ in scope["headers"]]
+    if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+        return Problem(
+            400,
+            "InvalidInput",
+            "Transfer-Encoding: expected none beside Content-Length, nor in HTTP/1.0",
+            {"Connection": "close"},
+        )
+    if len(names) > MAX_HEADERS:
+        detail = f"{len(names)} headers, expected at most {MAX_HEADERS}"
+        return Problem(431, "HeadersTooLarge", detail, {"Connection": "close"})
+    if len(scope["query_string"]) > MAX_QUERY:
+        detail = f"a query of {len(scope['query_string'])} bytes, expected at most {MAX_QUERY}"
+        return Problem(414, "UriTooLong", detail)
+    return None
+
+
+def exhausted(error: Exception) -> Problem | None:
+    """The answer where the machine had no room, which is no bug of ours."""
+    if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
+        return Problem(503, "DeviceError", "too many files are open; try again")
+    if isinstance(error, MemoryError):
+        return Problem(503, "OutOfMemory", "the service lacks memory; try again")
+    return None
+
+
+async def _refuse(send: Send, context: RequestContext, problem: Problem) -> None:
     body = problem.body(context.request_id)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    given = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
+    headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

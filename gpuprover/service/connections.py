@@ -1,0 +1,217 @@
+"""Connections: how many there may be, who loses one for another, and how long they may take for what."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gpuprover.service.bodies import Pace
+from gpuprover.service.shares import tenant_of
+
+log = logging.getLogger("gpuprover.service")
+
+SWEEP_SECONDS = 1.0
+RETRY_SECONDS = 0.25
+"""After the system had no room for a connection."""
+BREATH = 16
+"""Connections that are accepted before the loop does something else."""
+SMALL, LARGE = 16 << 10, 64 << 10
+"""Bytes that are taken in at once: h11 makes objects of headers and of chunks, 11,000 of 64 KiB at worst, and
+none of a body of known length."""
+RESERVE = 16
+"""Descriptors at least that no connection takes: keys, workers and logs need some."""
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def descriptors() -> int:
+    """The number from which on descriptors are not for connections."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    return max(8, soft - max(RESERVE, min(256, soft // 8)))
+
+
+class _Counted:
+    """A transport that knows how much it was given to send."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self.given = transport, 0
+        self.write_to = transport.write
+
+    def write(self, data: bytes) -> None:
+        self.given += len(data)
+        self.write_to(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that the system has taken."""
+        return self.given - self._transport.get_write_buffer_size()
+
+
+class Connections:
+    """Those of one service. Of one event loop.
+
+    Args:
+        limit: how many there may be.
+        head: seconds for the headers of a request.
+        pace: of answers.
+        ceiling: as :func:`descriptors`; by default that.
+    """
+
+    def __init__(self, limit: int, head: float, pace: Pace, ceiling: int | None = None) -> None:
+        self._limit, self._head, self._pace = limit, head, pace
+        self._ceiling = descriptors() if ceiling is None else ceiling
+        self._of: dict[str, OrderedDict[Connection, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    # Beginning and end -----------------------------------------------------------------
+
+    def add(self, connection: Connection) -> None:
+        self._of.setdefault(connection.tenant, OrderedDict())[connection] = None
+        self._count += 1
+
+    def discard(self, connection: Connection) -> None:
+        own = self._of.get(connection.tenant)
+        if own is not None and connection in own:
+            del own[connection]
+            self._count -= 1
+            if not own:
+                del self._of[connection.tenant]
+
+    async def accept(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+        """Takes in connections until it is cancelled, whatever the system says."""
+        loop = asyncio.get_running_loop()
+        while True:
+            for _ in range(BREATH):
+                try:
+                    connection, address = await loop.sock_accept(listener)
+                except ConnectionAbortedError:
+                    continue
+                except OSError as error:
+                    if error.errno not in _NO_ROOM:
+                        raise
+                    log.warning("no connection could be accepted: %s", error.strerror)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                if self._admit(connection, str(address[0])):
+                    try:
+                        await loop.connect_accepted_socket(make, connection)
+                    except OSError:
+                        connection.close()
+            await asyncio.sleep(0)
+
+    def _admit(self, connection: socket.socket, address: str) -> bool:
+        """Whether it may stay. One of the tenant with the most makes room for it."""
+        if self._count < self._limit and connection.fileno() < self._ceiling:
+            return True
+        tenant = tenant_of(address)
+        most = max(self._of.values(), key=len, default=OrderedDict[Connection, None]())
+        own = len(self._of.get(tenant, ()))
+        # A tenant may not drop its own work for more of it, but what only lies about.
+        given_up = next((one for one in most if one.idle), None)
+        if given_up is None and len(most) > own + 1:
+            given_up = next((one for one in most if one.receiving), next(iter(most)))
+        if given_up is None:
+            log.warning("%d connections are open, and another one was refused", self._count)
+            connection.close()
+            return False
+        log.warning("%d connections are open: an idle one made room for another one", self._count)
+        given_up.drop()
+        return True
+
+    # Time ------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Ends those that are too slow, until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            for own in list(self._of.values()):
+                for connection in list(own):
+                    if connection.is_late(now, self._head) or connection.is_slow(now, self._pace):
+                        connection.drop()
+
+
+class Connection(H11Protocol):
+    """uvicorn's, with an eye on the clock."""
+
+    tenant = ""
+
+    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._all = connections
+        self._head_since: float | None = None
+        self._mark: tuple[float, int] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        counted = _Counted(cast(asyncio.Transport, transport))
+        super().connection_made(cast(asyncio.Transport, counted))
+        self._counted, self._raw = counted, cast(Any, transport)
+        self._raw.max_size = SMALL
+        self._head_since = self.loop.time()
+        self.tenant = tenant_of(self.client[0] if self.client else "")
+        self._all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.idle:
+            if self._head_since is None:
+                self._head_since = self.loop.time()
+            self._raw.max_size = SMALL
+        else:
+            self._head_since = None
+            if self.cycle is not before:
+                chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+                self._raw.max_size = SMALL if chunked else LARGE
+
+    @property
+    def idle(self) -> bool:
+        """No request is here as a whole, or is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def receiving(self) -> bool:
+        """A body is on its way."""
+        return not self.idle and self.cycle.more_body
+
+    def is_late(self, now: float, seconds: float) -> bool:
+        """Whether the headers should be here by now."""
+        return self.idle and self._head_since is not None and now - self._head_since > seconds
+
+    def is_slow(self, now: float, pace: Pace) -> bool:
+        """Whether an answer is read more slowly than may be. To be asked again and again."""
+        if not self._raw.get_write_buffer_size():
+            self._mark = None
+        elif self._mark is None:
+            self._mark = now, self._counted.sent
+        elif now - self._mark[0] >= pace.pause:
+            then, sent = self._mark
+            self._mark = now, self._counted.sent
+            return self._counted.sent - sent < pace.rate * (now - then)
+        return False
+
+    def drop(self) -> None:
+        with suppress(OSError):
+            self._raw.abort()

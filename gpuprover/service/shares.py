@@ -1,0 +1,114 @@
+"""What clients have in common, divided so that one of them leaves room for the next.
+
+A tenant is whoever has one token or, where there are none, one address; IPv6 counts by the 64 bits that a
+network hands out as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ipaddress
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def tenant_of(address: str) -> str:
+    """The tenant that an address belongs to, where nobody has a token."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found.packed[:8] + bytes(8), 64)))
+    return str(found)
+
+
+def room(free: int, own: int, share: float) -> int:
+    """Units that a tenant may have more: as many that its own are ``share / (1 - share)`` of the free ones.
+
+    A tenant alone gets ``share`` of all; at a half, n greedy ones get equal parts and leave one free: dynamic
+    thresholds, after Choudhury and Hahne, IEEE/ACM Transactions on Networking 6 (1998).
+
+    Args:
+        free: that nobody has.
+        own: that the tenant has already.
+        share: above 0, at most 1; with 1 it may have all.
+    """
+    return min(free, max(0, math.ceil(round(share * free - (1 - share) * own, 6))))
+
+
+class TenantThreads:
+    """Threads for calls that may block. Tenants take turns, and one has at most ``each`` of them at once.
+
+    Of one event loop.
+    """
+
+    def __init__(self, threads: int, each: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free, self._each = threads, each
+        self._running: Counter[str] = Counter()
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def call(self, tenant: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """What the function returns; called in a thread, in the caller's context."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._ended(tenant)
+            raise
+        call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+
+        def ended(_: Future[T]) -> None:
+            # From the thread. A task that is cancelled does not end the call, which keeps its place.
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._ended, tenant)
+
+        try:
+            future = self._pool.submit(call)
+        except BaseException:
+            self._ended(tenant)
+            raise
+        future.add_done_callback(ended)
+        return await asyncio.wrap_future(future)
+
+    def _ended(self, tenant: str) -> None:
+        self._free += 1
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]
+        self._next()
+
+    def _next(self) -> None:
+        """Begins what may begin, of each tenant in turn."""
+        while self._free:
+            tenant = next((one for one in self._waiting if self._running[one] < self._each), None)
+            if tenant is None:
+                return
+            turns = self._waiting[tenant]
+            turn = turns.popleft()
+            if turns:
+                self._waiting.move_to_end(tenant)
+            else:
+                del self._waiting[tenant]
+            if not turn.done():  # nobody waits for it otherwise
+                self._free -= 1
+                self._running[tenant] += 1
+                turn.set_result(None)
+
+    def shutdown(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
