@@ -394,7 +394,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "overtaking_limit",
         partial(_number, low=0),
-        "at least 0, below `job_timeout`",
+        "at least 0, at most `job_timeout`",
         lambda given: min(60.0, given["job_timeout"] / 10),
         "a proof that has waited for so long has every second turn, whatever priorities others have",
         "s",
@@ -640,9 +640,9 @@ def load_engine_settings(
             f"min_workers: expected at most max_workers, which is {values['max_workers']}, "
             f"found {values['min_workers']}"
         )
-    if values["overtaking_limit"] >= values["job_timeout"]:
+    if values["overtaking_limit"] > values["job_timeout"]:
         raise InvalidInput(
-            f"overtaking_limit: expected less than job_timeout, which is {values['job_timeout']:g} s, "
+            f"overtaking_limit: expected at most job_timeout, which is {values['job_timeout']:g} s, "
             f"found {values['overtaking_limit']:g}"
         )
     unset = {row.name: "machine" if callable(row.default) else "default" for row in rows}

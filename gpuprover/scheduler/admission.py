@@ -248,13 +248,10 @@ class _Shares:
         self._virtual = max(self._virtual, self._had[name])
         self._had[name] += seconds
 
-    def forget(self, waiting: Collection[str]) -> None:
-        """Bounds what is kept: of those that do not wait, who has had no more than the others goes first."""
-        if len(self._had) <= len(waiting) + IDLE_SHARES:
-            return
-        idle = sorted((had, name) for name, had in self._had.items() if name not in waiting)
-        for _, name in idle[: len(idle) - IDLE_SHARES // 2]:
-            del self._had[name]
+    def forget(self, busy: Collection[str]) -> None:
+        """Bounds what is kept: anybody may come under new names."""
+        if len(self._had) > len(busy) + IDLE_SHARES:
+            self._had = {name: had for name, had in self._had.items() if name in busy}
 
 
 class _Booking(NamedTuple):
@@ -478,18 +475,24 @@ class Scheduler:
         key = _Key(ticket.tenant, ticket.circuit, ticket.priority)
         if key not in self._flows:
             self._flows[key] = _Flow()
+            self._forget()
             self._tenants.enter(ticket.tenant)
             self._circuits.setdefault(ticket.tenant, _Shares()).enter(ticket.circuit)
-            self._forget()
         self._flows[key].add(ticket)
         self.waiting += 1
 
     def _forget(self) -> None:
-        """What is known of tenants and circuits that have not come for long; anybody may name new ones."""
-        if len(self._circuits) > len(self._flows) + IDLE_SHARES:
-            busy = {key.tenant for key in self._flows} | {run.ticket.tenant for run in self._runs.values()}
-            self._tenants.forget(busy)
-            self._circuits = {name: shares for name, shares in self._circuits.items() if name in busy}
+        """What tenants and circuits that have not come for long have had."""
+        if len(self._circuits) <= len(self._flows) + IDLE_SHARES and len(self._factors) <= IDLE_SHARES:
+            return
+        busy: dict[str, set[str]] = defaultdict(set)
+        for key in self._flows:
+            busy[key.tenant].add(key.circuit)
+        self._tenants.forget(busy)
+        self._circuits = {name: shares for name, shares in self._circuits.items() if name in busy}
+        for name, shares in self._circuits.items():
+            shares.forget(busy[name])
+        self._factors = {}
 
     def _leave(self, ticket: Ticket, state: State) -> None:
         """Takes a ticket that waits out of the queue."""
