@@ -77,7 +77,9 @@ class EngineSettings:
     max_proofs_per_worker: int
     worker_memory: int
     queue_limit: int
+    tenant_queue_limit: int
     job_timeout: float
+    overtaking_limit: float
     admission_wait: float
     retry_delay: float
     init_timeout: float
@@ -390,7 +392,24 @@ SETTINGS: tuple[Setting, ...] = (
         100,
         "proofs that may wait; one more is refused or held up, as its caller wants",
     ),
+    Setting(
+        "tenant_queue_limit",
+        _whole,
+        "at least 1",
+        lambda given: (given["queue_limit"] + 1) // 2,
+        "of them, those of one tenant: for the service, of one token or address",
+        default_text="half of `queue_limit`",
+    ),
     Setting("job_timeout", _positive, "above 0", 3600.0, "from submission to the end of a proof", "s"),
+    Setting(
+        "overtaking_limit",
+        partial(_number, low=0),
+        "at least 0, at most `job_timeout`",
+        lambda given: min(60.0, given["job_timeout"] / 10),
+        "a proof that has waited for so long has every second turn, whatever priorities others have",
+        "s",
+        "60, or a tenth of `job_timeout` if that is less",
+    ),
     Setting(
         "admission_wait",
         partial(_number, low=0),
@@ -711,6 +730,11 @@ def load_engine_settings(
         raise InvalidInput(
             f"min_workers: expected at most max_workers, which is {values['max_workers']}, "
             f"found {values['min_workers']}"
+        )
+    if values["overtaking_limit"] > values["job_timeout"]:
+        raise InvalidInput(
+            f"overtaking_limit: expected at most job_timeout, which is {values['job_timeout']:g} s, "
+            f"found {values['overtaking_limit']:g}"
         )
     unset = {row.name: "machine" if callable(row.default) else "default" for row in rows}
     return EngineSettings(**values, sources=MappingProxyType(unset | sources))

@@ -27,11 +27,17 @@ from gpuprover.scheduler import (
     State,
     Ticket,
     Verdict,
+    admission,
     choose,
     place,
     tier_of,
 )
-from gpuprover.scheduler.admission import LOSSES, PRIORITY_SECONDS, TURN_SECONDS
+from gpuprover.scheduler.admission import (
+    LOSSES,
+    OVERTAKING_SECONDS,
+    PRIORITY_SECONDS,
+    TURN_SECONDS,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 WORK = "work"
@@ -266,10 +272,13 @@ class Machine:
     outcome: Callable[[Run], Outcome] = lambda run: Outcome.SUCCEEDED
     limit: int = 10_000
     check: bool = True
+    overtaking: float = OVERTAKING_SECONDS
 
     def __post_init__(self) -> None:
         self.now = 0.0
-        self.scheduler = Scheduler(self.devices, self.times, lambda: self.now, limit=self.limit)
+        self.scheduler = Scheduler(
+            self.devices, self.times, lambda: self.now, limit=self.limit, overtaking=self.overtaking
+        )
         self.records = {d.name: d for d in self.devices}
         self.tickets: list[Ticket] = []
         self.ended: dict[Ticket, str] = {}
@@ -329,9 +338,9 @@ class Machine:
     def _begin(self, run: Run) -> None:
         assert run.ticket not in self.ended
         assert not any(other.ticket is run.ticket for other in self.active)
-        flow = (run.ticket.circuit, run.ticket.priority)
+        flow = (run.ticket.tenant, run.ticket.circuit, run.ticket.priority)
         assert not self.check or not any(
-            t.state is State.WAITING and t.id < run.ticket.id and (t.circuit, t.priority) == flow
+            t.state is State.WAITING and t.id < run.ticket.id and (t.tenant, t.circuit, t.priority) == flow
             for t in self.tickets
         ), "first in, first out within a flow"
         p = run.placement
@@ -533,6 +542,100 @@ def test_steady_load_of_higher_priority_starves_nobody(rng: random.Random, load:
     assert waited <= head_start + 2
     if load > 1:
         assert waited > head_start / 2, "priority counts for something"
+
+
+ADVERSARIES: dict[str, Callable[[random.Random, int], dict[str, object]]] = {
+    "the highest priority": lambda rng, i: {"circuit": "other", "priority": 1000},
+    "any priority, any circuit": lambda rng, i: {
+        "circuit": rng.choice("abcdef"),
+        "priority": rng.randint(-1000, 1000),
+    },
+    "a new priority each": lambda rng, i: {"circuit": "other", "priority": 1000 - i % 1500},
+    "a new circuit each": lambda rng, i: {"circuit": f"other {i}", "priority": 1000},
+    "a new tenant each": lambda rng, i: {"circuit": "other", "priority": 1000, "tenant": f"tenant {i}"},
+    "the circuit of the others": lambda rng, i: {"circuit": "victim", "priority": 1000},
+    "all of it": lambda rng, i: {
+        "circuit": rng.choice(["victim", "other", f"other {i}"]),
+        "priority": rng.choice([1000, -1000, 0, rng.randint(-1000, 1000)]),
+        "tenant": rng.choice(["", "one", f"tenant {i}"]),
+    },
+}
+
+
+@pytest.mark.parametrize("device", [cpu(1), cpu(4), replace(gpu(), proofs=1)], ids=["one", "four", "gpu"])
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_no_priority_keeps_a_proof_waiting_beyond_the_bound(
+    rng: random.Random, adversary: str, device: Device
+) -> None:
+    """Others keep the queue full with what suits them best; victims come again and again, at -1000."""
+    longest, overtaking = 2.0, 20.0
+    machine = Machine(
+        [device], duration=lambda run: rng.uniform(longest / 2, longest), overtaking=overtaking, check=False
+    )
+    numbers, begin, end = count(), 3.0, 80.0
+
+    def refill() -> None:
+        while machine.scheduler.waiting < 8:
+            machine.submit(shape(1 << 14), **ADVERSARIES[adversary](rng, next(numbers)))
+        if machine.now < end:
+            machine.at(machine.now + longest / 2, refill)
+
+    ahead: dict[Ticket, int] = {}
+
+    def arrive() -> None:
+        waiting = machine.scheduler.waiting
+        ahead[machine.submit(shape(1 << 14), "victim", priority=-1000)] = waiting
+
+    machine.at(0.0, refill)
+    for i in range(3):
+        machine.at(begin + 9.0 * i, arrive)
+    machine.run()
+    waits = [machine.begun[victim] - victim.submitted for victim in ahead]
+    for wait, before in zip(waits, ahead.values(), strict=True):
+        # A device with threads for several gives turns at least as often.
+        assert wait <= overtaking + 2 * (before + 1) * longest
+    if adversary == "the highest priority":
+        assert max(waits) > overtaking / 2, "priority counts for something"
+
+
+def test_those_who_waited_long_leave_every_second_turn_to_priorities() -> None:
+    machine = Machine([cpu(1)], overtaking=1.0, check=False)
+    for _ in range(20):
+        machine.submit(shape(1 << 16), "batch", priority=-5)
+    for _ in range(6):
+        machine.later(2.0, shape(1 << 16), "urgent", priority=5)
+    machine.run()
+    order = [run.ticket.circuit for run in machine.runs if run.started >= 2.0]
+    assert order[:13].count("urgent") == 6, "every second"
+    assert "urgent" in order[:2]
+
+
+def test_tenants_share_whatever_priorities_they_use(rng: random.Random) -> None:
+    machine = Machine([cpu(1)], check=False)
+    for i in range(60):
+        machine.submit(shape(1 << 18), f"c{i % 3}", priority=rng.choice([1000, 10, -1000]), tenant="greedy")
+    for _ in range(15):
+        machine.submit(shape(1 << 18), "c0", tenant="modest")
+        machine.submit(shape(1 << 18), "c1")
+    machine.run()
+    last = max(machine.begun[t] for t in machine.tickets if t.tenant != "greedy")
+    had = Counter(run.ticket.tenant for run in machine.runs if run.started <= last)
+    assert had["modest"] == had[""] == 15
+    assert abs(had["greedy"] - 15) <= 1 + TURN_SECONDS / (machine.runs[0].ends - machine.runs[0].started)
+
+
+def test_tenants_and_circuits_that_went_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "IDLE_SHARES", 8)
+    machine = Machine([cpu(1)], check=False)
+    for i in range(100):
+        machine.submit(shape(1000), f"c{i}", tenant=f"tenant {i}")
+        machine.submit(shape(1000), f"c{i}")
+        machine.run()
+    scheduler = machine.scheduler
+    assert len(scheduler._tenants._had) <= 10
+    assert len(scheduler._circuits) <= 10
+    assert all(len(shares._had) <= 10 for shares in scheduler._circuits.values())
+    assert len(scheduler._factors) <= 10
 
 
 def test_small_proofs_do_not_keep_a_large_one_from_its_memory(rng: random.Random) -> None:

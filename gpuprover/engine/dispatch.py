@@ -36,11 +36,11 @@ from typing import Any
 from gpuprover import memory
 from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.backend import is_gpu
-from gpuprover.backpressure import BackpressureController
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.job import JobState, ProofJob
+from gpuprover.engine.places import Places
 from gpuprover.errors import (
     Aborted,
     Cancelled,
@@ -144,6 +144,7 @@ class _Work:
     witness: WitnessLike | None = field(repr=False)
     submitted: float
     content: bytes | None = None
+    tenant: str = field(default="", repr=False)
     queued: bool = True
     info: KeyInfo | None = None
     ticket: Ticket | None = None
@@ -205,7 +206,7 @@ class Dispatcher:
         watermark: Watermark | None = None,
     ) -> None:
         self.wake = threading.Event()
-        self.slots = BackpressureController(settings.queue_limit)
+        self.slots = Places(settings.queue_limit, settings.tenant_queue_limit)
         self.proofs: Cache[bytes, ProofResult] = Cache(
             settings.proof_cache * MIB, lifetime=settings.cache_ttl, clock=clock
         )
@@ -216,7 +217,7 @@ class Dispatcher:
         self._limit = settings.memory_limit * MIB
         self._watermark = watermark or Watermark(self._limit, settings.memory_watermark)
         self._leaks = LeakAlarm(settings.leak_alarm)
-        self._scheduler = Scheduler([], times, clock, limit=UNBOUNDED)
+        self._scheduler = Scheduler([], times, clock, limit=UNBOUNDED, overtaking=settings.overtaking_limit)
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._started, self._accepting = False, True
@@ -258,38 +259,37 @@ class Dispatcher:
                 circuit.pinned = circuit.preloaded = True
                 self._load(circuit)
 
-    def take_place(self, wait: bool, timeout: float) -> None:
+    def take_place(self, wait: bool, timeout: float, tenant: str = "") -> None:
         """Takes a place in the queue.
 
         Raises:
-            QueueFull: there is none, and ``wait`` is false.
+            QueueFull: there is none, or none for this tenant, and ``wait`` is false.
             Timeout: none became free in time.
             ShuttingDown: nothing is taken any more.
         """
         self._turn_away()
         try:
-            self.slots.acquire(timeout if wait else 0)
-        except Timeout:
-            raise self._full(wait, timeout) from None
+            self.slots.acquire(timeout if wait else 0, tenant)
+        except Timeout as error:
+            raise self._full(wait, error) from None
 
-    async def atake_place(self, wait: bool, timeout: float) -> None:
+    async def atake_place(self, wait: bool, timeout: float, tenant: str = "") -> None:
         """:meth:`take_place` for tasks."""
         self._turn_away()
         try:
-            await self.slots.aacquire(timeout if wait else 0)
-        except Timeout:
-            raise self._full(wait, timeout) from None
+            await self.slots.aacquire(timeout if wait else 0, tenant)
+        except Timeout as error:
+            raise self._full(wait, error) from None
 
     def _turn_away(self) -> None:
         with self._lock:
             self.counters["turned_away"] += not self._accepting
             self._require_open()
 
-    def _full(self, wait: bool, timeout: float) -> ProverError:
-        full = f"the queue is full: {self._settings.queue_limit} proofs wait"
+    def _full(self, wait: bool, error: Timeout) -> ProverError:
         with self._lock:
             self.counters["timeouts" if wait else "refused"] += 1
-        return Timeout(f"{full}, and none of them began in {timeout:.1f} s") if wait else QueueFull(full)
+        return error if wait else QueueFull(error.message)
 
     def submit(
         self,
@@ -298,8 +298,11 @@ class Dispatcher:
         witness: WitnessLike,
         timeout: float,
         content: bytes | None = None,
+        tenant: str = "",
     ) -> None:
         """Takes a job that has a place in the queue, to be answered within ``timeout`` seconds.
+
+        ``tenant`` is whose place it has.
 
         Raises:
             ShuttingDown: no more are taken; the place is the caller's still.
@@ -308,7 +311,7 @@ class Dispatcher:
         with self._lock:
             self._require_open()
             now = self._clock()
-            work = _Work(job, self._circuit(files), witness, now, content, deadline=now + timeout)
+            work = _Work(job, self._circuit(files), witness, now, content, tenant, deadline=now + timeout)
             self._open[job.id] = work
             job._cancel = self.cancel
             heapq.heappush(self._deadlines, (now + timeout, next(self._order), job.id))
@@ -549,7 +552,11 @@ class Dispatcher:
         self._measure()
         try:
             ticket = self._scheduler.submit(
-                self._shape(info), circuit=work.circuit.label, priority=work.job.priority
+                self._shape(info),
+                circuit=work.circuit.label,
+                priority=work.job.priority,
+                tenant=work.tenant,
+                since=work.submitted,
             )
         except ProverError as error:
             self._no_place(work, error)
@@ -646,7 +653,7 @@ class Dispatcher:
     def _leave_queue(self, work: _Work) -> None:
         if work.queued:
             work.queued = False
-            self.slots.release()
+            self.slots.release(work.tenant)
 
     # Runs ------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ from gpuprover.workers import PoolSettings, WorkerPool
 
 log = logging.getLogger("gpuprover.engine")
 
+MAX_TENANT = 256
+"""Characters."""
 LOAD_SECONDS = 600.0
 READY_POLL_SECONDS = 0.02
 JOIN_SECONDS = 5.0
@@ -240,6 +242,7 @@ class Prover:
         timeout: float | None = None,
         priority: int = 0,
         queue: str = "wait",
+        tenant: str = "",
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofResult:
         """A proof, verified.
@@ -249,13 +252,17 @@ class Prover:
             witness: as for :func:`gpuprover.prove`; ``{"inputs": {...}}`` does, with ``NAME.wasm`` beside the
                 key. Not to be changed before the proof is made.
             timeout: seconds from now on, waiting included; default ``job_timeout``.
-            priority: from -1000 to 1000; a higher one goes first.
+            priority: from -1000 to 1000; a higher one goes first among those of its tenant, until another has
+                waited for ``overtaking_limit`` seconds.
             queue: when it is full, ``wait`` for a place, or ``refuse``.
+            tenant: for whom it is made, a text of at most 256 characters that is told to nobody. Tenants have
+                the same share of proving, whatever priorities they use, and each at most
+                ``tenant_queue_limit`` places in the queue; none (``""``) has a share too, and all places.
             progress: called now and then, from another thread.
 
         Raises:
             CircuitNotFound: no such circuit.
-            QueueFull: there is no place, and ``queue`` says not to wait for one.
+            QueueFull: there is no place, or none for this tenant, and ``queue`` says not to wait for one.
             Timeout: the time is over, whether it waited or ran.
             Aborted: the prover was closed.
             ShuttingDown: it was closed or drained before.
@@ -264,7 +271,13 @@ class Prover:
             ProverError: what :func:`gpuprover.prove` raises for this key and witness.
         """
         job = self.submit(
-            circuit, witness, timeout=timeout, priority=priority, queue=queue, progress=progress
+            circuit,
+            witness,
+            timeout=timeout,
+            priority=priority,
+            queue=queue,
+            tenant=tenant,
+            progress=progress,
         )
         try:
             return job.wait()
@@ -279,11 +292,18 @@ class Prover:
         timeout: float | None = None,
         priority: int = 0,
         queue: str = "wait",
+        tenant: str = "",
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofResult:
         """:meth:`prove` for tasks. A task that is cancelled cancels the proof."""
         job = await self.asubmit(
-            circuit, witness, timeout=timeout, priority=priority, queue=queue, progress=progress
+            circuit,
+            witness,
+            timeout=timeout,
+            priority=priority,
+            queue=queue,
+            tenant=tenant,
+            progress=progress,
         )
         try:
             return await job
@@ -298,6 +318,7 @@ class Prover:
         timeout: float | None = None,
         priority: int = 0,
         queue: str = "wait",
+        tenant: str = "",
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofJob:
         """:meth:`prove` without waiting for the proof, but, unless told otherwise, for a place in the queue.
@@ -305,9 +326,9 @@ class Prover:
         Raises:
             those errors of :meth:`prove` that are known before the proof is made; others are the job's.
         """
-        deadline, wait = self._terms(timeout, priority, queue)
-        self._dispatcher.take_place(wait, deadline - time.monotonic())
-        return self._submit(circuit, witness, deadline, priority, progress)
+        deadline, wait = self._terms(timeout, priority, queue, tenant)
+        self._dispatcher.take_place(wait, deadline - time.monotonic(), tenant)
+        return self._submit(circuit, witness, deadline, priority, tenant, progress)
 
     async def asubmit(
         self,
@@ -317,14 +338,15 @@ class Prover:
         timeout: float | None = None,
         priority: int = 0,
         queue: str = "wait",
+        tenant: str = "",
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofJob:
         """:meth:`submit` for tasks."""
-        deadline, wait = self._terms(timeout, priority, queue)
-        await self._dispatcher.atake_place(wait, deadline - time.monotonic())
+        deadline, wait = self._terms(timeout, priority, queue, tenant)
+        await self._dispatcher.atake_place(wait, deadline - time.monotonic(), tenant)
         # Files are looked up, and witnesses are converted.
         submission = asyncio.ensure_future(
-            asyncio.to_thread(self._submit, circuit, witness, deadline, priority, progress)
+            asyncio.to_thread(self._submit, circuit, witness, deadline, priority, tenant, progress)
         )
         try:
             return await asyncio.shield(submission)
@@ -332,7 +354,7 @@ class Prover:
             submission.add_done_callback(_cancel_submitted)
             raise
 
-    def _terms(self, timeout: float | None, priority: int, queue: str) -> tuple[float, bool]:
+    def _terms(self, timeout: float | None, priority: int, queue: str, tenant: str) -> tuple[float, bool]:
         """When it has to be done, and whether it waits for a place."""
         if self.settings.policy == "off":
             raise InvalidInput("this prover only verifies (policy off)")
@@ -346,6 +368,8 @@ class Prover:
             )
         if queue not in ("wait", "refuse"):
             raise InvalidInput(f"queue: expected 'wait' or 'refuse', found {queue!r}")
+        if not isinstance(tenant, str) or len(tenant) > MAX_TENANT:
+            raise InvalidInput(f"tenant: expected a text of at most {MAX_TENANT} characters")
         return time.monotonic() + timeout, queue == "wait"
 
     def _submit(
@@ -354,6 +378,7 @@ class Prover:
         witness: WitnessLike,
         deadline: float,
         priority: int,
+        tenant: str,
         progress: Callable[[Progress], None] | None,
     ) -> ProofJob:
         """For a job that has a place in the queue."""
@@ -361,9 +386,10 @@ class Prover:
             files = self._provable(circuit)
             ready, content = self._witness(files, witness)
             job = ProofJob(files.name, priority, progress, owner=self)
-            self._dispatcher.submit(job, files, ready, max(0.0, deadline - time.monotonic()), content)
+            left = max(0.0, deadline - time.monotonic())
+            self._dispatcher.submit(job, files, ready, left, content, tenant)
         except BaseException:
-            self._dispatcher.slots.release()
+            self._dispatcher.slots.release(tenant)
             raise
         return job
 

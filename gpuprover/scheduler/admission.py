@@ -1,11 +1,15 @@
 """Admission: which of many waiting proofs may start now, and where, so that no device is overcommitted.
 
-A poll visits the flows (circuit and priority; first in, first out within) by rank, and for the first proof of
-each weighs starting now, with what is free, against waiting for a device:
+A poll visits the flows (tenant, circuit and priority; first in, first out within) by rank, and for the first
+proof of each weighs starting now, with what is free, against waiting for a device:
 
-1. Rank: the seconds of proving that its circuit has had, from the least (start-time fair queueing: Goyal, Vin
-   and Cheng, SIGCOMM 1996), where each step of priority is worth ``PRIORITY_SECONDS``. Who waits rises by a
-   step in that time, up to the highest priority that waits: so nobody starves, and circuits share.
+1. Rank: the seconds of proving that its tenant has had, from the least (start-time fair queueing: Goyal, Vin
+   and Cheng, SIGCOMM 1996), and among a tenant's flows those that its circuit has had, where each step of
+   priority is worth ``PRIORITY_SECONDS``. Who waits rises by a step in that time, up to the highest priority
+   of its tenant that waits. So tenants share, whatever priorities they send, and so do circuits of a tenant.
+   Who has waited for ``overtaking`` seconds has every second turn, those before the others who were submitted
+   first. So a proof waits no longer than that, and then for two turns for each that waited before it, and for
+   itself; new tenants, circuits, priorities and proofs, however many, change nothing about it.
 2. Device: the earliest predicted end. A flow counts all that wait in it as ahead of it on the device it would
    wait for; so a long one sends some to slower devices that stand idle.
 3. Who waits for a device books it: others start there only if they end before, or leave room (EASY
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import count
@@ -40,7 +44,12 @@ from gpuprover.scheduler.placement import (
 PRIORITY_SECONDS = 10.0
 """Of waiting, after which a proof counts as one priority higher."""
 TURN_SECONDS = 0.5
-"""A circuit keeps its turn for so much proving more than its share: proofs with one key follow each other."""
+"""A tenant, and a circuit of it, keep their turn for so much proving more than their share: proofs with one
+key follow each other."""
+OVERTAKING_SECONDS = 60.0
+"""Of waiting, after which a proof has every second turn."""
+IDLE_SHARES = 1024
+"""Tenants, and circuits of a tenant, that are remembered while they have nothing to prove."""
 LEARNING = 0.3
 """Weight of the latest observation in the factor between a circuit's observed and predicted times."""
 LOSSES = 3
@@ -81,6 +90,7 @@ class Ticket:
     """A proof that was submitted; ``level`` and ``losses`` tell what has happened to it."""
 
     id: int
+    tenant: str
     circuit: str
     shape: JobShape
     priority: int
@@ -189,27 +199,59 @@ class _Load:
         return tuple(gone)
 
 
+class _Key(NamedTuple):
+    """What names a flow."""
+
+    tenant: str
+    circuit: str
+    priority: int
+
+
 class _Flow:
-    """The waiting proofs of one circuit and priority, by submission: a retried one has its old place."""
+    """Waiting proofs of one tenant, circuit and priority, by submission: a retried one has its old place."""
 
     def __init__(self) -> None:
         self.waiting = 0
-        self._heap: list[tuple[int, Ticket]] = []
+        self._heap: list[tuple[float, int, Ticket]] = []
 
     def add(self, ticket: Ticket) -> None:
         self.waiting += 1
-        heapq.heappush(self._heap, (ticket.id, ticket))
+        heapq.heappush(self._heap, (ticket.submitted, ticket.id, ticket))
 
     def remove(self, ticket: Ticket) -> None:
         """Its state is another already; only the first is taken out at once."""
         self.waiting -= 1
-        if self._heap[0][1] is ticket:
+        if self._heap[0][2] is ticket:
             heapq.heappop(self._heap)
 
     def first(self) -> Ticket:
-        while self._heap[0][1].state is not State.WAITING:
+        while self._heap[0][2].state is not State.WAITING:
             heapq.heappop(self._heap)
-        return self._heap[0][1]
+        return self._heap[0][2]
+
+
+class _Shares:
+    """Seconds of proving that each of several has had, by start-time fair queueing."""
+
+    def __init__(self) -> None:
+        self._had: dict[str, float] = {}
+        self._virtual = 0.0
+
+    def __getitem__(self, name: str) -> float:
+        return self._had[name]
+
+    def enter(self, name: str) -> None:
+        """Who comes anew has no credit for the time before."""
+        self._had[name] = max(self._virtual, self._had.get(name, 0.0))
+
+    def serve(self, name: str, seconds: float) -> None:
+        self._virtual = max(self._virtual, self._had[name])
+        self._had[name] += seconds
+
+    def forget(self, busy: Collection[str]) -> None:
+        """Bounds what is kept: anybody may come under new names."""
+        if len(self._had) > len(busy) + IDLE_SHARES:
+            self._had = {name: had for name, had in self._had.items() if name in busy}
 
 
 class _Booking(NamedTuple):
@@ -238,33 +280,56 @@ class Scheduler:
         times: predictions, which observed times correct by circuit and device.
         clock: seconds that never go backwards.
         limit: tickets that may wait.
+        overtaking: seconds for which others that came later may go before one that waits.
 
     Attributes:
         waiting: how many do.
     """
 
     def __init__(
-        self, devices: Iterable[Device], times: Times, clock: Callable[[], float], *, limit: int = 1024
+        self,
+        devices: Iterable[Device],
+        times: Times,
+        clock: Callable[[], float],
+        *,
+        limit: int = 1024,
+        overtaking: float = OVERTAKING_SECONDS,
     ) -> None:
         self._loads = {device.name: _Load(device) for device in devices}
         self._host = next((load for load in self._loads.values() if load.device.kind == "cpu"), None)
-        self._times, self._clock, self._limit = times, clock, limit
+        self._times, self._clock, self._limit, self._overtaking = times, clock, limit, overtaking
         self._ids, self.waiting = count(), 0
-        self._flows: dict[tuple[str, int], _Flow] = {}
+        self._flows: dict[_Key, _Flow] = {}
         self._runs: dict[int, Run] = {}
         self._refused: list[tuple[Ticket, ProverError]] = []
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._factors: dict[tuple[str, str], float] = {}
-        # Fair queueing: seconds of proving that circuits have had, those of the last start, and whose it was.
-        self._served: dict[str, float] = {}
-        self._virtual, self._turn = 0.0, ""
+        # Fair queueing: what tenants have had, what the circuits of each have, and whose the last start was.
+        self._tenants = _Shares()
+        self._circuits: dict[str, _Shares] = {}
+        self._turn: tuple[str, str] | None = None
+        # Whether the last start was no turn of those that have waited too long.
+        self._overtaken = True
 
     # What callers use ----------------------------------------------------------------
 
     def submit(
-        self, shape: JobShape, *, circuit: str, priority: int = 0, deadline: float | None = None
+        self,
+        shape: JobShape,
+        *,
+        circuit: str,
+        priority: int = 0,
+        deadline: float | None = None,
+        tenant: str = "",
+        since: float | None = None,
     ) -> Ticket:
-        """Queues a proof; higher priorities go first. ``deadline``, on the clock, is until when it may wait.
+        """Queues a proof.
+
+        Args:
+            priority: higher ones go first among those of its tenant.
+            deadline: on the clock, until when it may wait.
+            tenant: whose it is; tenants share.
+            since: from when on it has waited, if not from now on.
 
         Raises:
             QueueFull: too many wait.
@@ -272,7 +337,8 @@ class Scheduler:
         """
         if self.waiting >= self._limit:
             raise QueueFull(f"the queue is full: {self.waiting} proofs wait")
-        ticket = Ticket(next(self._ids), circuit, shape, priority, self._clock(), deadline)
+        submitted = self._clock() if since is None else since
+        ticket = Ticket(next(self._ids), tenant, circuit, shape, priority, submitted, deadline)
         self._candidates(ticket)
         self._enqueue(ticket)
         if deadline is not None:
@@ -289,22 +355,42 @@ class Scheduler:
         starts: list[Run] = []
         booked: dict[str, _Booking] = {}
         backlog: dict[str, float] = defaultdict(float)
-        top = max((priority for _, priority in self._flows), default=0)
-        ranked = [(self._rank(key, now, top), key) for key in self._flows]
+        tops: dict[str, int] = {}
+        for key in self._flows:
+            tops[key.tenant] = max(key.priority, tops.get(key.tenant, key.priority))
+        ranked = [(self._rank(key, now, tops), key) for key in self._flows]
         heapq.heapify(ranked)
+        late = [(t.submitted, t.id, key) for key in self._flows if self._late(t := self._first(key), now)]
+        heapq.heapify(late)
+        # Flows whose first has to wait for a device: they have booked it.
+        seen: set[_Key] = set()
         while ranked:
-            _, key = heapq.heappop(ranked)
-            ticket = self._flows[key].first()
+            if late and self._overtaken:
+                key = heapq.heappop(late)[2]
+            else:
+                rank, key = heapq.heappop(ranked)
+                if key in self._flows and key not in seen and rank < (now_at := self._rank(key, now, tops)):
+                    # Others of its tenant or circuit were started meanwhile.
+                    heapq.heappush(ranked, (now_at, key))
+                    continue
+            if key in seen or key not in self._flows:
+                continue
+            ticket = self._first(key)
+            was_late = self._late(ticket, now)
             try:
                 run = self._decide(ticket, self._flows[key].waiting, now, booked, backlog)
             except ProverError as error:  # a device is gone, or has less memory, since it was submitted
                 self._refuse(ticket, error)
             else:
                 if run is None:
+                    seen.add(key)
                     continue
                 starts.append(run)
+                self._overtaken = not was_late
             if key in self._flows:
-                heapq.heappush(ranked, (self._rank(key, now, top), key))
+                heapq.heappush(ranked, (self._rank(key, now, tops), key))
+                if self._late(first := self._first(key), now):
+                    heapq.heappush(late, (first.submitted, first.id, key))
         refused, self._refused = self._refused, []
         return Decisions(starts, refused)
 
@@ -386,18 +472,32 @@ class Scheduler:
 
     def _enqueue(self, ticket: Ticket) -> None:
         ticket.state = State.WAITING
-        key = ticket.circuit, ticket.priority
+        key = _Key(ticket.tenant, ticket.circuit, ticket.priority)
         if key not in self._flows:
             self._flows[key] = _Flow()
-            # Who comes anew has no credit for the time before.
-            self._served[ticket.circuit] = max(self._virtual, self._served.get(ticket.circuit, 0.0))
+            self._forget()
+            self._tenants.enter(ticket.tenant)
+            self._circuits.setdefault(ticket.tenant, _Shares()).enter(ticket.circuit)
         self._flows[key].add(ticket)
         self.waiting += 1
+
+    def _forget(self) -> None:
+        """What tenants and circuits that have not come for long have had."""
+        if len(self._circuits) <= len(self._flows) + IDLE_SHARES and len(self._factors) <= IDLE_SHARES:
+            return
+        busy: dict[str, set[str]] = defaultdict(set)
+        for key in self._flows:
+            busy[key.tenant].add(key.circuit)
+        self._tenants.forget(busy)
+        self._circuits = {name: shares for name, shares in self._circuits.items() if name in busy}
+        for name, shares in self._circuits.items():
+            shares.forget(busy[name])
+        self._factors = {}
 
     def _leave(self, ticket: Ticket, state: State) -> None:
         """Takes a ticket that waits out of the queue."""
         ticket.state = state
-        key = ticket.circuit, ticket.priority
+        key = _Key(ticket.tenant, ticket.circuit, ticket.priority)
         self._flows[key].remove(ticket)
         self.waiting -= 1
         if not self._flows[key].waiting:
@@ -407,12 +507,20 @@ class Scheduler:
         self._leave(ticket, State.DONE)
         self._refused.append((ticket, error))
 
-    def _rank(self, key: tuple[str, int], now: float, top: int) -> tuple[float, int]:
-        circuit, priority = key
-        first = self._flows[key].first()
-        risen = min((now - first.submitted) / PRIORITY_SECONDS, top - priority)
-        turn = TURN_SECONDS if circuit == self._turn else 0.0
-        return self._served[circuit] - turn - (priority + risen) * PRIORITY_SECONDS, first.id
+    def _first(self, key: _Key) -> Ticket:
+        return self._flows[key].first()
+
+    def _late(self, ticket: Ticket, now: float) -> bool:
+        """Whether it has waited so long that it has every second turn."""
+        return now - ticket.submitted >= self._overtaking
+
+    def _rank(self, key: _Key, now: float, tops: Mapping[str, int]) -> tuple[float, float, float, int]:
+        tenant, circuit, priority = key
+        first = self._first(key)
+        risen = min((now - first.submitted) / PRIORITY_SECONDS, tops[tenant] - priority)
+        theirs = self._tenants[tenant] - (TURN_SECONDS if self._turn and tenant == self._turn[0] else 0.0)
+        had = self._circuits[tenant][circuit] - (TURN_SECONDS if (tenant, circuit) == self._turn else 0.0)
+        return theirs, had - (priority + risen) * PRIORITY_SECONDS, first.submitted, first.id
 
     def _survives(self, ticket: Ticket) -> bool:
         ticket.losses += 1
@@ -600,9 +708,9 @@ class Scheduler:
         run = Run(ticket, placement, load.evict(), now, option.end, needs)
         self._runs[ticket.id] = run
         self._leave(ticket, State.RUNNING)
-        circuit = ticket.circuit
-        self._virtual, self._turn = max(self._virtual, self._served[circuit]), circuit
-        self._served[circuit] += cost
+        self._turn = ticket.tenant, ticket.circuit
+        self._tenants.serve(ticket.tenant, cost)
+        self._circuits[ticket.tenant].serve(ticket.circuit, cost)
         return run
 
     def _end(self, run: Run) -> None:
