@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gpuprover.errors import about
 from gpuprover.formats.json_files import parse_json
 from gpuprover.service.problems import Problem as ProblemError
 
@@ -57,6 +58,10 @@ class Problem(BaseModel):
     status: int
     detail: str
     kind: str = Field(description="What programs match on: QueueFull, UnsatisfiedWitness, ...")
+    role: str | None = Field(
+        default=None,
+        description="What it is about, where that is known: witness, proof, key, witness program, ...",
+    )
     request_id: str | None = None
 
 
@@ -164,7 +169,8 @@ def parse(model: type[_Request], body: bytes) -> Any:
         MalformedFile: it is no JSON.
         Problem: 400, it has another shape; no value is shown.
     """
-    document = parse_json(body, "the body")
+    with about("body"):
+        document = parse_json(body, "the body")
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from gpuprover.api import ProofResult
-from gpuprover.errors import Aborted
+from gpuprover.errors import Aborted, about
 from gpuprover.formats.json_files import parse_json
 from gpuprover.service.bodies import JSON_FACTOR, media_type, read_body
 from gpuprover.service.problems import Problem
@@ -51,7 +51,8 @@ def _slot(request: Request) -> Slot:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
-    inputs = parse_json(body, "the body")
+    with about("body"):
+        inputs = parse_json(body, "the body")
     if not isinstance(inputs, dict):
         raise Problem(400, "InvalidInput", "the body: expected an object of signal names")
     return inputs

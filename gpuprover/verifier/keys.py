@@ -37,9 +37,8 @@ class LoadedKey:
         self.digest = groth16_json.digest(self.key)
         self._source = source
         if expected is not None and expected != self.digest:
-            raise MalformedFile(
-                source, "digest", f"expected {expected[:64]}, found {self.digest}: not the key it should be"
-            )
+            problem = f"expected {expected[:64]}, found {self.digest}: not the key it should be"
+            raise MalformedFile(source, "digest", problem, role="verification key")
         self._lock = threading.Lock()
         self._prepared = False
         self._problem: ProverError | None = None

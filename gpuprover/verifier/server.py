@@ -502,7 +502,7 @@ class Server:
         key = self._key(client, document)
         entries = document.get("statements")
         if not isinstance(entries, list):
-            raise MalformedFile("statements", "document", "expected a list of pairs")
+            raise MalformedFile("statements", "document", "expected a list of pairs", role="proof")
         statements = [tuple(e) if isinstance(e, list) and len(e) == 2 else (None, None) for e in entries]
 
         def verify() -> dict[str, Any]:
