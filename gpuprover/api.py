@@ -22,7 +22,14 @@ from gpuprover.backend import (
     resolve_device,
 )
 from gpuprover.curves import CurveParams
-from gpuprover.errors import DeviceError, InvalidInput, MalformedFile, OutOfMemory, UnsatisfiedWitness
+from gpuprover.errors import (
+    DeviceError,
+    InvalidInput,
+    MalformedFile,
+    OutOfMemory,
+    UnsatisfiedWitness,
+    about,
+)
 from gpuprover.formats import groth16_json, json_files
 from gpuprover.formats.groth16_json import VerificationKey
 from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
@@ -73,6 +80,7 @@ def load_key(path: Pathish) -> ProvingKey:
     return _load_zkey(path)
 
 
+@about("witness")
 def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
     if isinstance(source, bytes | bytearray | memoryview | str | PathLike):
         with job.phase("load witness"):
@@ -340,13 +348,15 @@ def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> 
     if isinstance(source, Mapping):
         return groth16_json.parse_verification_key(source), "verification key"
     path = fspath(source)
-    return groth16_json.parse_verification_key(json_files.read_json(path), path), path
+    with about("verification key"):
+        return groth16_json.parse_verification_key(json_files.read_json(path), path), path
 
 
 def _document(source: object, name: str) -> tuple[object, str]:
     if isinstance(source, str | PathLike):
         path = fspath(source)
-        return json_files.read_json(path), path
+        with about(name):
+            return json_files.read_json(path), path
     return source, name
 
 

@@ -488,6 +488,14 @@ SETTINGS: tuple[Setting, ...] = (
         own=False,
     ),
     Setting(
+        "log_level",
+        partial(_choice, names=("debug", "info", "warning", "error")),
+        "`debug`, `info`, `warning`, `error`",
+        "info",
+        "what of it is written; with `debug` probes, scrapes and polls of a status page too",
+        own=False,
+    ),
+    Setting(
         "gpu_memory_limit",
         _whole,
         "at least 1",
@@ -857,6 +865,16 @@ def log_format() -> str | None:
         InvalidInput: the variable is set to something else.
     """
     return _given([_BY_NAME["log"]], {}, None, "")[0].get("log")
+
+
+def log_level() -> str:
+    """``PROVER_LOG_LEVEL``: ``debug``, ``info``, ``warning`` or ``error``.
+
+    Raises:
+        InvalidInput: the variable is set to something else.
+    """
+    row = _BY_NAME["log_level"]
+    return str(_given([row], {}, None, "")[0].get("log_level", row.default))
 
 
 def machine_memory() -> tuple[int | None, int | None]:

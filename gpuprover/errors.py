@@ -1,17 +1,23 @@
 """The exception tree: every failure a caller can meet, and the exit code it maps to.
 
-A message is one line of at most 600 characters that names the file, the part of it,
-and what was expected. Nothing here imports anything: every layer may use it.
+An error is data. Fields say which file it is about (``path``), what that file is to us (``role``), which part
+of it, and the problem. Two texts are made of them: ``message`` for whoever owns the files, with the path, and
+``told`` for strangers, where the role stands in its place. What a text leaves out was never put into it:
+nobody searches texts for paths. Nothing here imports anything: every layer may use it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_MESSAGE = 600
+MAX_PATH = 4096
+"""Characters of a path that travels between processes."""
 
 EXIT_OK = 0
 EXIT_INVALID = 1
@@ -19,44 +25,100 @@ EXIT_BAD_INPUT = 2
 EXIT_RESOURCES = 3
 EXIT_CANCELLED = 130
 
+ROLES = frozenset(
+    {
+        *("key", "witness program", "verification key", "circuits"),
+        *("witness", "inputs", "proof", "public signals", "body"),
+        *("circuit", "powers of tau"),
+    }
+)
+"""What a file or document is to us; ``circuits`` is the folder of a prover."""
+
 
 class ProverError(Exception):
     """Base of every error that gpuprover raises on purpose.
 
+    Args:
+        problem: what is wrong, and what was expected; without a path, and without what others wrote.
+        path: the file or folder that it is about, or the name of a document that has none.
+        role: what that is, of :data:`ROLES`; empty if who raises it does not know, see :func:`about`.
+        part: of it.
+        more: ends the message, and is told to no stranger: further paths, texts of the system's.
+
     Attributes:
         exit_code: what the command line returns for it.
-        message: one line, at most 600 characters.
+        message: one line, at most 600 characters: path, part, problem and more.
     """
 
     exit_code = EXIT_BAD_INPUT
 
-    def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        if len(line) > MAX_MESSAGE:
-            line = line[: MAX_MESSAGE - 1] + "…"
-        super().__init__(line)
-        self.message = line
+    def __init__(
+        self, problem: str, *, path: object = None, role: str = "", part: str = "", more: str = ""
+    ) -> None:
+        self.path = None if path is None else str(path)
+        self.role, self.part, self.problem = role, part, problem
+        self.message = _line(f"{_joined(self.path, part, problem)} {more}")
+        super().__init__(self.message)
 
     @property
     def kind(self) -> str:
         """The name to match on, e.g. ``"MalformedFile"``."""
         return type(self).__name__
 
+    @property
+    def told(self) -> str:
+        """The message for those who may not know where files lie; one line, at most 600 characters."""
+        source = None if self.path is None else self.role or "a file"
+        return _line(_joined(source, self.part, self.problem))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are pickled by their arguments, which are not those of every kind here."""
+        return _restored, (type(self), dict(self.__dict__))
+
+
+def _joined(*texts: str | None) -> str:
+    return ": ".join(text for text in texts if text)
+
+
+def _line(text: str, limit: int = MAX_MESSAGE) -> str:
+    """One line that can be written anywhere: names of files may hold what is no text."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _restored(cls: type[ProverError], fields: dict[str, Any]) -> ProverError:
+    error = cls.__new__(cls)
+    error.__dict__.update(fields)
+    error.args = (error.message,)
+    return error
+
+
+@contextmanager
+def about(role: str) -> Iterator[None]:
+    """Gives errors of the block, or of a function that is decorated, that are about a file their role.
+
+    An error that has one keeps it: who opens a file knows best what it is.
+    """
+    try:
+        yield
+    except ProverError as error:
+        if error.path is not None and not error.role:
+            error.role = role
+        raise
+
 
 class MalformedFile(ProverError):
     """A file or document is damaged: truncated, inconsistent, values out of range."""
 
-    def __init__(self, path: object, part: str, problem: str) -> None:
-        self.path, self.part, self.problem = str(path), part, problem
-        super().__init__(f"{path}: {part}: {problem}")
+    def __init__(self, path: object, part: str, problem: str, *, role: str = "", more: str = "") -> None:
+        super().__init__(problem, path=path, role=role, part=part, more=more)
 
 
 class UnsupportedFile(ProverError):
     """A well-formed file of a version, protocol, curve or feature we do not handle."""
 
-    def __init__(self, path: object, part: str, problem: str) -> None:
-        self.path, self.part, self.problem = str(path), part, problem
-        super().__init__(f"{path}: {part}: {problem}")
+    def __init__(self, path: object, part: str, problem: str, *, role: str = "", more: str = "") -> None:
+        super().__init__(problem, path=path, role=role, part=part, more=more)
 
 
 class WitnessMismatch(ProverError):
@@ -124,21 +186,46 @@ class Aborted(Cancelled):
 
 
 def to_record(error: ProverError) -> dict[str, object]:
-    """``{"kind", "message", "exit_code"}``: what answers and messages between processes say of an error."""
-    return {"kind": error.kind, "message": error.message, "exit_code": error.exit_code}
+    """What messages between processes say of an error: kind, message, exit code, and the fields it has."""
+    fields = {"path": error.path, "role": error.role, "part": error.part, "problem": error.problem}
+    return {
+        "kind": error.kind,
+        "message": error.message,
+        "exit_code": error.exit_code,
+        **{name: _line(text, _bound(name)) for name, text in fields.items() if text},
+    }
 
 
 def from_record(record: object) -> ProverError:
     """The error that :func:`to_record` described; one of an unknown kind is a ProofGenerationFailed.
 
-    Its message is the same; what a :class:`MalformedFile` knows of its parts is only in there.
+    A record that has only kind and message, as answers over HTTP do, makes an error without further fields.
+    What is no text, too long or no role counts as if it were not there.
     """
     fields: dict[str, object] = record if isinstance(record, dict) else {}
     known: dict[str, type[ProverError]] = {cls.__name__: cls for cls in _descendants(ProverError)}
     cls = known.get(str(fields.get("kind")), ProofGenerationFailed)
-    error = cls.__new__(cls)
-    ProverError.__init__(error, str(fields.get("message", "an error without a message")))
-    return error
+
+    def text(name: str) -> str:
+        value = fields.get(name)
+        return _line(value, _bound(name)) if isinstance(value, str) else ""
+
+    message = _line(str(fields.get("message", "an error without a message")))
+    role = text("role")
+    return _restored(
+        cls,
+        {
+            "path": text("path") or None,
+            "role": role if role in ROLES else "",
+            "part": text("part"),
+            "problem": text("problem") or message,
+            "message": message,
+        },
+    )
+
+
+def _bound(name: str) -> int:
+    return MAX_PATH if name == "path" else MAX_MESSAGE
 
 
 def place(trace: TracebackType | None) -> str:

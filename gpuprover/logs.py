@@ -9,8 +9,12 @@ request_id, trace_id,    of the HTTP request that is being answered
 span_id
 job_id, circuit          of the proof that it is about
 step, why                of a proof that is retried or goes on elsewhere, and the like
-client, method, path,    of an answered HTTP request; the path without its query, ``seconds`` where known
-status, seconds
+outcome, kind, role,     of a proof that has ended: ``succeeded``, ``rejected`` (what the client sent is no
+why, device, attempts,   good), ``failed`` or ``cancelled``; the error's kind and what it is about; seconds
+waited, proven           until its first start, and from there to its end
+client, method, route,   of an answered HTTP request; ``route`` is the template that matched, if one did,
+path, status, kind,      ``path`` what the client asked for, without its query; the error's kind; ``seconds``
+seconds                  where known
 where                    of an exception that nobody caught: file:line of its frames, the innermost last
 =======================  ==============================================================================
 
@@ -26,29 +30,37 @@ import copy
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 
-from gpuprover.config import log_format
+from gpuprover.config import log_format, log_level
 from gpuprover.errors import ProverError, place
+
+_log = logging.getLogger("gpuprover.service")
 
 MAX_MESSAGE = 2000
 MAX_FRAMES = 12
+MAX_WAITING = 10_000
+"""Lines that wait to be written."""
+FLUSH_SECONDS = 1.0
 MINUTE = 60.0
 A_MINUTE = 20
 """Lines of one form, of different words."""
 MAX_FORMS = 512
 FIELDS = (
     *("request_id", "trace_id", "span_id", "job_id", "circuit", "step", "why"),
-    *("client", "method", "path", "status", "seconds"),
+    *("outcome", "kind", "role", "device", "attempts", "waited", "proven"),
+    *("client", "method", "route", "path", "status", "seconds"),
 )
 _NAMES = {"job": "job_id"}
 """Fields that the engine's events call otherwise."""
@@ -71,30 +83,68 @@ def bound(**fields: Any) -> Iterator[None]:
         _bound.reset(token)
 
 
-def configure(form: str | None = None, stream: TextIO | None = None) -> None:
+def configure(
+    form: str | None = None,
+    stream: TextIO | None = None,
+    *,
+    level: str | None = None,
+    background: bool = False,
+) -> str:
     """Has all loggers write to ``stream``, standard error by default; once more, it is done anew.
 
-    Records of gpuprover and of uvicorn (to be started with ``log_config=None``) count from INFO on, those of
-    others from WARNING on.
+    Records of gpuprover and of uvicorn (to be started with ``log_config=None``) count from ``level`` on,
+    those of others from WARNING on, or from ``level`` if that is higher.
 
     Args:
         form: ``json`` or ``text``; by default what ``PROVER_LOG`` says, else text on a terminal and JSON
             elsewhere.
+        level: ``debug``, ``info``, ``warning`` or ``error``; by default what ``PROVER_LOG_LEVEL`` says.
+        background: a thread writes, and a reader that does not read holds nobody up: beyond
+            :data:`MAX_WAITING` lines the newest are lost, and counted.
+
+    Returns:
+        The form.
 
     Raises:
-        InvalidInput: the variable has another value.
+        InvalidInput: a variable has another value.
     """
     stream = sys.stderr if stream is None else stream
     form = form or log_format() or ("text" if stream.isatty() else "json")
-    handler = _Handler(stream)
+    least = logging.getLevelNamesMapping()[(level or log_level()).upper()]
+    handler = _Background(stream) if background else _Handler(stream)
     handler.setFormatter(_Json() if form == "json" else _Text())
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)
+        old.close()
     root.addHandler(handler)
-    root.setLevel(logging.WARNING)
+    root.setLevel(max(least, logging.WARNING))
     for name in _TRUSTED:
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(least)
+    return form
+
+
+def catch() -> None:
+    """Has the log tell what the interpreter would print: warnings, and exceptions that nobody catches.
+
+    Of those, kind and place: their text may hold values of a witness.
+    """
+
+    def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        if not issubclass(kind, SystemExit | KeyboardInterrupt):
+            _log.error("%s in %s, which nobody caught", kind.__name__, place(trace))
+
+    logging.captureWarnings(True)
+    sys.excepthook = tell
+    threading.excepthook = lambda found: tell(found.exc_type, found.exc_value, found.exc_traceback)
+    sys.unraisablehook = lambda found: tell(found.exc_type, found.exc_value, found.exc_traceback)
+
+
+def flush(seconds: float = FLUSH_SECONDS) -> None:
+    """Waits until what was logged is written, so long at most."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Background):
+            handler.wait(seconds)
 
 
 class Repetition:
@@ -168,10 +218,55 @@ class _Handler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         told = self._repetition.pass_on(record)
         if told is not None:
-            super().emit(told)
+            self._write(told)
+
+    def _write(self, record: logging.LogRecord) -> None:
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nobody reads standard error any more, or a record cannot be formatted: work goes on."""
+
+
+class _Background(_Handler):
+    """Writes in a thread: who logs waits for no disk and no reader of a pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: queue.Queue[str] = queue.Queue(MAX_WAITING)
+        self._lost = 0
+        threading.Thread(target=self._drain, name="gpuprover-log", daemon=True).start()
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record) + self.terminator)
+        except queue.Full:
+            self._lost += 1  # the handler's lock is held
+        except Exception:
+            self.handleError(record)
+
+    def _drain(self) -> None:
+        while True:
+            line = self._lines.get()
+            with suppress(Exception):
+                self.stream.write(line)
+                self.stream.flush()
+            self._lines.task_done()
+            if self._lost and self._lines.empty():
+                with self.lock or nullcontext():
+                    lost, self._lost = self._lost, 0
+                _log.warning("%d lines of the log were lost: it was not read", lost)
+
+    def wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def flush(self) -> None:
+        """What the thread does after each line; others must not wait for it."""
+
+    def close(self) -> None:
+        self.wait(FLUSH_SECONDS)
+        super().close()
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

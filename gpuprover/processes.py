@@ -128,17 +128,17 @@ class Child:
             if os.fstat(self._output).st_size > _TOO_MUCH:
                 os.ftruncate(self._output, 0)
 
-    def describe(self) -> str:
-        """How it ended, in words, with the last line that it wrote."""
+    def ending(self) -> str:
+        """How it ended, in words."""
         code = self._process.poll()
         if code is None:
-            how = "still runs"
-        elif code < 0:
-            how = f"was ended by {_signal_name(-code)}"
-        else:
-            how = f"ended with status {code}"
+            return "still runs"
+        return f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+
+    def describe(self) -> str:
+        """How it ended, in words, with the last line that it wrote, which may name files of this machine."""
         lines = self.output().splitlines()
-        return f"{how}: {lines[-1].strip()}" if lines else how
+        return f"{self.ending()}: {lines[-1].strip()}" if lines else self.ending()
 
     def close(self) -> None:
         """Lets go what is kept of it; it has to have ended."""

@@ -21,7 +21,14 @@ from gpuprover.api import Placed, ProofResult, WitnessLike, load_key, prove_plac
 from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
 from gpuprover.caching import Cache, CacheStatistics
 from gpuprover.curves import curve_by_name
-from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProofGenerationFailed, ProverError
+from gpuprover.errors import (
+    DeviceError,
+    InvalidInput,
+    OutOfMemory,
+    ProofGenerationFailed,
+    ProverError,
+    about,
+)
 from gpuprover.formats.files import os_problem
 from gpuprover.formats.groth16_json import digest, verification_key_points
 from gpuprover.formats.zkey import ProvingKey
@@ -164,6 +171,7 @@ class Runner:
         self._pinned: set[str] = set()
         self._lock = threading.Lock()
 
+    @about("key")
     def load(self, path: str, *, pin: bool = False, job: Job | None = None) -> KeyInfo:
         """Maps a key, if it is not, and plans for it; ``pin``: it stays until :meth:`unload`.
 
@@ -187,7 +195,7 @@ class Runner:
                 else:
                     plans.setdefault("cuda" if is_gpu(name) else name, found)
             if not plans:
-                raise problem or OutOfMemory(f"{path}: there is no device to plan for")
+                raise problem or OutOfMemory("there is no device to plan for", path=path, role="key")
             return KeyInfo(
                 path=path,
                 identity=identity,
@@ -229,6 +237,7 @@ class Runner:
         """Lets go of keys that nobody uses now and nobody has pinned."""
         self.keys.shrink(0)
 
+    @about("key")  # of a witness, errors say so themselves
     def prove(
         self,
         request: ProofRequest,
@@ -245,7 +254,9 @@ class Runner:
         job = Job(threads=request.threads, cancel=cancel, timeout=request.timeout, progress=progress)
         try:
             if identity_of(request.zkey) != request.identity:
-                raise KeyChanged(f"{request.zkey}: the file has changed since the proof was planned")
+                raise KeyChanged(
+                    "the file has changed since the proof was planned", path=request.zkey, role="key"
+                )
             with self._using(request.zkey, request.identity, job) as key:
                 return prove_placed(key, request.witness, request.placed, job, blinding=request.blinding)
         except ProverError:
@@ -257,7 +268,9 @@ class Runner:
                 raise OutOfMemory("the machine refused a thread for the proof") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
-                f"{type(error).__name__} while proving with {request.zkey}; this is a bug in gpuprover"
+                f"{type(error).__name__} while proving; this is a bug in gpuprover",
+                path=request.zkey,
+                role="key",
             ) from None
 
 

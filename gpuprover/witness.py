@@ -32,6 +32,7 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
     UnsupportedFile,
+    about,
 )
 from gpuprover.formats.files import Pathish, open_regular
 from gpuprover.formats.wtns import check_witness_values
@@ -107,6 +108,7 @@ _BRIDGE = f"""
 """
 
 
+@about("witness program")
 def calculate_witness(
     wasm: Pathish,
     inputs: Mapping[str, Any],
@@ -325,7 +327,7 @@ class _Program:
         count = self._call("getWitnessSize") & 0xFFFFFFFF
         if count * curve.scalar.bytes > self.memory_bytes:
             limit = f"the limit of {self.memory_bytes // _MIB} MiB"
-            raise OutOfMemory(f"{self.path}: a witness of {count} values exceeds {limit}")
+            raise OutOfMemory(f"a witness of {count} values exceeds {limit}", path=self.path)
         witness = np.empty((count, curve.scalar.limbs), dtype="<u8")
         step = self._per_buffer
         for start in range(0, count, step):
@@ -361,13 +363,15 @@ class _Program:
             raise InvalidInput(f"circuit inputs: {self.current}: {problem}")
         if code == _ASSERT_FAILED:
             raise UnsatisfiedWitness(
-                f"{self.path}: the inputs do not satisfy the circuit: {place or 'an assertion failed'}"
+                f"the inputs do not satisfy the circuit: {place or 'an assertion failed'}",
+                path=self.path,
+                role="inputs",
             )
         if code == _NO_MEMORY:
-            raise OutOfMemory(f"{self.path}: the program ran out of its own memory")
+            raise OutOfMemory("the program ran out of its own memory", path=self.path)
         if code == _ARRAY_INDEX:
             raise UnsatisfiedWitness(
-                f"{self.path}: an array index is out of bounds: {place or 'no place given'}"
+                f"an array index is out of bounds: {place or 'no place given'}", path=self.path, role="inputs"
             )
         raise MalformedFile(self.path, "program", f"it reports the unknown error {code}")
 
@@ -391,7 +395,7 @@ class _Program:
         if code == wasmtime.TrapCode.OUT_OF_FUEL:
             return self._out_of_fuel()
         if code == wasmtime.TrapCode.INTERRUPT:
-            return Timeout(f"{self.path}: interrupted")
+            return Timeout("interrupted", path=self.path)
         name = code.name.lower().replace("_", " ") if code is not None else _first_line(trap)
         return MalformedFile(self.path, "program", f"it crashed: {name}")
 
@@ -400,14 +404,15 @@ class _Program:
             return self._out_of_fuel()
         if "memory" in text and "limit" in text:
             return OutOfMemory(
-                f"{self.path}: the program's memory exceeds the limit of {self.memory_bytes // _MIB} MiB"
+                f"the program's memory exceeds the limit of {self.memory_bytes // _MIB} MiB", path=self.path
             )
         return MalformedFile(self.path, part, _first_line(text))
 
     def _out_of_fuel(self) -> Timeout:
         return Timeout(
-            f"{self.path}: the limit of {self.fuel} instructions is reached; "
-            "if the circuit is as large as that, allow more with --fuel (in Python: fuel)"
+            f"the limit of {self.fuel} instructions is reached; "
+            "if the circuit is as large as that, allow more with --fuel (in Python: fuel)",
+            path=self.path,
         )
 
 

@@ -55,7 +55,7 @@ def test_what_is_missing_is_said_with_what_is_there(folder: Path) -> None:
     with pytest.raises(CircuitNotFound) as caught:
         CircuitDirectory(folder).find("mint")
     assert caught.value.message == (
-        f"circuit 'mint': not in {folder}, where there is checked, flat, own, plain"
+        f"circuit 'mint': there is none of that name in {folder}, where there is checked, flat, own, plain"
     )
     for i in range(20):
         (folder / f"c{i:02}.zkey").write_bytes(b"")

@@ -209,7 +209,9 @@ def test_what_is_wrong_is_said_in_one_line(run: Run, tmp_path: Path, monkeypatch
     assert "--queue-limit: expected" in refused("--queue-limit", "none")
     assert "missing: cannot read" in refused("--tokens-file", str(tmp_path / "missing"))
     assert "no-such-host.invalid:8080: cannot listen" in refused("--host", "no-such-host.invalid")
-    assert "circuit 'mint': not in" in refused("--port", "0", "--preload-circuits", "mint")
+    assert "circuit 'mint': there is none of that name in" in refused(
+        "--port", "0", "--preload-circuits", "mint"
+    )
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from gpuprover.cli.context import Context
 from gpuprover.config import SETTINGS, load_engine_settings, load_service_settings, unknown_variables
+from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InvalidInput
 
 log = logging.getLogger("gpuprover.service")
@@ -30,24 +31,43 @@ def run(args: Namespace, context: Context) -> int:
     from gpuprover.service import server
     from gpuprover.service.access import Tokens
 
-    logs.configure("json" if context.console.json else None)
-    for warning in unknown_variables().values():
-        log.warning(warning)
-    Tokens(settings.tokens_file)  # before anything is started
-    listener = server.listen(settings.host, settings.port)
+    form = logs.configure("json" if context.console.json else None, background=True)
     try:
-        with cache.warnings_to(None):  # a line of the log
-            prover = Prover(engine)
-            try:
-                url = server.url_of(listener)
-                text = f"gpuprover serves {url}, circuits of {engine.circuit_keys_path}; Ctrl-C ends it"
-                return server.serve(
-                    prover,
-                    settings,
-                    listener,
-                    started=lambda: context.console.answer({"url": url}, text),
-                )
-            finally:
-                prover.close(0.0)
+        for warning in unknown_variables().values():
+            log.warning(warning)
+        Tokens(settings.tokens_file)  # before anything is started
+        folder = engine.circuit_keys_path
+        circuits = CircuitDirectory(folder).names()
+        listener = server.listen(settings.host, settings.port)
+        try:
+            with cache.warnings_to(None):  # a line of the log
+                prover = Prover(engine)
+                try:
+                    url = server.url_of(listener)
+                    logs.catch()
+
+                    def started() -> None:
+                        log.info("gpuprover serves %s: %d circuits of %s", url, len(circuits), folder)
+                        if not circuits:
+                            log.warning("no circuits are in %s: proofs are refused until there are", folder)
+                        _answer(context, {"url": url}, f"gpuprover serves {url}; Ctrl-C ends it", form)
+
+                    return server.serve(prover, settings, listener, started=started)
+                finally:
+                    prover.close(0.0)
+        finally:
+            listener.close()
     finally:
-        listener.close()
+        logs.flush()
+
+
+def _answer(context: Context, record: dict[str, str], text: str, form: str) -> None:
+    """To standard output, as text only where the log is text too: both often end in one file.
+
+    A full disk there is no reason not to serve.
+    """
+    try:
+        if context.console.json or form == "text":
+            context.console.answer(record, text)
+    except OSError as error:
+        log.warning("standard output cannot be written: %s", error.strerror)

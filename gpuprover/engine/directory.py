@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile
+from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, about
 from gpuprover.formats.files import Pathish, as_path, os_problem
 from gpuprover.formats.groth16_json import (
     VerificationKey,
@@ -68,7 +68,11 @@ class CircuitDirectory:
         self._keys: dict[str, tuple[CircuitFiles, tuple[Identity, ...], KnownKey]] = {}
 
     def names(self) -> list[str]:
-        """The circuits that are there now, sorted."""
+        """The circuits that are there now, sorted; one that is there twice, and cannot be used so, too.
+
+        Raises:
+            CircuitNotFound: the folder cannot be read.
+        """
         if self._folder is None:
             return []
         try:
@@ -78,10 +82,10 @@ class CircuitDirectory:
                 # The circuits are there all the same.
                 raise os_problem(self._folder, error, "read the folder of circuits") from None
             raise CircuitNotFound(
-                f"{self._folder}: cannot read the folder of circuits: {error.strerror}"
+                f"cannot read the folder of circuits: {error.strerror}", path=self._folder, role="circuits"
             ) from None
         found = {self._name_of(entry) for entry in entries} - {None}
-        return sorted(name for name in found if name and self._files(name) is not None)
+        return sorted(name for name in found if name and self._found(name))
 
     def _name_of(self, entry: str) -> str | None:
         for suffix in (KEY, VERIFICATION_KEY):
@@ -101,26 +105,35 @@ class CircuitDirectory:
             raise InvalidInput(f"circuit: expected a name, found {type(name).__name__}")
         files = self._files(name) if _is_name(name) else None
         if files is None:
-            raise CircuitNotFound(f"circuit {name[:80]!r}: {self._what_is_there()}")
+            raise CircuitNotFound(f"circuit {name[:80]!r}: there is none of that name", more=self._where())
         return files
 
-    def _what_is_there(self) -> str:
+    def _where(self) -> str:
         if self._folder is None:
-            return "no folder of circuits is set (circuit_keys_path, PROVER_CIRCUIT_KEYS_PATH)"
+            return "as no folder of circuits is set (circuit_keys_path, PROVER_CIRCUIT_KEYS_PATH)"
         names = self.names()
         more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
         there = ", ".join(names[:MAX_SHOWN]) + more if names else f"no {KEY} at all"
-        return f"not in {self._folder}, where there is {there}"
+        return f"in {self._folder}, where there is {there}"
 
-    def _files(self, name: str) -> CircuitFiles | None:
+    def _found(self, name: str) -> list[CircuitFiles]:
+        """Everything that is called so."""
         if self._folder is None:
-            return None
+            return []
         inner = self._folder / name
         places = [(self._folder, name), (inner, name), (inner, "circuit")]
-        found = [files for folder, stem in places if (files := _in_place(name, folder, stem)) is not None]
+        return [files for folder, stem in places if (files := _in_place(name, folder, stem)) is not None]
+
+    def _files(self, name: str) -> CircuitFiles | None:
+        found = self._found(name)
         if len(found) > 1:
-            paths = [files.zkey or files.vkey for files in found]
-            raise InvalidInput(f"circuit {name!r} is there more than once: {' and '.join(map(str, paths))}")
+            paths = " and ".join(str(files.zkey or files.vkey) for files in found)
+            raise InvalidInput(
+                f"circuit {name!r} is there more than once",
+                path=self._folder,
+                role="circuits",
+                more=f"({paths})",
+            )
         return found[0] if found else None
 
     def verification_key(self, files: CircuitFiles) -> KnownKey:
@@ -130,7 +143,8 @@ class CircuitDirectory:
             InvalidInput, MalformedFile, UnsupportedFile: a file is damaged, or they do not belong together.
         """
         paths = [path for path in (files.vkey, files.zkey) if path is not None]
-        identities = tuple(identity_of(path) for path in paths)
+        with about("key"):
+            identities = tuple(identity_of(path) for path in paths)
         with self._lock:
             kept = self._keys.get(files.name)
         if kept is not None and kept[:2] == (files, identities):
@@ -138,7 +152,13 @@ class CircuitDirectory:
         keys = [_read(path) for path in paths]
         digests = [digest(key) for key in keys]
         if len(set(digests)) > 1:
-            raise MalformedFile(files.vkey, "document", f"it is not the verification key of {files.zkey}")
+            raise MalformedFile(
+                files.vkey,
+                "document",
+                "it is not the verification key",
+                role="verification key",
+                more=f"of {files.zkey}",
+            )
         known = KnownKey(verification_key_points(keys[0]), digests[0])
         with self._lock:
             self._keys[files.name] = files, identities, known
@@ -161,4 +181,5 @@ def _in_place(name: str, folder: Path, stem: str) -> CircuitFiles | None:
 def _read(path: str) -> VerificationKey:
     if path.endswith(KEY):
         return read_verification_key(path)
-    return parse_verification_key(read_json(path), path)
+    with about("verification key"):
+        return parse_verification_key(read_json(path), path)

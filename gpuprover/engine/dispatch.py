@@ -420,7 +420,7 @@ class Dispatcher:
                 queued=len(self._open) - running,
                 loaded=tuple(sorted(c.name for c in self._circuits.values() if c.info is not None)),
                 problems=tuple(
-                    f"{circuit.name}: {circuit.problem.message}"
+                    f"{circuit.name}: {circuit.problem.told}"
                     for circuit in self._circuits.values()
                     if circuit.problem is not None
                 ),
@@ -469,7 +469,9 @@ class Dispatcher:
             return
         files, old = circuit.files, circuit.info
         if files.zkey is None:
-            self._loaded(circuit, CircuitNotFound(f"circuit {circuit.name!r} has no key, only {files.vkey}"))
+            self._loaded(
+                circuit, CircuitNotFound(f"circuit {circuit.name!r} has no key", more=f"but {files.vkey}")
+            )
             return
         circuit.loading, circuit.info = True, None
         if old is not None and (old.path != files.zkey or not _still(old)):
@@ -799,7 +801,7 @@ class Dispatcher:
             return
         work.replans += active.launched
         if work.replans > LOSSES:
-            self._end(work, KeyChanged(f"{work.circuit.files.zkey}: the file keeps changing"))
+            self._end(work, KeyChanged("the file keeps changing", path=work.circuit.files.zkey, role="key"))
         else:
             self._admit(work)
 
@@ -917,7 +919,7 @@ class Dispatcher:
     def _too_late(self, work: _Work, now: float) -> Timeout:
         active = work.active
         if active is not None and active.problem is not None:
-            what = f"after it ran out of memory: {active.problem.message}"
+            what = f"after it ran out of memory: {active.problem.told}"
         elif active is not None and active.launched:
             what = f"while it ran on {active.run.placement.device}"
         elif work.ticket is not None:
@@ -945,7 +947,7 @@ class Snapshot:
 
     Attributes:
         preloaded: whether all circuits to preload are loaded.
-        problems: of circuits whose key could not be loaded, and was not since.
+        problems: of circuits whose key could not be loaded, and was not since; without paths.
         failures: the errors of those to preload among them.
         devices: each with the proofs that run there.
         held: bytes that count against the limit.

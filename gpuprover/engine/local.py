@@ -122,7 +122,9 @@ class LocalExecutor:
             return error
         except Exception as error:
             return ProofGenerationFailed(
-                f"{type(error).__name__} while loading {path}; this is a bug in gpuprover"
+                f"{type(error).__name__} while it was loaded; this is a bug in gpuprover",
+                path=path,
+                role="key",
             )
 
     def unload(self, path: str) -> None:

@@ -35,6 +35,7 @@ from gpuprover.errors import (
     ProverError,
     ShuttingDown,
     Timeout,
+    about,
 )
 from gpuprover.formats.files import open_regular
 from gpuprover.formats.wtns import witness_bytes
@@ -397,7 +398,7 @@ class Prover:
         files = self._directory.find(circuit)
         if files.zkey is None:
             raise CircuitNotFound(
-                f"circuit {circuit!r} can be verified only: it has no key, only {files.vkey}"
+                f"circuit {circuit!r} can be verified only: it has no key", more=f"but {files.vkey}"
             )
         return files
 
@@ -409,7 +410,8 @@ class Prover:
             if not keeps:
                 return path, None
             # The proof that is kept has to be of what was digested, whatever becomes of the file.
-            file, _ = open_regular(path)
+            with about("witness"):
+                file, _ = open_regular(path)
             with file:
                 source = file.read()
         if isinstance(source, bytes):
@@ -657,4 +659,5 @@ def _digest_of_inputs(given: Mapping[str, Any]) -> bytes | None:
         written = json.dumps([given["inputs"], given.get("fuel")], sort_keys=True)
     except (TypeError, ValueError, RecursionError):
         return None
-    return keyed_digest(written, repr(identity_of(given["wasm"])))
+    with about("witness program"):
+        return keyed_digest(written, repr(identity_of(given["wasm"])))

@@ -15,7 +15,7 @@ from gpuprover import api
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
 from gpuprover.engine.directory import CircuitDirectory, KnownKey
-from gpuprover.errors import CircuitNotFound, InvalidInput
+from gpuprover.errors import CircuitNotFound, InvalidInput, about
 from gpuprover.formats.groth16_json import VerificationKey, parse_verification_key
 from gpuprover.formats.json_files import read_json
 from gpuprover.memory import MIB
@@ -184,7 +184,8 @@ class Verification:
 
 def _document(source: Any) -> Any:
     if isinstance(source, str | PathLike):
-        return read_json(fspath(source))
+        with about("proof"):
+            return read_json(fspath(source))
     if not isinstance(source, Sequence | Mapping) or isinstance(source, bytes):
         raise InvalidInput(
             f"proof and public signals: expected documents or paths, found {type(source).__name__}"

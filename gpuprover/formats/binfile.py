@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.curves import CURVES, CurveParams
-from gpuprover.errors import DeviceError, MalformedFile, UnsupportedFile
+from gpuprover.errors import DeviceError, MalformedFile, UnsupportedFile, about
 from gpuprover.formats.files import Pathish, open_regular, os_problem, write_atomic
 
 Bytes = NDArray[np.uint8]
 Source = Pathish | bytes | bytearray | memoryview
 
+_ROLES = {"zkey": "key", "wtns": "witness", "r1cs": "circuit", "ptau": "powers of tau"}
 _HEADER = struct.Struct("<4sII")
 _SECTION = struct.Struct("<IQ")
 MAX_SECTIONS = 1024
@@ -52,6 +53,7 @@ class BinFile:
 
     Attributes:
         path: the path, or ``<bytes>``: the name that messages start with.
+        role: what such files are to us, for errors.
         data: uint8[size], read-only; a view of the mapping, which lives as long as any view of it.
         sections: in the order of the file.
 
@@ -62,7 +64,9 @@ class BinFile:
     """
 
     def __init__(self, source: Source, magic: str, versions: range, names: Mapping[int, str]) -> None:
-        self.path, self.data = _open(source, f".{magic}")
+        self.role = _ROLES.get(magic, "")
+        with about(self.role):
+            self.path, self.data = _open(source, f".{magic}")
         self.magic, self.names = magic, names
         self.version, self.sections = self._section_table(versions)
 
@@ -81,7 +85,7 @@ class BinFile:
             self.fail("header", f"expected a file that starts with {self.magic!r}, found {_printable(magic)}")
         if version not in versions:
             known = str(versions[0]) if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
-            raise UnsupportedFile(self.path, "header", f"version {version}, expected {known}")
+            raise UnsupportedFile(self.path, "header", f"version {version}, expected {known}", role=self.role)
         if count > MAX_SECTIONS:
             self.fail("header", f"declares {count} sections, expected at most {MAX_SECTIONS}")
         position, sections = _HEADER.size, list[Section]()
@@ -130,7 +134,7 @@ class BinFile:
         return Cursor(self, section)
 
     def fail(self, part: str, problem: str) -> NoReturn:
-        raise MalformedFile(self.path, part, problem)
+        raise MalformedFile(self.path, part, problem, role=self.role)
 
     def curve_of_scalars(self, part: str, modulus: int) -> CurveParams:
         """The curve whose scalar field has this modulus. Raises UnsupportedFile."""
@@ -138,7 +142,8 @@ class BinFile:
             if curve.r == modulus:
                 return curve
         known = ", ".join(c.name for c in CURVES)
-        raise UnsupportedFile(self.path, part, f"field prime {modulus:#x} is of no known curve ({known})")
+        problem = f"field prime {modulus:#x} is of no known curve ({known})"
+        raise UnsupportedFile(self.path, part, problem, role=self.role)
 
 
 class Cursor:
@@ -248,7 +253,7 @@ def _open(source: Source, what: str) -> tuple[str, Bytes]:
         except (OSError, ValueError, OverflowError) as error:
             if isinstance(error, OSError):
                 raise os_problem(source, error, "map") from None
-            raise DeviceError(f"{source}: cannot map the file: {error}") from None
+            raise DeviceError("cannot map the file", path=source, more=f"({error})") from None
     return str(source), np.frombuffer(mapping, dtype=np.uint8)
 
 

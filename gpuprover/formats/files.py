@@ -42,10 +42,10 @@ def as_path(path: object, what: str = "path") -> Path:
 def os_problem(path: object, error: OSError, action: str) -> ProverError:
     """The typed error for what the operating system refused."""
     if error.errno in _NO_SPACE:
-        return DeviceError(f"{path}: cannot {action}: no space left on the disk")
+        return DeviceError(f"cannot {action}: no space left on the disk", path=path)
     if error.errno in _NO_RESOURCES:
-        return DeviceError(f"{path}: cannot {action}: {error.strerror}")
-    return InvalidInput(f"{path}: cannot {action}: {error.strerror or error}")
+        return DeviceError(f"cannot {action}: {error.strerror}", path=path)
+    return InvalidInput(f"cannot {action}: {error.strerror or type(error).__name__}", path=path)
 
 
 def open_regular(path: Pathish) -> tuple[BinaryIO, int]:
@@ -68,7 +68,7 @@ def open_regular(path: Pathish) -> tuple[BinaryIO, int]:
     if not stat.S_ISREG(info.st_mode):
         os.close(descriptor)
         found = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
-        raise InvalidInput(f"{path}: expected a regular file, found {found}")
+        raise InvalidInput(f"expected a regular file, found {found}", path=path)
     return os.fdopen(descriptor, "rb"), info.st_size
 
 
@@ -91,7 +91,7 @@ def write_atomic(path: Pathish, *, secret: bool = False) -> Iterator[BinaryIO]:
     except OSError as error:
         raise os_problem(target, error, "write") from None
     if stat.S_ISDIR(existing):
-        raise InvalidInput(f"{target}: cannot write: it is a folder")
+        raise InvalidInput("cannot write: it is a folder", path=target)
     if not stat.S_ISREG(existing):
         try:
             with real.open("wb") as device:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
-from gpuprover.errors import MalformedFile, UnsupportedFile
+from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.json_files import parse_integer, shown
 from gpuprover.formats.key_warnings import key_warnings
 from gpuprover.formats.points import on_curve_g1, on_curve_g2
@@ -128,6 +128,7 @@ def digest(key: VerificationKey) -> str:
     return hashlib.sha256(document.encode()).hexdigest()
 
 
+@about("verification key")
 def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
     """Checks a verification key document.
 
@@ -160,6 +161,7 @@ def parse_verification_key(document: object, source: str = "verification key") -
     return VerificationKey(curve, alpha1, beta2, gamma2, delta2, ic, source)
 
 
+@about("proof")
 def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> Proof:
     """Checks a proof document for a curve; ``protocol`` and ``curve`` may be absent.
 
@@ -176,6 +178,7 @@ def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> 
     return Proof(a, b, c)
 
 
+@about("public signals")
 def parse_public_signals(
     document: object, curve: CurveParams, n_public: int | None = None, source: str = "public signals"
 ) -> list[int]:

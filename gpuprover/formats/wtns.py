@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpuprover.curves import CurveParams, FieldParams
-from gpuprover.errors import MalformedFile
+from gpuprover.errors import MalformedFile, about
 from gpuprover.formats.binfile import BinFile, Source, write_binfile
 from gpuprover.formats.files import Pathish
 from gpuprover.limbs import Words, first_not_below
@@ -41,6 +41,7 @@ class Witness:
         return len(self.values)
 
 
+@about("witness")
 def read_witness(source: Source) -> Witness:
     """Maps and checks a witness, given as a path or as the file's bytes.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.curves import CURVES, AffineG1, AffineG2, CurveParams
-from gpuprover.errors import MalformedFile, UnsupportedFile
+from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.binfile import BinFile, BinFileWriter, Cursor, SectionWriter, Source, write_binfile
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.groth16_json import VerificationKey, verification_key_to_json
@@ -220,7 +220,7 @@ class ProvingKey:
             bad = backend.first_bad_point(group, words)
             if bad >= 0:
                 problem = f"{names[bad]} is outside the subgroup of order r"
-                raise MalformedFile(self.path, _part(HEADER), problem)
+                raise MalformedFile(self.path, _part(HEADER), problem, role="key")
 
     def check_points(self, backend: Backend) -> None:
         """Every point of every section: range, curve, subgroup. Raises MalformedFile naming the culprit."""
@@ -233,9 +233,10 @@ class ProvingKey:
                 bad = backend.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
             if bad >= 0:
                 problem = f"point {bad} is off the curve, outside the subgroup or out of range"
-                raise MalformedFile(self.path, name, problem)
+                raise MalformedFile(self.path, name, problem, role="key")
 
 
+@about("key")
 def load_key(source: Source) -> ProvingKey:
     """Maps a proving key and checks its structure, its header points and its coefficients.
 
@@ -283,6 +284,7 @@ def load_key(source: Source) -> ProvingKey:
     )
 
 
+@about("key")
 def read_verification_key(source: Source) -> VerificationKey:
     """The verification key alone: of a large file only the header and the IC points are read.
 
@@ -297,6 +299,7 @@ def read_verification_key(source: Source) -> VerificationKey:
     return VerificationKey(curve, points.alpha1, points.beta2, points.gamma2, points.delta2, ic)
 
 
+@about("key")
 def read_curve(source: Source) -> CurveParams:
     """The curve that a key is over. Raises as :func:`load_key`."""
     return _open_header(source)[2]
@@ -335,7 +338,7 @@ def _decode_ic(path: str, curve: CurveParams, rows: Words) -> tuple[AffineG1, ..
         try:
             ic.append(decode_g1(curve, row))
         except ValueError as error:
-            raise MalformedFile(path, _part(IC), f"point {i}: {error}") from None
+            raise MalformedFile(path, _part(IC), f"point {i}: {error}", role="key") from None
     return tuple(ic)
 
 

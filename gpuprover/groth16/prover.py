@@ -36,12 +36,17 @@ def check_witness_fits(key: ProvingKey, witness: Witness) -> None:
     """Raises WitnessMismatch if the witness is of another field or another number of wires."""
     if witness.curve != key.curve:
         raise WitnessMismatch(
-            f"{witness.source}: the witness is over {witness.curve.scalar.name}, "
-            f"the key {key.path} over {key.curve.scalar.name}"
+            f"the witness is over {witness.curve.scalar.name}, the key over {key.curve.scalar.name}",
+            path=witness.source,
+            role="witness",
+            more=f"({key.path})",
         )
     if len(witness) != key.n_vars:
         raise WitnessMismatch(
-            f"{witness.source}: {len(witness)} values, expected {key.n_vars} for the circuit of {key.path}"
+            f"{len(witness)} values, expected {key.n_vars} for the circuit",
+            path=witness.source,
+            role="witness",
+            more=f"of {key.path}",
         )
 
 
@@ -126,5 +131,8 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
     with backend.job.phase("check key"):
         key.check_points(backend)
     raise UnsatisfiedWitness(
-        f"{witness.source}: the witness does not satisfy the circuit of {key.path}; no proof was made"
+        "the witness does not satisfy the circuit",
+        path=witness.source,
+        role="witness",
+        more=f"of {key.path}; no proof was made",
     )

@@ -76,8 +76,8 @@ class _KeyCache:
         return checked
 
 
-def _outside(source: str, part: str) -> MalformedFile:
-    return MalformedFile(source, part, "the point is outside the subgroup of order r")
+def _outside(source: str, role: str, part: str) -> MalformedFile:
+    return MalformedFile(source, part, "the point is outside the subgroup of order r", role=role)
 
 
 def _check_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
@@ -85,12 +85,12 @@ def _check_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
     ic, g2 = g1_to_words(curve, key.ic), g2_to_words(curve, [key.beta2, key.gamma2, key.delta2])
     bad = backend.first_bad_point(Group.G2, g2)
     if bad >= 0:
-        raise _outside(source, ("vk_beta_2", "vk_gamma_2", "vk_delta_2")[bad])
+        raise _outside(source, "verification key", ("vk_beta_2", "vk_gamma_2", "vk_delta_2")[bad])
     if backend.first_bad_point(Group.G1, g1_to_words(curve, [key.alpha1])) >= 0:
-        raise _outside(source, "vk_alpha_1")
+        raise _outside(source, "verification key", "vk_alpha_1")
     bad = backend.first_bad_point(Group.G1, ic)
     if bad >= 0:
-        raise _outside(source, f"IC[{bad}]")
+        raise _outside(source, "verification key", f"IC[{bad}]")
     return _Checked(g2, ic, 1)
 
 
@@ -143,13 +143,13 @@ def verify(
     checked = _keys.get(key, backend, key_source)
     bad = backend.first_bad_point(Group.G1, g1_to_words(curve, [proof.a, proof.c]))
     if bad >= 0:
-        raise _outside(proof_source, ("pi_a", "pi_c")[bad])
+        raise _outside(proof_source, "proof", ("pi_a", "pi_c")[bad])
     x = _input_point(key, checked, [1, *public], backend)
     g1 = g1_to_words(curve, [_negative(curve, proof.a), key.alpha1, x, proof.c])
     b = g2_to_words(curve, [proof.b])
     holds = backend.pairing_check(g1, np.concatenate([b, checked.g2]), fixed=len(checked.g2))
     if not holds and backend.first_bad_point(Group.G2, b) >= 0:
-        raise _outside(proof_source, "pi_b")
+        raise _outside(proof_source, "proof", "pi_b")
     return holds
 
 

@@ -21,7 +21,7 @@ from gpuprover.service import models, page, rapidsnark, routes
 from gpuprover.service.core import VERSION, MakeMetrics, Service
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import MEDIA_TYPE, Problem, of_status
-from gpuprover.service.surroundings import Surroundings, current
+from gpuprover.service.surroundings import KIND, Surroundings, current
 
 DESCRIPTION = "Zero-knowledge proofs for circom's circuits: Groth16 over BN254 and BLS12-381."
 
@@ -81,6 +81,7 @@ def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]
     allowed = [(re.compile(re.sub(r"{[^}]*}", "[^/]+", path)), names) for path, names in methods.items()]
 
     async def answer(request: Request, problem: Problem) -> Response:
+        request.scope[KIND] = problem.kind
         context = current.get()
         body = problem.body(context.request_id if context is not None else None)
         return Response(body, problem.status, problem.headers, MEDIA_TYPE)
@@ -89,6 +90,7 @@ def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]
         if isinstance(error, Problem):
             return await answer(request, error)
         if isinstance(error, ProverError):
+            service.tell(error)
             return await answer(request, service.problem(error))
         if isinstance(error, RequestValidationError):
             first = error.errors()[0]
@@ -98,7 +100,8 @@ def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]
         headers = dict(error.headers or {})
         if error.status_code == 405:
             found = (names for path, names in allowed if path.fullmatch(request.url.path))
-            headers["Allow"] = ", ".join(next(found, []))
+            allow = next(found, [])
+            headers["Allow"] = ", ".join([*allow, *(["HEAD"] if "GET" in allow else [])])
         return await answer(request, of_status(error.status_code, headers))
 
     for kind in (Problem, ProverError, RequestValidationError, HTTPException):

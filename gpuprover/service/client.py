@@ -117,9 +117,14 @@ def _checked(answer: _Answer) -> _Answer:
     document = answer.document()
     record = document if isinstance(document, dict) else {}
     kind, detail = str(record.get("kind")), str(record.get("detail"))
-    error = from_record({"kind": kind, "message": detail})
+    error = _error({**record, "kind": kind, "detail": detail})
     # Errors of HTTP alone have no kind among ours.
     raise error if error.kind == kind else ServiceError(f"{kind}: {detail}", answer.status)
+
+
+def _error(problem: Mapping[str, Any]) -> ProverError:
+    """The error that a problem document tells of."""
+    return from_record({"kind": problem["kind"], "message": problem["detail"], "role": problem.get("role")})
 
 
 def _ask(ask: _Ask) -> Conversation[Any]:
@@ -205,7 +210,7 @@ def _verify_batch(circuit: str, statements: Sequence[Statement]) -> Conversation
     lines = [_Answer(200, 0.0, line).document() for line in _checked(answer).content.splitlines()]
     if lines and lines[-1].get("error"):
         error = lines[-1]["error"]
-        raise from_record({"kind": error["kind"], "message": error["detail"]})
+        raise _error(error)
     if len(lines) != len(statements):
         raise ServiceError(f"{len(lines)} answers to {len(statements)} proofs", 200)
     return [bool(line["valid"]) for line in lines]
@@ -244,7 +249,7 @@ def _proof(document: Any) -> RemoteProof:
         error = document["error"]
         return RemoteProof(
             **{f: document[f] for f in RemoteProof.__dataclass_fields__ if f != "error"},
-            error=None if error is None else from_record({"kind": error["kind"], "message": error["detail"]}),
+            error=None if error is None else _error(error),
         )
     except (KeyError, TypeError):
         raise ServiceError("the answer is no proof: is it a service of gpuprover?", 200) from None

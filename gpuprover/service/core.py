@@ -24,7 +24,7 @@ from gpuprover.errors import Aborted, CircuitNotFound, ProverError, ShuttingDown
 from gpuprover.service.access import Caller, Tokens, is_loopback
 from gpuprover.service.bodies import MAX_JSON, Budget, Pace, Reservation
 from gpuprover.service.metrics import Metrics
-from gpuprover.service.problems import Problem, problem_of
+from gpuprover.service.problems import Problem, fault_of, problem_of, status_of
 from gpuprover.service.results import Attempt, Name, Record, Results
 from gpuprover.service.shares import TenantThreads, room, tenant_of
 
@@ -64,7 +64,6 @@ class Service:
 
     def __init__(self, prover: Prover, settings: ServiceSettings) -> None:
         self.prover, self.settings = prover, settings
-        self.folder = str(prover.settings.circuit_keys_path)
         self.tokens = Tokens(settings.tokens_file)
         self.local = is_loopback(settings.host)
         self.results = Results(settings.result_ttl, settings.result_limit)
@@ -171,9 +170,17 @@ class Service:
 
     async def state(self) -> dict[str, Any]:
         """The document of ``/v1/status``."""
-        status = await self.status()
+        status = (await self.status()).as_dict()
+        try:
+            there = len(await self.circuits())
+            problem = "" if there else "there are no circuits in the folder of keys"
+        except ProverError as error:
+            there, problem = 0, error.told
+        problems = [*([problem] if problem else []), *status["problems"]]
         return {
-            **status.as_dict(),
+            **status,
+            "problems": problems,
+            "circuits": there,
             "ready": await self.ready(),
             "draining": self.draining,
             "version": VERSION,
@@ -196,7 +203,7 @@ class Service:
         if circuit not in await self.circuits():
             self._names_at = -math.inf
             if circuit not in await self.circuits():
-                raise CircuitNotFound(f"circuit {circuit[:80]!r}: not in {self.folder}")
+                raise CircuitNotFound(f"circuit {circuit[:80]!r}: there is none of that name")
 
     def caller(self, address: str, token: str | None) -> Caller:
         """Who asks, from an address, with a token that was accepted or none."""
@@ -210,7 +217,37 @@ class Service:
         if isinstance(error, Aborted) and self.draining:
             error = ShuttingDown("the service is shutting down; the proof was not made")
         headers = {"Retry-After": str(self.retry_after())} if error.kind == "QueueFull" else None
-        return problem_of(error, self.folder, headers=headers)
+        return problem_of(error, headers=headers)
+
+    def tell(self, error: ProverError) -> None:
+        """Logs what a client is not told in full: a fault of the service's own, with the file it is about."""
+        if status_of(error) >= 500 and not isinstance(error, ShuttingDown):
+            event = {"kind": error.kind, "role": error.role or None}
+            log.warning("%s: %s", error.kind, error.message, extra={"event": event})
+
+    def _tell_end(self, job: ProofJob) -> None:
+        """One line for each proof that has ended; of its witness it says nothing."""
+        error, finished = job.error, job.finished or time.time()
+        began = job.started or finished
+        failed = job.state is JobState.FAILED
+        outcome = job.state.value
+        if failed and error is not None and fault_of(error) == "client":
+            failed, outcome = False, "rejected"
+        event = {
+            "job": job.id,
+            "circuit": job.circuit,
+            "outcome": outcome,
+            "kind": error.kind if error is not None else None,
+            "role": error.role or None if error is not None else None,
+            # What is wrong with what a client has sent, the client is told.
+            "why": error.message if error is not None and failed else None,
+            "device": job.device,
+            "attempts": job.attempts,
+            "waited": round(max(0.0, began - job.submitted), 6),
+            "proven": round(max(0.0, finished - began), 6),
+        }
+        level = logging.WARNING if failed else logging.INFO
+        log.log(level, "proof %s of circuit %s %s", job.id, job.circuit, outcome, extra={"event": event})
 
     def retry_after(self) -> int:
         """Seconds until a place in the queue may be free."""
@@ -254,6 +291,9 @@ class Service:
             job.add_done_callback(self._learn)
             event = {"job": job.id, "circuit": circuit}
             log.info("proof %s of circuit %s was submitted", job.id, circuit, extra={"event": event})
+            # In this context, so that the line has the request's id.
+            context = contextvars.copy_context()
+            job.add_done_callback(lambda ended: context.run(self._tell_end, ended))
             return self.results.add(job, reservation, name, tenant)
 
         submission = asyncio.create_task(submit())

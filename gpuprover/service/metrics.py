@@ -25,16 +25,23 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gpuprover.backend import is_gpu
+from gpuprover.caching import CacheStatistics
 from gpuprover.config import CgroupThrottling, cgroup_throttling
-from gpuprover.engine import JobState, ProofJob
+from gpuprover.engine import JobState, ProofJob, ProverStatus
+from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import ProverError
+from gpuprover.memory import MIB
 from gpuprover.runner import WorkerStatus
+from gpuprover.service.problems import STATUS, fault_of
+from gpuprover.verifier.client import VerifierStatus
 
 if TYPE_CHECKING:
-    from gpuprover.engine import Prover, ProverStatus
+    from gpuprover.engine import Prover
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATUS_SECONDS = 0.1
+FIRST_SECONDS = 2.0
+"""For the first status, before anybody scrapes."""
 CIRCUITS_SECONDS = 10.0
 """Between two looks into the folder of circuits."""
 MAX_CIRCUITS = 500
@@ -51,6 +58,9 @@ PHASES = (
     *("calculate witness", "constraints", "quotient", "msm", "blinding", "verify"),
 )
 STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+FAULTS = ("client", "service", "time")
+KINDS = tuple(sorted(kind for kind in STATUS if kind not in ("Cancelled", "Aborted")))
+"""Of errors that proofs end with; others are ``(other)``."""
 RUNNING_STATES = ("idle", "busy")
 """Of workers that are ready or prove."""
 
@@ -68,6 +78,8 @@ class Snapshot:
         replaced: workers, by reason, since there are these metrics.
         throttling: of the container's CPU quota; zeros where there is none.
         queue_limit: of the prover's settings.
+        circuits: how many there are in the folder.
+        devices: of the status, and those that were there before and are gone.
     """
 
     time: float
@@ -75,6 +87,8 @@ class Snapshot:
     replaced: Mapping[str, int]
     throttling: CgroupThrottling
     queue_limit: int
+    circuits: int
+    devices: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ def _counted(name: str) -> Callable[[Snapshot], Values]:
 
 
 def _by_device(value: Callable[[dict[str, Any]], float]) -> Callable[[Snapshot], Values]:
-    return lambda found: [((device["name"],), value(device)) for device in found.status.devices]
+    return lambda found: [((device["name"],), value(device)) for device in found.devices]
 
 
 def _by_cache(name: str) -> Callable[[Snapshot], Values]:
@@ -118,14 +132,14 @@ def _retries(found: Snapshot) -> Values:
 
 
 def _pool_limits(found: Snapshot) -> Values:
-    for device in found.status.devices:
+    for device in found.devices:
         if is_gpu(device["name"]):
             yield (device["name"],), device["memory"] or 0
 
 
 def _pools(found: Snapshot) -> Values:
     """Of every GPU; of several workers on one, the sum."""
-    used = {device["name"]: 0 for device in found.status.devices if is_gpu(device["name"])}
+    used = {device["name"]: 0 for device in found.devices if is_gpu(device["name"])}
     for worker in found.status.workers:
         if worker.device in used:
             used[worker.device] += found.status.pools.get(worker.name, 0)
@@ -147,6 +161,19 @@ METRICS: tuple[MetricRow, ...] = (
         "Proofs that ended, by `status` (success, error); cancelled ones are not counted",
     ),
     MetricRow(
+        "prover_failed_proofs_total",
+        "counter",
+        ("circuit_id", "fault"),
+        "Those with status error, by `fault`: client (what it has sent was refused), service, time (what a "
+        "client or a setting allowed was over)",
+    ),
+    MetricRow(
+        "prover_proof_errors_total",
+        "counter",
+        ("kind",),
+        "The same by the `kind` of the error, as answers have it",
+    ),
+    MetricRow(
         "prover_phase_duration_seconds",
         "histogram",
         ("phase",),
@@ -159,6 +186,13 @@ METRICS: tuple[MetricRow, ...] = (
         (),
         "1 while `/readyz` answers 200",
         values=_one(lambda found: found.status.ready),
+    ),
+    MetricRow(
+        "prover_circuits",
+        "gauge",
+        (),
+        "Circuits in the folder of keys; 0 as well while it cannot be read",
+        values=_one(lambda found: found.circuits),
     ),
     MetricRow(
         "prover_queued_tasks",
@@ -383,6 +417,31 @@ METRICS: tuple[MetricRow, ...] = (
 """Names are for ever: dashboards of others use them."""
 
 
+_CPU: dict[str, Any] = {"name": "cpu", "kind": "cpu", "memory": None, "running": 0, "problem": ""}
+_GONE: dict[str, Any] = {"running": 0, "problem": "it is gone"}
+
+
+def _nothing(prover: Prover) -> ProverStatus:
+    """The state of a prover that has not answered yet: it has done nothing, and is not known to be ready."""
+    empty = CacheStatistics.total(())
+    return ProverStatus(
+        ready=False,
+        policy="",
+        active_jobs=0,
+        queued_jobs=0,
+        memory_usage=0,
+        memory_limit=prover.settings.memory_limit * MIB,
+        loaded_circuits=(),
+        problems=(),
+        devices=(),
+        pools={},
+        workers=(),
+        caches=dict.fromkeys(("keys", "proofs", "verifications"), empty),
+        counters=dict.fromkeys(COUNTERS, 0),
+        verifier=VerifierStatus("starting"),
+    )
+
+
 class Metrics:
     """The metrics of one prover. For any thread.
 
@@ -405,10 +464,12 @@ class Metrics:
         self._lock = threading.Lock()
         self._circuits: tuple[str, ...] = ()
         self._looked = float("-inf")
-        self._snapshot: Snapshot | None = None
         self._reading: threading.Event | None = None
         self._replaced = Counts(died=0, silent=0, recycled=0)
         self._seen: dict[tuple[str, str], int] = {}
+        self._known: dict[str, dict[str, Any]] = {"cpu": _CPU}
+        self._met = False
+        self._there = 0
         events = [row for row in METRICS if row.values is None]
         self._counters = {
             row.name: Counter(row.name, row.help, row.labels, registry=None)
@@ -430,7 +491,12 @@ class Metrics:
             self._histograms["prover_http_request_duration_seconds"].labels(route)
             for status in STATUSES:
                 self._counters["prover_http_requests_total"].labels(route, status)
+        for kind in (*KINDS, OTHER):
+            self._counters["prover_proof_errors_total"].labels(kind)
         self._look()
+        # What is shown until the prover has answered once: no scrape lacks a series.
+        self._snapshot = self._taken(_nothing(prover))
+        self._refresh(FIRST_SECONDS)
         prover.observe(self._ended)
 
     # Events ----------------------------------------------------------------------------
@@ -459,6 +525,10 @@ class Metrics:
         circuit, succeeded = self._label(job.circuit), job.state is JobState.SUCCEEDED
         status = "success" if succeeded else "error"
         self._counters["proofs_generated_total"].labels(circuit, status).inc()
+        if job.error is not None:
+            self._counters["prover_failed_proofs_total"].labels(circuit, fault_of(job.error)).inc()
+            kind = job.error.kind if job.error.kind in KINDS else OTHER
+            self._counters["prover_proof_errors_total"].labels(kind).inc()
         if job.devices and not is_gpu(job.devices[-1]):
             for device in list(filter(is_gpu, job.devices))[-1:]:
                 self._counters["prover_fallbacks_total"].labels(device).inc()
@@ -489,11 +559,14 @@ class Metrics:
             new = [name for name in names if name not in self._circuits]
             new = new[: MAX_CIRCUITS - len(self._circuits)]
             self._circuits += tuple(new)
+            self._there = len(names)
             self._looked = time.monotonic()
             for name in (*new, OTHER):
                 self._histograms["proof_generation_duration_seconds"].labels(name)
                 for status in ("success", "error"):
                     self._counters["proofs_generated_total"].labels(name, status)
+                for fault in FAULTS:
+                    self._counters["prover_failed_proofs_total"].labels(name, fault)
 
     def _read(self, ended: threading.Event) -> None:
         try:
@@ -504,19 +577,29 @@ class Metrics:
                 if is_gpu(device["name"]):
                     self._counters["prover_fallbacks_total"].labels(device["name"])
             self._count_replaced(status.workers)
-            self._snapshot = Snapshot(
-                time=time.monotonic(),
-                status=status,
-                replaced=dict(self._replaced),
-                throttling=self._throttling() or CgroupThrottling(0, 0, 0.0),
-                queue_limit=self._prover.settings.queue_limit,
-            )
+            self._snapshot = self._taken(status)
         except Exception as error:
             log.warning("metrics: the prover's status cannot be read: %s", type(error).__name__)
         finally:
             with self._lock:
                 self._reading = None
             ended.set()
+
+    def _taken(self, status: ProverStatus) -> Snapshot:
+        now = {device["name"]: device for device in status.devices}
+        self._met = self._met or bool(now)
+        if self._met:  # until the prover has looked for devices there are none
+            gone = {name: {**device, **_GONE} for name, device in self._known.items() if name not in now}
+            self._known = {**gone, **now}
+        return Snapshot(
+            time=time.monotonic(),
+            status=status,
+            replaced=dict(self._replaced),
+            throttling=self._throttling() or CgroupThrottling(0, 0, 0.0),
+            queue_limit=self._prover.settings.queue_limit,
+            circuits=self._there,
+            devices=tuple(self._known.values()),
+        )
 
     def _count_replaced(self, workers: Iterable[WorkerStatus]) -> None:
         """Adds up what places count, which is forgotten with a place."""
@@ -528,8 +611,8 @@ class Metrics:
                 self._replaced[reason] += now - last if now >= last else now
                 self._seen[worker.name, reason] = now
 
-    def _refresh(self) -> Snapshot | None:
-        """The state now, or after ``STATUS_SECONDS`` the last one that is known; None before there was one.
+    def _refresh(self, seconds: float = STATUS_SECONDS) -> Snapshot:
+        """The state now, or after so many seconds the last one that is known.
 
         Reading takes locks and looks into /proc: it has a thread, of which there is one at most.
         """
@@ -544,7 +627,7 @@ class Metrics:
                 except RuntimeError:  # the system gives no more threads
                     return self._snapshot
                 self._reading = ended
-        ended.wait(STATUS_SECONDS)
+        ended.wait(seconds)
         return self._snapshot
 
     # The registry's side ---------------------------------------------------------------
@@ -560,7 +643,7 @@ class Metrics:
             else:
                 make = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
                 family = make(row.name, row.help, labels=row.labels)
-                for labels, value in row.values(found) if found is not None else ():
+                for labels, value in row.values(found):
                     family.add_metric(labels, float(value))
             yield family
 

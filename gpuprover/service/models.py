@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpuprover.errors import about
 from gpuprover.formats.json_files import discard, parse_json
 from gpuprover.service.problems import Problem as ProblemError
 
@@ -66,6 +67,10 @@ class Problem(BaseModel):
     status: int
     detail: str
     kind: str = Field(description="What programs match on: QueueFull, UnsatisfiedWitness, ...")
+    role: str | None = Field(
+        default=None,
+        description="What it is about, where that is known: witness, proof, key, witness program, ...",
+    )
     request_id: str | None = None
 
 
@@ -187,7 +192,8 @@ def read(body: bytes) -> Any:
     Raises:
         MalformedFile: it is none, or has too many arrays and objects.
     """
-    return parse_json(body, "the body", max_containers=MAX_CONTAINERS)
+    with about("body"):
+        return parse_json(body, "the body", max_containers=MAX_CONTAINERS)
 
 
 def _wrong(where: str, expected: str) -> ProblemError:

@@ -12,21 +12,34 @@ from gpuprover.errors import ProverError
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUS = {
-    "InvalidInput": 400,
-    "MalformedFile": 400,
-    "UnsupportedFile": 400,
-    "WitnessMismatch": 400,
-    "UnsatisfiedWitness": 422,
-    "CircuitNotFound": 404,
-    "QueueFull": 429,
-    "OutOfMemory": 503,
-    "DeviceError": 503,
-    "ShuttingDown": 503,
-    "Timeout": 504,
-    "Cancelled": 409,
-    "Aborted": 409,
+_SENT = frozenset({"witness", "inputs", "proof", "public signals", "body"})
+"""Roles of what clients send; files of any other role are the service's own."""
+
+STATUS = {
+    "InvalidInput": (400, 500),
+    "MalformedFile": (400, 500),
+    "UnsupportedFile": (400, 500),
+    "WitnessMismatch": (400, 500),
+    "UnsatisfiedWitness": (422, 422),
+    "CircuitNotFound": (404, 500),
+    "QueueFull": (429, 429),
+    "OutOfMemory": (503, 503),
+    "DeviceError": (503, 503),
+    "ProofGenerationFailed": (500, 500),
+    "ConnectionLost": (503, 503),
+    "ShuttingDown": (503, 503),
+    "Timeout": (504, 504),
+    "Cancelled": (409, 409),
+    "Aborted": (409, 409),
 }
+"""By kind: where it is about what the client has sent, and where it is about a file of the service's own."""
+_WORDS = {
+    "DeviceError": "the service has no device that makes the proof now; its log says why",
+    "ConnectionLost": "the service's verifier does not answer now; its log says why",
+    "ProofGenerationFailed": "the proof could not be made; the log of the service says why",
+}
+"""Instead of what the error says, which quotes libraries and processes of the machine."""
+_OURS = "a fault of the service; its log says where"
 RETRY_SECONDS = 5
 """``Retry-After`` of answers that know nothing better."""
 
@@ -73,20 +86,33 @@ class Problem(Exception):
         return json.dumps(self.document(request_id)).encode()
 
 
-def problem_of(error: ProverError, folder: str, **more: Any) -> Problem:
-    """The answer to an error of the library.
+def is_ours(error: ProverError) -> bool:
+    """Whether it is about a file of the service's own: over HTTP, whatever has a path and was not sent."""
+    return error.path is not None and error.role not in _SENT
 
-    Args:
-        folder: of the circuits; its path is nobody's business, and an error in a file of it is not the
-            client's fault.
-    """
-    status = _STATUS.get(error.kind, 500)
-    detail = error.message
-    if error.kind == "CircuitNotFound":
-        detail = re.sub(r": not in .*", ": there is none of that name; GET /v1/circuits lists them", detail)
-    elif folder in detail and status == 400:
-        status = 500
-    detail = detail.replace(folder + "/", "").replace(folder, "the folder of circuits")
+
+def status_of(error: ProverError) -> int:
+    """Of an error of the library: by its kind and by whose file it is, never by its text."""
+    return STATUS.get(error.kind, (500, 500))[is_ours(error)]
+
+
+def fault_of(error: ProverError) -> str:
+    """Whose fault it is: ``client`` (what it has sent is refused), ``service``, or ``time`` (what a client or
+    a setting allowed was over)."""
+    if error.kind == "Timeout":
+        return "time"
+    return "client" if status_of(error) < 500 else "service"
+
+
+def problem_of(error: ProverError, **more: Any) -> Problem:
+    """The answer to an error of the library; of files of the service it tells what they are, not where."""
+    status = status_of(error)
+    detail = error.told if error.kind in STATUS else _OURS
+    detail = _WORDS.get(error.kind, detail)
+    if error.kind == "CircuitNotFound" and status == 404:
+        detail = f"{detail}; GET /v1/circuits lists them"
+    if error.role:
+        more.setdefault("role", error.role)
     return Problem(status, error.kind, detail, **more)
 
 

@@ -527,6 +527,7 @@ async def verify_batch(request: Request, service: ServiceDep, caller: CallerDep)
             for begin in range(FIRST_BATCH, len(statements), BATCH):
                 yield await lines(begin, begin + BATCH)
         except ProverError as error:
+            service.tell(error)
             context = current.get()
             problem = service.problem(error).document(context.request_id if context else None)
             yield json.dumps({"error": problem}).encode() + b"\n"

@@ -28,6 +28,12 @@ access_log = logging.getLogger("gpuprover.service.access")
 
 PROBES = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds by machines: what is well is not worth a line."""
+POLLED = ("/", "/v1/status", "/status")
+"""Asked every second by status pages: what is well is not worth a line, what is refused is."""
+MAX_PATH = 200
+"""Characters of a path in the log; clients choose them."""
+KIND = "gpuprover.kind"
+"""Where a request's scope has the kind of the error that it was answered with."""
 CLIENT_GONE = 499
 """In logs and metrics: the client did not wait for its answer."""
 
@@ -100,9 +106,16 @@ class Surroundings:
 
     async def _answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         begun, status = time.perf_counter(), 0
+        method = str(scope["method"])
+        # As GET, whatever route it is, but for the body.
+        bare = method == "HEAD"
+        if bare:
+            scope = {**scope, "method": "GET"}
 
         async def answer(message: Message) -> None:
             nonlocal status
+            if bare and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *context.headers]
@@ -131,12 +144,22 @@ class Surroundings:
                 await _refuse(answer, context, problem)
         finally:
             seconds = time.perf_counter() - begun
-            route = getattr(scope.get("route"), "path", "unknown")
-            method, status = str(scope["method"]), status or CLIENT_GONE
-            self._observe(f"{method} {route}", status, seconds)
-            event = {"method": method, "path": route, "status": status, "seconds": round(seconds, 6)}
-            level = logging.DEBUG if route in PROBES and status < 500 else logging.INFO
-            access_log.log(level, "%s %s %d", method, route, status, extra={"event": event})
+            route = getattr(scope.get("route"), "path", None)
+            status = status or CLIENT_GONE
+            self._observe(f"{scope['method']} {route or 'unknown'}", status, seconds)
+            path = bytes(scope.get("raw_path") or b"").decode("ascii", "backslashreplace")[:MAX_PATH]
+            event = {
+                "client": (scope.get("client") or [None])[0],
+                "method": method,
+                "route": route,
+                "path": path,
+                "status": status,
+                "kind": scope.get(KIND),
+                "seconds": round(seconds, 6),
+            }
+            quiet = (route in PROBES and status < 500) or (route in POLLED and status < 400)
+            level = logging.DEBUG if quiet else logging.INFO
+            access_log.log(level, "%s %s %d", method, path, status, extra={"event": event})
 
 
 def framing(scope: Scope) -> Problem | None:

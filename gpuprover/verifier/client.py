@@ -222,7 +222,9 @@ class VerifierClient:
         try:
             found = self._call(request, timeout).get("digest")
             if found != key.digest:
-                raise MalformedFile("verification key", "digest", "the verifier found another one")
+                raise MalformedFile(
+                    "verification key", "digest", "the verifier found another one", role="verification key"
+                )
         except BaseException:
             with self._changed:
                 if before is None:
@@ -270,7 +272,7 @@ class VerifierClient:
         try:
             call = self._new_call(request)
         except InvalidInput as error:
-            raise MalformedFile("proof or public signals", "document", error.message) from None
+            raise MalformedFile("proof or public signals", "document", error.problem, role="proof") from None
         return self._result(call, timeout)["valid"] is True
 
     def verify_batch(
@@ -668,7 +670,6 @@ def _checked_key(source: KeyLike, expected: str | None) -> _Key:
     )
     found = groth16_json.digest(key)
     if expected is not None and found != expected:
-        raise MalformedFile(
-            "verification key", "digest", f"expected {expected[:64]}, found {found}: not the key it should be"
-        )
+        problem = f"expected {expected[:64]}, found {found}: not the key it should be"
+        raise MalformedFile("verification key", "digest", problem, role="verification key")
     return _Key(found, groth16_json.verification_key_points(key))

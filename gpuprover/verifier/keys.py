@@ -76,7 +76,7 @@ class LoadedKey:
         digest = groth16_json.digest(key)
         if self._expected is not None and self._expected != digest:
             problem = f"expected {self._expected[:64]}, found {digest}: not the key it should be"
-            raise MalformedFile(self._source, "digest", problem)
+            raise MalformedFile(self._source, "digest", problem, role="verification key")
         # Points of the key itself, which are checked by then; the answer does not matter.
         proof = groth16_json.Proof(key.alpha1, key.beta2, key.alpha1)
         verifier.verify(key, [0] * key.n_public, proof, _backend(key), key_source=self._source)

@@ -598,7 +598,7 @@ class Server:
         key = self._key(connection, document)
         entries = document.get("statements")
         if not isinstance(entries, list):
-            raise MalformedFile("statements", "document", "expected a list of pairs")
+            raise MalformedFile("statements", "document", "expected a list of pairs", role="proof")
         if len(entries) > MAX_STATEMENTS:
             raise InvalidInput(
                 f"statements: {len(entries)}, expected at most {MAX_STATEMENTS} in one message"

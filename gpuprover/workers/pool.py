@@ -290,7 +290,7 @@ class WorkerPool:
                 )
             except ProverError as error:
                 mine.close()
-                self._failed_to_start(place, error.message, now)
+                self._failed_to_start(place, error.message, error.told, now)
                 return None
         worker = Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
         self._selector.register(mine, selectors.EVENT_READ, worker)
@@ -355,31 +355,35 @@ class WorkerPool:
                 if load.tries >= LOAD_TRIES:
                     self._finish_load(number, lost)
 
-    def _gone(self, worker: Worker, why: str, now: float) -> None:
-        """A process has ended, or has to. Its place goes on with its successor, or with a new one."""
+    def _gone(self, worker: Worker, why: str, now: float, told: str = "") -> None:
+        """A process has ended, or has to. Its place goes on with its successor, or with a new one.
+
+        ``told``: why, for a status, which strangers may read; else as it stands.
+        """
         place, was_worker = worker.place, worker.place.worker is worker
         if not worker.stopping or worker.fault:
+            told = worker.told or worker.fault or told or why
             why = worker.fault or why
             _log.warning("%s: process %d: %s", place.name, worker.child.pid, why)
             place.restarts += was_worker
             if worker.ready:
-                place.problem, place.again = why, now + place.backoff.next()
+                place.problem, place.again = told, now + place.backoff.next()
             else:
                 self._surveys -= worker.surveys
-                self._failed_to_start(place, why, now)
+                self._failed_to_start(place, why, told, now)
         elif was_worker:
             place.recycled += place.successor is not None
         self._bury(worker, why)
         if place.closing and not place.workers():
             self._places.remove(place)
 
-    def _failed_to_start(self, place: Place, why: str, now: float) -> None:
+    def _failed_to_start(self, place: Place, why: str, told: str, now: float) -> None:
         place.failures += 1
-        place.problem, place.again = why, now + place.backoff.next()
+        place.problem, place.again = told, now + place.backoff.next()
         ready = any(w.ready for w in self._workers() if w.place.device == place.device)
         if place.failures >= START_TRIES and not ready:
             self._broken[place.device] = DeviceError(
-                f"{place.device}: {place.failures} times in a row no worker started: {why}"
+                f"{place.device}: {place.failures} times in a row no worker started:", more=why
             )
 
     # What workers say -----------------------------------------------------------------------
@@ -394,7 +398,11 @@ class WorkerPool:
             return
         except ProverError as error:
             ended = worker.child.wait(REAP_SECONDS)
-            self._gone(worker, f"the process {worker.child.describe()}" if ended else error.message, now)
+            if not ended:
+                self._gone(worker, error.message, now)
+                return
+            why, told = f"the process {worker.child.describe()}", f"the process {worker.child.ending()}"
+            self._gone(worker, why, now, told)
         except (AttributeError, KeyError, TypeError, ValueError):
             worker.fault = "it said what no worker says"
             self._gone(worker, worker.fault, now)
@@ -435,7 +443,8 @@ class WorkerPool:
             if not worker.runs:
                 worker.leave = now + EXIT_SECONDS
         elif kind == "failed":
-            worker.fault = from_record(message["error"]).message
+            error = from_record(message["error"])
+            worker.fault, worker.told = error.message, error.told
 
     def _hear_hello(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         place, own = worker.place, Device(**message["device"])
@@ -484,19 +493,20 @@ class WorkerPool:
         if worker.proofs >= self._settings.max_proofs:
             worker.wear = worker.wear or f"it has made {worker.proofs} proofs"
         if isinstance(outcome, DeviceError) and place.device != "cpu":
-            self._device_failed(worker, outcome.message, now)
+            self._device_failed(worker, outcome, now)
         if worker.stopping and not worker.runs and worker.leave is None:
             worker.leave = now + EXIT_SECONDS
 
-    def _device_failed(self, worker: Worker, why: str, now: float) -> None:
+    def _device_failed(self, worker: Worker, error: DeviceError, now: float) -> None:
         """What is sticky in CUDA ends with the process: another one gets the device, a few times."""
         place = worker.place
         place.device_failures += 1
-        worker.fault = worker.fault or why
+        if not worker.fault:
+            worker.fault, worker.told = error.message, error.told
         self._stop(worker, now)
         if place.device_failures >= DEVICE_TRIES:
             place.closing = True
-            self._machine[place.device] = replace(self._machine[place.device], problem=why)
+            self._machine[place.device] = replace(self._machine[place.device], problem=error.told)
 
     def _hear_loaded(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         worker.idle_since = now

@@ -102,7 +102,8 @@ class Worker:
         stopping: it was asked to end, and takes no more runs.
         leave: when it is killed if it has not ended.
         wear: why another one shall take its place.
-        fault: what is wrong with it.
+        fault: what is wrong with it; and as strangers may read it, if that is another text,
+        told: without paths and what others wrote.
     """
 
     place: Place
@@ -127,6 +128,7 @@ class Worker:
     leave: float | None = None
     wear: str = ""
     fault: str = ""
+    told: str = ""
 
     @property
     def open(self) -> bool:

@@ -298,7 +298,7 @@ def _failure(error: Exception) -> ProverError:
     if isinstance(error, MemoryError):
         return OutOfMemory("the machine refused memory for a worker")
     where = f"{sys.executable}: " if isinstance(error, ImportError) else ""
-    return DeviceError(f"{where}{type(error).__name__}: {error}")
+    return DeviceError(f"{type(error).__name__} as it started", more=f"({where}{error})")
 
 
 __all__ = ["Worker", "main"]
