@@ -182,10 +182,9 @@ def _open_file(folder: int, file: str, place: Path) -> int:
 def _content(descriptor: int) -> bytes:
     """A file's bytes; closes it. Raises OSError, for one that is too large as well."""
     with open(descriptor, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return data
+        if os.fstat(descriptor).st_size > LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return file.read(LARGEST)
 
 
 def open_file(path: Path) -> int:
@@ -538,6 +537,7 @@ def _locked(root: Path, name: str, file: str) -> int:
     finally:
         os.close(folder)
     try:
+        os.fchmod(descriptor, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except BaseException:
         os.close(descriptor)
