@@ -287,7 +287,7 @@ def _places(root: Path, user: int, sole: bool) -> Places:
         try:
             folder = _open_folder(path, make=True)
         except Untrusted as error:
-            doubts.append(f"{path} is not used: {error}")
+            doubts.append(str(error) if str(error).startswith(f"{path} ") else f"{path}: {error}")
             return False
         except OSError as error:
             problems.append(f"{path}: {error.strerror or error}")
@@ -316,8 +316,8 @@ def _places(root: Path, user: int, sole: bool) -> Places:
                 if writable is None:
                     remove_private()
     if doubts:
-        instead = f"compiled code is kept in {writable}" if writable else "every process compiles anew"
-        warn(f"{'; '.join(doubts)}; {instead}")
+        instead = f"is kept in {writable}" if writable else "is made anew by every process"
+        warn(f"a folder is not used: {'; '.join(doubts[:2])}; compiled code {instead}")
     return Places(tuple(found), writable, tuple(doubts), tuple(problems))
 
 

@@ -1,5 +1,4 @@
-"""The cache of compiled code: what one process saves, no other takes for something else, nor for something it is
-not."""
+"""The cache of compiled code: nothing is taken for something else, and nothing that somebody else wrote."""
 
 from __future__ import annotations
 
