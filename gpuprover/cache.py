@@ -182,10 +182,9 @@ def _open_file(folder: int, file: str, place: Path) -> int:
 def _content(descriptor: int) -> bytes:
     """A file's bytes; closes it. Raises OSError, for one that is too large as well."""
     with open(descriptor, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return data
+        if os.fstat(descriptor).st_size > LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return file.read(LARGEST)
 
 
 def open_file(path: Path) -> int:
@@ -288,7 +287,7 @@ def _places(root: Path, user: int, sole: bool) -> Places:
         try:
             folder = _open_folder(path, make=True)
         except Untrusted as error:
-            doubts.append(f"{path} is not used: {error}")
+            doubts.append(str(error) if str(error).startswith(f"{path} ") else f"{path}: {error}")
             return False
         except OSError as error:
             problems.append(f"{path}: {error.strerror or error}")
@@ -317,8 +316,8 @@ def _places(root: Path, user: int, sole: bool) -> Places:
                 if writable is None:
                     remove_private()
     if doubts:
-        instead = f"compiled code is kept in {writable}" if writable else "every process compiles anew"
-        warn(f"{'; '.join(doubts)}; {instead}")
+        instead = f"is kept in {writable}" if writable else "is made anew by every process"
+        warn(f"a folder is not used: {'; '.join(doubts[:2])}; compiled code {instead}")
     return Places(tuple(found), writable, tuple(doubts), tuple(problems))
 
 
@@ -538,6 +537,7 @@ def _locked(root: Path, name: str, file: str) -> int:
     finally:
         os.close(folder)
     try:
+        os.fchmod(descriptor, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except BaseException:
         os.close(descriptor)

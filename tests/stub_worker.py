@@ -107,6 +107,10 @@ def serve(channel: Channel, device: str) -> None:
                 done(number)
             elif how == "breaks":
                 done(number, error=DEVICE_ERROR)
+            elif how == "warns":
+                for _ in range(2):
+                    channel.send({"type": "warning", "text": "there is no room"})
+                done(number)
             elif how == "late":
                 # Deaf to the cancellation that comes, and answers when nobody waits any more.
                 time.sleep(0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gpuprover.calibration import DEFAULTS, Calibration, Entry
 from gpuprover.config import processor_name
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
+from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
 from running import Run
@@ -205,6 +208,27 @@ def test_a_damaged_file_is_told_and_counts_as_none(own_cache: Path, text: str) -
     assert found.seconds(BN254, cpu(), 1000, 1) == Calibration().seconds(BN254, cpu(), 1000, 1)
     calibration.keep([entry()])
     assert calibration.load().entries == (entry(),)
+
+
+def test_a_file_that_others_could_have_written_counts_as_none(own_cache: Path) -> None:
+    file = calibration.keep([entry()])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for path, mode in ((file, 0o602), (own_cache, 0o777)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        found = calibration.load()
+        assert not found.entries
+        assert f"{path} may be written by others" in found.problem
+        path.chmod(before)
+        assert calibration.load().entries == (entry(),)
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    assert "is no regular file" in calibration.load().problem, "and nobody waits for a writer"
+    own_cache.chmod(0o777)
+    with pytest.raises(
+        InvalidInput, match=r"calibration\.json: cannot be written: .* may be written by others"
+    ):
+        calibration.keep([entry()])
 
 
 def test_every_default_could_be_kept() -> None:

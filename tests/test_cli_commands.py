@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from gpuprover.bench import calibrate, drawings, load, processes
 
-from gpuprover import calibration, errors
+from gpuprover import cache, calibration, errors
+from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.cpu import image
@@ -370,6 +372,38 @@ def test_doctor(run: Run) -> None:
     ran = run("doctor", "--device", "cuda")
     assert ran.code == 0, "a doctor reports, it does not refuse"
     assert "cuda (from the command line) -> refused" in ran.out
+
+
+def test_doctor_says_which_folder_is_not_used_and_why(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is passed over with one warning; what serves instead is named."""
+    folder, temporary = tmp_path / "cache", tmp_path / "tmp"
+    for path, mode in ((folder, 0o777), (temporary, 0o700)):
+        path.mkdir()
+        path.chmod(mode)
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(cache, "_told", set())
+    ran = run("doctor", "--json", "--threads", 1)
+    found = json.loads(ran.out)["cache"]
+    why = f"{folder} may be written by others (mode 0777): chmod go-w"
+    assert found["passed_over"] == [why]
+    assert found["folder"].startswith(str(temporary))
+    assert found["writable"]
+    (line,) = ran.err.splitlines()
+    instead = f"compiled code is kept in {cache.places().writable}"
+    assert json.loads(line) == {"warning": f"a folder is not used: {why}; {instead}"}
+    ran = run("doctor")
+    assert why in ran.out
+    assert ran.err == ""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    cache._places.cache_clear()
+    ran = run("doctor", "--check")
+    assert ran.code == errors.EXIT_RESOURCES
+    assert "no folder for compiled code can be used" in ran.err
+    assert ran.out.count(why) == 1
+    cache._places.cache_clear()
 
 
 def test_doctor_goes_on_where_something_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import random
 import re
 import subprocess
@@ -21,6 +23,7 @@ import fake_cupy
 from emulator import EmulatedDevice
 from fake_cupy import Gpu, Machine
 from gpuprover import backend
+from gpuprover import cache as folders
 from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.cuda import build, compile, cupy_device, devices, probe
 from gpuprover.cuda.compile import CUBIN_VARIABLE, Nvrtc, find_nvrtc
@@ -347,6 +350,70 @@ def test_cubins_built_before_need_no_compiler(
     monkeypatch.setenv(CUBIN_VARIABLE, str(folder))
     assert compile.load_cubin(SMALL, "sm_90", None) == compile.compile_program(SMALL, "sm_90", nvrtc)
     build.build(units, folder, nvrtc, done=lambda *_: pytest.fail("built again"))
+
+
+@pytest.mark.parametrize("where", ["the folder", "the file", "what it is in", "the cache"])
+def test_cubins_that_others_could_have_written_are_not_loaded(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """One line says which, and what is made anew is taken."""
+    compiler: Any = SimpleNamespace(version=(13, 0))
+    monkeypatch.setattr(compile, "compile_program", lambda *_: b"compiled")
+    monkeypatch.setattr(folders, "_told", set())
+    folder = tmp_path / "above" / "built"
+    if where == "the cache":
+        folder = cache / compile.store(compiler).name
+    else:
+        monkeypatch.setenv(CUBIN_VARIABLE, str(folder))
+    folder.mkdir(parents=True)
+    path = folder / compile.file_name(SMALL, "sm_90")
+    compile.write_cubin(path, b"planted")
+    told: list[str] = []
+    with folders.warnings_to(told.append):
+        assert compile.load_cubin(SMALL, "sm_90", compiler) == b"planted"
+        spoilt = {"the folder": folder, "the file": path, "what it is in": folder.parent, "the cache": path}[
+            where
+        ]
+        spoilt.chmod(0o777)
+        assert compile.load_cubin(SMALL, "sm_90", compiler) == b"compiled"
+        assert compile.load_cubin(SMALL, "sm_90", compiler) == b"compiled"
+    assert told == [f"compiled code is not used: {spoilt} may be written by others (mode 0777): chmod go-w"]
+
+
+def test_others_may_read_what_is_built_and_not_write_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        compile.write_cubin(tmp_path / "x.cubin", b"cubin")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.cubin").stat().st_mode & 0o777 == 0o644
+
+
+def test_no_room_for_cubins_is_no_failure(
+    device: CupyDevice, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be built side by side is compiled one by one, and kept by nobody."""
+
+    def full(*_: object, **__: object) -> None:
+        raise DeviceError("vector.cu: No space left on device")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cupy_device, "build", full)
+    monkeypatch.setattr(folders, "_replace", refuse)
+    monkeypatch.setattr(folders, "_told", set())
+    monkeypatch.setattr(cupy_device, "load_cubin", compile.load_cubin)
+    monkeypatch.setattr(compile, "compile_program", lambda program, *_: fake_cupy.fake_cubin(program))
+    monkeypatch.setattr(compile, "package_folder", lambda: cache / "nothing")
+    monkeypatch.setattr(device, "_nvrtc", SimpleNamespace(version=(13, 0)))
+    told: list[str] = []
+    with folders.warnings_to(told.append):
+        device.prepare([Program(curve, "vector.cu") for curve in CURVES])
+    assert len(device._modules) == 2
+    (text,) = told
+    assert str(cache) in text
+    assert "No space left" in text
 
 
 def test_a_build_can_be_stopped(nvrtc: Nvrtc, tmp_path: Path) -> None:

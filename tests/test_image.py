@@ -18,12 +18,14 @@ import pytest
 from llvmlite import binding
 from numba import typeof
 
-from gpuprover import processes
+from gpuprover import cache, processes
+from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.cpu import bake, compiled, image
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.kernels import curve as curve_kernels
 from gpuprover.cpu.layout import Field, LaneField
 from gpuprover.cpu.path import PATHS, cpu_path
+from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
 from gpuprover.verifier import serve
@@ -50,18 +52,21 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
 def made() -> Path:
     """The image of BN254 for the path that this process takes."""
     bake.bake_missing(BN254)
-    path = image.image_path(BN254)
-    assert path is not None
-    return path
+    name, folder = image.image_name(BN254), store().folder
+    assert name is not None
+    assert folder is not None
+    return folder / name
 
 
 @pytest.fixture
 def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of an image, which is looked for there."""
-    path = tmp_path / made.name
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    path = tmp_path / store().name / made.name
+    path.parent.mkdir(mode=0o700)
     path.write_bytes(made.read_bytes())
     path.chmod(0o600)
-    monkeypatch.setattr(image, "image_path", lambda curve: path)
+    monkeypatch.setattr(cache, "_told", set())
     return path
 
 
@@ -239,10 +244,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_image_that_is_not_right_is_not_used(copy: Path, change: str) -> None:
+    """One line names it, where it is there."""
     CHANGES[change](copy)
-    assert image.open_image(BN254) is None
-    assert not image.use([BN254])
+    told: list[str] = []
+    with cache.warnings_to(told.append):
+        assert image.open_image(BN254) is None
+        assert not image.use([BN254])
     assert image.used_features() is None
+    assert [copy.name in text for text in told] == [True] * (change != "nothing there")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
@@ -251,16 +260,16 @@ def test_another_users_image_is_not_used(copy: Path) -> None:
     assert image.open_image(BN254) is None
 
 
-def test_where_images_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_images_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each curve and each setting of the path, and none on other systems."""
     paths = set()
     for setting in ("", *PATHS):
         monkeypatch.setenv("PROVER_CPU_PATH", setting)
-        paths |= {image.image_path(curve) for curve in CURVES}
+        paths |= {image.image_name(curve) for curve in CURVES}
     assert len(paths) == 3 * len(CURVES)
     monkeypatch.setattr(image, "machine", lambda: None)
-    assert image.image_path(BN254) is None
-    assert bake.bake(BN254) is None
+    assert image.image_name(BN254) is None
+    assert not bake.bake(BN254)
 
 
 # Calls ------------------------------------------------------------------------------------------

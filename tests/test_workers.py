@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover import memory, processes
+from gpuprover import cache, memory, processes
 from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
 from gpuprover.config import WORKER_BYTES
@@ -689,6 +689,20 @@ def test_a_worker_that_does_not_listen_is_ended_by_force(stub: Callable[[str], N
         client.prove(any_, **options)
         assert pid_of(client) != pid
         assert len(client.answers[number]) == 1
+
+
+def test_what_a_worker_warns_of_is_told_once(
+    stub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees what it writes."""
+    stub("")
+    monkeypatch.setattr(cache, "_told", set())
+    told: list[str] = []
+    with cache.warnings_to(told.append), running() as client:
+        circuit, options = stub_key("warns")
+        client.prove(circuit, **options)
+        client.prove(circuit, **options)
+    assert told == ["there is no room"]
 
 
 def test_a_worker_that_ends_of_itself_is_replaced(stub: Callable[[str], None]) -> None:

@@ -26,7 +26,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from gpuprover import memory
+from gpuprover import cache, memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import WORKER_BYTES
@@ -442,6 +442,8 @@ class WorkerPool:
             worker.stopping = True
             if not worker.runs:
                 worker.leave = now + EXIT_SECONDS
+        elif kind == "warning":
+            cache.warn(message["text"])
         elif kind == "failed":
             error = from_record(message["error"])
             worker.fault, worker.told = error.message, error.told

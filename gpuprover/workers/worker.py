@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from gpuprover import calibration, memory
+from gpuprover import cache, calibration, memory
 from gpuprover.backend import is_gpu, resolve_device, warm_up
 from gpuprover.config import gpu_memory_limit
 from gpuprover.curves import curve_by_name
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In a thread: the handler may interrupt the main thread while that holds a lock.
     signal.signal(signal.SIGTERM, lambda *_: _thread(worker.stop))
-    worker.run()
+    with cache.warnings_to(worker.warn):
+        worker.run()
 
 
 def _thread(target: Callable[..., None], *arguments: Any) -> None:
@@ -100,6 +101,10 @@ class Worker:
         with self._lock:
             self._lock.wait_for(lambda: not self._running)
         os._exit(0)
+
+    def warn(self, text: str) -> None:
+        """Has the supervisor tell it: nobody sees what this process writes."""
+        self._send({"type": "warning", "text": text})
 
     def _send(self, message: Message) -> None:
         """Nobody to send to is what the main thread notices."""
