@@ -115,7 +115,8 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
 
     Raises:
         MalformedFile: a point of the key is bad; names the section and the point.
-        UnsatisfiedWitness: the key's points are good, so the witness is not.
+        UnsatisfiedWitness: the key's points are good, so the witness is not, or the key's sections do not
+            belong together.
     """
     with backend.job.phase("verify"):
         try:
@@ -126,5 +127,6 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
     with backend.job.phase("check key"):
         key.check_points(backend)
     raise UnsatisfiedWitness(
-        f"{witness.source}: the witness does not satisfy the circuit of {key.path}; no proof was made"
+        f"{witness.source}: the witness does not satisfy the circuit of {key.path}, or the key is inconsistent; "
+        "no proof was made (gpuprover wtns check and zkey check tell which)"
     )
