@@ -23,7 +23,14 @@ from gpuprover.backend import (
     resolve_device,
 )
 from gpuprover.curves import CurveParams
-from gpuprover.errors import DeviceError, InvalidInput, MalformedFile, OutOfMemory, UnsatisfiedWitness
+from gpuprover.errors import (
+    DeviceError,
+    InsecureKeyWarning,
+    InvalidInput,
+    MalformedFile,
+    OutOfMemory,
+    UnsatisfiedWitness,
+)
 from gpuprover.formats import groth16_json, json_files
 from gpuprover.formats.groth16_json import VerificationKey
 from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
@@ -40,10 +47,6 @@ Pathish = str | PathLike[str]
 T = TypeVar("T")
 
 WitnessLike = Pathish | bytes | bytearray | memoryview | Sequence[int] | Words | Mapping[str, Any]
-
-
-class InsecureKeyWarning(UserWarning):
-    """Proofs can be forged for a verification key that was used, as far as its points show."""
 
 
 @dataclass(frozen=True)

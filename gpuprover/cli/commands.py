@@ -315,12 +315,14 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
         job = job_of(limits)
         # Sums and pairings of a moment: no device is worth the way there.
         backend = open_backend("cpu", key.curve, job)
+        r1cs = None
+        if circuit is not None:  # first: it takes least, and a wrong circuit is the likeliest mistake
+            r1cs = read_r1cs(circuit, memory.budget(context.settings.memory_limit), job.check)
+            consistency.check_circuit(key, r1cs, backend)
         found = consistency.check_key(key, backend)
         warnings = list(found.warnings)
         checked, unchecked = list(found.checked), list(found.unchecked)
-        if circuit is not None:
-            r1cs = read_r1cs(circuit, memory.budget(context.settings.memory_limit), job.check)
-            consistency.check_circuit(key, r1cs, backend)
+        if r1cs is not None:
             checked.append(f"sizes and coefficients are those of {circuit}")
             unchecked.remove(consistency.CIRCUIT)
             if powers is not None:
@@ -426,7 +428,8 @@ def verifier(args: Namespace, context: Context) -> int:
         context.console.answer(record, f"listening on {', '.join(record['listening'])}")
 
     threads = context.settings.threads
-    return serve(args.socket, args.listen, args.vkey, threads=threads, announce=announce)
+    warn = context.console.warn
+    return serve(args.socket, args.listen, args.vkey, threads=threads, announce=announce, warn=warn)
 
 
 def bench(args: Namespace, context: Context) -> int:

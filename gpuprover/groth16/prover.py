@@ -127,6 +127,6 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
     with backend.job.phase("check key"):
         key.check_points(backend)
     raise UnsatisfiedWitness(
-        f"{witness.source}: the witness does not satisfy the circuit of {key.path}, or the key is inconsistent; "
-        "no proof was made (gpuprover wtns check and zkey check tell which)"
+        f"{witness.source}: the witness does not satisfy the circuit of {key.path}, or the key is "
+        "inconsistent (gpuprover wtns check and zkey check tell which); no proof was made"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.errors import (
     CircuitNotFound,
+    InsecureKeyWarning,
     InvalidInput,
     MalformedFile,
     ProverError,
@@ -154,7 +156,7 @@ class VerifierClient:
         Args:
             verification_key: a :class:`VerificationKey`, or its document as snarkjs writes it.
             digest: what :func:`gpuprover.formats.groth16_json.digest` gave where the key comes from. Both
-                sides compute it, and compare.
+                sides compute it, and compare. Without it, an insecure key is an :class:`InsecureKeyWarning`.
 
         Raises:
             MalformedFile, UnsupportedFile: the key is damaged, or has another digest.
@@ -551,6 +553,9 @@ def _checked_key(source: KeyLike, expected: str | None) -> _Key:
         if isinstance(source, groth16_json.VerificationKey)
         else groth16_json.parse_verification_key(source)
     )
+    if expected is None:  # who knows the digest has looked at the key where it comes from
+        for sentence in key.warnings:
+            warnings.warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
     found = groth16_json.digest(key)
     if expected is not None and found != expected:
         raise MalformedFile(

@@ -25,6 +25,7 @@ class LoadedKey:
 
     Attributes:
         digest: :func:`gpuprover.formats.groth16_json.digest` of the key.
+        warnings: sentences that whoever trusts its answers has to read: proofs can be forged for such a key.
 
     Raises:
         MalformedFile, UnsupportedFile: the document is damaged, or has another digest than expected.
@@ -35,6 +36,7 @@ class LoadedKey:
     ) -> None:
         self.key = groth16_json.parse_verification_key(document, source)
         self.digest = groth16_json.digest(self.key)
+        self.warnings = self.key.warnings
         self._source = source
         if expected is not None and expected != self.digest:
             raise MalformedFile(
@@ -86,7 +88,12 @@ class LoadedKey:
         return verifier.verify_documents(self.key, statements, self._backend())
 
     def describe(self) -> dict[str, Any]:
-        return {"digest": self.digest, "curve": self.key.curve.name, "public": self.key.n_public}
+        return {
+            "digest": self.digest,
+            "curve": self.key.curve.name,
+            "public": self.key.n_public,
+            "warnings": list(self.warnings),
+        }
 
     def _backend(self) -> Backend:
         from gpuprover.backend import open_backend

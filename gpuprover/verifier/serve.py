@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,10 @@ def _print(record: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
+def _warn(message: str) -> None:
+    print(json.dumps({"warning": message}), file=sys.stderr, flush=True)
+
+
 def serve(
     sockets: Sequence[str],
     addresses: Sequence[str],
@@ -44,6 +49,7 @@ def serve(
     threads: int,
     descriptor: int | None = None,
     announce: Callable[[dict[str, Any]], None] = _print,
+    warn: Callable[[str], None] = _warn,
 ) -> int:
     """Runs a verifier in the main thread until SIGTERM or the like; returns the exit code, 0.
 
@@ -54,6 +60,7 @@ def serve(
         threads: verifications at once.
         descriptor: of a connected socket to whoever started this process.
         announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect.
+        warn: called with a sentence about a key that proofs can be forged for.
 
     Raises:
         InvalidInput: nothing to listen on; an argument or a file cannot be used.
@@ -72,7 +79,8 @@ def serve(
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise InvalidInput(f"--vkey: expected NAME=FILE, found {text[:60]!r}")
-        server.load(name, read_json(path), path)
+        for warning in server.load(name, read_json(path), path).warnings:
+            warn(f"{path}: {warning}")
     if descriptor is not None:
         try:
             server.own(socket.socket(fileno=descriptor))
