@@ -210,7 +210,7 @@ def build_parser() -> Parser:
             "verify",
             "commands:zkey_verify",
             "check a key against its circuit and powers of tau",
-            "Every section, for the key's own delta. Proofs of contributions are left to snarkjs zkey verify.",
+            "Every section, for the key's own delta. Proofs of contributions are left to snarkjs.",
         ),
         r1cs="CIRCUIT.r1cs",
         ptau="FILE.ptau",
