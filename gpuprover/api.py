@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
@@ -24,6 +25,7 @@ from gpuprover.backend import (
 from gpuprover.curves import CurveParams
 from gpuprover.errors import (
     DeviceError,
+    InsecureKeyWarning,
     InvalidInput,
     MalformedFile,
     OutOfMemory,
@@ -342,14 +344,19 @@ def _checked_blinding(blinding: tuple[int, int] | None) -> tuple[int, int] | Non
     return blinding[0], blinding[1]
 
 
-def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> tuple[VerificationKey, str]:
+def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> VerificationKey:
     if isinstance(source, VerificationKey):
-        return source, "verification key"
+        return source
     if isinstance(source, Mapping):
-        return groth16_json.parse_verification_key(source), "verification key"
-    path = fspath(source)
-    with about("verification key"):
-        return groth16_json.parse_verification_key(json_files.read_json(path), path), path
+        key = groth16_json.parse_verification_key(source)
+    else:
+        path = fspath(source)
+        with about("verification key"):
+            key = groth16_json.parse_verification_key(json_files.read_json(path), path)
+    for sentence in key.warnings:
+        # Whoever has parsed the key can ask it; others hear of it here, each place of a program once.
+        warnings.warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
+    return key
 
 
 def _document(source: object, name: str) -> tuple[object, str]:
@@ -366,8 +373,17 @@ def verify(
     proof: Mapping[str, Any] | Pathish,
     *,
     threads: int | None = None,
+    strict: bool = False,
 ) -> bool:
     """Whether a proof holds. Each argument is a document as snarkjs writes it, or the path of one.
+
+    A valid proof can be turned into other valid proofs of the same signals by anybody, and sent again: what
+    was used is kept by the integers of its public signals. A key for which proofs can be forged, as far as
+    its points show, is told of by an :class:`InsecureKeyWarning`.
+
+    Args:
+        strict: numbers of proof and public signals have to be decimal text without leading zeros, so that
+            no two documents say the same. Otherwise 7, "7", "007" and "0x7" are the same number.
 
     Raises:
         MalformedFile, UnsupportedFile: a document is damaged: fields missing, numbers out of
@@ -376,13 +392,15 @@ def verify(
     """
     from gpuprover.groth16 import verifier
 
-    key, key_source = _verification_key(verification_key)
+    key = _verification_key(verification_key)
     signals, signals_source = _document(public_signals, "public signals")
     document, proof_source = _document(proof, "proof")
-    public = groth16_json.parse_public_signals(signals, key.curve, key.n_public, signals_source)
-    parsed = groth16_json.parse_proof(document, key.curve, proof_source)
+    public = groth16_json.parse_public_signals(
+        signals, key.curve, key.n_public, signals_source, strict=strict
+    )
+    parsed = groth16_json.parse_proof(document, key.curve, proof_source, strict=strict)
     backend = _verifying_backend(key, threads)
-    return verifier.verify(key, public, parsed, backend, key_source=key_source, proof_source=proof_source)
+    return verifier.verify(key, public, parsed, backend, key_source=key.source, proof_source=proof_source)
 
 
 def verify_batch(
@@ -398,7 +416,7 @@ def verify_batch(
     """
     from gpuprover.groth16 import verifier
 
-    key, _ = _verification_key(verification_key)
+    key = _verification_key(verification_key)
     return verifier.verify_documents(key, statements, _verifying_backend(key, threads, cancel))
 
 

@@ -185,6 +185,10 @@ class Aborted(Cancelled):
     """A job of a prover was cancelled, by its caller or because the prover was closed."""
 
 
+class InsecureKeyWarning(UserWarning):
+    """A verification key was used that proofs can be forged for, as far as its points show."""
+
+
 def to_record(error: ProverError) -> dict[str, object]:
     """What messages between processes say of an error: kind, message, exit code, and the fields it has."""
     fields = {"path": error.path, "role": error.role, "part": error.part, "problem": error.problem}

@@ -11,10 +11,10 @@ import numpy as np
 from gpuprover import reference
 from gpuprover.backend import Backend, Group
 from gpuprover.curves import CurveParams
-from gpuprover.formats import ptau
+from gpuprover.formats import ptau, zkey
 from gpuprover.formats.binfile import BinFileWriter
-from gpuprover.formats.zkey import ProvingKey
-from gpuprover.limbs import ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.formats.zkey import ProvingKey, load_key
+from gpuprover.limbs import g1_to_words, ints_to_words, words_to_g1, words_to_g2, words_to_ints
 
 Sections = list[tuple[int, bytes]]
 
@@ -140,4 +140,37 @@ def reference_key(key: ProvingKey) -> reference.Groth16Key:
         *(words_to_g1(curve, key.ic), words_to_g1(curve, key.a), words_to_g1(curve, key.b1)),
         words_to_g2(curve, key.b2),
         *(words_to_g1(curve, key.c), words_to_g1(curve, key.h)),
+    )
+
+
+def contributed(data: bytes, delta: int, backend: Backend, claims: int = 1) -> bytes:
+    """A key after a contribution of δ, told by as many entries of section 10 as ``claims``.
+
+    Only δ of the last entry is filled in: no proof of knowledge is in there.
+    """
+    curve = load_key(data).curve
+    g1, g2 = curve.g1_words, curve.g2_words
+
+    def scaled(group: Group, content: bytes, factor: int) -> bytes:
+        points = np.frombuffer(content, dtype="<u8").reshape(-1, g1 if group is Group.G1 else g2)
+        n = len(points)
+        factors = ints_to_words([factor % curve.r] * n, curve.scalar.limbs)
+        columns = np.arange(n, dtype=np.uint32)
+        result = backend.sparse_combination(group, points, np.arange(n + 1), columns, factors)
+        return np.ascontiguousarray(result).tobytes()
+
+    def header(buffer: bytearray) -> None:
+        at1, at2 = len(buffer) - 8 * (g1 + g2), len(buffer) - 8 * g2
+        buffer[at1:at2] = scaled(Group.G1, bytes(buffer[at1:at2]), delta)
+        buffer[at2:] = scaled(Group.G2, bytes(buffer[at2:]), delta)
+
+    data = edit(data, zkey.HEADER, header)
+    for section in (zkey.C, zkey.H):
+        data = edit(data, section, lambda b: scaled(Group.G1, bytes(b), pow(delta, -1, curve.r)))
+    words = g1_to_words(curve, [load_key(data).header.delta1]).tobytes()
+    rest = bytes(8 * (2 * g1 + g2) + 64) + struct.pack("<II", 0, 4) + b"\x01\x02me"
+    return edit(
+        data,
+        zkey.CONTRIBUTIONS,
+        lambda b: bytes(b[:64]) + struct.pack("<I", claims) + (words + rest) * claims,
     )

@@ -87,13 +87,14 @@ def test_prove_and_verify(run: Run, made: Files, tmp_path: Path, group: list[str
     assert any("phase" in json.loads(line) for line in ran.err.splitlines())
     assert set(json.loads(proof.read_text())) == {"pi_a", "pi_b", "pi_c", "protocol", "curve"}
 
-    assert run(*group, "verify", made.v_json, public, proof) == Ran(0, "OK\n", "")
+    said = f"warning: {made.v_json}: {OWN_GAMMA}\n"  # the key is of an insecure set-up
+    assert run(*group, "verify", made.v_json, public, proof) == Ran(0, "OK\n", said)
     signals = json.loads(public.read_text())
     public.write_text(json.dumps([signals[0], str(int(signals[1]) + 1)]))
-    assert run(*group, "verify", made.v_json, public, proof) == Ran(1, "INVALID\n", "")
+    assert run(*group, "verify", made.v_json, public, proof) == Ran(1, "INVALID\n", said)
     ran = run(*group, "verify", made.v_json, public, proof, "--json")
-    assert (ran.code, json.loads(ran.out)) == (1, {"valid": False})
-    assert run(*group, "verify", made.v_json, public, proof, "--quiet") == Ran(1, "", "")
+    assert (ran.code, json.loads(ran.out)) == (1, {"valid": False, "warnings": [OWN_GAMMA]})
+    assert run(*group, "verify", made.v_json, public, proof, "--quiet") == Ran(1, "", said)
 
 
 def test_prove_warns_of_a_key_that_can_be_forged(run: Run, bn254: Files) -> None:
@@ -155,7 +156,9 @@ def test_zkey_info_and_check(run: Run, made: Files) -> None:
     assert "constraints     7\n" in ran.out
     ran = run("zkey", "check", made.c_zkey)
     assert ran.code == 0
-    assert ran.out.startswith("OK: every section is sound")
+    assert ran.out.startswith("OK, as far as this was checked:\nchecked      every point lies in its group\n")
+    assert "not checked  IC and C\n" in ran.out
+    assert "0 claimed, not verified" in run("zkey", "info", made.c_zkey).out
 
 
 def test_zkey_check_names_the_section_and_the_point(run: Run, bn254: Files) -> None:
@@ -213,7 +216,11 @@ def test_zkey_check_of_damage_in_every_section(
 def test_exports(run: Run, bn254: Files) -> None:
     assert run("zkey", "export", "verificationkey", bn254.c_zkey, bn254.w_json, "--quiet").code == 0
     assert json.loads(bn254.w_json.read_text()) == json.loads(bn254.v_json.read_text())
-    assert run("zkey", "export", "solidityverifier", bn254.c_zkey, bn254.v_sol, "--quiet").code == 0
+    ran = run("zkey", "export", "solidityverifier", bn254.c_zkey, bn254.v_sol)
+    assert (ran.code, bn254.v_sol.exists()) == (errors.EXIT_BAD_INPUT, False)
+    assert "proofs can be forged for this key, so no contract was written" in ran.err
+    allowed = ("--allow-insecure", "--quiet")
+    assert run("zkey", "export", "solidityverifier", bn254.c_zkey, bn254.v_sol, *allowed).code == 0
     assert "pragma solidity" in bn254.v_sol.read_text()
     ran = run("zkey", "export", "soliditycalldata", bn254.s_json, bn254.p_json)
     assert ran.code == 0
@@ -275,8 +282,9 @@ def test_json_answers_are_documented(
         "wtns check": [c.c_r1cs, c.c_wtns],
         "zkey info": [c.c_zkey],
         "zkey check": [c.c_zkey],
+        "zkey verify": [c.c_r1cs, c.c_ptau, c.initial_zkey],
         "zkey export verificationkey": [c.c_zkey, c.w_json],
-        "zkey export solidityverifier": [c.c_zkey, c.v_sol],
+        "zkey export solidityverifier": [c.c_zkey, c.v_sol, "--allow-insecure"],
         "zkey export soliditycalldata": [c.s_json, c.p_json],
         "estimate": ["--proof-time", "15"],
         "profile": [c.c_zkey, c.c_wtns, "--proofs", "1"],

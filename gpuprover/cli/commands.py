@@ -172,12 +172,18 @@ def check_device(context: Context) -> str:
 
 def verify(args: Namespace, context: Context) -> int:
     import gpuprover
+    from gpuprover.formats.groth16_json import parse_verification_key
+    from gpuprover.formats.json_files import read_json
 
     check_device(context)
-    valid = gpuprover.verify(args.vkey, args.public, args.proof, threads=context.settings.threads)
     console = context.console
+    key = parse_verification_key(read_json(args.vkey), args.vkey)
+    for warning in key.warnings:
+        console.warn(f"{args.vkey}: {warning}")
+    threads = context.settings.threads
+    valid = gpuprover.verify(key, args.public, args.proof, threads=threads, strict=args.strict)
     word = console.paint("OK", GREEN, sys.stdout) if valid else console.paint("INVALID", RED, sys.stdout)
-    console.answer({"valid": valid}, word)
+    console.answer({"valid": valid, "warnings": key.warnings}, word)
     return EXIT_OK if valid else EXIT_INVALID
 
 
@@ -277,26 +283,68 @@ def zkey_info(args: Namespace, context: Context) -> int:
         ("variables", f"{key.n_vars:,}"),
         ("public signals", f"{key.n_public:,}"),
         ("domain", f"2^{key.domain_size.bit_length() - 1}"),
-        ("contributions", "\n".join([str(key.contributions), *map(_contribution_text, key.ceremony)])),
+        (
+            "contributions",
+            "\n".join([f"{key.contributions} claimed, not verified", *map(_contribution_text, key.ceremony)]),
+        ),
     ]
     context.console.answer(record, context.console.table(rows))
     return EXIT_OK
 
 
 def zkey_check(args: Namespace, context: Context) -> int:
-    from gpuprover.backend import open_backend
+    beside = os.path.splitext(args.zkey)[0] + ".r1cs"
+    return _check_key(args, context, args.r1cs or (beside if os.path.isfile(beside) else None), None)
 
-    device = check_device(context)
+
+def zkey_verify(args: Namespace, context: Context) -> int:
+    return _check_key(args, context, args.r1cs, args.ptau)
+
+
+def _check_key(args: Namespace, context: Context, circuit: str | None, powers: str | None) -> int:
+    """Checks a key by itself, against a circuit, and with both against the powers of tau."""
+    from gpuprover import memory
+    from gpuprover.backend import open_backend
+    from gpuprover.formats.ptau import read_ptau
+    from gpuprover.formats.r1cs import read_r1cs
+    from gpuprover.groth16 import consistency
+
+    check_device(context)
     key = open_key(args.zkey, context)  # checks the structure, the header and the coefficients
-    with context.work("check points") as limits:
+    with context.work("check") as limits:
         job = job_of(limits)
-        with job.phase("check points"):
-            key.check_points(open_backend(device, key.curve, job))
-    points = sum(len(words) for _, _, words in key.point_sections())
-    context.console.answer(
-        {"ok": True, "zkey": args.zkey, "points": points, **_key_record(key), "warnings": key.warnings},
-        f"OK: every section is sound, all {points:,} points lie in their groups",
-    )
+        # Sums and pairings of a moment: no device is worth the way there.
+        backend = open_backend("cpu", key.curve, job)
+        r1cs = None
+        if circuit is not None:  # first: it takes least, and a wrong circuit is the likeliest mistake
+            r1cs = read_r1cs(circuit, memory.budget(context.settings.memory_limit), job.check)
+            consistency.check_circuit(key, r1cs, backend)
+        found = consistency.check_key(key, backend)
+        warnings = list(found.warnings)
+        checked, unchecked = list(found.checked), list(found.unchecked)
+        if r1cs is not None:
+            checked.append(f"sizes and coefficients are those of {circuit}")
+            unchecked.remove(consistency.CIRCUIT)
+            if powers is not None:
+                warnings += consistency.check_against_powers(key, r1cs, read_ptau(powers), backend)
+                checked.append(
+                    f"every section is what a set-up makes of {circuit} and {powers}, for this delta"
+                )
+                unchecked = [consistency.CONTRIBUTIONS]
+    for warning in warnings:
+        context.console.warn(f"{args.zkey}: {warning}")
+    record = {
+        "ok": True,
+        "zkey": args.zkey,
+        "r1cs": circuit,
+        "points": sum(len(words) for _, _, words in key.point_sections()),
+        "checked": checked,
+        "unchecked": unchecked,
+        **_key_record(key),
+        "warnings": [*key.warnings, *warnings],
+    }
+    rows = [("checked", "\n".join(checked)), ("not checked", "\n".join(unchecked))]
+    context.console.answer(record, f"OK, as far as this was checked:\n{context.console.table(rows)}")
     return EXIT_OK
 
 
@@ -316,7 +364,12 @@ def export_solidity_verifier(args: Namespace, context: Context) -> int:
 
     check_paths([args.zkey], [args.contract])
     key = open_key(args.zkey, context)
-    source = export_verifier(key.verification_key)
+    if key.warnings and not args.allow_insecure:
+        raise InvalidInput(
+            f"{args.zkey}: proofs can be forged for this key, so no contract was written; --allow-insecure "
+            "writes one all the same, for tests"
+        )
+    source = export_verifier(key.verification_key, allow_insecure=args.allow_insecure)
     with write_atomic(args.contract) as file:
         file.write(source.encode())
     context.console.answer(
@@ -373,11 +426,9 @@ def verifier(args: Namespace, context: Context) -> int:
     from gpuprover.verifier.serve import serve
 
     def announce(record: dict[str, Any]) -> None:
-        if "warning" in record:
-            context.console.warn(record["warning"])
         context.console.answer(record, f"listening on {', '.join(record['listening'])}")
 
-    return serve(**serving(args, context.settings.threads), announce=announce)
+    return serve(**serving(args, context.settings.threads), announce=announce, warn=context.console.warn)
 
 
 def bench(args: Namespace, context: Context) -> int:

@@ -113,6 +113,9 @@ def _fullprove(parser: Parser) -> None:
 
 def _verify(parser: Parser) -> None:
     _files(parser, vkey="VKEY.json", public="PUBLIC.json", proof="PROOF.json")
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse numbers that are not decimal text without leading zeros"
+    )
 
 
 def _files(parser: Parser, **names: str) -> None:
@@ -192,8 +195,25 @@ def build_parser() -> Parser:
 
     zkey = root.group("zkey", "inspect, check or export from a proving key")
     _files(zkey.command("info", "commands:zkey_info", "show what a key holds"), zkey="CIRCUIT.zkey")
+    key_check = zkey.command(
+        "check",
+        "commands:zkey_check",
+        "check every point, and whether sections belong together",
+        "Says what was checked and what was not: IC and C need the powers of tau (zkey verify).",
+    )
+    _files(key_check, zkey="CIRCUIT.zkey")
+    key_check.add_argument(
+        "--r1cs", metavar="CIRCUIT.r1cs", help="compare the coefficients with it; default: one beside the key"
+    )
     _files(
-        zkey.command("check", "commands:zkey_check", "check every section and every point"),
+        zkey.command(
+            "verify",
+            "commands:zkey_verify",
+            "check a key against its circuit and powers of tau",
+            "Every section, for the key's own delta. Proofs of contributions are left to snarkjs.",
+        ),
+        r1cs="CIRCUIT.r1cs",
+        ptau="FILE.ptau",
         zkey="CIRCUIT.zkey",
     )
     export = zkey.group("export", "verification key, Solidity verifier, calldata")
@@ -203,6 +223,9 @@ def build_parser() -> Parser:
         "solidityverifier", "commands:export_solidity_verifier", "write a verifier contract"
     )
     _files(solidity, zkey="CIRCUIT.zkey", contract="VERIFIER.sol")
+    solidity.add_argument(
+        "--allow-insecure", action="store_true", help="also for a key that proofs can be forged for"
+    )
     calldata = export.command(
         "soliditycalldata",
         "commands:export_calldata",

@@ -11,14 +11,16 @@ them: the folder is its owner's, and a link that points elsewhere now is a chang
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, about
+from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, ProverError, about
 from gpuprover.formats.files import Pathish, as_path, os_problem
 from gpuprover.formats.groth16_json import (
     VerificationKey,
@@ -29,6 +31,8 @@ from gpuprover.formats.groth16_json import (
 from gpuprover.formats.json_files import read_json
 from gpuprover.formats.zkey import read_verification_key
 from gpuprover.runner import Identity, identity_of
+
+log = logging.getLogger("gpuprover.engine")
 
 KEY, PROGRAM, VERIFICATION_KEY = ".zkey", ".wasm", ".vkey.json"
 MAX_SHOWN = 8
@@ -48,10 +52,11 @@ class CircuitFiles:
 
 @dataclass(frozen=True)
 class KnownKey:
-    """A verification key: snarkjs's document (without e(α, β)) and the digest of it."""
+    """A verification key: snarkjs's document (without e(α, β)), the digest of it, what to warn of."""
 
     document: dict[str, Any]
     digest: str
+    warnings: tuple[str, ...]
 
 
 class CircuitDirectory:
@@ -159,10 +164,28 @@ class CircuitDirectory:
                 role="verification key",
                 more=f"of {files.zkey}",
             )
-        known = KnownKey(verification_key_points(keys[0]), digests[0])
+        known = KnownKey(verification_key_points(keys[0]), digests[0], keys[0].warnings)
         with self._lock:
             self._keys[files.name] = files, identities, known
+        for sentence in known.warnings:
+            log.warning("circuit %s: %s", files.name, sentence)
         return known
+
+    def survey(self) -> None:
+        """Reads the verification key of every circuit, so that insecure ones are told of at the start.
+
+        What cannot be read is told of when it is used.
+        """
+        with suppress(ProverError):
+            for name in self.names():
+                with suppress(ProverError):
+                    self.verification_key(self.find(name))
+
+    def warnings(self) -> tuple[str, ...]:
+        """Of the keys that were read, sentences that begin with the circuit's name, sorted."""
+        with self._lock:
+            keys = {name: known for name, (_, _, known) in self._keys.items()}
+        return tuple(f"{name}: {sentence}" for name in sorted(keys) for sentence in keys[name].warnings)
 
 
 def _is_name(name: str) -> bool:

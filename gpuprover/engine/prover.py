@@ -71,6 +71,7 @@ class ProverStatus:
         memory_limit: that they stay within.
         loaded_circuits: names, sorted.
         problems: sentences: circuits whose key could not be loaded, workers that do not run.
+        warnings: sentences: circuits whose keys proofs can be forged for, by name.
         devices: what proofs may be placed on, each with ``running`` proofs.
         pools: GPU memory that each worker on a GPU has taken.
         workers: where proofs run.
@@ -87,6 +88,7 @@ class ProverStatus:
     memory_limit: int
     loaded_circuits: tuple[str, ...]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     devices: tuple[dict[str, Any], ...]
     pools: dict[str, int]
     workers: tuple[WorkerStatus, ...]
@@ -212,6 +214,7 @@ class Prover:
     ) -> None:
         self.settings = settings
         self._directory = CircuitDirectory(settings.circuit_keys_path)
+        self._directory.survey()
         preload = [self._provable(name) for name in settings.preload_circuits if settings.policy != "off"]
         self._verification = Verification(settings, self._directory)
         proving = replace(settings, memory_limit=_limit_of_proving(settings))
@@ -538,6 +541,7 @@ class Prover:
             memory_limit=self.settings.memory_limit * MIB,
             loaded_circuits=found.loaded,
             problems=(*found.problems, *ill),
+            warnings=self._directory.warnings(),
             devices=tuple({**asdict(device), "running": running} for device, running in found.devices),
             pools={
                 worker.name: worker.memory.gpu_pool

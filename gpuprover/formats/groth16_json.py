@@ -162,14 +162,18 @@ def parse_verification_key(document: object, source: str = "verification key") -
 
 
 @about("proof")
-def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> Proof:
+def parse_proof(
+    document: object, curve: CurveParams, source: str = "proof", *, strict: bool = False
+) -> Proof:
     """Checks a proof document for a curve; ``protocol`` and ``curve`` may be absent.
+
+    ``strict``: coordinates have to be decimal text without leading zeros.
 
     Raises:
         MalformedFile: a point is missing, out of range or off the curve.
         UnsupportedFile: it says that it is of another protocol or curve.
     """
-    reader = _Reader(document, source, "a Groth16 proof")
+    reader = _Reader(document, source, "a Groth16 proof", strict)
     reader.protocol(required=False)
     reader.curve(curve)
     a = reader.g1(curve, "pi_a", reader.field("pi_a"))
@@ -180,9 +184,16 @@ def parse_proof(document: object, curve: CurveParams, source: str = "proof") -> 
 
 @about("public signals")
 def parse_public_signals(
-    document: object, curve: CurveParams, n_public: int | None = None, source: str = "public signals"
+    document: object,
+    curve: CurveParams,
+    n_public: int | None = None,
+    source: str = "public signals",
+    *,
+    strict: bool = False,
 ) -> list[int]:
     """Checks public signals: a list of n_public integers in [0, r).
+
+    ``strict``: they have to be decimal text without leading zeros.
 
     Raises:
         MalformedFile: no list, a value that is no integer or not below r, another number of them.
@@ -196,6 +207,8 @@ def parse_public_signals(
         value = parse_integer(entry)
         if value is None:
             raise MalformedFile(source, f"signal {i}", f"expected an integer, found {shown(entry)}")
+        if strict and entry != str(value):
+            raise MalformedFile(source, f"signal {i}", _not_strict(entry))
         if value >= curve.r:
             raise MalformedFile(source, f"signal {i}", f"not below the prime of {curve.scalar.name}")
         signals.append(value)
@@ -205,8 +218,8 @@ def parse_public_signals(
 class _Reader:
     """Picks fields from a document and names the one that is wrong."""
 
-    def __init__(self, document: object, source: str, what: str) -> None:
-        self.source = source
+    def __init__(self, document: object, source: str, what: str, strict: bool = False) -> None:
+        self.source, self._strict = source, strict
         if not isinstance(document, dict):
             self.fail("document", f"expected {what} (a JSON object), found {shown(document)}")
         self.document: dict[str, Any] = document
@@ -251,6 +264,8 @@ class _Reader:
             number = parse_integer(entry)
             if number is None:
                 self.fail(part, f"expected integers as coordinates, found {shown(entry)}")
+            if self._strict and entry != str(number):
+                self.fail(part, _not_strict(entry))
             if number >= curve.q:
                 self.fail(part, f"a coordinate is not below the base prime of {curve.name}")
             result.append(number)
@@ -284,6 +299,10 @@ class _Reader:
         if not on_curve_g2(curve, point):
             self.fail(part, f"the point is not on the twist of {curve.name}")
         return point
+
+
+def _not_strict(value: object) -> str:
+    return f"expected decimal text without leading zeros, found {shown(value)}"
 
 
 def _length(value: object) -> str:

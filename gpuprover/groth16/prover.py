@@ -120,7 +120,8 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
 
     Raises:
         MalformedFile: a point of the key is bad; names the section and the point.
-        UnsatisfiedWitness: the key's points are good, so the witness is not.
+        UnsatisfiedWitness: the key's points are good, so the witness is not, or the key's sections do not
+            belong together.
     """
     with backend.job.phase("verify"):
         try:
@@ -131,7 +132,8 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
     with backend.job.phase("check key"):
         key.check_points(backend)
     raise UnsatisfiedWitness(
-        "the witness does not satisfy the circuit",
+        "the witness does not satisfy the circuit, or the key is inconsistent "
+        "(gpuprover wtns check and zkey check tell which)",
         path=witness.source,
         role="witness",
         more=f"of {key.path}; no proof was made",

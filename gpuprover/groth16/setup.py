@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form, Group, Vector
 from gpuprover.curves import CurveParams
-from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
+from gpuprover.errors import InvalidInput
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey as zk
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.key_warnings import INSECURE, NO_CONTRIBUTION
-from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.formats.ptau import PowersOfTau
 from gpuprover.formats.r1cs import R1CS, SparseRows, row_blocks
 from gpuprover.formats.zkey import KeyLayout, KeyPoints, KeyWriter, coefficient_dtype, write_zkey
+from gpuprover.groth16.consistency import ceremony_points, check_points, check_powers, log_domain
 from gpuprover.limbs import (
     Words,
     g1_to_words,
@@ -80,7 +80,7 @@ def memory_needed(r1cs: R1CS, ceremony: bool) -> int:
     """
     curve = r1cs.curve
     scalar, longest = curve.scalar.bytes, max(m.nnz for m in r1cs.matrices)
-    n, wires = 1 << _log_domain(r1cs), r1cs.n_wires
+    n, wires = 1 << log_domain(r1cs), r1cs.n_wires
     if ceremony:
         # A position and a row a term, starts of wires; 32 bytes a term while a matrix is sorted.
         work = 8 * sum(m.nnz for m in r1cs.matrices) + 3 * 8 * wires + 32 * longest
@@ -99,27 +99,36 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     Raises:
         InvalidInput: the file is too small, not prepared for phase 2, or of another curve.
         UnsupportedFile: the circuit needs a larger domain than the curve's scalar field offers.
-        MalformedFile: a point that the circuit uses is out of range, off its curve or its subgroup.
+        MalformedFile: a point that the circuit uses is out of range, off its curve or its subgroup, or the
+            points are not of one τ, one α and one β.
     """
     if ptau.curve != r1cs.curve:
         raise InvalidInput(
             f"{ptau.path}: powers of tau over {ptau.curve.name}, expected {r1cs.curve.name} for {r1cs.source}"
         )
-    log_n = _log_domain(r1cs)
+    log_n = log_domain(r1cs)
     ptau.require(log_n, r1cs.source)
     n = 1 << log_n
-    points = _ceremony_points(ptau)
-    _check_ceremony(ptau, log_n, backend)
+    # γ and δ stay the generators until phase 2.
+    alpha1, beta1, beta2 = ceremony_points(ptau)
+    points = KeyPoints(alpha1, beta1, beta2, r1cs.curve.g2, r1cs.curve.g1, r1cs.curve.g2)
+    check_points(ptau, log_n, backend)
+    warnings = check_powers(ptau, log_n, backend)
     with backend.job.phase("wires"):
         a, b, c = (
             _by_wire(r1cs, matrix, public)
             for matrix, public in ((r1cs.a, r1cs.n_public + 1), (r1cs.b, 0), (r1cs.c, 0))
         )
-    alpha, beta = pt.LAGRANGE_ALPHA_TAU_G1, pt.LAGRANGE_BETA_TAU_G1
-    tau1, tau2, alpha1, beta1 = (
-        ptau.lagrange(section, log_n) for section in (pt.LAGRANGE_TAU_G1, pt.LAGRANGE_TAU_G2, alpha, beta)
+    tau1, tau2, alpha, beta = (
+        ptau.lagrange(section, log_n)
+        for section in (
+            pt.LAGRANGE_TAU_G1,
+            pt.LAGRANGE_TAU_G2,
+            pt.LAGRANGE_ALPHA_TAU_G1,
+            pt.LAGRANGE_BETA_TAU_G1,
+        )
     )
-    k, k_sources = (a, b, c), (beta1, alpha1, tau1)
+    k, k_sources = (a, b, c), (beta, alpha, tau1)
 
     with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
         key.coefficients()
@@ -132,59 +141,7 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
         key.points(zk.B1, _combinations(backend, Group.G1, (tau1,), (b,), 0, wires))
         key.points(zk.B2, _combinations(backend, Group.G2, (tau2,), (b,), 0, wires))
         circuit_hash = key.finish()
-    return SetupResult(circuit_hash, n, (NO_CONTRIBUTION,))
-
-
-def _ceremony_points(ptau: PowersOfTau) -> KeyPoints:
-    """α and β from the file; γ and δ stay the generators until phase 2."""
-    curve = ptau.curve
-
-    def first(section: int) -> Words:
-        return ptau.points(section)[:1]
-
-    section = pt.ALPHA_TAU_G1
-    try:
-        alpha1 = decode_g1(curve, first(section))
-        section = pt.BETA_TAU_G1
-        beta1 = decode_g1(curve, first(section))
-        section = pt.BETA_G2
-        beta2 = decode_g2(curve, first(section))
-    except ValueError as error:
-        part = f"section {section} ({pt.SECTIONS[section]})"
-        raise MalformedFile(ptau.path, part, f"point 0: {error}") from None
-    return KeyPoints(alpha1, beta1, beta2, curve.g2, curve.g1, curve.g2)
-
-
-def _check_ceremony(ptau: PowersOfTau, log_n: int, backend: Backend) -> None:
-    """Raises MalformedFile for a bad point among those that a circuit of this domain uses."""
-    n, first = 1 << log_n, range(1)
-    lagrange, coset = range(n - 1, 2 * n - 1), range(2 * n, 4 * n - 1, 2)
-    used = (
-        (pt.ALPHA_TAU_G1, first),
-        (pt.BETA_TAU_G1, first),
-        (pt.BETA_G2, first),
-        (pt.TAU_G1, range(2 * n - 1)),
-        (pt.LAGRANGE_TAU_G1, lagrange),
-        (pt.LAGRANGE_TAU_G1, coset),
-        (pt.LAGRANGE_TAU_G2, lagrange),
-        (pt.LAGRANGE_ALPHA_TAU_G1, lagrange),
-        (pt.LAGRANGE_BETA_TAU_G1, lagrange),
-    )
-    with backend.job.phase("powers of tau"):
-        for done, (section, indices) in enumerate(used):
-            group = Group.G2 if section in pt.IN_G2 else Group.G1
-            points = ptau.points(section)
-            for at in range(0, len(indices), _TERMS):
-                some = indices[at : at + _TERMS]
-                bad = backend.first_bad_point(group, points[some.start : some.stop : some.step])
-                if bad >= 0:
-                    raise MalformedFile(
-                        ptau.path,
-                        f"section {section} ({pt.SECTIONS[section]})",
-                        f"point {some[bad]} is off the curve, outside the subgroup or out of range",
-                    )
-                backend.job.check()
-            backend.job.report((done + 1) / len(used))
+    return SetupResult(circuit_hash, n, (NO_CONTRIBUTION, *warnings))
 
 
 def _combinations(
@@ -298,7 +255,7 @@ def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupRes
     Raises:
         UnsupportedFile: the circuit needs a larger domain than the curve's scalar field offers.
     """
-    curve, log_n = r1cs.curve, _log_domain(r1cs)
+    curve, log_n = r1cs.curve, log_domain(r1cs)
     r, domain = curve.r, Domain(curve.scalar, log_n)
     alpha, beta, gamma, delta = (1 + secrets.randbelow(r - 1) for _ in range(4))
     tau = _secret_outside_cosets(domain)
@@ -428,19 +385,6 @@ def _multiples(backend: Backend, group: Group, scalars: Iterable[Words]) -> Iter
 
 
 # What both share -------------------------------------------------------------------
-
-
-def _log_domain(r1cs: R1CS) -> int:
-    """log2 of the smallest domain with a row for each constraint, public signal and the constant."""
-    log_n = max(1, (r1cs.n_constraints + r1cs.n_public).bit_length())
-    largest = r1cs.curve.scalar.two_adicity - 1  # the odd coset needs a root of twice the order
-    if log_n > largest:
-        raise UnsupportedFile(
-            r1cs.source,
-            "section 2 (constraints)",
-            f"needs a domain of 2^{log_n}, expected at most 2^{largest}",
-        )
-    return log_n
 
 
 @dataclass(frozen=True)

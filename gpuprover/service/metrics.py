@@ -433,6 +433,7 @@ def _nothing(prover: Prover) -> ProverStatus:
         memory_limit=prover.settings.memory_limit * MIB,
         loaded_circuits=(),
         problems=(),
+        warnings=(),
         devices=(),
         pools={},
         workers=(),

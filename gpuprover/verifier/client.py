@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gpuprover.errors import (
     CircuitNotFound,
     DeviceError,
+    InsecureKeyWarning,
     InvalidInput,
     MalformedFile,
     ProverError,
@@ -206,7 +208,7 @@ class VerifierClient:
         Args:
             verification_key: a :class:`VerificationKey`, or its document as snarkjs writes it.
             digest: what :func:`gpuprover.formats.groth16_json.digest` gave where the key comes from. Both
-                sides compute it, and compare.
+                sides compute it, and compare. Without it, an insecure key is an :class:`InsecureKeyWarning`.
 
         Raises:
             MalformedFile, UnsupportedFile: the key is damaged, or has another digest.
@@ -668,6 +670,9 @@ def _checked_key(source: KeyLike, expected: str | None) -> _Key:
         if isinstance(source, groth16_json.VerificationKey)
         else groth16_json.parse_verification_key(source)
     )
+    if expected is None:  # who knows the digest has looked at the key where it comes from
+        for sentence in key.warnings:
+            warnings.warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
     found = groth16_json.digest(key)
     if expected is not None and found != expected:
         problem = f"expected {expected[:64]}, found {found}: not the key it should be"

@@ -52,6 +52,15 @@ class LoadedKey:
         assert self._key is not None
         return self._key
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that whoever trusts its answers has to read: proofs can be forged for such a key.
+
+        Raises:
+            MalformedFile, UnsupportedFile: as :meth:`prepare`.
+        """
+        return self.key.warnings
+
     def prepare(self) -> None:
         """Parses the key, checks the points' subgroups and verifies something, once: what follows is as fast
         as it gets.
@@ -102,7 +111,12 @@ class LoadedKey:
         return verifier.verify_documents(self.key, statements, _backend(self.key))
 
     def describe(self) -> dict[str, Any]:
-        return {"digest": self.digest, "curve": self.key.curve.name, "public": self.key.n_public}
+        return {
+            "digest": self.digest,
+            "curve": self.key.curve.name,
+            "public": self.key.n_public,
+            "warnings": list(self.warnings),
+        }
 
 
 def _backend(key: groth16_json.VerificationKey) -> Backend:

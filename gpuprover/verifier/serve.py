@@ -38,9 +38,11 @@ def _make_images() -> None:
 
 
 def _print(record: dict[str, Any]) -> None:
-    if "warning" in record:
-        print(f"warning: {record['warning']}", file=sys.stderr, flush=True)
     print(json.dumps(record), flush=True)
+
+
+def _warn(message: str) -> None:
+    print(json.dumps({"warning": message}), file=sys.stderr, flush=True)
 
 
 def serve(
@@ -54,6 +56,7 @@ def serve(
     users: Sequence[int] = (),
     descriptor: int | None = None,
     announce: Callable[[dict[str, Any]], None] = _print,
+    warn: Callable[[str], None] = _warn,
 ) -> int:
     """Runs a verifier in the main thread until SIGTERM or the like; returns the exit code, 0.
 
@@ -66,8 +69,9 @@ def serve(
         insecure: other machines may reach the addresses without one.
         users: ids of users who may connect to the Unix sockets, besides this one and root.
         descriptor: of a connected socket to whoever started this process.
-        announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect, and with
-            ``warning`` where other machines reach it without a secret.
+        announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect.
+        warn: called with a sentence about a key that proofs can be forged for, or about addresses that other
+            machines reach without a secret.
 
     Raises:
         InvalidInput: nothing to listen on; an argument or a file cannot be used.
@@ -89,7 +93,8 @@ def serve(
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise InvalidInput(f"--vkey: expected NAME=FILE, found {text[:60]!r}")
-        server.load(name, read_json(path), path)
+        for warning in server.load(name, read_json(path), path).warnings:
+            warn(f"{path}: {warning}")
     if descriptor is not None:
         try:
             server.own(socket.socket(fileno=descriptor))
@@ -107,7 +112,7 @@ def serve(
         record = {"ready": True, "pid": os.getpid(), "listening": listening, "keys": server.digests()}
         open_to_all = [str(place) for place in places if not stays_here(place)] if insecure else []
         if open_to_all:
-            record["warning"] = (
+            warn(
                 f"INSECURE: {', '.join(open_to_all)}: other machines reach it and no secret is asked for: "
                 "whoever is on the way can change answers"
             )

@@ -535,7 +535,7 @@ class Server:
                     if client.names.get(name) is holding:
                         self._bind(connection, name, before)
                 raise
-            return {"digest": key.digest}
+            return {"digest": key.digest, "warnings": list(key.warnings)}
 
         return prepare
 

@@ -120,21 +120,22 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
-def compile_circuit(node: Path) -> Callable[[str, CurveParams], Compiled]:
-    """circom2, with --sym for messages that name signals."""
+def compile_circuit(node: Path) -> Callable[..., Compiled]:
+    """circom2, with --sym for messages that name signals; further options as they come."""
 
-    def compile(name: str, curve: CurveParams) -> Compiled:
+    def compile(name: str, curve: CurveParams, *more: str) -> Compiled:
         source = HERE / "circuits" / f"{name}.circom"
 
         def make(folder: Path) -> None:
             # circom2 reads and writes below the current folder only.
             shutil.copyfile(source, folder / source.name)
-            options = ["--r1cs", "--wasm", "--sym", "--prime", curve.snarkjs_name]
+            options = ["--r1cs", "--wasm", "--sym", "--prime", curve.snarkjs_name, *more]
             command = [node, NODE / "node_modules/circom2/cli.js", source.name, *options]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
             assert (folder / f"{name}_js" / f"{name}.wasm").exists(), done.stdout + done.stderr
 
-        folder = cached(f"{name}-{curve.name}", source.read_bytes() + curve.name.encode(), make)
+        key = source.read_bytes() + " ".join([curve.name, *more]).encode()
+        folder = cached(f"{name}-{curve.name}", key, make)
         return Compiled(folder / f"{name}.r1cs", folder / f"{name}_js" / f"{name}.wasm")
 
     return compile
