@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from gpuprover.errors import MalformedFile
-from gpuprover.formats.files import Pathish, open_regular, os_problem, write_atomic
+from gpuprover.formats.files import Pathish, open_regular, os_problem, read_pipe, write_atomic
 
 MAX_JSON_BYTES = 256 << 20
 """Beyond any input or verification key; bounds what a wrong path can make us read."""
@@ -38,13 +38,17 @@ _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)|[\[\]{}]', re
 _HEX = re.compile(f"0[xX][0-9a-fA-F]{{1,{MAX_DIGITS}}}")
 
 
-def read_json(path: Pathish) -> Any:
+def read_json(path: Pathish, *, pipe: bool = False) -> Any:
     """A document's content. Numbers are int or float, objects dict.
+
+    ``pipe`` allows the path of a pipe, which :func:`~gpuprover.formats.files.read_pipe` reads.
 
     Raises:
         InvalidInput: the file cannot be opened.
         MalformedFile: more than 256 MiB, or what :func:`parse_json` refuses.
     """
+    if pipe and (piped := read_pipe(path, MAX_JSON_BYTES)) is not None:
+        return parse_json(piped, str(path))
     file, size = open_regular(path)
     with file:
         if size > MAX_JSON_BYTES:
