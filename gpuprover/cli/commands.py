@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gpuprover.formats.zkey import Contribution, ProvingKey
 
 
+MAX_PIPED_WITNESS = 1 << 30
+"""Bytes: a file is mapped, a pipe's content lies in memory."""
+
+
 def check_paths(inputs: Iterable[str], outputs: Iterable[str]) -> None:
     """Finds out before long work that its outputs could not be written, or would destroy an input.
 
@@ -75,14 +79,22 @@ def open_key(path: str, context: Context) -> ProvingKey:
 
 
 def prove(args: Namespace, context: Context) -> int:
-    return _prove(args, context, args.witness, [args.zkey, args.witness])
+    return _prove(args, context, _witness(args.witness), [args.zkey, args.witness])
+
+
+def _witness(path: str) -> bytes | str:
+    """A witness's path, or what a pipe of this name holds."""
+    from gpuprover.formats.files import read_pipe
+
+    piped = read_pipe(path, MAX_PIPED_WITNESS)
+    return path if piped is None else piped
 
 
 def fullprove(args: Namespace, context: Context) -> int:
     from gpuprover.formats.json_files import read_json
 
     check_paths([args.inputs, args.wasm, args.zkey], [args.proof, args.public])
-    witness = {"inputs": read_json(args.inputs), "wasm": args.wasm, "fuel": _fuel(args)}
+    witness = {"inputs": read_json(args.inputs, pipe=True), "wasm": args.wasm, "fuel": _fuel(args)}
     with _named_inputs(args.inputs):
         return _prove(args, context, witness, [args.inputs, args.wasm, args.zkey])
 
@@ -210,7 +222,7 @@ def wtns_calculate(args: Namespace, context: Context) -> int:
 
     check_paths([args.wasm, args.inputs], [args.witness])
     check_device(context)
-    inputs, fuel = read_json(args.inputs), _fuel(args)
+    inputs, fuel = read_json(args.inputs, pipe=True), _fuel(args)
     with _named_inputs(args.inputs), context.work("witness") as limits:
         job = job_of(limits)
         curve, words = calculate_witness(
@@ -231,7 +243,7 @@ def wtns_check(args: Namespace, context: Context) -> int:
 
     device = check_device(context)
     r1cs = read_r1cs(args.r1cs, memory.budget(context.settings.memory_limit))
-    witness = read_witness(args.witness)
+    witness = read_witness(_witness(args.witness))
     with context.work("check") as limits:
         job = job_of(limits)
         with job.phase("check constraints"):

@@ -1,7 +1,8 @@
 """Opening files that strangers made, and replacing files that people depend on.
 
 Reading: only regular files are opened (a FIFO would hang, a device never end), and what
-the system refuses becomes one line that names the path. Writing: everything goes to a
+the system refuses becomes one line that names the path. A caller who has secrets to hand over
+may name a pipe where :func:`read_pipe` is asked: it is read within bounds of size and time. Writing: everything goes to a
 temporary file in the target's folder, is synced, and then takes the target's place, so
 that a reader sees the old file or the whole new one.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +23,10 @@ from typing import BinaryIO
 from gpuprover.errors import DeviceError, InvalidInput, ProverError
 
 Pathish = str | os.PathLike[str]
+
+PIPE_SECONDS = 600.0
+"""A pipe may be silent for so long: whoever writes into it may compute first."""
+_PIECE = 1 << 20
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_RESOURCES = {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -70,6 +77,56 @@ def open_regular(path: Pathish) -> tuple[BinaryIO, int]:
         found = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
         raise InvalidInput(f"expected a regular file, found {found}", path=path)
     return os.fdopen(descriptor, "rb"), info.st_size
+
+
+def read_pipe(path: Pathish, limit: int, *, silence: float = PIPE_SECONDS) -> bytes | None:
+    """What a pipe holds until its other end is closed; None if ``path`` names none.
+
+    ``/dev/stdin``, a process substitution or a FIFO: what is in it never lies on a disk. Memory is taken as
+    bytes come.
+
+    Args:
+        limit: bytes.
+        silence: seconds that may pass without a byte.
+
+    Raises:
+        InvalidInput: no permission, more than the limit, nothing, or silence.
+    """
+    path = as_path(path)
+    try:
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None  # whoever opens it as a file says what is wrong
+    content = bytearray()
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        heard = time.monotonic()
+        while True:
+            # In short steps: a signal's handler is heard between them.
+            if not poll.poll(200):
+                if time.monotonic() - heard > silence:
+                    raise InvalidInput(f"{path}: nothing came from the pipe for {silence:g} s")
+                continue
+            try:
+                piece = os.read(descriptor, _PIECE)
+            except BlockingIOError:  # somebody else reads from it, too
+                continue
+            if not piece:
+                break
+            heard = time.monotonic()
+            content += piece
+            if len(content) > limit:
+                raise InvalidInput(f"{path}: more than {limit} bytes came from the pipe")
+    except OSError as error:
+        raise os_problem(path, error, "read") from None
+    finally:
+        os.close(descriptor)
+    if not content:
+        raise InvalidInput(f"{path}: the pipe is empty")
+    return bytes(content)
 
 
 @contextmanager
