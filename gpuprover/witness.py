@@ -5,13 +5,29 @@ element, and imports four functions for errors and logs. A signal is named by th
 FNV-1a hash of its name. It computes as soon as its last input is set. Source: circom's
 documentation, "Computing the witness", and the programs that circom 2.0 to 2.2 write.
 
-The program is a stranger's: it gets no system interface, a bounded memory and a bounded
-number of instructions. Inputs and witness are secret: no message holds a value, and what
-the circuit logs is dropped.
+The program is a stranger's: it gets no system interface, one memory and one small table, a stack of 1 MiB
+and a bounded number of instructions; its memory and the witness share one limit. Of WebAssembly's proposals
+only those are on that circom uses, and reference types, which wasmtime's binding cannot switch off; their
+tables are bounded like any other.
+
+A program can end its own run and nothing else. It runs in this process, in a thread of its own: a helper
+process would double the time of a small proof or have to be kept, and the ways out that are known need none.
+The four imported functions raise nothing and call the program no deeper than once: what goes wrong in them is
+kept, and the program stopped through its epoch. (An exception in one would travel through a variable that
+wasmtime shares among threads, to a run of somebody else; calls that come back in would end at the native
+stack.) The thread's stack has room for the program's and the host's. What stays is trust in wasmtime: an
+escape from its sandbox, and the system's refusal of memory to its compiler, which ends the process; whoever
+proves for strangers' programs does so in worker processes, which may die.
+
+Inputs and witness are secret: no message holds a value, and what the circuit logs is dropped. Of a program's
+own words only "Error in template NAME line: N" passes, where these words and NAME stand in the program's
+file as a whole. A hostile program still chooses which of its names it tells, and numbers of up to six digits:
+some hundred bits a run, as it could through its run time. Its author must be trusted that far.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -23,6 +39,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gpuprover.cache import own_folder
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -33,7 +50,7 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
     UnsupportedFile,
 )
-from gpuprover.formats.files import Pathish, open_regular
+from gpuprover.formats.files import Pathish, open_regular, write_atomic
 from gpuprover.formats.wtns import check_witness_values
 from gpuprover.job import POLL_SECONDS, Job
 from gpuprover.limbs import Words, ints_to_words
@@ -43,13 +60,41 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_STACKS = threading.Lock()
+"""The size of new threads' stacks is the process's: set for one start at a time."""
+
 DEFAULT_FUEL = 10**11
 """WASM instructions, about: minutes of work; a million constraints take some 10^9."""
 
-_STACK_BYTES = 1 << 20
-_BUFFER_BYTES = 1 << 20
 _MIB = 1 << 20
+_STACK_BYTES = 1 << 20
+_THREAD_STACK = 8 << 20
+_TABLE_ELEMENTS = 1 << 12
+_MAX_PROGRAM = 256 * _MIB
+_UNUSED_PROPOSALS = (
+    # In this order: what builds upon another goes first.
+    "component_model",
+    "component_model_implements",
+    "component_model_map",
+    "stack_switching",
+    "exceptions",
+    "gc",
+    "function_references",
+    "tail_call",
+    "threads",
+    "memory64",
+    "multi_memory",
+    "multi_value",
+    "relaxed_simd",
+    "simd",
+    "wide_arithmetic",
+    "custom_page_sizes",
+)
+"""circom 2.0 to 2.2 write WebAssembly's first version, and memory.copy and memory.fill at most."""
+_BUFFER_BYTES = 1 << 20
 _MAX_BUS_DEPTH = 64
+_NAMES_AT_ONCE = 1 << 12
+_MEMBER = re.compile(r"[.\[]")
 _INDICES = re.compile(r"(\[\d+\])+$")
 _MAX_SYMBOLS, _MAX_SYMBOL = 1 << 16, 1 << 10
 
@@ -68,12 +113,19 @@ _REQUIRED = (
     "readSharedRWMemory",
     "writeSharedRWMemory",
 )
+_PLACE = re.compile(
+    r"(Error in (?:template|function) [A-Za-z_$][A-Za-z0-9_$]{0,99})(?: line: ([0-9]{1,6}))?(?![0-9])"
+)
+_MAX_PLACES = 8
+_MAX_PROBLEMS = 8
+_MAX_EMPTY = 1024
 _CALLBACKS = ("exceptionHandler", "printErrorMessage", "writeBufferMessage", "showSharedRWMemory")
 
 # Moves many elements a call: a call from Python costs more than the element. The buffer
 # holds `words` little-endian 32-bit words an element.
 _BRIDGE = f"""
 (module
+  (SIZES_IMPORT)
   (import "c" "getWitness" (func $get (param i32)))
   (import "c" "readSharedRWMemory" (func $read (param i32) (result i32)))
   (import "c" "writeSharedRWMemory" (func $write (param i32 i32)))
@@ -103,7 +155,19 @@ _BRIDGE = f"""
         (br_if $word (i32.lt_u (local.get $j) (local.get $words))))
       (call $set (local.get $high) (local.get $low) (local.get $from))
       (local.set $from (i32.add (local.get $from) (i32.const 1)))
-      (br_if $element (i32.lt_u (local.get $from) (local.get $to))))))
+      (br_if $element (i32.lt_u (local.get $from) (local.get $to)))))
+  (SIZES))
+"""
+# Halves of names' hashes, high and low, become the sizes of the signals of these names, 8 bytes apart.
+_SIZES_IMPORT = '(import "c" "getInputSignalSize" (func $size (param i32 i32) (result i32)))'
+_SIZES = """
+  (func (export "sizes") (param $count i32)
+    (local $at i32)
+    (loop $name
+      (i32.store (local.get $at)
+        (call $size (i32.load (local.get $at)) (i32.load offset=4 (local.get $at))))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if $name (i32.lt_u (local.get $at) (i32.shl (local.get $count) (i32.const 3))))))
 """
 
 
@@ -148,7 +212,9 @@ def calculate_witness(
     signals = dict(_qualified("", inputs))
     file, _ = open_regular(wasm)
     with file:
-        code = file.read()
+        code = file.read(_MAX_PROGRAM + 1)
+    if len(code) > _MAX_PROGRAM:
+        raise MalformedFile(wasm, "module", f"more than {_MAX_PROGRAM // _MIB} MiB")
     program = _Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit)
     return _watched(job, program.interrupt, lambda: program.run(signals))
 
@@ -165,11 +231,23 @@ class _Program:
         config.consume_fuel = True
         config.epoch_interruption = True
         config.max_wasm_stack = _STACK_BYTES
-        config.wasm_threads = False
-        with suppress(wasmtime.WasmtimeError):  # no writable home: compile each time
-            config.cache = True
+        for proposal in _UNUSED_PROPOSALS:
+            with suppress(AttributeError, wasmtime.WasmtimeError):  # an older or newer release
+                setattr(config, f"wasm_{proposal}", False)
+        if _address_space_is_limited():
+            # Checks of bounds in place of 4 GiB of addresses around each memory.
+            with suppress(AttributeError, wasmtime.WasmtimeError):
+                config.memory_reservation = 0
+                config.memory_reservation_for_growth = 0
+                config.memory_guard_size = 0
+        with suppress(wasmtime.WasmtimeError):
+            if (cache := _compiled_programs()) is not None:
+                config.cache = cache
         self.engine = wasmtime.Engine(config)
-        self.messages: list[str] = []
+        self.places: list[str] = []
+        self.failure: ProverError | None = None
+        """What went wrong first in a function that the program called."""
+        self.in_callback = False
         self.current = ""
         """The signal that is being set."""
 
@@ -187,10 +265,10 @@ class _Program:
             self._set_inputs(signals, curve)
             return curve, self._read_witness(curve)
         except wasmtime.Trap as trap:
-            raise self._trapped(trap) from None
+            raise self.failure or self._trapped(trap) from None
         except wasmtime.WasmtimeError as error:
             # Newer releases report fuel and epochs as traps, an older one as plain errors.
-            raise self._failed(str(error)) from None
+            raise self.failure or self._failed(str(error)) from None
 
     def _instantiate(self) -> None:
         import wasmtime
@@ -208,6 +286,9 @@ class _Program:
                 self.path, "exports", f"no {', '.join(missing)}: not a witness calculator of circom 2"
             )
         self.has_sizes = "getInputSignalSize" in exported
+        self.tells_places = any(i.name == "printErrorMessage" for i in module.imports)
+        # A memory that cannot be looked at counts in full.
+        self.shows_memory = any(isinstance(e.type, wasmtime.MemoryType) for e in module.exports)
         for imported in module.imports:
             if imported.module != "runtime" or imported.name not in _CALLBACKS:
                 wanted = f"{imported.module[:40]}.{(imported.name or '')[:40]}"
@@ -216,23 +297,31 @@ class _Program:
         self.store = wasmtime.Store(self.engine)
         self.store.set_fuel(self.fuel)
         self.store.set_epoch_deadline(1)
-        self.store.set_limits(memory_size=self.memory_bytes, table_elements=1 << 20, instances=2, memories=3)
+        room = self.memory_bytes if self.shows_memory else self.memory_bytes // 2
+        # Two instances: the program, and the bridge with its buffer.
+        self.store.set_limits(
+            memory_size=room, table_elements=_TABLE_ELEMENTS, instances=2, tables=1, memories=2
+        )
         linker = wasmtime.Linker(self.engine)
         none = wasmtime.FuncType([], [])
         code = wasmtime.FuncType([wasmtime.ValType.i32()], [])
-        linker.define_func("runtime", "exceptionHandler", code, self._on_exception)
-        linker.define_func("runtime", "printErrorMessage", none, self._on_message)
-        linker.define_func("runtime", "writeBufferMessage", none, lambda: self._message() and None)
+        linker.define_func("runtime", "exceptionHandler", code, self._guarded(self._on_exception))
+        linker.define_func("runtime", "printErrorMessage", none, self._guarded(self._on_message))
+        linker.define_func("runtime", "writeBufferMessage", none, self._guarded(self._on_log))
         linker.define_func("runtime", "showSharedRWMemory", none, lambda: None)
         try:
             instance = linker.instantiate(self.store, module)
         except wasmtime.WasmtimeError as error:
-            raise self._failed(str(error), part="instantiation") from None
+            raise self.failure or self._failed(str(error), part="instantiation") from None
         self.exports = instance.exports(self.store)
         try:
             linker.define_instance(self.store, "c", instance)
-            bridge = linker.instantiate(self.store, wasmtime.Module(self.engine, _BRIDGE))
-        except wasmtime.WasmtimeError:
+            parts = (_SIZES_IMPORT, _SIZES) if self.has_sizes else ("", "")
+            text = _BRIDGE.replace("(SIZES_IMPORT)", parts[0]).replace("(SIZES)", parts[1])
+            bridge = linker.instantiate(self.store, wasmtime.Module(self.engine, text))
+        except wasmtime.WasmtimeError as error:
+            if _of_memory(str(error)):
+                raise self._failed(str(error), part="instantiation") from None
             raise MalformedFile(self.path, "exports", "functions of other types than circom 2's") from None
         self.bridge = bridge.exports(self.store)
 
@@ -243,6 +332,7 @@ class _Program:
         try:
             assert isinstance(function, wasmtime.Func)
             result = function(self.store, *arguments)
+            self._check_failure()
         except (AssertionError, TypeError):
             raise MalformedFile(
                 self.path, "exports", f"{name} is not the function that circom 2 makes"
@@ -269,32 +359,44 @@ class _Program:
     # Inputs ------------------------------------------------------------------
 
     def _set_inputs(self, signals: Mapping[str, Any], curve: CurveParams) -> None:
-        values = {name: _integers(name, value) for name, value in signals.items()}
-        if self.has_sizes:
-            self._check_sizes(values)
-        expected, given = self._call("getInputSize"), sum(map(len, values.values()))
+        expected = self._call("getInputSize")
+        sizes = self._symbol_sizes() if not self.has_sizes else None
+        values: dict[str, list[int]] = {}
+        names = iter(signals.items())
+        # Name by name until something is wrong, so that a million unknown ones cost no more than a few.
+        while some := dict(islice(names, _MAX_PROBLEMS if not values else _NAMES_AT_ONCE)):
+            integers = {name: _integers(name, value) for name, value in some.items()}
+            if self.has_sizes:
+                _check_sizes(integers, self._sizes(list(integers)))
+            elif sizes:
+                _check_sizes(integers, [sizes.get(name, 0) for name in integers])
+            values |= integers
+            if sum(not v for v in integers.values()) > _MAX_EMPTY:
+                raise InvalidInput("circuit inputs: too many signals without a value")
+        given = sum(map(len, values.values()))
         if self.has_sizes and given < expected:
             raise InvalidInput(self._missing(values, expected - given))
         # Only now: the program computes, and may fail an assertion, as soon as the last one is set.
-        for name, integers in values.items():
-            self._set_signal(name, integers, curve)
+        for name, integers_of in values.items():
+            self._set_signal(name, integers_of, curve)
         if given < expected:
             raise InvalidInput(self._missing(values, expected - given))
 
-    def _check_sizes(self, values: Mapping[str, list[int]]) -> None:
-        problems = []
-        for name, integers in values.items():
-            size = self._size(name)
-            if size == 0 and integers:
-                problems.append(f"{name}: the circuit has no such input")
-            elif size != len(integers):
-                problems.append(f"{name}: expected {size} {_plural(size)}, found {len(integers)}")
-        if problems:
-            raise InvalidInput(f"circuit inputs: {'; '.join(problems)}")
+    def _symbol_sizes(self) -> dict[str, int]:
+        """Values of the signals of the main component, from circom's .sym file; empty without a whole one."""
+        return _symbols(Path(self.path), whole=True)
 
-    def _size(self, name: str) -> int:
-        """Values that the input of this name takes; 0 if there is none."""
-        return max(0, self._call("getInputSignalSize", *_hash_halves(name)))
+    def _sizes(self, names: Sequence[str]) -> list[int]:
+        """Values that the inputs of these names take; 0 where there is none."""
+        sizes: list[int] = []
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            some = names[start : start + _NAMES_AT_ONCE]
+            halves = np.array([_hash_halves(name) for name in some], dtype="<i4")
+            self._buffer.write(self.store, halves.tobytes(), 0)
+            self._bridge("sizes", len(some))
+            found = np.frombuffer(self._buffer.read(self.store, 0, 8 * len(some)), dtype="<i4")
+            sizes += np.maximum(found[::2], 0).tolist()
+        return sizes
 
     def _set_signal(self, name: str, integers: Sequence[int], curve: CurveParams) -> None:
         self.current = name
@@ -309,21 +411,28 @@ class _Program:
     def _missing(self, values: Mapping[str, object], count: int) -> str:
         """What to say when values are missing: their names are only in circom's .sym file."""
         names: list[str] = []
-        for name in _symbols(Path(self.path)) if self.has_sizes else ():
-            given = name in values or any(name.startswith((f"{v}.", f"{v}[")) for v in values)
-            if not given and self._size(name) > 0:
-                names.append(name)
+        asked = (name for name in self._symbol_names() if not _is_given(name, values))
+        left = count
+        while left > 0 and (some := list(islice(asked, _NAMES_AT_ONCE))):
+            for name, size in zip(some, self._sizes(some), strict=True):
+                if size > 0 and left > 0:
+                    names.append(name)
+                    left -= size
         if names:
-            return f"circuit inputs: missing {', '.join(names)}"
-        found = f" besides {', '.join(values)}" if values else ""
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            return f"circuit inputs: missing {', '.join(names[:20])}{more}"
+        found = f" besides {', '.join(islice(values, 20))}" if values else ""
         advice = "circom's --sym file beside the program would let this message name them"
         return f"circuit inputs: {count} {_plural(count)} missing{found}; {advice}"
+
+    def _symbol_names(self) -> Iterator[str]:
+        return iter(_symbols(Path(self.path))) if self.has_sizes else iter(())
 
     # Witness -----------------------------------------------------------------
 
     def _read_witness(self, curve: CurveParams) -> Words:
         count = self._call("getWitnessSize") & 0xFFFFFFFF
-        if count * curve.scalar.bytes > self.memory_bytes:
+        if count * curve.scalar.bytes + self._memory_in_use() > self.memory_bytes:
             limit = f"the limit of {self.memory_bytes // _MIB} MiB"
             raise OutOfMemory(f"{self.path}: a witness of {count} values exceeds {limit}")
         witness = np.empty((count, curve.scalar.limbs), dtype="<u8")
@@ -335,6 +444,14 @@ class _Program:
             witness[start:end] = np.frombuffer(data, dtype="<u8").reshape(end - start, -1)
         check_witness_values(witness, curve, self.path, "computed witness")
         return witness
+
+    def _memory_in_use(self) -> int:
+        import wasmtime
+
+        if not self.shows_memory:
+            return self.memory_bytes // 2
+        memories = (m for m in self.exports.values() if isinstance(m, wasmtime.Memory))
+        return max((m.data_len(self.store) for m in memories), default=0)
 
     @property
     def _per_buffer(self) -> int:
@@ -348,11 +465,47 @@ class _Program:
     def _bridge(self, name: str, *arguments: int) -> None:
         function: wasmtime.Func = self.bridge[name]  # type: ignore[assignment]
         function(self.store, *(_signed(a) for a in arguments))
+        self._check_failure()
 
     # What the program tells ----------------------------------------------------
 
+    def _guarded(self, told: Callable[..., None]) -> Callable[..., None]:
+        """A function that the program may call at any time, also while it answers one of ours."""
+
+        def callback(*arguments: Any) -> None:
+            import wasmtime
+
+            if self.in_callback or self.failure is not None:
+                return
+            self.in_callback = True
+            try:
+                told(*arguments)
+            except ProverError as error:
+                self._stop(error)
+            except wasmtime.Trap as trap:
+                self._stop(self._trapped(trap))
+            except wasmtime.WasmtimeError as error:
+                self._stop(self._failed(str(error)))
+            except BaseException as error:
+                self._stop(MalformedFile(self.path, "program", f"{type(error).__name__} in what it calls"))
+            finally:
+                self.in_callback = False
+
+        return callback
+
+    def _stop(self, failure: ProverError) -> None:
+        """Ends the run with this failure, at the program's next loop or call."""
+        self.failure = failure
+        self.interrupt()
+
+    def _check_failure(self) -> None:
+        if self.failure is not None and not self.in_callback:
+            raise self.failure
+
     def _on_exception(self, code: int) -> None:
-        place = "; ".join(dict.fromkeys(self.messages))
+        if not self.tells_places:  # before circom 2.0.7 the message is to be asked for
+            self._on_message()
+        place = "; ".join(dict.fromkeys(self.places))
         if code in (_NOT_FOUND, _TOO_MANY, _ALREADY_SET, _INPUT_INDEX):
             problem = {
                 _NOT_FOUND: "the circuit has no such input",
@@ -369,12 +522,15 @@ class _Program:
             raise UnsatisfiedWitness(
                 f"{self.path}: an array index is out of bounds: {place or 'no place given'}"
             )
-        raise MalformedFile(self.path, "program", f"it reports the unknown error {code}")
+        raise MalformedFile(self.path, "program", "it reports an unknown error")
 
     def _on_message(self) -> None:
-        text = self._message().strip()
-        if text and len(self.messages) < 20:
-            self.messages.append(text)
+        for match in _PLACE.finditer(self._message()):
+            if len(self.places) < _MAX_PLACES and match[1].encode() in self.code:
+                self.places.append(match[0])
+
+    def _on_log(self) -> None:
+        self._message()
 
     def _message(self) -> str:
         if "getMessageChar" not in self.exports:
@@ -402,6 +558,8 @@ class _Program:
             return OutOfMemory(
                 f"{self.path}: the program's memory exceeds the limit of {self.memory_bytes // _MIB} MiB"
             )
+        if _of_memory(text):
+            return OutOfMemory(f"{self.path}: the machine refused memory for the program")
         return MalformedFile(self.path, part, _first_line(text))
 
     def _out_of_fuel(self) -> Timeout:
@@ -426,7 +584,15 @@ def _watched(job: Job, interrupt: Callable[[], None], work: Callable[[], T]) -> 
             failures.append(error)
 
     thread = threading.Thread(target=target, name="gpuprover-witness", daemon=True)
-    thread.start()
+    try:
+        with _STACKS:
+            before = threading.stack_size(_THREAD_STACK)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(before)
+    except RuntimeError:
+        raise OutOfMemory("the machine refused a thread for the witness program") from None
     try:
         while thread.is_alive():
             job.check()
@@ -446,7 +612,9 @@ def _qualified(prefix: str, value: Any, depth: int = 0) -> Iterator[tuple[str, A
         raise InvalidInput(f"circuit inputs: nested deeper than {_MAX_BUS_DEPTH} objects")
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if not isinstance(key, str) or not key:
+            if key == "":
+                raise InvalidInput("circuit inputs: a signal's name is empty")
+            if not isinstance(key, str):
                 raise InvalidInput(f"circuit inputs: a signal's name has to be a text, found {_kind(key)}")
             yield from _qualified(f"{prefix}.{key}" if prefix else key, item, depth + 1)
     elif _is_list(value) and any(isinstance(item, Mapping) for item in _leaves(value)):
@@ -475,6 +643,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _integers(name: str, value: Any) -> list[int]:
     """The values of one signal. Raises InvalidInput, without the value."""
+    if type(value) is int:
+        return [value]
     result = []
     for i, item in enumerate(_leaves(value)):
         try:
@@ -513,6 +683,59 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
+def _check_sizes(values: Mapping[str, list[int]], sizes: Sequence[int]) -> None:
+    """Raises InvalidInput for signals that are unknown or of another length."""
+    problems = []
+    for (name, integers), size in zip(values.items(), sizes, strict=True):
+        if size == 0 and integers:
+            problems.append(f"{name}: the circuit has no such input")
+        elif size != len(integers):
+            problems.append(f"{name}: expected {size} {_plural(size)}, found {len(integers)}")
+        if len(problems) == _MAX_PROBLEMS:
+            break
+    if problems:
+        raise InvalidInput(f"circuit inputs: {'; '.join(problems)}")
+
+
+def _is_given(name: str, values: Mapping[str, object]) -> bool:
+    """Whether a signal is among those given, or a member of one."""
+    return name in values or any(
+        name[: match.start()] in values for match in islice(_MEMBER.finditer(name), 2 * _MAX_BUS_DEPTH)
+    )
+
+
+def _of_memory(text: str) -> bool:
+    """Whether wasmtime says that the system refused memory."""
+    return any(word in text.lower() for word in ("mmap", "allocate", "reserve", "out of memory"))
+
+
+def _address_space_is_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # another system than Unix
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _compiled_programs() -> str | None:
+    """A configuration of wasmtime's cache, in the folder of compiled code; None where there is none.
+
+    wasmtime runs what it finds there as it is, so the folder has to be nobody else's.
+    """
+    folder = own_folder("wasmtime")
+    if folder is None:
+        return None
+    file = folder / "config.toml"
+    text = f"[cache]\ndirectory = {json.dumps(str(folder / 'programs'))}\n".encode()
+    try:
+        if not file.exists() or file.read_bytes() != text:
+            with write_atomic(file) as out:
+                out.write(text)
+    except (OSError, ProverError):
+        return None
+    return str(file)
+
+
 def _hash_halves(name: str) -> tuple[int, int]:
     """FNV-1a of a signal's name -> (high, low) as signed 32-bit integers."""
     h = 0xCBF29CE484222325
@@ -540,10 +763,11 @@ def _half_of_memory() -> int:
         return 4096 * _MIB
 
 
-def _symbols(wasm: Path) -> list[str]:
-    """The first signals' names, from the .sym file that circom wrote along; none without it.
+def _symbols(wasm: Path, *, whole: bool = False) -> dict[str, int]:
+    """The first signals' names and numbers of values, from the .sym file that circom wrote along.
 
-    circom puts NAME.wasm into NAME_js/ and NAME.sym beside that folder, outputs and inputs first.
+    circom puts NAME.wasm into NAME_js/ and NAME.sym beside that folder, outputs and inputs first. Empty
+    without the file, and if ``whole``, where it has more lines than are read.
     """
     for folder in (wasm.parent, wasm.parent.parent):
         try:
@@ -551,10 +775,14 @@ def _symbols(wasm: Path) -> list[str]:
         except ProverError:
             continue
         with file:
-            names: dict[str, None] = {}
-            for line in islice(file, _MAX_SYMBOLS):
+            names: dict[str, int] = {}
+            for _ in range(_MAX_SYMBOLS):
+                line = file.readline(_MAX_SYMBOL)
+                if not line:
+                    return names
                 # number, wire, component, main.name[0][1]
-                name = line[:_MAX_SYMBOL].decode(errors="replace").strip().split(",")[-1]
-                names[_INDICES.sub("", name.removeprefix("main."))] = None
-            return list(names)
-    return []
+                symbol = line.decode(errors="replace").strip().split(",")[-1]
+                name = _INDICES.sub("", symbol.removeprefix("main."))
+                names[name] = names.get(name, 0) + 1
+            return {} if whole else names
+    return {}

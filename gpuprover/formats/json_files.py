@@ -61,7 +61,7 @@ def parsed_size_bound(data: bytes) -> int:
     """Bytes that :func:`parse_json` takes at most for this text, beside the text, its result included.
 
     Found by counting, in time linear in the length and without holding the interpreter for long. Lists of
-    short values cost most: ``[],`` 27 bytes for each of its own, ``{"":0},`` 45; decimal strings of 77 digits 3.
+    short values cost most: ``[],`` 27 bytes for each of its own, ``{"":0},`` 45; strings of 77 digits 3.
     """
     step = 1 << 20
     counts = dict.fromkeys((b",", b"[", b"{", b":", b'"', b"[]", b"{}"), 0)
