@@ -159,7 +159,8 @@ class Repetition:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: OrderedDict[tuple[str, ...], _Seen] = OrderedDict()
+        self._forms: OrderedDict[tuple[str, ...], _Seen] = OrderedDict()
+        self._words: OrderedDict[tuple[str, ...], _Seen] = OrderedDict()
 
     def pass_on(self, record: logging.LogRecord) -> logging.LogRecord | None:
         """The record, perhaps with a count of those before it that were left out; None to leave it out."""
@@ -167,14 +168,14 @@ class Repetition:
             return record
         now = self._clock()
         form = (record.name, record.levelname, str(record.msg)[:MAX_MESSAGE])
-        kept = self._see(form, now)
+        kept = _see(self._forms, form, now)
         try:
             words = record.getMessage()[:MAX_MESSAGE]
         except Exception:  # the formatter's to tell
             return record
         error = record.exc_info[1] if record.exc_info else None
         where = () if error is None else (type(error).__name__, place(error.__traceback__))
-        same = self._see((*form, words, *where), now)
+        same = _see(self._words, (*form, words, *where), now)
         if same.told >= 1 or kept.told >= A_MINUTE:
             same.left_out += 1
             kept.left_out += 1
@@ -188,17 +189,6 @@ class Repetition:
         told.msg, told.args = f"{record.getMessage()} (and {count} more like it before)", None
         return told
 
-    def _see(self, key: tuple[str, ...], now: float) -> _Seen:
-        """What is known of a key in this minute."""
-        seen = self._seen.get(key)
-        if seen is None or now - seen.since >= MINUTE:
-            before = 0 if seen is None else seen.left_out
-            self._seen[key] = seen = _Seen(now, before)
-        self._seen.move_to_end(key)
-        while len(self._seen) > MAX_FORMS:
-            self._seen.popitem(last=False)
-        return seen
-
 
 @dataclass
 class _Seen:
@@ -208,6 +198,17 @@ class _Seen:
     before: int
     told: int = 0
     left_out: int = 0
+
+
+def _see(known: OrderedDict[tuple[str, ...], _Seen], key: tuple[str, ...], now: float) -> _Seen:
+    """What is known of a key in this minute."""
+    seen = known.get(key)
+    if seen is None or now - seen.since >= MINUTE:
+        known[key] = seen = _Seen(now, 0 if seen is None else seen.left_out)
+    known.move_to_end(key)
+    while len(known) > MAX_FORMS:
+        known.popitem(last=False)
+    return seen
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -23,6 +23,7 @@ from gpuprover.job import Progress
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner
 from gpuprover.service import server
 from gpuprover.service.app import create_app
+from gpuprover.service.connections import Connections
 from gpuprover.service.core import MakeMetrics, Service
 from gpuprover.service.metrics import Metrics
 
@@ -104,9 +105,11 @@ class Stage:
         url: its address.
         client: for requests, with a generous time limit.
         loop: of the service.
+        server: what listens.
     """
 
     loop: asyncio.AbstractEventLoop
+    server: Any
 
     def __init__(self, prover: Prover, executor: Executor | None, service: Service, url: str) -> None:
         self.prover, self.service, self.url = prover, service, url
@@ -129,6 +132,10 @@ class Stage:
             headers["Prefer"] = f"wait={wait}"
         path = f"/v1/circuits/{circuit}/proofs"
         return self.client.post(path, content=witness, headers=headers, **options)
+
+    def connections(self) -> Connections:
+        """Those that are open."""
+        return self.server._connections
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.client.get(path, **options)
@@ -170,7 +177,7 @@ def stage(
     async def main() -> None:
         on_stage.loop = asyncio.get_running_loop()
         on_stage.loop.set_exception_handler(server._log_place)
-        async with server.running(app, listener):
+        async with server.running(app, listener) as on_stage.server:
             up.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from gpuprover.caching import keyed_digest
 from gpuprover.config import ServiceSettings
 from gpuprover.engine import JobState, ProofJob, Prover, ProverStatus
-from gpuprover.errors import Aborted, CircuitNotFound, ProverError, ShuttingDown
+from gpuprover.errors import Aborted, CircuitNotFound, DeviceError, ProverError, ShuttingDown
 from gpuprover.service.access import Caller, Tokens, is_loopback
 from gpuprover.service.bodies import MAX_JSON, Budget, Pace, Reservation
 from gpuprover.service.metrics import Metrics
@@ -123,6 +123,10 @@ class Service:
         """In a thread: JSON, hashes, large answers."""
         return await self._reading.call(tenant, function, *args, **kwargs)
 
+    @property
+    def busy_reading(self) -> bool:
+        return self._reading.running > 0
+
     async def verify(
         self, tenant: str, circuit: str, statements: list[Statement], *, single: bool = False
     ) -> list[bool]:
@@ -195,7 +199,13 @@ class Service:
         """Names, looked up a moment ago."""
         now = time.monotonic()
         if now - self._names_at > NAMES_SECONDS:
-            self._names, self._names_at = frozenset(await self.briefly(self.prover.circuits)), now
+            try:
+                self._names = frozenset(await self.briefly(self.prover.circuits))
+            except DeviceError:
+                if not self._names:
+                    raise
+                # What was there is there, as far as anybody can see without a descriptor.
+            self._names_at = now
         return self._names
 
     async def require_circuit(self, circuit: str) -> None:

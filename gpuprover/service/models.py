@@ -13,8 +13,11 @@ from gpuprover.service.problems import Problem as ProblemError
 
 MAX_BATCH = 10_000
 """Proofs in one request."""
-MAX_CONTAINERS = 1 << 20
-"""Arrays and objects in one request. The garbage collector visits all of them while everything waits."""
+MAX_VALUES, MAX_CONTAINERS = 1 << 19, 1 << 18
+"""Values in one request, arrays and objects among them. They go to other processes as JSON again, and are
+freed, at one go, while everything waits."""
+MAX_PROOF = 256
+"""Values in one proof; one of PLONK has some 30."""
 
 
 class _Request(BaseModel):
@@ -190,10 +193,10 @@ def read(body: bytes) -> Any:
     """The values of a body's JSON.
 
     Raises:
-        MalformedFile: it is none, or has too many arrays and objects.
+        MalformedFile: it is none, or has too many values.
     """
     with about("body"):
-        return parse_json(body, "the body", max_containers=MAX_CONTAINERS)
+        return parse_json(body, "the body", max_values=MAX_VALUES, max_containers=MAX_CONTAINERS)
 
 
 def _wrong(where: str, expected: str) -> ProblemError:
@@ -220,6 +223,19 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _proof(value: Any, where: str) -> dict[str, Any]:
+    pending: list[Any] = [_object(value, where)]
+    count = 0
+    while pending:
+        inner = pending.pop()
+        count += len(inner)
+        if count > MAX_PROOF:
+            raise _wrong(where, f"a proof of at most {MAX_PROOF} values")
+        values = inner if type(inner) is list else inner.values()
+        pending += [one for one in values if type(one) is list or type(one) is dict]
+    return value  # type: ignore[no-any-return]
+
+
 def _text(value: Any, where: str) -> str:
     if type(value) is not str:
         raise _wrong(where, "a string")
@@ -243,7 +259,7 @@ def _prove(document: Any, where: str) -> ProveRequest:
 def _statement(document: Any, where: str) -> Statement:
     signals, proof = _members(document, where, Statement)
     return Statement.model_construct(
-        public_signals=_signals(signals, f"{where}.public_signals"), proof=_object(proof, f"{where}.proof")
+        public_signals=_signals(signals, f"{where}.public_signals"), proof=_proof(proof, f"{where}.proof")
     )
 
 
@@ -251,7 +267,7 @@ def _verify(document: Any, where: str) -> VerifyRequest:
     signals, proof, circuit = _members(document, where, VerifyRequest)
     return VerifyRequest.model_construct(
         public_signals=_signals(signals, "public_signals"),
-        proof=_object(proof, "proof"),
+        proof=_proof(proof, "proof"),
         circuit_id=_text(circuit, "circuit_id"),
     )
 

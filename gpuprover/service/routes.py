@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
 from gpuprover.config import PRIORITIES
-from gpuprover.errors import ProverError
+from gpuprover.errors import MalformedFile, ProverError
 from gpuprover.formats.json_files import parsed_size_bound
 from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
@@ -479,6 +479,11 @@ async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> mo
             service, request, models.VerifyRequest, reservation, tenant
         )
         await service.require_circuit(asked.circuit_id)
+        key = await service.briefly(service.prover.verification_key, asked.circuit_id)
+        if len(asked.public_signals) != key["nPublic"]:
+            # Here, as they would travel to the verifier first.
+            found = f"{len(asked.public_signals)} of them, expected {key['nPublic']} for this key"
+            raise MalformedFile("public signals", "document", found)
         statements = [(asked.public_signals, asked.proof)]
         (valid,) = await service.verify(tenant, asked.circuit_id, statements, single=True)
         return models.Verdict(valid=valid)

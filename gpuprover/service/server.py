@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import math
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -32,6 +33,10 @@ LINGER_SECONDS = 5.0
 """After the last proof of a service that drains, for clients that poll to fetch it."""
 SHUTDOWN_SECONDS = 5
 POLL_SECONDS = 0.05
+SWITCH_SECONDS = 0.001
+"""For which a thread that reads a body may hold the interpreter while the event loop waits for it: several
+times for each request, since every call of the system lets it go."""
+COLLECT_SECONDS = 60.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -81,6 +86,7 @@ def serve(
         InvalidInput: the file of tokens cannot be used.
     """
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(prover, settings)
     service: Service = app.state.service
     if not service.local and not service.tokens.required:
@@ -98,13 +104,26 @@ def serve(
             loop.add_signal_handler(number, signalled)
         async with running(app, listener) as server:
             started()
+            collecting = asyncio.create_task(_collect(service))
             stopping, ended = asyncio.create_task(stop.wait()), server.ended
             await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
+            collecting.cancel()
             await drain(service, force)
         return EXIT_CANCELLED if force.is_set() else EXIT_OK
 
     return asyncio.run(main())
+
+
+async def _collect(service: Service) -> None:
+    """Collects garbage while nobody's JSON is there: each of its lists would be looked at while all waits."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 1 << 20)
+    while True:
+        await asyncio.sleep(COLLECT_SECONDS)
+        if not service.busy_reading:
+            gc.collect()
 
 
 async def drain(service: Service, force: asyncio.Event) -> None:
@@ -181,7 +200,7 @@ async def running(app: Any, listener: socket.socket) -> AsyncIterator[_Server]:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(settings.keep_alive),
+        timeout_keep_alive=cast(int, settings.keep_alive),  # any number of seconds
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     connections = Connections(settings.connection_limit, settings.head_timeout, service.pace)

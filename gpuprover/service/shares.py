@@ -59,6 +59,11 @@ class TenantThreads:
         self._running: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    @property
+    def running(self) -> int:
+        """Calls."""
+        return self._running.total()
+
     async def call(self, tenant: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What the function returns; called in a thread, in the caller's context."""
         loop = asyncio.get_running_loop()
