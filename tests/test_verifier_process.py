@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from gpuprover.errors import (
 )
 from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.messages import Channel, ConnectionLost
-from gpuprover.verifier import client, server
+from gpuprover.verifier import client, connections, server
 from gpuprover.verifier.address import Listener, connect, parse_address, tcp_address, unix_address
 from gpuprover.verifier.client import PART, WINDOW, VerifierClient
 from gpuprover.verifier.keys import LoadedKey
@@ -553,7 +554,8 @@ def test_bytes_that_wait_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPat
         asking = Raw(address)
         for _ in range(20):
             status = asking.call("status")["result"]
-            assert 600_000 < status["buffered"] <= 1 << 20
+            # Beyond the limit there is one message at most.
+            assert 600_000 < status["buffered"] <= (1 << 20) + 602_000
             assert status["waiting"] + status["running"] == 1
             time.sleep(0.005)
         gate.open.set()
@@ -564,36 +566,88 @@ def test_bytes_that_wait_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_connections_beyond_the_limit_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(folder, Limits(connections=2), key=VKEYS["bn254"]) as (address, _):
+    """If those that there are wait for something; idle ones make place."""
+    gate = Gate(monkeypatch)
+    limits = Limits(threads=1, connections=2)
+    with serving(folder, limits, key=VKEYS["bn254"]) as (address, served), ThreadPoolExecutor(2) as pool:
         clients = [Raw(address) for _ in range(2)]
-        for c in clients:
-            assert c.call("hello")["result"]["ready"]
+        calls = [pool.submit(c.call, "verify", name="key", public=PUBLIC, proof=PROOF) for c in clients]
+        assert gate.entered.acquire(timeout=WAIT)
+        until(lambda: served._waiting, "nothing waits")
         late = Raw(address)
         assert late.answer()["error"]["kind"] == "QueueFull"
         monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
         with VerifierClient(address) as caller, pytest.raises(QueueFull, match="2 connections"):
             caller.verify("key", PUBLIC, PROOF)
-        clients.pop().channel.close()
+        gate.open.set()
+        assert all(call.result(WAIT)["result"]["valid"] for call in calls)
         with VerifierClient(address) as caller:
             assert caller.verify("key", PUBLIC, PROOF)
-        clients.pop().channel.close()
-        late.channel.close()
+            assert caller.status().counters["evicted"] == 1
+        for c in (*clients, late):
+            c.channel.close()
+
+
+def test_idle_connections_keep_nobody_out(folder: Path) -> None:
+    """However many there are, and although some have begun a message; the one idle for longest goes first."""
+    with serving(folder, Limits(connections=8, stall=0.5), key=VKEYS["bn254"]) as (address, _):
+        idle = [connect(parse_address(address), WAIT) for _ in range(20)]
+        for one in idle[::2]:
+            with suppress(OSError):
+                one.sendall(b"\x01")
+        raw = Raw(address)
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert raw.call("status")["result"]["counters"]["evicted"] >= 13
+        for one in idle:
+            one.close()
+        raw.channel.close()
+
+
+def test_those_with_the_most_connections_make_place(folder: Path) -> None:
+    """Whatever they do: one peer cannot keep others out by work, either."""
+    made = Server(Limits(connections=4))
+    pairs = [socket.socketpair() for _ in range(6)]
+    held = made._connections
+    try:
+        for i, (ours, _) in enumerate(pairs[:4]):
+            held.connect(ours, local=True, owner=False, peer="greedy" if i else "modest")
+        for connection in held._all:
+            connection.outstanding = 1
+        assert not held._make_place("greedy"), "it gets no place at another's cost"
+        assert held._make_place("newcomer")
+        assert sorted(c.peer for c in held._all) == ["greedy", "greedy", "modest"]
+        assert not held._make_place("newcomer"), "two of three are not the most of four"
+    finally:
+        held.close()
+        for pair in pairs:
+            for end in pair:
+                end.close()
 
 
 def test_bytes_of_keys_are_bounded(folder: Path) -> None:
-    with serving(folder, Limits(keys=3 * server.SMALL_MESSAGE)) as (address, _):
-        raw = Raw(address)
+    """For one connection by a quarter of all, for all together; each has its share, whatever others hold."""
+    size = server.SMALL_MESSAGE
+    with serving(folder, Limits(keys=12 * size, connections=12)) as (address, _):
+        clients = [Raw(address) for _ in range(6)]
+        raw = clients[0]
         answers = [raw.load(f"key{i}", "bn254") for i in range(5)]
         assert [answer.get("error", {}).get("kind") for answer in answers] == [None] * 3 + ["QueueFull"] * 2
         assert raw.call("unload", name="key0")["result"]
         assert raw.load("key3", "bn254")["result"]
+        for other in clients[1:4]:
+            assert all("result" in other.load(f"key{i}", "bn254") for i in range(3))
+        assert "result" in clients[4].load("key", "bn254"), "its share"
+        assert "QueueFull" in str(clients[4].load("another", "bn254"))
         raw.channel.close()
+        until(lambda: "result" in clients[5].load("key0", "bn254"), "keys stay after their client")
+        until(lambda: "result" in clients[5].load("key1", "bn254"), "keys stay after their client")
+        for c in clients[1:]:
+            c.channel.close()
 
 
-def test_clients_that_stop_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_stop_are_dropped(folder: Path) -> None:
     """In the middle of a message, or taking no answers; others are served all the while."""
-    monkeypatch.setattr(server, "STALL_SECONDS", 0.2)
-    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, _):
+    with serving(folder, Limits(threads=1, stall=0.3), key=VKEYS["bn254"]) as (address, _):
         idle = Raw(address)
         stalled = connect(parse_address(address), WAIT)
         stalled.sendall((1 << 20).to_bytes(4, "little") + b'{"id": 1')
@@ -609,6 +663,64 @@ def test_clients_that_stop_are_dropped(folder: Path, monkeypatch: pytest.MonkeyP
         deaf.close()
         assert idle.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
         idle.channel.close()
+
+
+def test_clients_that_drip_are_dropped(folder: Path) -> None:
+    """Each byte comes in time, and the message never."""
+    with serving(folder, Limits(stall=0.5)) as (address, _):
+        slow = connect(parse_address(address), WAIT)
+        slow.sendall((1 << 16).to_bytes(4, "little"))
+        dropped = False
+        deadline = time.monotonic() + WAIT
+        while not dropped and time.monotonic() < deadline:
+            try:
+                slow.sendall(b" ")
+            except OSError:
+                dropped = True
+            time.sleep(0.05)
+        assert dropped
+        slow.close()
+
+
+def test_clients_that_ask_nothing_are_let_go(folder: Path) -> None:
+    with serving(folder, Limits(idle=0.3), key=VKEYS["bn254"]) as (address, _):
+        silent = connect(parse_address(address), WAIT)
+        silent.settimeout(WAIT)
+        assert silent.recv(1) == b""
+        silent.close()
+        with VerifierClient(address) as caller:
+            for _ in range(2):
+                assert caller.verify("key", PUBLIC, PROOF)
+                until(lambda caller=caller: caller._pid is None, "an idle client stays")
+
+
+def test_announced_bytes_take_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come does, of one connection half of all, and it goes if others wait and it does not go on."""
+    monkeypatch.setattr(connections, "PRESSED_SECONDS", 0.3)
+    statements = [[PUBLIC, PROOF]] * 140
+    with serving(folder, Limits(buffered=1 << 18), key=VKEYS["bn254"]) as (address, served):
+        asking = Raw(address)
+
+        def announce(size: int) -> socket.socket:
+            one = connect(parse_address(address), WAIT)
+            one.sendall((32 << 20).to_bytes(4, "little") + b" " * size)
+            return one
+
+        slow = [announce(1) for _ in range(4)]
+        assert (
+            asking.call("verify_batch", name="key", statements=statements)["result"]["valid"] == [True] * 140
+        )
+        assert served._connections.held < 64
+        slow += [announce((1 << 17) - 4096) for _ in range(3)]
+        until(lambda: served._connections.held > 1 << 17, "nothing is read")
+        assert (
+            asking.call("verify_batch", name="key", statements=statements)["result"]["valid"] == [True] * 140
+        )
+        for one in slow:
+            one.close()
+        until(lambda: served._connections.count == 1, "they stay")
+        assert asking.call("status")["result"]["buffered"] == 0
+        asking.channel.close()
 
 
 @pytest.mark.parametrize(

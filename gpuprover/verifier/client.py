@@ -460,7 +460,7 @@ class VerifierClient:
                     rest = RARE_DELAY - delay if self._kept else None
                     self._changed.wait_for(lambda: self._closing.is_set() or self._calls, rest)
                 elif not self._kept:
-                    self._changed.wait_for(lambda: self._closing.is_set() or self._wanted)
+                    self._changed.wait_for(lambda: self._closing.is_set() or self._wanted or self._calls)
                 if self._closing.is_set():
                     return
                 self._wanted = False
