@@ -22,6 +22,7 @@ _STATUS = {
     "QueueFull": 429,
     "OutOfMemory": 503,
     "DeviceError": 503,
+    "ConnectionLost": 503,
     "ShuttingDown": 503,
     "Timeout": 504,
     "Cancelled": 409,
