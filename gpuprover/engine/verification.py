@@ -170,7 +170,7 @@ class Verification:
         name = _name(key, public, document)
         if name is None:
             return ask()  # which says what is wrong with it
-        return self.answers.get_or_make(name, ask, lambda _: ANSWER_BYTES)
+        return self.answers.get_or_make(name, ask, lambda _: ANSWER_BYTES, timeout=_left(end))
 
     def verify_batch(
         self, circuit: str, statements: Sequence[Statement], timeout: float | None
