@@ -72,6 +72,7 @@ class EngineSettings:
     memory_watermark: float
     policy: str
     verifier: str
+    verification_timeout: float
     min_workers: int
     max_workers: int
     max_proofs_per_worker: int
@@ -355,6 +356,14 @@ SETTINGS: tuple[Setting, ...] = (
         "`process`, `inline`",
         "process",
         "whether verification has a process of its own, or runs in the caller's",
+    ),
+    Setting(
+        "verification_timeout",
+        _positive,
+        "above 0",
+        120.0,
+        "for a verification to be answered, the start of its process and of its code included",
+        "s",
     ),
     Setting(
         "min_workers",

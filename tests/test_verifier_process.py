@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
+import hmac
 import itertools
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -34,12 +37,15 @@ from gpuprover.errors import (
     Timeout,
 )
 from gpuprover.formats.groth16_json import digest, parse_verification_key
-from gpuprover.messages import Channel, ConnectionLost
-from gpuprover.verifier import client, server
+from gpuprover.messages import AccessDenied, Channel, ConnectionLost
+from gpuprover.verifier import address as addresses
+from gpuprover.verifier import client, connections, server
 from gpuprover.verifier.address import Listener, connect, parse_address, tcp_address, unix_address
 from gpuprover.verifier.client import PART, WINDOW, VerifierClient
+from gpuprover.verifier.connections import UNTRUSTED_MESSAGE
 from gpuprover.verifier.keys import LoadedKey
 from gpuprover.verifier.process import VerifierProcess
+from gpuprover.verifier.secret import read_secret
 from gpuprover.verifier.server import Limits, Server
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -553,7 +559,8 @@ def test_bytes_that_wait_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPat
         asking = Raw(address)
         for _ in range(20):
             status = asking.call("status")["result"]
-            assert 600_000 < status["buffered"] <= 1 << 20
+            # Beyond the limit there is one message at most, and the beginnings of others.
+            assert 600_000 < status["buffered"] <= (1 << 20) + 602_000 + 6 * server.SMALL_MESSAGE
             assert status["waiting"] + status["running"] == 1
             time.sleep(0.005)
         gate.open.set()
@@ -564,36 +571,88 @@ def test_bytes_that_wait_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_connections_beyond_the_limit_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(folder, Limits(connections=2), key=VKEYS["bn254"]) as (address, _):
+    """If those that there are wait for something; idle ones make place."""
+    gate = Gate(monkeypatch)
+    limits = Limits(threads=1, connections=2)
+    with serving(folder, limits, key=VKEYS["bn254"]) as (address, served), ThreadPoolExecutor(2) as pool:
         clients = [Raw(address) for _ in range(2)]
-        for c in clients:
-            assert c.call("hello")["result"]["ready"]
+        calls = [pool.submit(c.call, "verify", name="key", public=PUBLIC, proof=PROOF) for c in clients]
+        assert gate.entered.acquire(timeout=WAIT)
+        until(lambda: served._waiting, "nothing waits")
         late = Raw(address)
         assert late.answer()["error"]["kind"] == "QueueFull"
         monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
         with VerifierClient(address) as caller, pytest.raises(QueueFull, match="2 connections"):
             caller.verify("key", PUBLIC, PROOF)
-        clients.pop().channel.close()
+        gate.open.set()
+        assert all(call.result(WAIT)["result"]["valid"] for call in calls)
         with VerifierClient(address) as caller:
             assert caller.verify("key", PUBLIC, PROOF)
-        clients.pop().channel.close()
-        late.channel.close()
+            assert caller.status().counters["evicted"] == 1
+        for c in (*clients, late):
+            c.channel.close()
+
+
+def test_idle_connections_keep_nobody_out(folder: Path) -> None:
+    """However many there are, and although some have begun a message; the one idle for longest goes first."""
+    with serving(folder, Limits(connections=8, stall=0.5), key=VKEYS["bn254"]) as (address, _):
+        idle = [connect(parse_address(address), WAIT) for _ in range(20)]
+        for one in idle[::2]:
+            with suppress(OSError):
+                one.sendall(b"\x01")
+        raw = Raw(address)
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert raw.call("status")["result"]["counters"]["evicted"] >= 13
+        for one in idle:
+            one.close()
+        raw.channel.close()
+
+
+def test_those_with_the_most_connections_make_place(folder: Path) -> None:
+    """Whatever they do: one peer cannot keep others out by work, either."""
+    made = Server(Limits(connections=4))
+    pairs = [socket.socketpair() for _ in range(6)]
+    held = made._connections
+    try:
+        for i, (ours, _) in enumerate(pairs[:4]):
+            held.connect(ours, local=True, owner=False, peer="greedy" if i else "modest")
+        for connection in held._all:
+            connection.outstanding = 1
+        assert not held._make_place("greedy"), "it gets no place at another's cost"
+        assert held._make_place("newcomer")
+        assert sorted(c.peer for c in held._all) == ["greedy", "greedy", "modest"]
+        assert not held._make_place("newcomer"), "two of three are not the most of four"
+    finally:
+        held.close()
+        for pair in pairs:
+            for end in pair:
+                end.close()
 
 
 def test_bytes_of_keys_are_bounded(folder: Path) -> None:
-    with serving(folder, Limits(keys=3 * server.SMALL_MESSAGE)) as (address, _):
-        raw = Raw(address)
+    """For one connection by a quarter of all, for all together; each has its share, whatever others hold."""
+    size = server.SMALL_MESSAGE
+    with serving(folder, Limits(keys=12 * size, connections=12)) as (address, _):
+        clients = [Raw(address) for _ in range(6)]
+        raw = clients[0]
         answers = [raw.load(f"key{i}", "bn254") for i in range(5)]
         assert [answer.get("error", {}).get("kind") for answer in answers] == [None] * 3 + ["QueueFull"] * 2
         assert raw.call("unload", name="key0")["result"]
         assert raw.load("key3", "bn254")["result"]
+        for other in clients[1:4]:
+            assert all("result" in other.load(f"key{i}", "bn254") for i in range(3))
+        assert "result" in clients[4].load("key", "bn254"), "its share"
+        assert "QueueFull" in str(clients[4].load("another", "bn254"))
         raw.channel.close()
+        until(lambda: "result" in clients[5].load("key0", "bn254"), "keys stay after their client")
+        until(lambda: "result" in clients[5].load("key1", "bn254"), "keys stay after their client")
+        for c in clients[1:]:
+            c.channel.close()
 
 
-def test_clients_that_stop_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_stop_are_dropped(folder: Path) -> None:
     """In the middle of a message, or taking no answers; others are served all the while."""
-    monkeypatch.setattr(server, "STALL_SECONDS", 0.2)
-    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, _):
+    with serving(folder, Limits(threads=1, stall=0.3), key=VKEYS["bn254"]) as (address, _):
         idle = Raw(address)
         stalled = connect(parse_address(address), WAIT)
         stalled.sendall((1 << 20).to_bytes(4, "little") + b'{"id": 1')
@@ -609,6 +668,64 @@ def test_clients_that_stop_are_dropped(folder: Path, monkeypatch: pytest.MonkeyP
         deaf.close()
         assert idle.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
         idle.channel.close()
+
+
+def test_clients_that_drip_are_dropped(folder: Path) -> None:
+    """Each byte comes in time, and the message never."""
+    with serving(folder, Limits(stall=0.5)) as (address, _):
+        slow = connect(parse_address(address), WAIT)
+        slow.sendall((1 << 16).to_bytes(4, "little"))
+        dropped = False
+        deadline = time.monotonic() + WAIT
+        while not dropped and time.monotonic() < deadline:
+            try:
+                slow.sendall(b" ")
+            except OSError:
+                dropped = True
+            time.sleep(0.05)
+        assert dropped
+        slow.close()
+
+
+def test_clients_that_ask_nothing_are_let_go(folder: Path) -> None:
+    with serving(folder, Limits(idle=0.3), key=VKEYS["bn254"]) as (address, _):
+        silent = connect(parse_address(address), WAIT)
+        silent.settimeout(WAIT)
+        assert silent.recv(1) == b""
+        silent.close()
+        with VerifierClient(address) as caller:
+            for _ in range(2):
+                assert caller.verify("key", PUBLIC, PROOF)
+                until(lambda caller=caller: caller._pid is None, "an idle client stays")
+
+
+def test_announced_bytes_take_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come does, of one connection half of all, and it goes if others wait and it does not go on."""
+    monkeypatch.setattr(connections, "PRESSED_SECONDS", 0.3)
+    statements = [[PUBLIC, PROOF]] * 140
+    with serving(folder, Limits(buffered=1 << 18), key=VKEYS["bn254"]) as (address, served):
+        asking = Raw(address)
+
+        def announce(size: int) -> socket.socket:
+            one = connect(parse_address(address), WAIT)
+            one.sendall((32 << 20).to_bytes(4, "little") + b" " * size)
+            return one
+
+        slow = [announce(1) for _ in range(4)]
+        assert (
+            asking.call("verify_batch", name="key", statements=statements)["result"]["valid"] == [True] * 140
+        )
+        assert served._connections.held < 64
+        slow += [announce((1 << 17) - 4096) for _ in range(3)]
+        until(lambda: served._connections.held > 1 << 17, "nothing is read")
+        assert (
+            asking.call("verify_batch", name="key", statements=statements)["result"]["valid"] == [True] * 140
+        )
+        for one in slow:
+            one.close()
+        until(lambda: served._connections.count == 1, "they stay")
+        assert asking.call("status")["result"]["buffered"] == 0
+        asking.channel.close()
 
 
 @pytest.mark.parametrize(
@@ -663,6 +780,462 @@ def test_what_waits_is_answered_before_the_end(folder: Path, monkeypatch: pytest
             raw.answer()
         raw.channel.close()
         other.channel.close()
+
+
+# Whatever is sent ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number", [b"9" * 399, b"-" + b"9" * 399, b"9223372036854775808", b"true", b"1e3", b"null"]
+)
+def test_ids_that_cannot_be_answered_end_no_thread(folder: Path, number: bytes) -> None:
+    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, _):
+        raw = Raw(address)
+        for op in (b"hello", b"verify", b"verify_batch"):
+            rest = json.dumps({"name": "key", "public": PUBLIC, "proof": PROOF, "statements": []})[
+                1:
+            ].encode()
+            sent = b'{"op":"' + op + b'","id":' + number + b"," + rest
+            raw.channel.send_frame(len(sent).to_bytes(4, "little") + sent)
+            answer = raw.answer()
+            assert (answer["id"], answer["error"]["kind"]) == (None, "InvalidInput")
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert raw.call("status")["result"]["counters"]["thread_faults"] == 0
+        raw.channel.close()
+
+
+def test_answers_that_cannot_be_written_are_said_to_be_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, _):
+        raw = Raw(address)
+        for answer in (
+            {"valid": float("nan")},
+            {"valid": 1 << 5000},
+            {"valid": object()},
+            {"valid": "x" * (33 << 20)},
+        ):
+            monkeypatch.setattr(LoadedKey, "verify", lambda *_, answer=answer: answer)
+            monkeypatch.setattr(Server, "_count", lambda *_, **__: None)
+            told = raw.call("verify", name="key", public=PUBLIC, proof=PROOF)
+            assert told["error"]["kind"] == "ProofGenerationFailed"
+        raw.channel.close()
+
+
+def test_a_thread_that_fails_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever waited for it is told, at least by the end of the connection."""
+    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, _):
+        raw, observer = Raw(address), Raw(address)
+        answer = Server._answer
+
+        def fail(*_: Any) -> None:
+            monkeypatch.setattr(Server, "_answer", answer)
+            raise MemoryError
+
+        raw.send("verify", name="key", public=PUBLIC, proof={})
+        assert raw.answer()["error"]["kind"] == "MalformedFile"
+        monkeypatch.setattr(Server, "_answer", fail)
+        raw.send("verify", name="key", public=PUBLIC, proof=PROOF)
+        with pytest.raises(ConnectionLost):
+            raw.answer()
+        assert observer.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert observer.call("status")["result"]["counters"]["thread_faults"] == 1
+        raw.channel.close()
+        observer.channel.close()
+
+
+def test_threads_that_are_missing_are_told_and_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name.startswith("verify-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with serving(folder, Limits(threads=2), key=VKEYS["bn254"]) as (address, _):
+        raw = Raw(address)
+        hello = raw.call("hello")["result"]
+        assert (hello["ready"], hello["missing_threads"]) == (False, 2)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        until(lambda: raw.call("hello")["result"]["missing_threads"] == 0, "threads stay away")
+        raw.channel.close()
+
+
+def test_the_end_waits_for_no_parser(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing, done = threading.Event(), threading.Event()
+    parse = server.parse_frame
+
+    def long(body: bytes) -> Any:
+        if len(body) > server.SMALL_MESSAGE:
+            parsing.set()
+            assert done.wait(WAIT)
+        return parse(body)
+
+    monkeypatch.setattr(server, "parse_frame", long)
+    try:
+        with serving(folder, Limits(grace=0.3), key=VKEYS["bn254"]) as (address, _):
+            one, other = Raw(address), Raw(address)
+            one.send("verify", name="key", public=PUBLIC, proof={**PROOF, "filling": "x" * 100_000})
+            assert parsing.wait(WAIT)
+            assert other.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+    finally:
+        done.set()
+    for raw in (one, other):
+        raw.channel.close()
+
+
+def test_closing_a_channel_waits_for_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuprover import messages
+
+    parsing, done = threading.Event(), threading.Event()
+
+    def long(*_: object) -> Any:
+        parsing.set()
+        assert done.wait(WAIT)
+        return {}
+
+    monkeypatch.setattr(messages, "parse_json", long)
+    ours, theirs = (Channel(end) for end in socket.socketpair())
+    with ThreadPoolExecutor(2) as pool:
+        received = pool.submit(theirs.receive)
+        ours.send({})
+        assert parsing.wait(WAIT)
+        pool.submit(theirs.close).result(5)
+        done.set()
+        assert received.result(WAIT) == ({}, [])
+    ours.close()
+
+
+def test_a_long_batch_delays_a_proof_by_a_part_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread; the batch then goes on. And no thread is taken from those that hold one for proofs."""
+    order: list[str] = []
+    part, gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def some(_: object, statements: list[Any]) -> list[bool]:
+        order.append(f"part of {len(statements)}")
+        part.release()
+        assert gate.acquire(timeout=WAIT)
+        return [True] * len(statements)
+
+    verify = LoadedKey.verify
+
+    def single(key: LoadedKey, public: object, proof: object) -> bool:
+        order.append("proof")
+        return verify(key, public, proof)
+
+    monkeypatch.setattr(LoadedKey, "verify_batch", some)
+    monkeypatch.setattr(LoadedKey, "verify", single)
+    with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, served):
+        greedy, other = Raw(address), Raw(address)
+        count = 3 * server.SLICE + 1
+        for _ in range(2):
+            greedy.send("verify_batch", name="key", statements=[0] * count)
+        assert part.acquire(timeout=WAIT)
+        number = other.send("verify", name="key", public=PUBLIC, proof=PROOF)
+        until(lambda: served._waiting == 2, "the proof does not wait")
+        for _ in range(8):
+            gate.release()
+        assert other.answer() == {"id": number, "result": {"valid": True}}
+        assert order.index("proof") <= 2
+        assert [len(greedy.answer()["result"]["valid"]) for _ in range(2)] == [count] * 2
+        too_many = greedy.call("verify_batch", name="key", statements=[0] * (server.MAX_STATEMENTS + 1))
+        assert too_many["error"]["kind"] == "InvalidInput"
+        greedy.channel.close()
+        other.channel.close()
+
+
+def test_no_descriptor_for_a_client(folder: Path) -> None:
+    """The listener waits and tries again, and others are served meanwhile."""
+    with serving(folder, key=VKEYS["bn254"]) as (address, served):
+        raw = Raw(address)
+        assert raw.call("hello")["result"]["ready"]
+        listener = served._connections._listeners[0]
+        accept, refused = listener.socket.accept, threading.Semaphore(0)
+
+        class Exhausted:
+            """In place of the listening socket."""
+
+            def accept(self) -> Any:
+                refused.release()
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(kept, name)
+
+        kept = listener.socket
+        listener.socket = Exhausted()  # type: ignore[assignment]
+        late = Raw(address)
+        for _ in range(2):
+            assert refused.acquire(timeout=WAIT)
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert accept is not None
+        listener.socket = kept
+        assert late.call("hello")["result"]["ready"]
+        assert raw.call("status")["result"]["counters"]["accept_failures"] >= 2
+        raw.channel.close()
+        late.channel.close()
+
+
+def test_no_descriptor_for_a_verifier(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It dies while none is left: callers are told in time, the status and the log say so, and it comes
+    back."""
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "RARE_DELAY", 0.2)
+    pair = socket.socketpair
+
+    def none_left() -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with VerifierProcess(keys={"bn254": VKEYS["bn254"]}, threads=1) as verifier:
+        assert verifier.wait_ready(WAIT)
+        pid = verifier.status().pid
+        assert pid is not None
+        monkeypatch.setattr(socket, "socketpair", none_left)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: gone(pid), "it does not die")
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="Too many open files"):
+                verifier.verify("bn254", PUBLIC, PROOF, timeout=WAIT)
+        status = verifier.status()
+        assert status.state == "failing"
+        assert "Too many open files" in str(status.problem)
+        monkeypatch.setattr(socket, "socketpair", pair)
+        until(lambda: verifier.status().state == "ready", "nobody tries again")
+        assert verifier.verify("bn254", PUBLIC, PROOF)
+        assert verifier.status().problem is None
+    told = [record.message for record in caplog.records if record.name == "gpuprover.verifier"]
+    assert len(told) == 2
+    assert "cannot be had" in told[0]
+    assert "again" in told[1]
+
+
+# Whom to believe -------------------------------------------------------------------------------------------
+
+
+def test_a_socket_of_another_user_is_not_believed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    with serving(folder, key=VKEYS["bn254"]) as (address, _):
+        with VerifierClient(address) as caller:
+            assert caller.verify("key", PUBLIC, PROOF)
+        monkeypatch.setattr(addresses, "peer_user", lambda _: 4242)
+        with VerifierClient(address) as caller, pytest.raises(AccessDenied, match="user 4242 listens"):
+            caller.verify("key", PUBLIC, PROOF)
+        with VerifierClient(address, users=[4242]) as caller, pytest.raises(ConnectionLost):
+            caller.verify("key", PUBLIC, PROOF)  # now the verifier does not take the client for its user
+        monkeypatch.undo()
+        folder.chmod(0o777)
+        with VerifierClient(address) as caller, pytest.raises(AccessDenied, match="others may write"):
+            caller.verify("key", PUBLIC, PROOF)
+        folder.chmod(0o700)
+        link = folder / "link"
+        link.symlink_to(address)
+        with VerifierClient(str(link)) as caller, pytest.raises(AccessDenied, match="no socket"):
+            caller.verify("key", PUBLIC, PROOF)
+
+
+def test_users_who_are_named_may_connect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = unix_address(str(folder / "v.sock"))
+    listener = Listener(path, users=[4242])
+    try:
+        assert stat.S_IMODE((folder / "v.sock").stat().st_mode) == 0o666
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        for user, name in ((os.geteuid(), f"user {os.geteuid()}"), (4242, "user 4242"), (4243, None)):
+            monkeypatch.setattr(addresses, "peer_user", lambda _, user=user: user)
+            assert listener.admitted(ours) == name
+        ours.close()
+        theirs.close()
+    finally:
+        listener.close()
+
+
+@pytest.fixture
+def secret(folder: Path) -> Path:
+    path = folder / "secret"
+    path.write_text("0123456789abcdef" * 2 + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@contextmanager
+def serving_tcp(secret: bytes | None, **keys: Any) -> Iterator[tuple[str, Server]]:
+    listener = Listener(tcp_address("127.0.0.1:0"))
+    served = Server(Limits(), secret=secret)
+    served.listen(listener)
+    for name, vkey in keys.items():
+        served.load(name, vkey, name)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    try:
+        yield str(listener.address), served
+    finally:
+        served.stop()
+        thread.join(WAIT)
+        assert not thread.is_alive()
+
+
+def test_a_secret_over_tcp(folder: Path, secret: Path) -> None:
+    """Either side without it, or with another one, gets nothing."""
+    other = folder / "other"
+    other.write_text("x" * 32)
+    other.chmod(0o600)
+    with serving_tcp(read_secret(secret), key=VKEYS["bn254"]) as (address, _):
+        with VerifierClient(address, secret_file=secret) as caller:
+            assert caller.verify("key", PUBLIC, PROOF)
+            assert not caller.verify("key", WRONG, PROOF)
+            assert (
+                caller.verify_batch("key", [(PUBLIC, PROOF), (WRONG, PROOF)] * PART) == [True, False] * PART
+            )
+        with VerifierClient(address) as caller, pytest.raises(AccessDenied, match="has a secret"):
+            caller.verify("key", PUBLIC, PROOF)
+        with (
+            VerifierClient(address, secret_file=other) as caller,
+            pytest.raises(AccessDenied, match="not know"),
+        ):
+            caller.verify("key", PUBLIC, PROOF)
+        for first in ("verify", "hello", "status", "load"):
+            raw = Raw(address)
+            raw.send(first, name="key", public=PUBLIC, proof=PROOF)
+            assert raw.answer()["error"]["kind"] == "AccessDenied"
+            with pytest.raises(ConnectionLost):
+                raw.answer()
+            raw.channel.close()
+        raw = Raw(address)
+        assert raw.call("authenticate", nonce="00" * 32)["result"]["proof"]
+        raw.send("authenticate", proof="00" * 32)
+        assert raw.answer()["error"]["kind"] == "AccessDenied"
+        raw.channel.close()
+        raw = Raw(address)
+        raw.channel.send_frame((UNTRUSTED_MESSAGE + 1).to_bytes(4, "little"))
+        assert raw.answer()["error"]["kind"] == "BrokenMessage"
+        raw.channel.close()
+    with (
+        serving_tcp(None, key=VKEYS["bn254"]) as (address, _),
+        VerifierClient(address, secret_file=secret) as caller,
+        pytest.raises(AccessDenied, match="no secret"),
+    ):
+        caller.verify("key", PUBLIC, PROOF)
+
+
+class Between:
+    """Passes bytes on between one client and a verifier; ``change(n, frame)`` makes of the verifier's n-th
+    frame what the client gets."""
+
+    def __init__(self, address: str, change: Callable[[int, bytes], bytes]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._target, self._change = parse_address(address), change
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                ours, _ = self._listener.accept()
+                theirs = connect(self._target, WAIT)
+                threading.Thread(target=self._up, args=(ours, theirs), daemon=True).start()
+                threading.Thread(target=self._down, args=(theirs, ours), daemon=True).start()
+
+    @staticmethod
+    def _up(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+
+    def _down(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError), source.makefile("rb") as file:
+            for n in itertools.count():
+                header = file.read(4)
+                if len(header) < 4:
+                    break
+                size = int.from_bytes(header, "little") + (32 if n else 0)
+                target.sendall(self._change(n, header + file.read(size)))
+        target.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("kind", ["honest", "lie", "repeat", "strip", "own", "downgrade"])
+def test_nobody_on_the_way_can_answer(
+    folder: Path, secret: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    first: list[bytes] = []
+
+    def change(n: int, frame: bytes) -> bytes:
+        if kind == "downgrade" and n == 0:
+            body = b'{"id":0,"result":{}}'
+            return len(body).to_bytes(4, "little") + body
+        if n < 3 or kind == "honest":  # nonce and proof, their confirmation, hello
+            return frame
+        if b'"valid":true' in frame:
+            first.append(frame)
+        lie = frame.replace(b"false", b"true ")
+        if kind == "repeat":
+            return first[0] if first else frame
+        if kind == "strip":
+            return lie[:-32]
+        if kind == "own":
+            return lie[:-32] + hmac.digest(b"x" * 32, lie[:-32], "sha256")
+        return lie
+
+    with serving_tcp(read_secret(secret), key=VKEYS["bn254"]) as (address, _):
+        between = Between(address, change)
+        with VerifierClient(between.address, secret_file=secret) as caller:
+            if kind in ("repeat", "honest"):
+                assert caller.verify("key", PUBLIC, PROOF)
+            if kind == "honest":
+                assert not caller.verify("key", WRONG, PROOF)
+            else:
+                with pytest.raises((ConnectionLost, AccessDenied, Timeout)):
+                    caller.verify("key", WRONG, PROOF, timeout=2)
+        between.close()
+
+
+def test_secrets_that_are_none(folder: Path, secret: Path) -> None:
+    assert read_secret(secret) == b"0123456789abcdef" * 2
+    for mode in (0o640, 0o604, 0o620):
+        secret.chmod(mode)
+        with pytest.raises(InvalidInput, match="expected mode 0600"):
+            read_secret(secret)
+    secret.chmod(0o600)
+    link = folder / "link"
+    link.symlink_to(secret)
+    short = folder / "short"
+    short.touch(0o600)
+    os.mkfifo(folder / "fifo", 0o600)
+    for path in (link, short, folder / "fifo", folder, folder / "none"):
+        with pytest.raises(InvalidInput, match="secret"):
+            read_secret(path)
+
+
+def test_other_machines_need_a_secret_or_a_loud_word(run: Any, folder: Path, secret: Path) -> None:
+    for listen in ("0.0.0.0:0", "[::]:0"):
+        with suppress(DeviceError), pytest.raises(InvalidInput, match=r"--secret-file.*--insecure"):
+            Listener(tcp_address(listen))
+    Listener(tcp_address("0.0.0.0:0"), anywhere=True).close()
+    for address in ("192.0.2.1:80", "example.org:80", "[2001:db8::1]:80", "0.0.0.0:80"):
+        with pytest.raises(InvalidInput, match="another machine"):
+            VerifierClient(address)
+        VerifierClient(address, insecure=True).close()
+        VerifierClient(address, secret_file=secret).close()
+    ran = run("verifier", "--listen", "0.0.0.0:0")
+    assert ran.code == 2
+    assert "--insecure" in ran.err
+    ran = run("verifier", "--listen", "0.0.0.0:0", "--insecure", "--secret-file", secret)
+    assert ran.code == 2
+    with started("--listen", "0.0.0.0:0", "--insecure") as (process, announced):
+        assert "INSECURE" in announced["warning"]
+        process.terminate()
+        assert process.wait(WAIT) == 0
+        assert "INSECURE" in process.stderr.read()
 
 
 # Addresses -----------------------------------------------------------------------------------------------

@@ -64,13 +64,14 @@ class ProverStatus:
     """How a prover is, at one moment. Sizes are bytes.
 
     Attributes:
-        ready: it takes proofs, and circuits to preload are loaded.
+        ready: it takes proofs, circuits to preload are loaded, and the verifier can be had where it is
+            needed.
         policy: ``eager``, ``lazy`` or ``off``.
         active_jobs, queued_jobs: that run, or are tried again; and that wait.
         memory_usage: private memory of this process, of the workers and of the verifier.
         memory_limit: that they stay within.
         loaded_circuits: names, sorted.
-        problems: sentences: circuits whose key could not be loaded, workers that do not run.
+        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run.
         warnings: sentences: circuits whose keys proofs can be forged for, by name.
         devices: what proofs may be placed on, each with ``running`` proofs.
         pools: GPU memory that each worker on a GPU has taken.
@@ -531,9 +532,11 @@ class Prover:
         workers = tuple(self._executor.workers()) if found.started else ()
         verifier = self._verification.status()
         up = policy != "eager" or (bool(found.devices) and found.preloaded)
-        ill = (f"{worker.name}: {worker.problem}" for worker in workers if worker.problem)
+        ill = [f"{worker.name}: {worker.problem}" for worker in workers if worker.problem]
+        if verifier.problem is not None:
+            ill.append(f"verifier: {verifier.problem}")
         return ProverStatus(
-            ready=found.accepting and up,
+            ready=found.accepting and up and verifier.problem is None,
             policy=policy,
             active_jobs=found.running,
             queued_jobs=found.queued,

@@ -15,7 +15,7 @@ from gpuprover import api
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
 from gpuprover.engine.directory import CircuitDirectory, KnownKey
-from gpuprover.errors import CircuitNotFound, InvalidInput, about
+from gpuprover.errors import CircuitNotFound, InvalidInput, Timeout, about
 from gpuprover.formats.groth16_json import VerificationKey, parse_verification_key
 from gpuprover.formats.json_files import read_json
 from gpuprover.memory import MIB
@@ -35,9 +35,16 @@ ANSWER_BYTES = 160
 class _Verifier(Protocol):
     """What :class:`VerifierProcess` and :class:`InlineVerifier` offer; keys go by their digests here."""
 
-    def load(self, name: str, verification_key: dict[str, Any], digest: str | None = None) -> str: ...
+    def load(
+        self,
+        name: str,
+        verification_key: dict[str, Any],
+        digest: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> str: ...
 
-    def unload(self, name: str) -> None: ...
+    def unload(self, name: str, *, timeout: float | None = None) -> None: ...
 
     def verify(
         self,
@@ -64,11 +71,18 @@ class InlineVerifier:
         self._threads = threads
         self._keys: dict[str, VerificationKey] = {}
 
-    def load(self, name: str, verification_key: dict[str, Any], digest: str | None = None) -> str:
+    def load(
+        self,
+        name: str,
+        verification_key: dict[str, Any],
+        digest: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> str:
         self._keys[name] = parse_verification_key(verification_key)
         return name
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, *, timeout: float | None = None) -> None:
         self._keys.pop(name, None)
 
     def _key(self, name: str) -> VerificationKey:
@@ -113,10 +127,17 @@ class Verification:
             self._verifier = InlineVerifier(settings.threads)
         else:
             eager = settings.policy in ("eager", "off")
-            self._verifier = VerifierProcess("eager" if eager else "lazy", threads=settings.threads)
+            self._verifier = VerifierProcess(
+                "eager" if eager else "lazy",
+                threads=settings.threads,
+                timeout=settings.verification_timeout,
+                heartbeat=settings.heartbeat_timeout,
+                start=settings.init_timeout,
+            )
         self.answers: Cache[bytes, bool] = Cache(
             settings.verification_cache * MIB, lifetime=settings.cache_ttl
         )
+        self._timeout = settings.verification_timeout
         self._keeps = settings.verification_cache > 0
         self._lock = threading.Lock()
         self._held: OrderedDict[str, None] = OrderedDict()
@@ -130,31 +151,37 @@ class Verification:
         return self._directory.verification_key(self._directory.find(circuit))
 
     def verify(self, circuit: str, signals: Signals, proof: Document, timeout: float | None) -> bool:
-        begun = time.monotonic()
+        """Whether a proof holds.
+
+        Args:
+            timeout: seconds, default ``verification_timeout``; whatever happens to the verifier, an answer or
+                a typed error comes by then.
+        """
+        end = self._end(timeout)
         key = self.key(circuit)
         public, document = _document(signals), _document(proof)
 
         def ask() -> bool:
-            self._hold(key)
-            left = None if timeout is None else max(0.001, timeout - (time.monotonic() - begun))
-            return self._verifier.verify(key.digest, public, document, timeout=left)
+            self._hold(key, end)
+            return self._verifier.verify(key.digest, public, document, timeout=_left(end))
 
         if not self._keeps:
             return ask()
         name = _name(key, public, document)
         if name is None:
             return ask()  # which says what is wrong with it
-        return self.answers.get_or_make(name, ask, lambda _: ANSWER_BYTES)
+        return self.answers.get_or_make(name, ask, lambda _: ANSWER_BYTES, timeout=_left(end))
 
     def verify_batch(
         self, circuit: str, statements: Sequence[Statement], timeout: float | None
     ) -> list[bool]:
+        """As :meth:`verify`, for each; the time is for each part of some hundred."""
         key, todo = self.key(circuit), list(statements)
         names = [_name(key, *statement) for statement in todo] if self._keeps else [None] * len(todo)
         known = [None if name is None else self.answers.get(name) for name in names]
         left = [i for i, answer in enumerate(known) if answer is None]
         if left:
-            self._hold(key)
+            self._hold(key, self._end(timeout))
             found = self._verifier.verify_batch(key.digest, [todo[i] for i in left], timeout=timeout)
             for i, answer in zip(left, found, strict=True):
                 known[i], name = answer, names[i]
@@ -162,24 +189,36 @@ class Verification:
                     self.answers.put(name, answer, ANSWER_BYTES)
         return [answer is True for answer in known]
 
-    def _hold(self, key: KnownKey) -> None:
+    def _end(self, timeout: float | None) -> float:
+        return time.monotonic() + (self._timeout if timeout is None else timeout)
+
+    def _hold(self, key: KnownKey, end: float) -> None:
         """Has the verifier hold a key. What it holds, it gets again after a restart."""
-        with self._lock:
+        # Others may wait in here for a verifier that does not come.
+        if not self._lock.acquire(timeout=_left(end)):
+            raise Timeout("the verifier did not take a key in time")
+        try:
             if key.digest in self._held:
                 self._held.move_to_end(key.digest)
                 return
-            self._verifier.load(key.digest, key.document, key.digest)
+            self._verifier.load(key.digest, key.document, key.digest, timeout=_left(end))
             self._held[key.digest] = None
             while len(self._held) > KEYS:
                 old, _ = self._held.popitem(last=False)
                 with suppress(CircuitNotFound):
-                    self._verifier.unload(old)
+                    self._verifier.unload(old, timeout=_left(end))
+        finally:
+            self._lock.release()
 
     def status(self) -> VerifierStatus:
         return self._verifier.status()
 
     def close(self) -> None:
         self._verifier.close()
+
+
+def _left(end: float) -> float:
+    return max(0.001, end - time.monotonic())
 
 
 def _document(source: Any) -> Any:

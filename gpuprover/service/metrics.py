@@ -373,6 +373,13 @@ METRICS: tuple[MetricRow, ...] = (
         values=_one(lambda found: found.status.verifier.restarts),
     ),
     MetricRow(
+        "prover_verifier_up",
+        "gauge",
+        (),
+        "0 while the verifier process cannot be had",
+        values=_one(lambda found: found.status.verifier.problem is None),
+    ),
+    MetricRow(
         "prover_http_requests_total",
         "counter",
         ("route", "status"),

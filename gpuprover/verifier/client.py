@@ -83,7 +83,7 @@ class VerifierStatus:
         missing_threads: of its threads, those that the system does not grant for now.
         connections, waiting, running: clients, and requests that wait or are worked on.
         buffered: bytes of long messages that wait or are being read.
-        keys: name -> digest, curve and number of public signals.
+        keys: name -> digest; curve and number of public signals once it is checked.
         counters: verified (valid and invalid ones together), valid, invalid; failed and refused requests;
             evicted and dropped connections; failures and faults.
         memory: bytes of the process: private, pss, rss, peak.
@@ -464,7 +464,7 @@ class VerifierClient:
                     rest = RARE_DELAY - delay if self._kept else None
                     self._changed.wait_for(lambda: self._closing.is_set() or self._calls, rest)
                 elif not self._kept:
-                    self._changed.wait_for(lambda: self._closing.is_set() or self._wanted)
+                    self._changed.wait_for(lambda: self._closing.is_set() or self._wanted or self._calls)
                 if self._closing.is_set():
                     return
                 self._wanted = False

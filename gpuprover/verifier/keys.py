@@ -111,6 +111,9 @@ class LoadedKey:
         return verifier.verify_documents(self.key, statements, _backend(self.key))
 
     def describe(self) -> dict[str, Any]:
+        """Its digest; once it is ready, also its curve, its number of public signals, and warnings."""
+        if not self.ready:
+            return {"digest": self.digest}
         return {
             "digest": self.digest,
             "curve": self.key.curve.name,

@@ -618,7 +618,7 @@ class Server:
     def _status(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         with self._changed:
             names = self._names | connection.state.names
-            keys = {name: holding.key.describe() for name, holding in names.items() if holding.key.ready}
+            keys = {name: holding.key.describe() for name, holding in names.items()}
             return {
                 **self._hello(connection, document, size),
                 "uptime": round(time.monotonic() - self._started, 3),
