@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fault_stage import Faults, ThreadChild, spawn_thread
-from gpuprover import memory, messages
+from gpuprover import memory, messages, runner
 from gpuprover.api import ProofResult
-from gpuprover.errors import ProverError
-from gpuprover.runner import Lost, ProofRequest, identity_of
-from gpuprover.workers import PoolSettings, WorkerPool, pool
+from gpuprover.errors import DeviceError, OutOfMemory, ProverError, Timeout
+from gpuprover.runner import Lost, ProofRequest, Runner, identity_of, shortage
+from gpuprover.workers import PoolSettings, WorkerPool, pool, worker
 
+VECTORS = Path(__file__).parent / "vectors"
 SECONDS = 100
 SUPERVISOR = "gpuprover-workers"
 QUICK = {"backoff": (0.005, 2.0, 0.05, 0.1), "gpus": ()}
@@ -58,6 +60,7 @@ class Asking:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setattr(pool, "spawn", spawn_thread)
+    monkeypatch.setattr(pool, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(pool, "STUMBLE_SECONDS", (0.001, 2.0, 0.01, 0.1))
     return Faults(monkeypatch)
 
@@ -90,7 +93,6 @@ CALLS: dict[str, tuple[Any, str]] = {
     "send": (socket.socket, "sendmsg"),
     "receive": (messages.Channel, "_read_some"),
     "register": (pool.selectors.EpollSelector, "register"),
-    "unregister": (pool.selectors.EpollSelector, "unregister"),
     "select": (pool.selectors.EpollSelector, "select"),
     "reap": (ThreadChild, "wait"),
     "kill": (ThreadChild, "kill"),
@@ -108,7 +110,12 @@ ERRORS: dict[str, BaseException] = {
 }
 
 
-@pytest.mark.parametrize("kind", ERRORS)
+QUICK_KINDS = ("EMFILE", "a bug")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK_KINDS else pytest.param(kind, marks=pytest.mark.slow) for kind in ERRORS]
+)
 @pytest.mark.parametrize("call", CALLS)
 def test_whatever_call_fails_proofs_are_answered_and_the_pool_serves_again(
     faults: Faults, call: str, kind: str
@@ -129,8 +136,130 @@ def test_whatever_call_fails_proofs_are_answered_and_the_pool_serves_again(
                         if place.worker is not None:
                             place.worker.child._end(-9)  # type: ignore[attr-defined]
         faults.fail_next(0)
-        assert asking.proved()
+        eventually(asking.proved)
         eventually(lambda: not asking.pool.problem)
         assert asking.pool._thread is not None
         assert asking.pool._thread.is_alive()
     assert faults.failed > 0, "nothing failed: the test tests nothing"
+
+
+def test_exhaustion_is_told_and_ends_when_it_ends(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No descriptors for long: proofs wait, the log has a line or two, the status a reason."""
+    exhausted = threading.Event()
+    real = socket.socketpair
+
+    def socketpair() -> Any:
+        if exhausted.is_set():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real()
+
+    monkeypatch.setattr(pool.socket, "socketpair", socketpair)
+    with running() as asking:
+        assert asking.proved()
+        assert asking.pool.problem == ""
+        exhausted.set()
+        (place,) = asking.pool._places
+        assert place.worker is not None
+        place.worker.child._end(-9)  # type: ignore[attr-defined]
+        answers = [asking.send() for _ in range(5)]
+        eventually(lambda: place.failures > 10)
+        assert asking.pool.problem == (
+            "cpu-0: no process could be started: the machine refused a resource: Too many open files"
+        )
+        (status,) = asking.pool.workers()
+        assert (status.state, status.problem in asking.pool.problem) == ("waiting", True)
+        assert sum("no process could be started" in line for line in caplog.messages) <= 1
+        exhausted.clear()
+        assert [type(answer()) for answer in answers] == [ProofResult] * 5
+        assert asking.pool.problem == ""
+
+
+def test_proofs_wait_for_workers_that_are_killed_until_the_set_time_is_over(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers die before they are ready, and go on dying."""
+    storm = threading.Event()
+
+    class Mortal(ThreadChild):
+        def _serve(self) -> None:
+            if storm.is_set():
+                self.kill()
+            else:
+                super()._serve()
+
+    monkeypatch.setattr("fault_stage.ThreadChild", Mortal)
+    with running() as asking:
+        assert asking.proved()
+        storm.set()
+        (place,) = asking.pool._places
+        assert place.worker is not None
+        place.worker.child.kill()
+        eventually(lambda: place.failures > 2 * pool.START_TRIES)
+        patient, hurried = asking.send(), asking.send(timeout=0.05)
+        answer = hurried()
+        assert isinstance(answer, Timeout)
+        assert "before a worker was ready" in answer.message
+        assert asking.pool.problem.startswith("cpu-0: ")
+        eventually(lambda: place.failures > 4 * pool.START_TRIES)
+        storm.clear()
+        assert isinstance(patient(), ProofResult)
+    storm.set()
+    with running(wait=0.2) as asking:
+        answer = asking.send()()
+        assert isinstance(answer, DeviceError)
+        assert "in a row no worker started" in answer.message
+        storm.clear()
+        eventually(asking.proved)
+
+
+def test_a_pool_that_cannot_start_says_so_and_starts_later(faults: Faults) -> None:
+    faults.watch(socket, "socketpair")
+    faults.fail_next(1)
+    own = WorkerPool(PoolSettings(threads=2, gpus=()))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DeviceError, match="Too many open files"):
+        own.start(lambda: None)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    own.start(lambda: None)
+    assert Asking(own).proved()
+    own.close(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.EMFILE, "x"), DeviceError),
+        (OSError(errno.ENOSPC, "x"), DeviceError),
+        (OSError(errno.ENOMEM, "x"), OutOfMemory),
+        (OSError(errno.EIO, "x", "/secret"), DeviceError),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("can't start new thread"), OutOfMemory),
+    ],
+)
+def test_what_the_system_refuses_a_proof_is_no_bug(
+    error: Exception, kind: type[ProverError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    short = shortage(error)
+    assert type(short) is kind
+    assert "secret" not in short.message
+    # Where a proof is made, in a worker and in this process.
+    monkeypatch.setattr(runner, "prove_placed", refuse)
+    path = VECTORS / "chain5.bn254.zkey"
+    request = ProofRequest(1, str(path), identity_of(str(path)), b"witness")
+    with pytest.raises(kind) as caught:
+        Runner().prove(request)
+    assert "bug" not in caught.value.message
+    ours, theirs = socket.socketpair()
+    served = worker.Worker(messages.Channel(theirs))
+    served._runner = Runner()
+    monkeypatch.setattr(worker, "unpack", refuse)
+    answer = served._proof(1, {}, [], threading.Event())
+    assert answer["error"]["kind"] == kind.__name__
+    assert "bug" not in answer["error"]["message"]
+    ours.close()
+    theirs.close()

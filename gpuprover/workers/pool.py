@@ -41,7 +41,7 @@ from gpuprover.errors import (
 from gpuprover.errors import place as place_of
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
-from gpuprover.messages import Channel, ConnectionLost
+from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus, shortage
 from gpuprover.scheduler import Device
@@ -273,7 +273,9 @@ class WorkerPool:
         self._told[about] = now, 0
         _log.log(level, "%s", f"{line} ({left_out} more like this)" if left_out else line)
 
-    def _guarded(self, what: str, action: Callable[[], None], instead: Callable[[], None]) -> None:
+    def _guarded(
+        self, what: str, action: Callable[[], None], instead: Callable[[], None] = lambda: None
+    ) -> None:
         """Runs a part of a step whose failure shall not keep the others from being done."""
         try:
             action()
@@ -329,9 +331,8 @@ class WorkerPool:
                     partial(self._listen, worker, now),
                     partial(self._fail, worker, "what it said was not understood", now),
                 )
-        self._tick(now)
-        self._resize(now)
-        self._assign(now)
+        for part in (self._tick, self._resize, self._assign):
+            self._guarded(f"the supervisor's {part.__name__.strip('_')}", partial(part, now))
         if self._stumbles == stumbles:
             self._stumbles = 0
             self._stumbling.reset()
@@ -394,7 +395,9 @@ class WorkerPool:
         """Without waiting: a worker that has left its messages lying is at fault, and killed soon."""
         try:
             worker.channel.send(message, fds, timeout=0)
-        except (Timeout, ConnectionLost, OSError):
+        except Exception as error:
+            if not isinstance(error, ProverError):
+                self._stumble("a message to a worker", error)
             worker.fault = worker.fault or "it takes no messages"
             worker.stopping, worker.leave = True, 0.0
 
@@ -805,7 +808,8 @@ class WorkerPool:
             self._tend(place, now)
         self._reap(now)
         if now - self._ticked >= TICK_SECONDS:
-            self._ticked, self._own = now, memory.resident_anonymous()
+            self._ticked = now
+            self._own = memory.resident_anonymous()
             for worker in self._workers():
                 worker.child.trim()
         if self._closing is not None and self._closing <= now:
