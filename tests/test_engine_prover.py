@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 import gpuprover
+from engine_stage import FakeExecutor, FakeTimes, cpu
 from gpuprover import (
     Aborted,
     CircuitNotFound,
+    DeviceError,
     InvalidInput,
     MalformedFile,
     OutOfMemory,
@@ -35,6 +37,7 @@ from gpuprover import (
     create_prover,
 )
 from gpuprover.circuits import CircuitBuilder, chain_circuit
+from gpuprover.config import load_engine_settings
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.prover import _engines
 from gpuprover.formats.wtns import read_witness, witness_bytes
@@ -479,6 +482,24 @@ def test_a_prover_that_does_not_get_ready_is_told_in_time(
     asyncio.run(asyncio.wait_for(cancelled(), 100))
     gc.collect()
     assert wait_until(lambda: threads_of_ours() == before), threads_of_ours()
+
+
+def test_what_keeps_it_from_proving_is_told_by_readiness_and_status(folder: Path) -> None:
+    executor = FakeExecutor(cpu())
+    settings = load_engine_settings({"circuit_keys_path": folder, "policy": "eager", **SETTINGS})
+    with Prover(settings, executor=executor, times=FakeTimes()) as prover:
+        prover.wait_ready(100)
+        assert (prover.get_status().ready, prover.get_status().problems) == (True, ())
+        executor.problem = "cpu-0: no process could be started: Too many open files"
+        assert (prover.get_status().ready, prover.get_status().problems) == (False, (executor.problem,))
+        with pytest.raises(Timeout):
+            prover.wait_ready(0.1)
+        executor.problem = ""
+        assert prover.get_status().ready
+        executor.offer(cpu(problem="no worker starts"))
+        assert wait_until(lambda: not prover.get_status().ready)
+        with pytest.raises(DeviceError, match="no worker starts"):
+            prover.wait_ready(100)
 
 
 def test_tenants_have_places_of_their_own(folder: Path) -> None:

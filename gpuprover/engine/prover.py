@@ -604,7 +604,8 @@ class Prover:
         workers = tuple(self._executor.workers()) if found.started else ()
         problem = self._executor.problem if found.started else ""
         verifier = self._verification.status()
-        up = policy != "eager" or (bool(found.devices) and found.preloaded)
+        usable = any(not device.problem for device, _ in found.devices)
+        up = policy != "eager" or (usable and found.preloaded)
         ill = [f"{worker.name}: {worker.problem}" for worker in workers if worker.problem]
         ill += [problem] if problem and problem not in ill else []
         return ProverStatus(

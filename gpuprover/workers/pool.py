@@ -244,14 +244,16 @@ class WorkerPool:
                     self._step()
                 except Exception as error:
                     self._stumble("a step of the supervisor", error)
+                if self._stumbles:
                     if self._closing is not None and self._stumbles > STUMBLES * STUMBLES:
                         break  # nobody shall wait for ever for what cannot end well
                     time.sleep(self._stumbling.next())
         finally:
-            if self._closing is None:
-                self._problem = "the supervisor of workers has ended"
-                _log.critical("the supervisor of workers has ended: this is a bug")
+            early = self._closing is None
             self._end()
+            if early:
+                self._problem = "the supervisor of workers has ended"
+                _log.critical("%s: this is a bug", self._problem)
 
     def _stumble(self, what: str, error: Exception) -> None:
         """Logs what nobody expected, and goes on: without a supervisor no proof would be made any more."""
