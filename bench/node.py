@@ -75,7 +75,7 @@ def _answer(prover: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    with create_prover(**json.loads(sys.argv[2])) as prover:
+    with create_prover(wait=False, **json.loads(sys.argv[2])) as prover:
         deadline = time.monotonic() + READY_SECONDS
         while not prover.get_status().ready and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)

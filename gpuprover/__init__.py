@@ -39,6 +39,7 @@ _PUBLIC = {
     "ServiceError": "service.client",
     "Progress": "job",
     "create_prover": "engine",
+    "acreate_prover": "engine",
     "Prover": "engine",
     "ProofJob": "engine",
     "ProverStatus": "engine",
@@ -92,6 +93,7 @@ __all__ = [
     "UnsupportedFile",
     "WitnessMismatch",
     "__version__",
+    "acreate_prover",
     "create_prover",
     "load_key",
     "memory_usage",
@@ -104,7 +106,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch
     from gpuprover.backpressure import BackpressureController
-    from gpuprover.engine import ProofJob, Prover, ProverStatus, create_prover
+    from gpuprover.engine import ProofJob, Prover, ProverStatus, acreate_prover, create_prover
     from gpuprover.errors import (
         Aborted,
         Cancelled,

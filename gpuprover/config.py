@@ -84,7 +84,11 @@ class EngineSettings:
     admission_wait: float
     retry_delay: float
     init_timeout: float
+    load_timeout: float
+    worker_wait: float
     heartbeat_timeout: float
+    stall_timeout: float
+    idle_timeout: float
     grace_period: float
     key_cache: int
     proof_cache: int
@@ -439,11 +443,44 @@ SETTINGS: tuple[Setting, ...] = (
         "init_timeout", _positive, "above 0", 300.0, "for a process to become ready, compiling included", "s"
     ),
     Setting(
+        "load_timeout",
+        _positive,
+        "above 0",
+        600.0,
+        "for circuits to be loaded: how long `create_prover` waits until it is ready, and `load` unless told",
+        "s",
+    ),
+    Setting(
+        "worker_wait",
+        partial(_number, low=0),
+        "at least 0",
+        300.0,
+        "while workers are killed, or the system starts none, proofs wait for so long before they fail; a "
+        "worker that cannot start by a fault of its own is told after four tries",
+        "s",
+    ),
+    Setting(
         "heartbeat_timeout",
         _positive,
         "above 0",
         30.0,
         "a process that is silent for longer is replaced",
+        "s",
+    ),
+    Setting(
+        "stall_timeout",
+        _positive,
+        "above 0",
+        120.0,
+        "a worker that neither computes nor reports for longer, while it has a proof, is replaced",
+        "s",
+    ),
+    Setting(
+        "idle_timeout",
+        _positive,
+        "above 0",
+        60.0,
+        "workers beyond `min_workers` end after so long without a proof",
         "s",
     ),
     Setting(

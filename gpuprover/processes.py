@@ -114,6 +114,11 @@ class Child:
         """Ends it, stopped or not."""
         self._process.kill()
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended from outside: by whoever may, or by the system for want of memory."""
+        return self._process.poll() in (-signal.SIGKILL, -signal.SIGTERM)
+
     def output(self) -> str:
         """The last lines that it wrote, of at most 4 KiB."""
         with suppress(OSError):

@@ -9,6 +9,7 @@ An :class:`Executor` is where runners are: in threads of this process, in worker
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,28 @@ from gpuprover.scheduler import Device, JobShape, Placement
 
 SMALLEST_BUDGET = 1 << 20
 """Bytes at which the search for a GPU's leanest plan ends."""
+
+
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def shortage(error: BaseException) -> ProverError | None:
+    """What the system has refused, if that is what an exception is about: no bug, and no secret."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the machine refused memory")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return OutOfMemory("the machine refused a thread")
+    if isinstance(error, OSError) and error.errno is not None:
+        what = os.strerror(error.errno)
+        if error.errno == errno.ENOMEM:
+            return OutOfMemory(f"the machine refused memory: {what}")
+        if error.errno in _FULL:
+            return DeviceError(f"no space left on the disk: {what}")
+        if error.errno in _SHORT:
+            return DeviceError(f"the machine refused a resource: {what}")
+        return DeviceError(f"the system refused: {what}")
+    return None
 
 
 class KeyChanged(InvalidInput):
@@ -261,11 +284,10 @@ class Runner:
                 return prove_placed(key, request.witness, request.placed, job, blinding=request.blinding)
         except ProverError:
             raise
-        except MemoryError:
-            raise OutOfMemory("the machine refused memory for the proof") from None
         except Exception as error:
-            if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-                raise OutOfMemory("the machine refused a thread for the proof") from None
+            short = shortage(error)
+            if short is not None:
+                raise type(short)(f"while proving with {request.zkey}: {short.message}") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
                 f"{type(error).__name__} while proving; this is a bug in gpuprover",
@@ -372,6 +394,11 @@ class Executor(Protocol):
         ...
 
     def workers(self) -> list[WorkerStatus]: ...
+
+    @property
+    def problem(self) -> str:
+        """Why no proof can be made there now, but for a start that just goes on; empty without a reason."""
+        ...
 
     def keys(self) -> CacheStatistics:
         """The caches of keys of all places together, as last known; counts since the start."""

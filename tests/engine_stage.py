@@ -77,6 +77,7 @@ class FakeExecutor:
         self.requests: list[ProofRequest] = []
         self.held = self.shrinks = 0
         self.arena: dict[str, int] = {}
+        self.problem = ""
         self.prompt = True
         """Loads are answered at once."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine_stage import GIB, ROOM, Stage, cpu, gpu, result
-from gpuprover.engine.dispatch import LOSSES, SAMPLE_SECONDS
+from gpuprover.engine.dispatch import LOSSES, PRELOAD_SECONDS, SAMPLE_SECONDS
 from gpuprover.engine.job import JobState, ProofJob
 from gpuprover.errors import (
     Aborted,
@@ -186,6 +186,43 @@ def test_a_load_survives_deaths_but_not_every_one(tmp_path: Path) -> None:
     with pytest.raises(ProofGenerationFailed, match="3 times what loaded its key died: killed by signal 9"):
         job.wait(0)
     stage.counted(submitted=2, succeeded=1, failed=1, losses=2 * LOSSES - 1, load_failures=1)
+    stage.quiet()
+
+
+def test_a_circuit_to_preload_is_tried_again_unless_its_file_is_at_fault(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.executor.prompt = False
+    stage.dispatcher._preload = (stage.files["a"], stage.files["b"])
+    stage.dispatcher.start()
+    stage.executor.answer_load(DeviceError("no worker started"))
+    stage.executor.answer_load(MalformedFile("b", "header", "damaged"))
+    stage.step()
+    assert not stage.dispatcher.snapshot().preloaded
+    stage.after(PRELOAD_SECONDS + 1)
+    assert len(stage.executor.loads) == 1
+    stage.executor.answer_load()
+    stage.step()
+    assert stage.dispatcher.snapshot().loaded == ("a",)
+    assert [problem.partition(":")[0] for problem in stage.dispatcher.snapshot().problems] == ["b"]
+
+
+def test_a_start_that_the_system_refuses_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    start = stage.executor.start
+
+    def refused(changed: Any) -> None:
+        raise DeviceError("the machine refused a resource: Too many open files")
+
+    monkeypatch.setattr(stage.executor, "start", refused)
+    with pytest.raises(DeviceError, match="Too many open files"):
+        stage.submit()
+    stage.dispatcher.slots.release()
+    monkeypatch.setattr(stage.executor, "start", start)
+    job = stage.submit()
+    stage.end(job)
+    assert job.wait(0).device == "cpu"
     stage.quiet()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ from typing import Any
 import pytest
 
 import gpuprover
+from engine_stage import FakeExecutor, FakeTimes, cpu
 from gpuprover import (
     Aborted,
     CircuitNotFound,
+    DeviceError,
     InvalidInput,
     MalformedFile,
     OutOfMemory,
@@ -30,9 +33,12 @@ from gpuprover import (
     ShuttingDown,
     Timeout,
     UnsatisfiedWitness,
+    acreate_prover,
     create_prover,
 )
 from gpuprover.circuits import CircuitBuilder, chain_circuit
+from gpuprover.config import load_engine_settings
+from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.prover import _engines
 from gpuprover.formats.wtns import read_witness, witness_bytes
 from gpuprover.limbs import words_to_ints
@@ -411,7 +417,6 @@ def test_circuits_come_and_go(prover: Prover, folder: Path) -> None:
 def test_eager_is_ready_when_its_circuits_are(folder: Path) -> None:
     with create_prover(circuit_keys_path=folder, preload_circuits=["chain", "other"], **SETTINGS) as prover:
         assert prover.settings.policy == "eager"
-        prover.wait_ready(250)
         status = prover.get_status()
         assert status.ready
         assert status.loaded_circuits == ("chain", "other")
@@ -419,7 +424,13 @@ def test_eager_is_ready_when_its_circuits_are(folder: Path) -> None:
     with pytest.raises(CircuitNotFound, match="mint"):
         create_prover(circuit_keys_path=folder, preload_circuits=["chain", "mint"], **SETTINGS)
     (folder / "other.zkey").write_bytes(b"damaged")
-    with create_prover(circuit_keys_path=folder, preload_circuits="chain,other", **SETTINGS) as prover:
+    before = threads_of_ours()
+    with pytest.raises(MalformedFile, match="expected a zkey file"):
+        create_prover(circuit_keys_path=folder, preload_circuits="chain,other", **SETTINGS)
+    assert wait_until(lambda: threads_of_ours() == before), "what could not be made is closed"
+    with create_prover(
+        circuit_keys_path=folder, preload_circuits="chain,other", wait=False, **SETTINGS
+    ) as prover:
         with pytest.raises(MalformedFile, match="expected a zkey file"):
             prover.wait_ready(250)
         assert not prover.get_status().ready
@@ -428,6 +439,177 @@ def test_eager_is_ready_when_its_circuits_are(folder: Path) -> None:
         exchange(VECTORS / "chain5.bls12-381.zkey", folder / "other.zkey")
         prover.load("other")
         prover.wait_ready(250)
+
+
+def test_tasks_make_a_prover_and_leave_none_behind(folder: Path) -> None:
+    before = threads_of_ours()
+
+    async def make() -> None:
+        async with await acreate_prover(
+            circuit_keys_path=folder, preload_circuits="chain", **SETTINGS
+        ) as prover:
+            assert prover.get_status().loaded_circuits == ("chain",)
+            assert holds("chain", prover, await prover.aprove("chain", WITNESS))
+        with pytest.raises(CircuitNotFound):
+            await acreate_prover(circuit_keys_path=folder, preload_circuits="mint", **SETTINGS)
+        (folder / "other.zkey").write_bytes(b"damaged")
+        with pytest.raises(MalformedFile):
+            await acreate_prover(circuit_keys_path=folder, preload_circuits="other", **SETTINGS)
+
+    asyncio.run(make())
+    assert wait_until(lambda: threads_of_ours() == before), threads_of_ours()
+
+
+def test_a_prover_that_does_not_get_ready_is_told_in_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalExecutor, "load", lambda *_: None)
+    before = threads_of_ours()
+    begun = time.monotonic()
+    with pytest.raises(Timeout, match="the prover is not ready after"):
+        create_prover(circuit_keys_path=folder, preload_circuits="chain", load_timeout=0.2, **SETTINGS)
+    assert time.monotonic() - begun < 100
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(
+            acreate_prover(circuit_keys_path=folder, preload_circuits="chain", **SETTINGS)
+        )
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(asyncio.wait_for(cancelled(), 100))
+    gc.collect()
+    assert wait_until(lambda: threads_of_ours() == before), threads_of_ours()
+
+
+def test_what_keeps_it_from_proving_is_told_by_readiness_and_status(folder: Path) -> None:
+    executor = FakeExecutor(cpu())
+    settings = load_engine_settings({"circuit_keys_path": folder, "policy": "eager", **SETTINGS})
+    with Prover(settings, executor=executor, times=FakeTimes()) as prover:
+        prover.wait_ready(100)
+        assert (prover.get_status().ready, prover.get_status().problems) == (True, ())
+        executor.problem = "cpu-0: no process could be started: Too many open files"
+        assert (prover.get_status().ready, prover.get_status().problems) == (False, (executor.problem,))
+        with pytest.raises(Timeout):
+            prover.wait_ready(0.1)
+        executor.problem = ""
+        assert prover.get_status().ready
+        executor.offer(cpu(problem="no worker starts"))
+        assert wait_until(lambda: not prover.get_status().ready)
+        with pytest.raises(DeviceError, match="no worker starts"):
+            prover.wait_ready(100)
+
+
+def test_tenants_have_places_of_their_own(folder: Path) -> None:
+    with create_prover(circuit_keys_path=folder, queue_limit=4, tenant_queue_limit=2, **SETTINGS) as prover:
+        places = prover._dispatcher.slots
+        for _ in range(2):
+            places.acquire(0, "greedy")
+        with pytest.raises(QueueFull, match="full for this client: 2 of its proofs wait"):
+            prover.submit("chain", WITNESS, queue="refuse", tenant="greedy")
+        with pytest.raises(
+            Timeout, match="full for this client: 2 of its proofs wait, and none of them began"
+        ):
+            prover.submit("chain", WITNESS, timeout=0.05, tenant="greedy")
+        assert holds("chain", prover, prover.prove("chain", WITNESS, queue="refuse", tenant="modest"))
+        assert holds("chain", prover, asyncio.run(prover.aprove("chain", WITNESS, tenant="modest")))
+        assert holds("chain", prover, prover.prove("chain", WITNESS, queue="refuse"))
+        assert (places.active, places.tenants) == (2, 1), "who has nothing there is forgotten"
+        for _ in range(2):
+            places.release("greedy")
+        with pytest.raises(InvalidInput, match="tenant: expected a text"):
+            prover.submit("chain", WITNESS, tenant="t" * 257)
+        assert (places.active, places.tenants) == (0, 0)
+        assert prover.get_status().counters["refused"] == 1
+
+
+FORKED = """
+    import asyncio, faulthandler, os, sys, time
+    import gpuprover
+    settings = dict(device="cpu", threads=1, **{settings!r})
+    circuit = dict(circuit_keys_path={folder!r}, preload_circuits="chain")
+    with gpuprover.create_prover(**circuit, **settings) as prover:
+        result = prover.prove("chain", {witness!r})
+        # Open for ever where proofs are made in this process, whose compiled code may hold locks at a fork.
+        job = prover.submit("chain", {witness!r}) if {own!r} else gpuprover.ProofJob("chain")
+        held = prover._dispatcher._lock, job._lock, prover._dispatcher.wake._cond, job._ended._cond
+        for lock in held:  # as they may be when another thread has them
+            lock.acquire()
+        pid = os.fork()
+        if pid == 0:
+            faulthandler.dump_traceback_later(60, exit=True)
+            public, proof = result.public_signals, result.proof
+            statement = [(public, proof)]
+            calls = dict(
+                prove=lambda: prover.prove("chain", {witness!r}, timeout=5),
+                aprove=lambda: asyncio.run(prover.aprove("chain", {witness!r}, timeout=5)),
+                submit=lambda: prover.submit("chain", {witness!r}, timeout=5),
+                asubmit=lambda: asyncio.run(prover.asubmit("chain", {witness!r}, timeout=5)),
+                verify=lambda: prover.verify("chain", public, proof, timeout=5),
+                verify_batch=lambda: prover.verify_batch("chain", statement, timeout=5),
+                averify=lambda: asyncio.run(prover.averify("chain", public, proof, timeout=5)),
+                averify_batch=lambda: asyncio.run(prover.averify_batch("chain", statement, timeout=5)),
+                verification_key=lambda: prover.verification_key("chain"),
+                circuits=prover.circuits,
+                load=lambda: prover.load("chain", timeout=5),
+                unload=lambda: prover.unload("chain"),
+                observe=lambda: prover.observe(print),
+                get_status=prover.get_status,
+                wait_ready=lambda: prover.wait_ready(5),
+                drain=lambda: prover.drain(5),
+                wait=lambda: job.wait(5),
+                cancel=job.cancel,
+                add_done_callback=lambda: job.add_done_callback(print),
+                remove_done_callback=lambda: job.remove_done_callback(print),
+            )
+            methods = [n for owner in (gpuprover.Prover, gpuprover.ProofJob) for n in vars(owner)]
+            public_methods = set(n for n in methods if n[0] != "_")
+            untried = public_methods - set(calls) - {{"close", "aclose", "done"}}
+            assert not untried, untried
+            for name, call in calls.items():
+                try:
+                    call()
+                except gpuprover.ShuttingDown as error:
+                    assert "forked" in error.message and str(os.getppid()) in error.message
+                else:
+                    raise AssertionError(name)
+            prover.close()
+            asyncio.run(prover.aclose())
+            if {own!r}:
+                with gpuprover.create_prover(**circuit, **settings) as other:
+                    assert other.prove("chain", {witness!r}).proof
+            sys.exit(5)
+        _, status = os.waitpid(pid, 0)
+        for lock in held:
+            lock.release()
+        assert os.waitstatus_to_exitcode(status) == 5, status
+        if {own!r}:
+            job.wait(100)
+        assert prover.verify("chain", result.public_signals, prover.prove("chain", {witness!r}).proof)
+    print("whole")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_forked_process_is_told_that_the_prover_is_not_its_own(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    """Its end, by the interpreter's usual way, touches nothing of the other's either."""
+    settings = {"max_workers": workers, "verifier": "process" if workers else "inline"}
+    program = textwrap.dedent(FORKED).format(
+        folder=str(folder), witness=str(WITNESS), settings=settings, own=workers > 0
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-"],
+        input=program,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, "whole\n", "")
 
 
 def test_lazy_starts_with_the_first_proof(folder: Path) -> None:

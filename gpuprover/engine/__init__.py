@@ -6,6 +6,6 @@ verifies.
 """
 
 from gpuprover.engine.job import JobState, ProofJob
-from gpuprover.engine.prover import Prover, ProverStatus, create_prover
+from gpuprover.engine.prover import Prover, ProverStatus, acreate_prover, create_prover
 
-__all__ = ["JobState", "ProofJob", "Prover", "ProverStatus", "create_prover"]
+__all__ = ["JobState", "ProofJob", "Prover", "ProverStatus", "acreate_prover", "create_prover"]

@@ -42,6 +42,7 @@ from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.job import JobState, ProofJob
 from gpuprover.engine.places import Places
 from gpuprover.errors import (
+    EXIT_RESOURCES,
     Aborted,
     Cancelled,
     CircuitNotFound,
@@ -75,6 +76,8 @@ SAMPLE_SECONDS = 10.0
 LOSSES = 3
 """Of a worker while it loads a key; and how often a key's file may change under a proof that has begun."""
 RELOAD_SECONDS = 0.2
+PRELOAD_SECONDS = 5.0
+"""After which a circuit to preload is tried again whose load failed for want of something."""
 UNBOUNDED = 1 << 62
 """For the scheduler's own limit: the queue is bounded before it."""
 
@@ -252,8 +255,8 @@ class Dispatcher:
             self._require_open()
             if self._started:
                 return
-            self._started = True
             self._executor.start(self._changed)
+            self._started = True
             for files in self._preload:
                 circuit = self._circuit(files)
                 circuit.pinned = circuit.preloaded = True
@@ -517,6 +520,9 @@ class Dispatcher:
             self._tell("load_failures", circuit, outcome.message)
             for work in waiting:
                 self._end(work, outcome)
+            if circuit.preloaded and outcome.exit_code == EXIT_RESOURCES:
+                # Nothing is wrong with the file: without this it would be missing until a proof asks for it.
+                self._after(PRELOAD_SECONDS, partial(self._load, circuit))
         self._answer_loaders(circuit, outcome)
 
     def _answer_loaders(self, circuit: _Circuit, outcome: KeyInfo | ProverError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 import uuid
@@ -13,10 +14,24 @@ from enum import StrEnum
 from typing import Any
 
 from gpuprover.api import ProofResult
-from gpuprover.errors import Cancelled, ProverError, Timeout
+from gpuprover.errors import Cancelled, ProverError, ShuttingDown, Timeout
 from gpuprover.job import Progress
 
 log = logging.getLogger("gpuprover.engine")
+
+
+def require_process(pid: int) -> None:
+    """Has a process use its own provers alone.
+
+    Threads do not come along in a fork: locks stay as they were at that moment, and nobody answers any more.
+
+    Raises:
+        ShuttingDown: ``pid`` is another process.
+    """
+    if os.getpid() != pid:
+        raise ShuttingDown(
+            f"the prover belongs to process {pid}, from which this one was forked; make one after the fork"
+        )
 
 
 class JobState(StrEnum):
@@ -67,6 +82,7 @@ class ProofJob:
         self.progress: Progress | None = None
         self.error: ProverError | None = None
         self._result: ProofResult | None = None
+        self._pid = os.getpid()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[ProofJob], None]] = []
@@ -82,6 +98,7 @@ class ProofJob:
 
     def cancel(self) -> bool:
         """Whether it was still open. It ends at once; what runs for it ends within 200 ms of work."""
+        require_process(self._pid)
         cancel = self._cancel
         return cancel is not None and cancel(self)
 
@@ -94,8 +111,11 @@ class ProofJob:
         Raises:
             Timeout: it is not done yet, or ran out of its own time.
             Aborted: it was cancelled.
+            ShuttingDown: this process was forked before the job had ended.
             ProverError: why it failed.
         """
+        if not self._ended.is_set():
+            require_process(self._pid)
         if not self._ended.wait(timeout):
             raise Timeout(f"the proof is not done after {timeout} s; its job goes on")
         if self._result is not None:
@@ -132,6 +152,7 @@ class ProofJob:
 
         It must return soon, and what it raises is logged and ignored.
         """
+        require_process(self._pid)
         with self._lock:
             if not self._ended.is_set():
                 self._callbacks.append(callback)
@@ -139,6 +160,7 @@ class ProofJob:
         self._call(callback)
 
     def remove_done_callback(self, callback: Callable[[ProofJob], None]) -> None:
+        require_process(self._pid)
         with self._lock, suppress(ValueError):
             self._callbacks.remove(callback)
 

@@ -15,10 +15,10 @@ from gpuprover import calibration
 from gpuprover.api import ProofResult
 from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
-from gpuprover.errors import DeviceError, ProofGenerationFailed, ProverError
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner, WorkerStatus
+from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner, WorkerStatus, shortage
 from gpuprover.scheduler import Device
 
 NAME = "local"
@@ -64,15 +64,17 @@ class LocalExecutor:
 
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        _spawn(self._look, "gpuprover-start")
+        if not _spawn(self._look, "gpuprover-start"):
+            raise OutOfMemory("the machine refused a thread for the prover")
 
     def _look(self) -> None:
         """What there is to prove on; again when a GPU has failed."""
         try:
             found = calibration.devices(self._threads)
-        except ProverError as error:
+        except Exception as error:
+            problem = error if isinstance(error, ProverError) else shortage(error)
             with self._lock:
-                self._problem = error
+                self._problem = problem or DeviceError(f"{type(error).__name__} while looking for devices")
                 self._lock.notify_all()
             self._changed()
             return
@@ -121,7 +123,7 @@ class LocalExecutor:
         except ProverError as error:
             return error
         except Exception as error:
-            return ProofGenerationFailed(
+            return shortage(error) or ProofGenerationFailed(
                 f"{type(error).__name__} while it was loaded; this is a bug in gpuprover",
                 path=path,
                 role="key",
@@ -182,6 +184,11 @@ class LocalExecutor:
             problem = self._problem.message if self._problem is not None else ""
         devices = ", ".join(device.name for device in self.devices if not device.problem)
         return [WorkerStatus(NAME, os.getpid(), devices, state, jobs, proofs, 0, memory_usage(), problem)]
+
+    @property
+    def problem(self) -> str:
+        with self._lock:
+            return self._problem.message if self._problem is not None else ""
 
     def keys(self) -> CacheStatistics:
         return CacheStatistics.total(() if self._runner is None else (self._runner.keys.statistics,))

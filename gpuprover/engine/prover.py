@@ -24,25 +24,28 @@ from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, u
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
-from gpuprover.engine.job import ProofJob
+from gpuprover.engine.job import ProofJob, require_process
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
     Aborted,
     CircuitNotFound,
+    DeviceError,
     InvalidInput,
+    OutOfMemory,
     ProofGenerationFailed,
     ProverError,
     ShuttingDown,
     Timeout,
     about,
+    place,
 )
 from gpuprover.formats.files import open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of
+from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of, shortage
 from gpuprover.scheduler import Times
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool
@@ -51,9 +54,10 @@ log = logging.getLogger("gpuprover.engine")
 
 MAX_TENANT = 256
 """Characters."""
-LOAD_SECONDS = 600.0
 READY_POLL_SECONDS = 0.02
 JOIN_SECONDS = 5.0
+STUMBLES, STUMBLE_SECONDS = 5, 0.2
+"""Steps of the engine in a row that may fail for what the system refuses; each pause is longer by so much."""
 VERIFIER_BYTES = 144 << 20
 """What of the memory limit is set aside for a verifier process; it held 132 MiB of its own after 300
 verifications, measured by hand."""
@@ -64,14 +68,15 @@ class ProverStatus:
     """How a prover is, at one moment. Sizes are bytes.
 
     Attributes:
-        ready: it takes proofs, circuits to preload are loaded, and the verifier can be had where it is
-            needed.
+        ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the verifier
+            can be had where it is needed.
         policy: ``eager``, ``lazy`` or ``off``.
         active_jobs, queued_jobs: that run, or are tried again; and that wait.
         memory_usage: private memory of this process, of the workers and of the verifier.
         memory_limit: that they stay within.
         loaded_circuits: names, sorted.
-        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run.
+        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run, and
+            why no proof can be made, if none can.
         warnings: sentences: circuits whose keys proofs can be forged for, by name.
         devices: what proofs may be placed on, each with ``running`` proofs.
         pools: GPU memory that each worker on a GPU has taken.
@@ -102,10 +107,12 @@ class ProverStatus:
         return asdict(self)
 
 
-def create_prover(**settings: Any) -> Prover:
-    """A prover for the circuits of a folder.
+def create_prover(*, wait: bool = True, **settings: Any) -> Prover:
+    """A prover for the circuits of a folder, ready: the circuits to preload are loaded.
 
     Args:
+        wait: for that, up to ``load_timeout`` seconds. Without, it returns at once, and
+            :meth:`Prover.wait_ready` waits. With the policy ``lazy`` or ``off`` there is nothing to wait for.
         settings: those of :class:`gpuprover.config.EngineSettings`, by name: ``circuit_keys_path``,
             ``memory_limit`` (MiB), ``threads``, ``preload_circuits``, ``policy``, ... What is not given, or
             None, comes from the environment (``PROVER_*``), and else from the machine; ``gpuprover config``
@@ -114,10 +121,32 @@ def create_prover(**settings: Any) -> Prover:
     Raises:
         InvalidInput: there is no such setting, or a value cannot be used.
         CircuitNotFound: a circuit to preload is not in the folder.
+        MalformedFile, UnsupportedFile, OutOfMemory: a circuit to preload cannot be used; or
+        DeviceError, ProofGenerationFailed: no worker starts, or the key's load kills them.
+        Timeout: it is not ready in that time.
     """
     for line in unknown_variables().values():
         log.warning(line)
-    return Prover(load_engine_settings(settings))
+    prover = Prover(load_engine_settings(settings))
+    if wait:
+        try:
+            prover.wait_ready(prover.settings.load_timeout)
+        except BaseException:
+            prover.close(0.0)
+            raise
+    return prover
+
+
+async def acreate_prover(*, wait: bool = True, **settings: Any) -> Prover:
+    """:func:`create_prover` for tasks. A task that is cancelled meanwhile leaves no prover behind."""
+    prover = await asyncio.to_thread(partial(create_prover, wait=False, **settings))
+    if wait:
+        try:
+            await asyncio.to_thread(prover.wait_ready, prover.settings.load_timeout)
+        except BaseException:
+            await asyncio.shield(prover.aclose(0.0))
+            raise
+    return prover
 
 
 class _Engine:
@@ -131,25 +160,37 @@ class _Engine:
         self._thread: threading.Thread | None = None
         self._closing = threading.Lock()
         self._closed = self._abandoned = False
+        self.pid = os.getpid()
 
     def run(self) -> None:
         """Starts the thread; it does not keep the interpreter alive."""
-        self._thread = threading.Thread(target=self._serve, name="gpuprover-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, name="gpuprover-engine", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise OutOfMemory("the machine refused a thread for the prover") from None
+        self._thread = thread
 
     def _serve(self) -> None:
-        wake = self.dispatcher.wake
+        wake, stumbles = self.dispatcher.wake, 0
         while True:
             wake.clear()
             try:
                 delay = self.dispatcher.step()
             except Exception as error:
                 # Whoever waits is answered, whatever happens here.
-                log.exception("the engine fails")
+                short, stumbles = shortage(error), stumbles + 1
+                what = f"{type(error).__name__} in {place(error.__traceback__)}"
+                if short is not None and stumbles <= STUMBLES:
+                    log.warning("the engine: %s; it is tried again", what)
+                    time.sleep(STUMBLE_SECONDS * stumbles)
+                    continue
+                log.critical("the engine ends: %s", what)
                 self.dispatcher.stop(
                     ProofGenerationFailed(f"{type(error).__name__} in the engine; this is a bug in gpuprover")
                 )
                 continue
+            stumbles = 0
             if self._abandoned:
                 self.close(0.0)
                 return
@@ -159,10 +200,14 @@ class _Engine:
 
     def abandon(self) -> None:
         """Has the thread close everything. Takes no lock: garbage may be collected anywhere."""
+        if os.getpid() != self.pid:
+            return  # the thread is another process's
         self._abandoned = True
         self.dispatcher.wake.set()
 
     def close(self, grace: float) -> None:
+        if os.getpid() != self.pid:
+            return  # everything there is to end is another process's
         with self._closing:
             if self._closed:
                 return
@@ -197,6 +242,9 @@ class Prover:
 
     The death of a worker or of the verifier loses no job: it is made again. The death of this process loses
     the queue, and what runs.
+
+    It belongs to the process that made it: in one that was forked from that every method raises ShuttingDown
+    at once, and :meth:`close` does nothing.
 
     As a context manager it is closed at the end of the block: what still waits is aborted, what runs has
     ``grace_period`` seconds; after an exception nothing is waited for. :meth:`drain` waits for all answers.
@@ -350,17 +398,33 @@ class Prover:
         deadline, wait = self._terms(timeout, priority, queue, tenant)
         await self._dispatcher.atake_place(wait, deadline - time.monotonic(), tenant)
         # Files are looked up, and witnesses are converted.
-        submission = asyncio.ensure_future(
-            asyncio.to_thread(self._submit, circuit, witness, deadline, priority, tenant, progress)
-        )
+        begun = threading.Event()
+
+        def submit() -> ProofJob:
+            begun.set()
+            return self._submit(circuit, witness, deadline, priority, tenant, progress)
+
+        async def submitted() -> ProofJob:
+            try:
+                return await asyncio.to_thread(submit)
+            except BaseException as error:
+                if not begun.is_set():  # no thread for it: the place is here still
+                    self._dispatcher.slots.release(tenant)
+                raise (shortage(error) or error) from None
+
+        submission = asyncio.ensure_future(submitted())
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
             submission.add_done_callback(_cancel_submitted)
             raise
 
+    def _here(self) -> None:
+        require_process(self._engine.pid)
+
     def _terms(self, timeout: float | None, priority: int, queue: str, tenant: str) -> tuple[float, bool]:
         """When it has to be done, and whether it waits for a place."""
+        self._here()
         if self.settings.policy == "off":
             raise InvalidInput("this prover only verifies (policy off)")
         if timeout is None:
@@ -452,6 +516,7 @@ class Prover:
             MalformedFile, UnsupportedFile, InvalidInput: a document or a file of the circuit is damaged.
             Timeout, ShuttingDown: see the messages.
         """
+        self._here()
         return self._verification.verify(circuit, public_signals, proof, timeout)
 
     def verify_batch(
@@ -462,6 +527,7 @@ class Prover:
         Raises:
             as :meth:`verify`, but for damaged documents.
         """
+        self._here()
         return self._verification.verify_batch(circuit, statements, timeout)
 
     async def averify(
@@ -482,23 +548,30 @@ class Prover:
         Raises:
             as :meth:`verify`.
         """
+        self._here()
         return dict(self._verification.key(circuit).document)
 
     # Circuits --------------------------------------------------------------------------
 
     def circuits(self) -> list[str]:
         """Names of the circuits that are in the folder now."""
+        self._here()
         return self._directory.names()
 
-    def load(self, circuit: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> KeyInfo:
+    def load(self, circuit: str, *, pin: bool = False, timeout: float | None = None) -> KeyInfo:
         """Loads a circuit's key where proofs are made, if it is not; ``pin``: it stays until :meth:`unload`.
+
+        Args:
+            timeout: seconds; default ``load_timeout``.
 
         Raises:
             CircuitNotFound, InvalidInput, MalformedFile, UnsupportedFile, OutOfMemory: it cannot be used.
             Timeout: it takes longer, and goes on.
         """
+        self._here()
         if self.settings.policy == "off":
             raise InvalidInput("this prover only verifies (policy off)")
+        timeout = self.settings.load_timeout if timeout is None else timeout
         ended = threading.Event()
         answers: list[KeyInfo | ProverError] = []
 
@@ -515,6 +588,7 @@ class Prover:
 
     def unload(self, circuit: str) -> bool:
         """Lets a circuit's key go -> whether it was loaded. The next proof loads it again."""
+        self._here()
         return self._dispatcher.unload(circuit)
 
     # Life ------------------------------------------------------------------------------
@@ -524,19 +598,24 @@ class Prover:
 
         As :meth:`ProofJob.add_done_callback` calls it, and before those.
         """
+        self._here()
         self._dispatcher.observers.append(callback)
 
     def get_status(self) -> ProverStatus:
         """How it is now; starts nothing."""
+        self._here()
         found, policy = self._dispatcher.snapshot(), self.settings.policy
         workers = tuple(self._executor.workers()) if found.started else ()
+        problem = self._executor.problem if found.started else ""
         verifier = self._verification.status()
-        up = policy != "eager" or (bool(found.devices) and found.preloaded)
+        usable = any(not device.problem for device, _ in found.devices)
+        up = policy != "eager" or (usable and found.preloaded)
         ill = [f"{worker.name}: {worker.problem}" for worker in workers if worker.problem]
+        ill += [problem] if problem and problem not in ill else []
         if verifier.problem is not None:
             ill.append(f"verifier: {verifier.problem}")
         return ProverStatus(
-            ready=found.accepting and up and verifier.problem is None,
+            ready=found.accepting and up and not problem and verifier.problem is None,
             policy=policy,
             active_jobs=found.running,
             queued_jobs=found.queued,
@@ -567,8 +646,10 @@ class Prover:
         Raises:
             Timeout: it is not, after so many seconds.
             ShuttingDown: it is closed.
+            DeviceError: there is nothing to prove on.
             ProverError: a circuit to preload cannot be loaded.
         """
+        self._here()
         end = time.monotonic() + timeout
         while True:
             found = self._dispatcher.snapshot()
@@ -576,7 +657,12 @@ class Prover:
                 raise ShuttingDown("the prover is closed")
             for error in found.failures:
                 raise error.with_traceback(None)
-            if self.settings.policy != "eager" or (found.devices and found.preloaded):
+            if self.settings.policy != "eager":
+                return
+            devices = [device for device, _ in found.devices]
+            if devices and all(device.problem for device in devices):
+                raise DeviceError(devices[0].problem)
+            if devices and found.preloaded and not self._executor.problem:
                 return
             if time.monotonic() >= end:
                 raise Timeout(f"the prover is not ready after {timeout} s")
@@ -584,12 +670,14 @@ class Prover:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more proofs from now on, and waits for those that it has -> whether all are answered."""
+        self._here()
         return self._dispatcher.drain(timeout)
 
     def close(self, grace: float | None = None) -> None:
         """Ends it, with its threads and processes; may be called again, and from any thread.
 
         Proofs that wait are aborted now, those that run after ``grace`` seconds (default: ``grace_period``).
+        In a process that was forked from its own it does nothing.
         """
         self._finalizer.detach()
         self._engine.close(self.settings.grace_period if grace is None else grace)
@@ -638,6 +726,9 @@ def _executor(settings: EngineSettings) -> Executor:
             memory_mark=settings.worker_memory * MIB,
             heartbeat=settings.heartbeat_timeout,
             init=settings.init_timeout,
+            stall=settings.stall_timeout,
+            idle=settings.idle_timeout,
+            wait=settings.worker_wait,
         )
     )
 

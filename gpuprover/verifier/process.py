@@ -63,6 +63,7 @@ class VerifierProcess(VerifierClient):
         self._prepare(timeout, heartbeat, start)
         self._eager = False  # the keys below travel when it starts
         self._threads = threads
+        self._owner = os.getpid()
         self._last_words = ""
         self._child: processes.Child | None = None
         for name, key in (keys or {}).items():
@@ -91,8 +92,13 @@ class VerifierProcess(VerifierClient):
             )
 
     def close(self) -> None:
-        """Ends the process. Calls that wait get ShuttingDown. May be called again."""
+        """Ends the process. Calls that wait get ShuttingDown. May be called again.
+
+        In a process that was forked from the one that started it, it does nothing.
+        """
         atexit.unregister(self.close)
+        if os.getpid() != self._owner:
+            return
         super().close()
 
     def _which(self, name: str) -> dict[str, Any]:

@@ -17,10 +17,9 @@ import selectors
 import socket
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -39,11 +38,12 @@ from gpuprover.errors import (
     Timeout,
     from_record,
 )
+from gpuprover.errors import place as place_of
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
-from gpuprover.messages import Channel, ConnectionLost
+from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus, shortage
 from gpuprover.scheduler import Device
 from gpuprover.workers.records import (
     Load,
@@ -59,7 +59,14 @@ from gpuprover.workers.records import (
 from gpuprover.workers.wire import Parcel, result_from_json
 
 START_TRIES = 4
-"""So often in a row a place's worker may fail to start before callers are told; it is tried on."""
+"""So often in a row a place's worker may fail to start by a fault of its own before callers are told; it is
+tried on. What the system refuses and what kills workers may pass: then callers are told later (``wait``)."""
+STUMBLES = 3
+"""Steps of the supervisor that may fail in a row before it says so."""
+STUMBLE_SECONDS = (0.01, 2.0, 1.0, 0.2)
+"""Between steps that fail, as :class:`Backoff` takes it."""
+QUIET_SECONDS = 10.0
+"""Between two lines in the log about the same thing."""
 DEVICE_TRIES = 3
 """So often in a row a GPU may fail under a proof, each time in a new process, before it is used no more."""
 LOAD_TRIES = 3
@@ -97,6 +104,7 @@ class WorkerPool:
         self._commands: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._problem = ""
         self._past_keys = CacheStatistics.total(())
         self._published: tuple[list[Device], list[WorkerStatus], int, CacheStatistics] = (
             [], [], 0, self._past_keys,
@@ -117,6 +125,9 @@ class WorkerPool:
         self._own = 0
         self._ticked = 0.0
         self._closing: float | None = None
+        self._stumbles = 0
+        self._told: dict[str, tuple[float, int]] = {}
+        self._stumbling = Backoff(*STUMBLE_SECONDS)
 
     # What an engine uses ------------------------------------------------------------------
 
@@ -125,13 +136,22 @@ class WorkerPool:
             if self._thread is not None or self._closed:
                 raise RuntimeError("a worker pool is started once")
             self._changed = changed
-            self._selector = selectors.DefaultSelector()
-            self._bell, self._ear = socket.socketpair()
-            for end in (self._bell, self._ear):
-                end.setblocking(False)
-            self._selector.register(self._ear, selectors.EVENT_READ)
-            self._thread = threading.Thread(target=self._main, name="gpuprover-workers", daemon=True)
-            self._thread.start()
+            with ExitStack() as opened:
+                try:
+                    selector = opened.enter_context(selectors.DefaultSelector())
+                    bell, ear = socket.socketpair()
+                    opened.enter_context(bell)
+                    opened.enter_context(ear)
+                    for end in (bell, ear):
+                        end.setblocking(False)
+                    selector.register(ear, selectors.EVENT_READ)
+                    self._selector, self._bell, self._ear = selector, bell, ear
+                    thread = threading.Thread(target=self._main, name="gpuprover-workers", daemon=True)
+                    thread.start()
+                except (OSError, RuntimeError, MemoryError) as error:
+                    raise shortage(error) or DeviceError(f"{type(error).__name__} in a start") from None
+                opened.pop_all()
+            self._thread = thread
 
     @property
     def devices(self) -> list[Device]:
@@ -142,6 +162,10 @@ class WorkerPool:
 
     def memory(self) -> int:
         return self._published[2]
+
+    @property
+    def problem(self) -> str:
+        return self._problem
 
     def keys(self) -> CacheStatistics:
         return self._published[3]
@@ -158,8 +182,10 @@ class WorkerPool:
         """As the protocol says. The bytes of a witness are copied before this returns."""
         try:
             parcel = Parcel(request)
-        except ProverError as error:
-            problem = error
+        except Exception as error:
+            known = error if isinstance(error, ProverError) else shortage(error)
+            # Of another one only its kind: its text may hold values of the witness.
+            problem = known or ProofGenerationFailed(f"{type(error).__name__} while a witness was packed")
             self._post(
                 lambda: self._calls.append(lambda: done(request, problem)), lambda: done(request, problem)
             )
@@ -214,56 +240,104 @@ class WorkerPool:
     def _main(self) -> None:
         try:
             while self._closing is None or self._places or self._dying:
-                self._step()
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            _log.critical(
-                "the supervisor of workers ends: %s in line %s: this is a bug",
-                type(error).__name__,
-                where.lineno,
-            )
+                try:
+                    self._step()
+                except Exception as error:
+                    self._stumble("a step of the supervisor", error)
+                if self._stumbles:
+                    if self._closing is not None and self._stumbles > STUMBLES * STUMBLES:
+                        break  # nobody shall wait for ever for what cannot end well
+                    time.sleep(self._stumbling.next())
         finally:
+            early = self._closing is None
             self._end()
+            if early:
+                self._problem = "the supervisor of workers has ended"
+                _log.critical("%s: this is a bug", self._problem)
+
+    def _stumble(self, what: str, error: Exception) -> None:
+        """Logs what nobody expected, and goes on: without a supervisor no proof would be made any more."""
+        self._stumbles += 1
+        line = f"{what}: {type(error).__name__} in {place_of(error.__traceback__)}"
+        self._tell(logging.ERROR, what, line)
+        if self._stumbles >= STUMBLES:
+            self._problem = f"{line}; it is tried again"
+
+    def _tell(self, level: int, about: str, line: str) -> None:
+        """Logs a line, unless there was one about the same a moment ago; the next one says how many."""
+        now = time.monotonic()
+        last, left_out = self._told.get(about, (-QUIET_SECONDS, 0))
+        if now - last < QUIET_SECONDS:
+            self._told[about] = last, left_out + 1
+            return
+        if len(self._told) > MESSAGES_AT_ONCE:
+            self._told.clear()
+        self._told[about] = now, 0
+        _log.log(level, "%s", f"{line} ({left_out} more like this)" if left_out else line)
+
+    def _guarded(
+        self, what: str, action: Callable[[], None], instead: Callable[[], None] = lambda: None
+    ) -> None:
+        """Runs a part of a step whose failure shall not keep the others from being done."""
+        try:
+            action()
+        except Exception as error:
+            self._stumble(what, error)
+            instead()
 
     def _end(self) -> None:
         """Leaves nothing behind and no caller without an answer, whatever has happened."""
         with self._lock:
             self._closed = True
         for worker in self._workers():
-            self._bury(worker, "its supervisor ended")
-        self._abandon("its supervisor ended")
+            with suppress(Exception):
+                self._bury(worker, "its supervisor ended")
+        for run in list(self._runs.values()):
+            with suppress(Exception):
+                self._finish(run, Lost("its supervisor ended"))
+        with suppress(Exception):
+            self._abandon("its supervisor ended")
         for child, _ in self._dying:
-            child.wait(KILLED_SECONDS)
-            child.close()
+            with suppress(Exception):
+                child.wait(KILLED_SECONDS)
+                child.close()
         self._places, self._dying = [], []
         self._selector.close()
         self._bell.close()
         self._ear.close()
         self._refuse_all()
-        self._publish()
+        with suppress(Exception):
+            self._publish()
         self._call()
 
     def _step(self) -> None:
         before = time.monotonic()
         wait = self._patience(before)
         events = self._selector.select(wait)
-        now = time.monotonic()
+        now, stumbles = time.monotonic(), self._stumbles
         if now - before - wait > LATE_SECONDS:
             # This process was stopped itself: who was silent meanwhile need not be dead.
             for worker in self._workers():
                 worker.heard = worker.moved = now
         # First what the engine says: the death of a worker after a cancellation is no loss.
         while self._commands:
-            self._commands.popleft()[0]()
+            self._guarded("a command of the engine", *self._commands.popleft())
         for key, _ in events:
             if key.fileobj is self._ear:
                 with suppress(BlockingIOError):
                     self._ear.recv(4096)
             elif key.data.connection.fileno() >= 0:
-                self._listen(key.data, now)
-        self._tick(now)
-        self._resize(now)
-        self._assign(now)
+                worker = key.data
+                self._guarded(
+                    "a message of a worker",
+                    partial(self._listen, worker, now),
+                    partial(self._fail, worker, "what it said was not understood", now),
+                )
+        for part in (self._tick, self._resize, self._assign):
+            self._guarded(f"the supervisor's {part.__name__.strip('_')}", partial(part, now))
+        if self._stumbles == stumbles:
+            self._stumbles = 0
+            self._stumbling.reset()
         self._publish()
         self._call()
 
@@ -275,6 +349,11 @@ class WorkerPool:
             except Exception as error:
                 _log.error("a callback of the worker pool failed: %s", type(error).__name__)
 
+    def _fail(self, worker: Worker, why: str, now: float) -> None:
+        if worker in worker.place.workers():
+            worker.fault = worker.fault or why
+            self._gone(worker, worker.fault, now)
+
     def _workers(self) -> list[Worker]:
         return [worker for place in self._places for worker in place.workers()]
 
@@ -282,18 +361,25 @@ class WorkerPool:
 
     def _begin(self, place: Place, now: float) -> Worker | None:
         """Starts a process for a place; None if the system does not."""
-        mine, theirs = socket.socketpair()
-        with theirs:
+        with ExitStack() as opened:
             try:
-                child = spawn(
-                    "gpuprover.workers", str(theirs.fileno()), str(os.getpid()), fds=[theirs.fileno()]
-                )
-            except ProverError as error:
-                mine.close()
-                self._failed_to_start(place, error.message, error.told, now)
+                mine, theirs = socket.socketpair()
+                opened.enter_context(mine)
+                with theirs:
+                    number = theirs.fileno()
+                    child = spawn("gpuprover.workers", str(number), str(os.getpid()), fds=[number])
+                opened.callback(self._end_process, child)
+                worker = Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
+                self._selector.register(mine, selectors.EVENT_READ, worker)
+            except Exception as error:
+                known = error if isinstance(error, ProverError) else shortage(error)
+                what = f"{type(error).__name__} in {place_of(error.__traceback__)}"
+                why, told = (known.message, known.told) if known else (what, what)
+                why = f"no process could be started: {why}"
+                self._failed_to_start(place, why, f"no process could be started: {told}", now)
+                self._tell(logging.WARNING, place.name, f"{place.name}: {why}")
                 return None
-        worker = Worker(place, child, Channel(mine), mine, now, now, now, now, set(self._pinned))
-        self._selector.register(mine, selectors.EVENT_READ, worker)
+            opened.pop_all()
         worker.surveys = place.name == "cpu-0" and self._surveys > 0
         settings = self._settings
         start = {
@@ -312,7 +398,9 @@ class WorkerPool:
         """Without waiting: a worker that has left its messages lying is at fault, and killed soon."""
         try:
             worker.channel.send(message, fds, timeout=0)
-        except (Timeout, ConnectionLost):
+        except Exception as error:
+            if not isinstance(error, ProverError):
+                self._stumble("a message to a worker", error)
             worker.fault = worker.fault or "it takes no messages"
             worker.stopping, worker.leave = True, 0.0
 
@@ -330,21 +418,17 @@ class WorkerPool:
 
     def _bury(self, worker: Worker, why: str) -> None:
         """Ends a process, if it has not ended, and whatever it was doing."""
-        self._selector.unregister(worker.connection)
-        worker.channel.close()
-        worker.child.kill()
-        if worker.child.wait(REAP_SECONDS):
-            worker.child.close()
-        else:
-            self._dying.append((worker.child, time.monotonic() + KILLED_SECONDS))
-        # What it has counted stays counted.
-        gone = replace(worker.keys, entries=0, bytes=0, capacity=0, pinned=0)
-        self._past_keys = CacheStatistics.total([self._past_keys, gone])
         place = worker.place
         if place.worker is worker:
             place.worker, place.successor = place.successor, None
         else:
             place.successor = None
+        # What it has counted stays counted.
+        gone = replace(worker.keys, entries=0, bytes=0, capacity=0, pinned=0)
+        self._past_keys = CacheStatistics.total([self._past_keys, gone])
+        with suppress(OSError, KeyError, ValueError):
+            self._selector.unregister(worker.connection)
+        self._end_process(worker.child, worker.channel)
         lost = Lost(f"{place.name}: {why}")
         for run in list(worker.runs.values()):
             self._finish(run, run.error if isinstance(run.error, Cancelled) else lost)
@@ -355,6 +439,34 @@ class WorkerPool:
                 if load.tries >= LOAD_TRIES:
                     self._finish_load(number, lost)
 
+    def _end_process(self, child: Child, channel: Channel | None = None) -> None:
+        """Kills it; what does not go at once is looked after in each step, for a while."""
+        try:
+            if channel is not None:
+                channel.close()
+            child.kill()
+            if child.wait(REAP_SECONDS):
+                child.close()
+                return
+        except Exception as error:
+            self._stumble("the end of a process", error)
+        self._dying.append((child, time.monotonic() + KILLED_SECONDS))
+
+    def _reap(self, now: float) -> None:
+        """Forgets killed processes that have ended, and those that do not."""
+        left = []
+        for child, until in self._dying:
+            try:
+                if not child.ended() and until > now:
+                    child.kill()
+                    left.append((child, until))
+                    continue
+                child.close()
+            except Exception as error:
+                self._stumble("the end of a process", error)
+                left += [(child, until)] if until > now else []
+        self._dying = left
+
     def _gone(self, worker: Worker, why: str, now: float, told: str = "") -> None:
         """A process has ended, or has to. Its place goes on with its successor, or with a new one.
 
@@ -364,24 +476,29 @@ class WorkerPool:
         if not worker.stopping or worker.fault:
             told = worker.told or worker.fault or told or why
             why = worker.fault or why
-            _log.warning("%s: process %d: %s", place.name, worker.child.pid, why)
+            self._tell(logging.WARNING, place.name, f"{place.name}: process {worker.child.pid}: {why}")
             place.restarts += was_worker
             if worker.ready:
                 place.problem, place.again = told, now + place.backoff.next()
             else:
                 self._surveys -= worker.surveys
-                self._failed_to_start(place, why, told, now)
+                own = worker.failed or not worker.child.killed
+                self._failed_to_start(place, why, told, now, own=own)
         elif was_worker:
             place.recycled += place.successor is not None
         self._bury(worker, why)
         if place.closing and not place.workers():
             self._places.remove(place)
 
-    def _failed_to_start(self, place: Place, why: str, told: str, now: float) -> None:
+    def _failed_to_start(self, place: Place, why: str, told: str, now: float, own: bool = False) -> None:
+        """``told``: as for :meth:`_gone`; ``own``: by a fault of the worker's own, which would fail again."""
+        place.failing = place.failing if place.failures else now
         place.failures += 1
+        place.faults = place.faults + 1 if own else 0
         place.problem, place.again = told, now + place.backoff.next()
         ready = any(w.ready for w in self._workers() if w.place.device == place.device)
-        if place.failures >= START_TRIES and not ready:
+        hopeless = place.faults >= START_TRIES or now - place.failing >= self._settings.wait
+        if hopeless and not ready:
             self._broken[place.device] = DeviceError(
                 f"{place.device}: {place.failures} times in a row no worker started:", more=why
             )
@@ -447,13 +564,14 @@ class WorkerPool:
         elif kind == "failed":
             error = from_record(message["error"])
             worker.fault, worker.told = error.message, error.told
+            worker.failed = True
 
     def _hear_hello(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         place, own = worker.place, Device(**message["device"])
         found = [Device(**record) for record in message["devices"] or ()]
         worker.memory = MemoryUsage(**message["memory"])
         worker.ready, worker.idle_since = True, now
-        place.failures, place.problem = 0, ""
+        place.failures, place.faults, place.problem = 0, 0, ""
         self._broken.pop(place.device, None)
         self._machine[place.device] = own
         if found:
@@ -612,8 +730,8 @@ class WorkerPool:
             self._waiting[run.request.device].remove(run)
         else:
             del run.worker.runs[run.request.id]
-        run.parcel.close()
         self._calls.append(partial(run.done, run.request, outcome))
+        run.parcel.close()
 
     def _cancel(self, number: int) -> None:
         run = self._runs.get(number)
@@ -704,12 +822,10 @@ class WorkerPool:
                 worker.place.backoff.reset()
         for place in self._places:
             self._tend(place, now)
-        for child, until in self._dying:
-            if child.ended() or until <= now:
-                child.close()
-        self._dying = [(child, until) for child, until in self._dying if not child.ended() and until > now]
+        self._reap(now)
         if now - self._ticked >= TICK_SECONDS:
-            self._ticked, self._own = now, memory.resident_anonymous()
+            self._ticked = now
+            self._own = memory.resident_anonymous()
             for worker in self._workers():
                 worker.child.trim()
         if self._closing is not None and self._closing <= now:
@@ -818,9 +934,19 @@ class WorkerPool:
         held = sum(own_bytes(w.memory) if w.memory else 0 for w in self._workers())
         before = self._published
         keys = CacheStatistics.total([self._past_keys, *(w.keys for w in self._workers())])
+        was, self._problem = self._problem, self._ill()
         self._published = (self._devices(), workers, held, keys)
-        if self._published[:2] != before[:2]:
+        if self._published[:2] != before[:2] or self._problem != was:
             self._calls.append(self._changed)
+
+    def _ill(self) -> str:
+        """Why no proof can be made; empty while workers are ready, or start as they should."""
+        if self._stumbles >= STUMBLES:
+            return self._problem
+        if any(worker.open for worker in self._workers()):
+            return ""
+        failing = [place for place in self._places if place.failures]
+        return f"{failing[0].name}: {failing[0].problem}" if failing else ""
 
     def _devices(self) -> list[Device]:
         settings, chosen = self._settings, self._settings.gpus

@@ -34,6 +34,7 @@ class PoolSettings:
         warm: with a pinned key, load what proofs with it run before the first one comes.
         max_proofs: a worker that has made so many is replaced.
         memory_mark: a worker that holds more private memory while it does nothing is replaced; None: never.
+        wait: proofs wait so long for a worker while none starts for want of something, before they fail.
         idle: after so long without work, workers beyond the minimum end.
         heartbeat: a worker that is silent so long is taken for dead.
         init: so long may pass between two steps of a worker's start.
@@ -52,6 +53,7 @@ class PoolSettings:
     warm: bool = False
     max_proofs: int = 500
     memory_mark: int | None = None
+    wait: float = 300.0
     idle: float = 60.0
     heartbeat: float = 15.0
     init: float = 120.0
@@ -104,6 +106,7 @@ class Worker:
         wear: why another one shall take its place.
         fault: what is wrong with it; and as strangers may read it, if that is another text,
         told: without paths and what others wrote.
+        failed: it said itself why it cannot start.
     """
 
     place: Place
@@ -129,6 +132,7 @@ class Worker:
     wear: str = ""
     fault: str = ""
     told: str = ""
+    failed: bool = False
 
     @property
     def open(self) -> bool:
@@ -142,7 +146,9 @@ class Place:
     Attributes:
         successor: starts to take the worker's turn.
         again: the earliest time of the next start.
-        failures: of starts, in a row; ``device_failures``: of the device under proofs, in a row.
+        failures: of starts, in a row, the first at ``failing``; ``faults`` of them, in a row up to the
+            last, are the workers' own: they would fail again.
+        device_failures: of the device under proofs, in a row.
         closing: it ends with its worker.
     """
 
@@ -153,6 +159,8 @@ class Place:
     successor: Worker | None = None
     again: float = 0.0
     failures: int = 0
+    failing: float = 0.0
+    faults: int = 0
     device_failures: int = 0
     restarts: int = 0
     silent: int = 0
@@ -190,5 +198,5 @@ def status_of(place: Place) -> WorkerStatus:
         silent=place.silent,
         recycled=place.recycled,
         memory=None if worker is None else worker.memory,
-        problem=place.problem if worker is None else "",
+        problem=place.problem if worker is None or not worker.ready else "",
     )

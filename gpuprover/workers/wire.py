@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -38,9 +39,10 @@ class Parcel:
         self.fds: list[int] = [] if pieces is None else [private_file(pieces)]
 
     def close(self) -> None:
-        for descriptor in self.fds:
-            os.close(descriptor)
-        self.fds = []
+        descriptors, self.fds = self.fds, []
+        for descriptor in descriptors:
+            with suppress(OSError):  # it is gone in any case
+                os.close(descriptor)
 
 
 def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:

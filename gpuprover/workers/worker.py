@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
-from gpuprover.runner import KeyInfo, Runner
+from gpuprover.runner import KeyInfo, Runner, shortage
 from gpuprover.scheduler import Device
 from gpuprover.workers.wire import result_to_json, unpack
 
@@ -199,14 +200,21 @@ class Worker:
             if event is not None:
                 event.set()
         elif kind == "load":
-            _thread(self._answer_load, message)
+            try:
+                _thread(self._answer_load, message)
+            except RuntimeError as error:
+                self._send({"type": "loaded", "id": message["id"], "error": to_record(_failure(error))})
         elif kind == "unload":
             assert self._runner is not None
             self._runner.unload(message["path"])
         elif kind == "shrink":
-            _thread(self._shrink)
+            with suppress(RuntimeError):  # no thread for it: it is asked again
+                _thread(self._shrink)
         elif kind == "stop":
-            _thread(self.stop)
+            try:
+                _thread(self.stop)
+            except RuntimeError:
+                self.stop()
 
     def _shrink(self) -> None:
         assert self._runner is not None
@@ -280,11 +288,9 @@ class Worker:
             return {"result": result_to_json(result)}
         except ProverError as error:
             return {"error": to_record(error)}
-        except MemoryError:
-            return {"error": to_record(OutOfMemory("the machine refused memory for the proof"))}
         except Exception as error:
             problem = f"{type(error).__name__} in a worker; this is a bug in gpuprover"
-            return {"error": to_record(ProofGenerationFailed(problem))}
+            return {"error": to_record(shortage(error) or ProofGenerationFailed(problem))}
 
     def _reporter(self, number: int) -> Callable[[Progress], None]:
         last: tuple[str, float] = ("", 0.0)
@@ -300,8 +306,9 @@ class Worker:
 
 
 def _failure(error: Exception) -> ProverError:
-    if isinstance(error, MemoryError):
-        return OutOfMemory("the machine refused memory for a worker")
+    short = shortage(error)
+    if short is not None:
+        return short
     where = f"{sys.executable}: " if isinstance(error, ImportError) else ""
     return DeviceError(f"{type(error).__name__} as it started", more=f"({where}{error})")
 
