@@ -57,6 +57,7 @@ _PUBLIC = {
     "ShuttingDown": "errors",
     "Aborted": "errors",
     "DeviceError": "errors",
+    "InsecureBlinding": "errors",
     "Timeout": "errors",
     "Cancelled": "errors",
 }
@@ -69,6 +70,7 @@ __all__ = [
     "CircuitNotFound",
     "Client",
     "DeviceError",
+    "InsecureBlinding",
     "InvalidInput",
     "MalformedFile",
     "MemoryUsage",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
         Cancelled,
         CircuitNotFound,
         DeviceError,
+        InsecureBlinding,
         InvalidInput,
         MalformedFile,
         OutOfMemory,

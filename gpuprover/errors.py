@@ -123,6 +123,10 @@ class Aborted(Cancelled):
     """A job of a prover was cancelled, by its caller or because the prover was closed."""
 
 
+class InsecureBlinding(UserWarning):
+    """A proof under fixed blinding: whoever sees it and knows the blinding can learn the witness."""
+
+
 def to_record(error: ProverError) -> dict[str, object]:
     """``{"kind", "message", "exit_code"}``: what answers and messages between processes say of an error."""
     return {"kind": error.kind, "message": error.message, "exit_code": error.exit_code}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from gpuprover import calibration
+from gpuprover import calibration, forks
 from gpuprover.api import Placed, ProofResult, WitnessLike, load_key, prove_placed
 from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
 from gpuprover.caching import Cache, CacheStatistics
@@ -111,7 +111,6 @@ class ProofRequest:
         budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
             it finds.
         timeout: seconds from the start of the run.
-        blinding: fixed (r, s), for tests only.
     """
 
     id: int
@@ -123,7 +122,6 @@ class ProofRequest:
     host_groups: tuple[str, ...] = ()
     budget: int | None = None
     timeout: float | None = None
-    blinding: tuple[int, int] | None = field(default=None, repr=False)
 
     @property
     def placed(self) -> Placed:
@@ -162,6 +160,10 @@ class Runner:
         self._devices = tuple(devices)
         self._current: dict[str, Identity] = {}
         self._pinned: set[str] = set()
+        self._lock = threading.Lock()
+        forks.in_child(self._in_child)
+
+    def _in_child(self) -> None:
         self._lock = threading.Lock()
 
     def load(self, path: str, *, pin: bool = False, job: Job | None = None) -> KeyInfo:
@@ -247,7 +249,7 @@ class Runner:
             if identity_of(request.zkey) != request.identity:
                 raise KeyChanged(f"{request.zkey}: the file has changed since the proof was planned")
             with self._using(request.zkey, request.identity, job) as key:
-                return prove_placed(key, request.witness, request.placed, job, blinding=request.blinding)
+                return prove_placed(key, request.witness, request.placed, job)
         except ProverError:
             raise
         except MemoryError:

@@ -17,12 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gpuprover.errors import DeviceError, InvalidInput, ProverError
+from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 
 Pathish = str | os.PathLike[str]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NO_RESOURCES = {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NO_RESOURCES = {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 def as_path(path: object, what: str = "path") -> Path:
@@ -36,6 +36,10 @@ def as_path(path: object, what: str = "path") -> Path:
         raise InvalidInput(f"{what}: expected a file path, found an empty string")
     if "\0" in text:
         raise InvalidInput(f"{what}: a file path cannot contain a zero byte")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what}: a file path cannot contain half a character (a surrogate)") from None
     return Path(text)
 
 
@@ -43,6 +47,8 @@ def os_problem(path: object, error: OSError, action: str) -> ProverError:
     """The typed error for what the operating system refused."""
     if error.errno in _NO_SPACE:
         return DeviceError(f"{path}: cannot {action}: no space left on the disk")
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"{path}: cannot {action}: {error.strerror}")
     if error.errno in _NO_RESOURCES:
         return DeviceError(f"{path}: cannot {action}: {error.strerror}")
     return InvalidInput(f"{path}: cannot {action}: {error.strerror or error}")
