@@ -59,6 +59,7 @@ _PUBLIC = {
     "ShuttingDown": "errors",
     "Aborted": "errors",
     "DeviceError": "errors",
+    "InsecureBlindingWarning": "errors",
     "Timeout": "errors",
     "Cancelled": "errors",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "CircuitNotFound",
     "Client",
     "DeviceError",
+    "InsecureBlindingWarning",
     "InsecureKeyWarning",
     "InvalidInput",
     "MalformedFile",
@@ -112,6 +114,7 @@ if TYPE_CHECKING:
         Cancelled,
         CircuitNotFound,
         DeviceError,
+        InsecureBlindingWarning,
         InvalidInput,
         MalformedFile,
         OutOfMemory,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
+from operator import index
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
+from warnings import warn
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from gpuprover.backend import (
 from gpuprover.curves import CurveParams
 from gpuprover.errors import (
     DeviceError,
+    InsecureBlindingWarning,
     InsecureKeyWarning,
     InvalidInput,
     MalformedFile,
@@ -33,6 +36,7 @@ from gpuprover.errors import (
     about,
 )
 from gpuprover.formats import groth16_json, json_files
+from gpuprover.formats.files import as_path
 from gpuprover.formats.groth16_json import VerificationKey
 from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
 from gpuprover.formats.zkey import ProvingKey
@@ -79,7 +83,17 @@ def load_key(path: Pathish) -> ProvingKey:
         MalformedFile: truncated, inconsistent, or values out of range.
         UnsupportedFile: another version, protocol or curve.
     """
-    return _load_zkey(path)
+    with _memory("the key"):
+        return _load_zkey(path)
+
+
+@contextmanager
+def _memory(what: str) -> Iterator[None]:
+    """What the machine refuses is OutOfMemory, wherever it was asked for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(f"the machine refused memory for {what}: {error}") from None
 
 
 @about("witness")
@@ -93,16 +107,18 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
         unknown = set(source) - {"inputs", "wasm", "fuel"}
         if unknown or "wasm" not in source or "inputs" not in source:
             raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}, and perhaps 'fuel'")
+        program = str(as_path(source["wasm"], "witness program"))
         with job.phase("calculate witness"):
             found, words = calculate_witness(
-                source["wasm"],
+                program,
                 source["inputs"],
                 job=job,
                 fuel=source.get("fuel"),
                 memory_limit=memory_limit,
             )
-        return Witness(found, words, fspath(source["wasm"]))
-    words = witness_words(source, curve)
+        return Witness(found, words, program)
+    # What is checked is a copy, which its caller does not change.
+    words = witness_words(source, curve).copy(order="C")
     check_witness_values(words, curve, "witness", "values")
     return Witness(curve, words)
 
@@ -121,7 +137,7 @@ def witness_words(values: Sequence[int] | Words, curve: CurveParams) -> Words:
             )
         return values
     try:
-        return ints_to_words((int(v) for v in values), limbs)
+        return ints_to_words((index(v) for v in values), limbs)
     except (TypeError, ValueError, OverflowError):
         raise InvalidInput(
             f"witness: expected integers from 0 to below the prime of {curve.scalar.name}"
@@ -154,19 +170,37 @@ def prove(
         progress: called with :class:`gpuprover.Progress` now and then.
         cancel: an event (``is_set()``); takes effect within 200 ms of work.
         timeout: seconds.
-        verify: check the proof before it is returned; without, a bad witness gives a bad proof.
-        blinding: fixed (r, s); for tests only, a fixed blinding gives the witness away.
+        verify: check the proof before it is returned. Without, a bad witness gives a bad proof, and a key's
+            first proof takes longer: every point of the key is looked at, since of bad ones a proof would
+            tell parts of the witness. Whoever can write to the key's file learns the witness even so.
+        blinding: fixed (r, s) in place of random ones, to compare proofs with each other. For tests only:
+            whoever knows or guesses it can learn the witness, and every call warns of that.
+
+    Warns:
+        InsecureBlindingWarning: ``blinding`` was given.
 
     Raises:
         ProverError: one of its kinds; see :mod:`gpuprover.errors`.
     """
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
     resolve_device(device)
+    fixed = _checked_blinding(blinding)
+    if not isinstance(verify, bool):
+        raise InvalidInput(f"verify: expected True or False, found {type(verify).__name__}")
+    if fixed is not None:
+        problem = "a proof with fixed blinding gives the witness away: for tests only"
+        warn(problem, InsecureBlindingWarning, stacklevel=2)
 
-    def placed(loaded: ProvingKey) -> Placed:
-        return place(device, loaded, job, memory.budget(memory_limit))
+    def placed(loaded: ProvingKey, held: int) -> Placed:
+        return place(device, loaded, job, _budget(memory_limit, held))
 
-    return _prove(key, witness, job, placed, memory_limit=memory_limit, verify=verify, blinding=blinding)
+    return _prove(key, witness, job, placed, memory_limit=memory_limit, verify=verify, blinding=fixed)
+
+
+def _budget(limit: int | None, held: int) -> int | None:
+    """Bytes that a limit in MiB leaves for a proof, whose plan counts the ``held`` bytes of its witness."""
+    left = memory.budget(limit)
+    return None if left is None else left + held
 
 
 def prove_placed(
@@ -176,23 +210,20 @@ def prove_placed(
     job: Job,
     *,
     memory_limit: int | None = None,
-    verify: bool = True,
-    blinding: tuple[int, int] | None = None,
 ) -> ProofResult:
     """:func:`prove` where somebody else has placed it: no other device takes over.
 
     ``memory_limit`` is as there; who places several proofs in one process bounds their sum, and gives none.
+    The proof is verified, and its blinding is random.
     """
-    return _prove(
-        key, witness, job, lambda _: placed, memory_limit=memory_limit, verify=verify, blinding=blinding
-    )
+    return _prove(key, witness, job, lambda *_: placed, memory_limit=memory_limit, verify=True, blinding=None)
 
 
 def _prove(
     key: ProvingKey | Pathish,
     witness: WitnessLike,
     job: Job,
-    placed_for: Callable[[ProvingKey], Placed],
+    placed_for: Callable[[ProvingKey, int], Placed],
     *,
     memory_limit: int | None,
     verify: bool,
@@ -202,7 +233,7 @@ def _prove(
 
     before = memory.resident()
     memory.reset_peak()
-    try:
+    with _memory("the proof"):
         if isinstance(key, ProvingKey):
             loaded = key
         else:
@@ -210,10 +241,12 @@ def _prove(
                 loaded = load_key(key)
         values = _load_witness(witness, loaded.curve, job, memory_limit)
         prover.check_witness_fits(loaded, values)
-        fixed = _checked_blinding(blinding)
+        # Once: what is verified is what the caller gets.
+        public = prover.public_signals(loaded, values)
+        held = values.values.nbytes
 
         def run(backend: Backend) -> groth16_json.Proof:
-            budget = memory.budget(memory_limit)
+            budget = _budget(memory_limit, held)
             if budget is None and not is_gpu(backend.name):
                 budget = placed.budget
             # The limit is on this process: how much of a GPU is taken is between its pool and what is free.
@@ -222,21 +255,23 @@ def _prove(
                 memory.require(plan.host, budget, f"a proof on {backend.name}")
             with job.phase("check key header"):
                 loaded.check_header_subgroups(backend)
+            if not verify:
+                prover.check_key_once(loaded, backend)
             # Every run draws its own blinding: what a failed GPU still holds tells nothing of this proof.
-            proof = prover.prove(loaded, values, backend, fixed)
-            return prover.checked(loaded, values, proof, backend) if verify else proof
+            proof = prover.prove(loaded, values, backend, blinding)
+            if not verify:
+                return prover.in_subgroups(loaded, proof, backend)
+            return prover.checked(loaded, values, public, proof, backend)
 
-        placed = placed_for(loaded)
+        placed = placed_for(loaded, held)
         proof, ran_on, warnings = _run(placed, loaded.curve, job, run)
-    except MemoryError as error:
-        raise OutOfMemory(f"the machine refused memory for the proof: {error}") from None
     job.check()
     after = memory.resident()
     # The system counts in lumps: its peak may lack the last pages.
     peak = max(before, memory.peak(), after)
     return ProofResult(
         proof=groth16_json.proof_to_json(proof, loaded.curve),
-        public_signals=[str(x) for x in prover.public_signals(loaded, values)],
+        public_signals=[str(x) for x in public],
         timings=dict(job.timings),
         device=ran_on,
         memory={"before": before, "peak": peak, "after": after},
@@ -339,7 +374,8 @@ def _run(
 def _checked_blinding(blinding: tuple[int, int] | None) -> tuple[int, int] | None:
     if blinding is None:
         return None
-    if len(blinding) != 2 or not all(isinstance(x, int) and x >= 0 for x in blinding):
+    pair = isinstance(blinding, tuple | list) and len(blinding) == 2
+    if not pair or not all(type(x) is int and x >= 0 for x in blinding):
         raise InvalidInput("blinding: expected two integers of at least 0")
     return blinding[0], blinding[1]
 
@@ -350,18 +386,18 @@ def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> 
     if isinstance(source, Mapping):
         key = groth16_json.parse_verification_key(source)
     else:
-        path = fspath(source)
+        path = str(as_path(source, "verification key"))
         with about("verification key"):
             key = groth16_json.parse_verification_key(json_files.read_json(path), path)
     for sentence in key.warnings:
         # Whoever has parsed the key can ask it; others hear of it here, each place of a program once.
-        warnings.warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
+        warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
     return key
 
 
 def _document(source: object, name: str) -> tuple[object, str]:
     if isinstance(source, str | PathLike):
-        path = fspath(source)
+        path = str(as_path(source, name))
         with about(name):
             return json_files.read_json(path), path
     return source, name
@@ -392,15 +428,16 @@ def verify(
     """
     from gpuprover.groth16 import verifier
 
-    key = _verification_key(verification_key)
-    signals, signals_source = _document(public_signals, "public signals")
-    document, proof_source = _document(proof, "proof")
-    public = groth16_json.parse_public_signals(
-        signals, key.curve, key.n_public, signals_source, strict=strict
-    )
-    parsed = groth16_json.parse_proof(document, key.curve, proof_source, strict=strict)
-    backend = _verifying_backend(key, threads)
-    return verifier.verify(key, public, parsed, backend, key_source=key.source, proof_source=proof_source)
+    with _memory("the verification"):
+        key = _verification_key(verification_key)
+        signals, signals_source = _document(public_signals, "public signals")
+        document, proof_source = _document(proof, "proof")
+        public = groth16_json.parse_public_signals(
+            signals, key.curve, key.n_public, signals_source, strict=strict
+        )
+        parsed = groth16_json.parse_proof(document, key.curve, proof_source, strict=strict)
+        backend = _verifying_backend(key, threads)
+        return verifier.verify(key, public, parsed, backend, key_source=key.source, proof_source=proof_source)
 
 
 def verify_batch(
@@ -413,11 +450,25 @@ def verify_batch(
     """For each (public signals, proof) whether it holds; a damaged one, or one for another curve, is False.
 
     Many proofs of one key cost a fraction of as many calls of :func:`verify`.
+
+    Raises:
+        MalformedFile, UnsupportedFile: the key is damaged.
+        InvalidInput: statements are no pairs.
     """
     from gpuprover.groth16 import verifier
 
-    key = _verification_key(verification_key)
-    return verifier.verify_documents(key, statements, _verifying_backend(key, threads, cancel))
+    with _memory("the verification"):
+        key = _verification_key(verification_key)
+        pairs = _pairs(statements)
+        return verifier.verify_documents(key, pairs, _verifying_backend(key, threads, cancel))
+
+
+def _pairs(statements: object) -> list[tuple[object, object]]:
+    if isinstance(statements, Iterable) and not isinstance(statements, str | bytes | Mapping):
+        pairs = list(statements)
+        if all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            return [(signals, proof) for signals, proof in pairs]
+    raise InvalidInput("statements: expected pairs of public signals and a proof")
 
 
 def _verifying_backend(key: VerificationKey, threads: int | None, cancel: Event | None = None) -> Backend:
@@ -451,12 +502,12 @@ def setup(
     from gpuprover.formats.r1cs import read_r1cs
     from gpuprover.groth16.setup import memory_needed, setup_from_ptau, setup_insecure
 
-    if (ptau is None) is not insecure:
+    if not isinstance(insecure, bool) or (ptau is None) is not insecure:
         raise InvalidInput("setup: expected either a ptau file or insecure, not both and not neither")
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
     resolve_device(device)
     budget = memory.budget(memory_limit)
-    try:
+    with _memory("the set-up"):
         with job.phase("read circuit"):
             circuit = read_r1cs(r1cs, budget, job.check)
         memory.require(memory_needed(circuit, ptau is not None), budget, f"the set-up for {circuit.source}")
@@ -470,5 +521,3 @@ def setup(
         placed = Placed(resolve_device(device))
         result, _, warnings = _run(placed, circuit.curve, job, run)
         return replace(result, warnings=(*result.warnings, *warnings))
-    except MemoryError as error:
-        raise OutOfMemory(f"the machine refused memory for the set-up: {error}") from None

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover import forks
 from gpuprover.curves import AffineG1, AffineG2, CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
@@ -197,13 +198,20 @@ class Backend(Protocol):
     ) -> Matrices:
         """``count`` sparse matrices of ``rows`` rows from one list of entries (matrix, row, column, value).
 
-        Repeated entries add up; indices are in range (the caller has checked). The arrays
-        may be strided views of a file's records, and are not copied if that can be.
+        Repeated entries add up. The arrays may be strided views of a file's records, and are not copied if
+        that can be. They may change: indices are looked at again when they are used.
+
+        Raises:
+            IndexError: an index is out of range; :meth:`spmv` raises it, too.
         """
         ...
 
     def spmv(self, m: Matrices, scalars: Words) -> list[Vector]:
-        """Each matrix times canonical scalars uint64[columns, limbs] -> Vectors of length rows."""
+        """Each matrix times canonical scalars uint64[columns, limbs] -> Vectors of length rows.
+
+        Raises:
+            IndexError: an entry has a matrix, row or column that is not there.
+        """
         ...
 
     # Points ----------------------------------------------------------------------
@@ -307,6 +315,8 @@ def resolve_device(device: str) -> str:
         DeviceError: the device is known and cannot be had; the message says why, and what to do.
         InvalidInput: no such device.
     """
+    if not isinstance(device, str):
+        raise InvalidInput(f"device: expected a name, found {type(device).__name__}")
     if device == "auto":
         return "cpu"
     if device in _REGISTRY:
@@ -373,7 +383,8 @@ def open_backend(
         backend: Backend = _family(name).open_backend(name, curve, job, host_groups, budget)
         return backend
     module, _, attribute = _REGISTRY[name].partition(":")
-    factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
+    with forks.settled:
+        factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
     return factory(curve, job)
 
 

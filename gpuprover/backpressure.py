@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from gpuprover import forks
 from gpuprover.errors import InvalidInput, Timeout
 
 T = TypeVar("T")
@@ -45,7 +46,14 @@ class BackpressureController:
                 f"max_concurrent: expected a whole number of at least 1, found {max_concurrent!r}"
             )
         self._max = max_concurrent
+        self._inherited = self._active = 0
+        self._in_child()
+        forks.in_child(self._in_child)
+
+    def _in_child(self) -> None:
+        """All places are free in a forked process; one that its thread holds may still be given back."""
         self._lock = threading.Lock()
+        self._inherited += self._active
         self._active = 0
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
 
@@ -162,6 +170,9 @@ class BackpressureController:
         """Hands a place to the next, or puts it back."""
         while True:
             with self._lock:
+                if not self._active and self._inherited:
+                    self._inherited -= 1
+                    return
                 if not self._active:
                     raise InvalidInput("release: nothing is acquired")
                 if not self._waiters:

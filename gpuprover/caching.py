@@ -17,6 +17,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
+from gpuprover import forks
 from gpuprover.errors import Cancelled, Timeout
 
 K = TypeVar("K", bound=Hashable)
@@ -95,13 +96,19 @@ class Cache(Generic[K, V]):
         self, capacity: int, *, lifetime: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._capacity, self._lifetime, self._clock = capacity, lifetime, clock
+        self._pins: set[K] = set()
+        self._hits = self._misses = self._waits = self._evictions = self._expired = 0
+        self._begin()
+        forks.in_child(self._begin)
+
+    def _begin(self) -> None:
+        """Empty. In a forked process too: who was at it or used something there will not come back."""
         self._lock = threading.Lock()
         self._entries: dict[K, _Entry[V]] = {}
         self._idle: OrderedDict[K, None] = OrderedDict()  # what may be evicted, used longest ago first
         self._expiry: OrderedDict[K, float] = OrderedDict()  # oldest first: all live equally long
-        self._pins: set[K] = set()
         self._flights: dict[K, _Flight[V]] = {}
-        self._bytes = self._hits = self._misses = self._waits = self._evictions = self._expired = 0
+        self._bytes = 0
 
     def get(self, key: K) -> V | None:
         """What is kept under the key, or None."""

@@ -189,6 +189,10 @@ class InsecureKeyWarning(UserWarning):
     """A verification key was used that proofs can be forged for, as far as its points show."""
 
 
+class InsecureBlindingWarning(UserWarning):
+    """A proof under fixed blinding: whoever sees it and knows the blinding can learn the witness."""
+
+
 def to_record(error: ProverError) -> dict[str, object]:
     """What messages between processes say of an error: kind, message, exit code, and the fields it has."""
     fields = {"path": error.path, "role": error.role, "part": error.part, "problem": error.problem}

@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from gpuprover import forks
 from gpuprover.config import default_threads
-from gpuprover.errors import Cancelled, InvalidInput, Timeout
+from gpuprover.errors import Aborted, Cancelled, InvalidInput, OutOfMemory, Timeout
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,6 +66,14 @@ class Job:
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InvalidInput(f"threads: expected a whole number of at least 1, found {threads!r}")
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
+            raise InvalidInput(f"timeout: expected seconds, found {type(timeout).__name__}")
+        if timeout is not None and not timeout >= 0:  # neither is NaN
+            raise InvalidInput("timeout: expected seconds, at least 0")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise InvalidInput(f"cancel: expected an event, found {type(cancel).__name__}")
+        if progress is not None and not callable(progress):
+            raise InvalidInput(f"progress: expected a function, found {type(progress).__name__}")
         self.threads = threads if threads is not None else default_threads()
         self.stop = np.zeros(1, dtype=np.uint8)
         self.timings: dict[str, float] = {}
@@ -75,9 +84,13 @@ class Job:
         self._phase = ""
         self._span = (0.0, 1.0)
         self._pool: ThreadPoolExecutor | None = None
+        self._generation = forks.generation()
 
     def check(self) -> None:
-        """Raises Cancelled or Timeout if the run has to end."""
+        """Raises Cancelled or Timeout if the run has to end, and Aborted in a forked process."""
+        if self._generation != forks.generation():
+            self.stop[0] = 1
+            raise Aborted("a run does not go on in a process that was forked meanwhile: begin it there anew")
         if self._cancel is not None and self._cancel.is_set():
             self.stop[0] = 1
             raise Cancelled("cancelled by the caller")
@@ -143,19 +156,20 @@ class Job:
         queue = iter(enumerate(todo))
         try:
             for i, item in islice(queue, self.threads):
-                pending[self._pool.submit(function, item)] = i
+                pending[_submit(self._pool, function, item)] = i
             while pending:
                 done, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     results[pending.pop(future)] = future.result()
                     for i, item in islice(queue, 1):
-                        pending[self._pool.submit(function, item)] = i
+                        pending[_submit(self._pool, function, item)] = i
                 self.check()
                 if done and progress:
                     self.report(len(results) / len(todo))
         except BaseException:
             self.stop[0] = 1
-            wait(pending)
+            if self._generation == forks.generation():  # else the threads are another process's
+                wait(pending)
             raise
         return [results[i] for i in range(len(todo))]
 
@@ -168,3 +182,12 @@ class Job:
         pieces = max(1, min(self.threads, n // max(1, smallest)), -(-n // largest))
         bounds = [n * i // pieces for i in range(pieces + 1)]
         return list(pairwise(bounds))
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+    try:
+        return pool.submit(function, item)
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        raise OutOfMemory("the machine refused a thread") from None

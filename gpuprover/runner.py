@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from gpuprover import calibration
+from gpuprover import calibration, forks
 from gpuprover.api import Placed, ProofResult, WitnessLike, load_key, prove_placed
 from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
 from gpuprover.caching import Cache, CacheStatistics
@@ -141,7 +141,6 @@ class ProofRequest:
         budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
             it finds.
         timeout: seconds from the start of the run.
-        blinding: fixed (r, s), for tests only.
     """
 
     id: int
@@ -153,7 +152,6 @@ class ProofRequest:
     host_groups: tuple[str, ...] = ()
     budget: int | None = None
     timeout: float | None = None
-    blinding: tuple[int, int] | None = field(default=None, repr=False)
 
     @property
     def placed(self) -> Placed:
@@ -192,6 +190,10 @@ class Runner:
         self._devices = tuple(devices)
         self._current: dict[str, Identity] = {}
         self._pinned: set[str] = set()
+        self._lock = threading.Lock()
+        forks.in_child(self._in_child)
+
+    def _in_child(self) -> None:
         self._lock = threading.Lock()
 
     @about("key")
@@ -281,7 +283,7 @@ class Runner:
                     "the file has changed since the proof was planned", path=request.zkey, role="key"
                 )
             with self._using(request.zkey, request.identity, job) as key:
-                return prove_placed(key, request.witness, request.placed, job, blinding=request.blinding)
+                return prove_placed(key, request.witness, request.placed, job)
         except ProverError:
             raise
         except Exception as error:

@@ -27,7 +27,7 @@ some hundred bits a run, as it could through its run time. Its author must be tr
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 import threading
@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gpuprover.cache import own_folder
+from gpuprover import cache
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -51,7 +51,7 @@ from gpuprover.errors import (
     UnsupportedFile,
     about,
 )
-from gpuprover.formats.files import Pathish, open_regular, write_atomic
+from gpuprover.formats.files import Pathish, open_regular
 from gpuprover.formats.wtns import check_witness_values
 from gpuprover.job import POLL_SECONDS, Job
 from gpuprover.limbs import Words, ints_to_words
@@ -72,6 +72,9 @@ _STACK_BYTES = 1 << 20
 _THREAD_STACK = 8 << 20
 _TABLE_ELEMENTS = 1 << 12
 _MAX_PROGRAM = 256 * _MIB
+_PROGRAMS = cache.Store("wasmtime")
+_KEPT_BYTES = 512 * _MIB
+"""Compiled programs that are kept; beyond, all are made anew."""
 _UNUSED_PROPOSALS = (
     # In this order: what builds upon another goes first.
     "component_model",
@@ -242,9 +245,6 @@ class _Program:
                 config.memory_reservation = 0
                 config.memory_reservation_for_growth = 0
                 config.memory_guard_size = 0
-        with suppress(wasmtime.WasmtimeError):
-            if (cache := _compiled_programs()) is not None:
-                config.cache = cache
         self.engine = wasmtime.Engine(config)
         self.places: list[str] = []
         self.failure: ProverError | None = None
@@ -276,7 +276,7 @@ class _Program:
         import wasmtime
 
         try:
-            module = wasmtime.Module(self.engine, self.code)
+            module = self._compiled(self.code)
         except wasmtime.WasmtimeError as error:
             raise MalformedFile(self.path, "module", f"no valid WebAssembly: {_first_line(error)}") from None
         exported = {e.name for e in module.exports}
@@ -320,12 +320,36 @@ class _Program:
             linker.define_instance(self.store, "c", instance)
             parts = (_SIZES_IMPORT, _SIZES) if self.has_sizes else ("", "")
             text = _BRIDGE.replace("(SIZES_IMPORT)", parts[0]).replace("(SIZES)", parts[1])
-            bridge = linker.instantiate(self.store, wasmtime.Module(self.engine, text))
+            bridge = linker.instantiate(self.store, self._compiled(text))
         except wasmtime.WasmtimeError as error:
             if _of_memory(str(error)):
                 raise self._failed(str(error), part="instantiation") from None
             raise MalformedFile(self.path, "exports", "functions of other types than circom 2's") from None
         self.bridge = bridge.exports(self.store)
+
+    def _compiled(self, program: bytes | str) -> wasmtime.Module:
+        """A module, compiled now or before.
+
+        wasmtime runs machine code as it finds it, after a look whether it is of this release, these settings
+        and this CPU's features: so what is kept is signed.
+        """
+        import wasmtime
+
+        content = program if isinstance(program, bytes) else program.encode()
+        kind = "limited" if _address_space_is_limited() else "program"
+        file = f"{hashlib.sha256(content).hexdigest()[:32]}.{kind}"
+        kept = _PROGRAMS.read_signed(file)
+        if kept is not None:
+            with suppress(wasmtime.WasmtimeError):
+                return wasmtime.Module.deserialize(self.engine, kept)
+        module = wasmtime.Module(self.engine, program)
+        machine_code = bytes(module.serialize())
+        files = _PROGRAMS.files()
+        if sum(files.values()) + len(machine_code) > _KEPT_BYTES:
+            for name in files:
+                _PROGRAMS.remove(name)
+        _PROGRAMS.write_signed(file, machine_code)
+        return module
 
     def _call(self, name: str, *arguments: int) -> int:
         import wasmtime
@@ -720,25 +744,6 @@ def _address_space_is_limited() -> bool:
     except ImportError:  # another system than Unix
         return False
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _compiled_programs() -> str | None:
-    """A configuration of wasmtime's cache, in the folder of compiled code; None where there is none.
-
-    wasmtime runs what it finds there as it is, so the folder has to be nobody else's.
-    """
-    folder = own_folder("wasmtime")
-    if folder is None:
-        return None
-    file = folder / "config.toml"
-    text = f"[cache]\ndirectory = {json.dumps(str(folder / 'programs'))}\n".encode()
-    try:
-        if not file.exists() or file.read_bytes() != text:
-            with write_atomic(file) as out:
-                out.write(text)
-    except (OSError, ProverError):
-        return None
-    return str(file)
 
 
 def _hash_halves(name: str) -> tuple[int, int]:

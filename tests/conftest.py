@@ -35,6 +35,11 @@ def pytest_report_header() -> str:
     return f"GPUPROVER_SEED={SEED}"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Proofs that are compared with each other need one blinding; tests/test_blinding.py is about the warning.
+    config.addinivalue_line("filterwarnings", "ignore::gpuprover.errors.InsecureBlindingWarning")
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> str:
     """This test's seed; pytest shows the line on failure, and GPUPROVER_SEED repeats the run."""

@@ -127,12 +127,12 @@ def test_a_false_witness_is_refused(curve: CurveParams) -> None:
     values[3, 0] ^= 1
     witness, backend = Witness(curve, values), CudaBackend(curve, Job(threads=1), opened())
     for given in (witness, good):  # and the next proof is right
-        proof = prover.prove(key, given, backend, BLINDING)
+        proof, public = prover.prove(key, given, backend, BLINDING), prover.public_signals(key, given)
         if given is good:
-            assert prover.checked(key, given, proof, backend) == expected(curve)
+            assert prover.checked(key, given, public, proof, backend) == expected(curve)
         else:
             with pytest.raises(gpuprover.UnsatisfiedWitness):
-                prover.checked(key, given, proof, backend)
+                prover.checked(key, given, public, proof, backend)
 
 
 @pytest.mark.parametrize(("section", "name"), [(5, "A points"), (7, "B2 points"), (9, "H points")])
@@ -146,7 +146,8 @@ def test_a_bad_point_of_a_key_is_named(section: int, name: str) -> None:
     backend = CudaBackend(curve, Job(threads=1), opened())
     proof = prover.prove(key, chain_witness(curve), backend)
     with pytest.raises(gpuprover.MalformedFile, match=rf"{name}.*point 3"):
-        prover.checked(key, chain_witness(curve), proof, backend)
+        witness = chain_witness(curve)
+        prover.checked(key, witness, prover.public_signals(key, witness), proof, backend)
 
 
 def gpuprover_vectors() -> Any:

@@ -73,7 +73,7 @@ def check(
     scalars = device.allocate(COLUMNS * fr.bytes)
     device.write(scalars, ints_to_words(w, fr.limbs))
     for _ in range(2):
-        matrices.multiply(scalars, outs, partials, staging, lambda: calls.append(None))
+        matrices.multiply(scalars, COLUMNS, outs, partials, staging, lambda: calls.append(None))
         expected = [[0] * rows for _ in range(count)]
         for matrix, row, column, value in entries:
             expected[matrix][row] = (expected[matrix][row] + value * w[column]) % fr.modulus

@@ -308,9 +308,10 @@ class CpuBackend:
                     break
             cuts.append(min(cut, n))
             firsts.append(int(rows[cut]) if cut < n else m.rows)
+        firsts.append(m.rows)
         if firsts != sorted(firsts):
             return False
-        tasks = list(zip(pairwise([*cuts, n]), pairwise([*firsts, m.rows]), strict=True))
+        tasks = list(zip(pairwise([*cuts, n]), pairwise(firsts), strict=True))
         return all(self.job.map(lambda t: self._spmv_part(m, scalars, outs, True, *t), tasks))
 
     def _spmv_part(
@@ -328,6 +329,7 @@ class CpuBackend:
             starts, address(m.matrix_index), m.matrix_index.strides[0],
             address(m.row_index), m.row_index.strides[0],
             address(m.column_index), m.column_index.strides[0], address(m.values), m.stride, address(scalars),
+            len(scalars), m.rows,
         )  # fmt: skip
         bounds = (strict, *entries, *rows, self.job.stop)
         if self._lanes is None:

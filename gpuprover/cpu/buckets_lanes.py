@@ -98,7 +98,7 @@ class Buckets:
                 room, shape.table_bits, shape.groups_bits, segment, capacity, prefix, self._flags, p, q,
                 self._index, self._lengths, address(sums), stop,
             )  # fmt: skip
-            if not cut or stop[0]:
+            if not cut:
                 break
             runs, first, count, bases, entries = cut_runs, cut_first, cut, address(sums), self._identity
         _kernels.reduce_buckets(

@@ -133,6 +133,9 @@ def sparse_combination(
 
     ``values`` are canonical below ``modulus``; a value near it is taken as its small negative.
     No point may have order two, and none of the supported curves has such a point.
+
+    Raises:
+        IndexError: a column is not below the number of points.
     """
     n_rows, limbs = len(starts) - 1, values.shape[1]
     words = points.words.shape[1]
@@ -154,7 +157,7 @@ def sparse_combination(
         units, others = (np.empty(n, dtype=np.uint32) for _ in range(2))
         factors, bits = np.empty((n, limbs), dtype=np.uint64), np.empty(n, dtype=np.int64)
         count = _kernels.split(
-            columns, flat, modulus_words, nothing, limbs, starts, lo, hi,
+            columns, len(points.words), flat, modulus_words, nothing, limbs, starts, lo, hi,
             unit_starts, units, other_starts, others, factors.reshape(-1), bits,
         )  # fmt: skip
         with row_sums.one() as sums:

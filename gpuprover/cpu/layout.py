@@ -136,6 +136,13 @@ def power_blocks(params: FieldParams, factor: int, base: int) -> Blocks:
     return lane_blocks(params, powers + [pow(base, LANES, p)] * LANES)
 
 
+# What kernels return --------------------------------------------------------------------------
+
+STOPPED = -2
+"""A kernel has ended early, because its ``stop`` was set: nothing that it wrote may be used."""
+OUTSIDE = -3
+"""A kernel has met an index that lies outside of an array; it has not followed it."""
+
 # Constants of single kernels -----------------------------------------------------------------
 
 PRODUCTS = 1024

@@ -52,8 +52,6 @@ def subgroup_check_in_step(
         entries = np.arange(lo, hi, dtype=np.uint32)
         with spare.one() as space:
             multiply(space, points, entries, np.repeat(scalar, hi - lo, axis=0), longest, multiples, job)
-        if job.stop[0]:  # the multiples are not done
-            return -1
         if group is Group.G1:
             return int(
                 _kernels.first_other_g1(F, address(source), address(multiples), address(constants), lo, hi)

@@ -34,6 +34,7 @@ from gpuprover.cpu import buckets, buckets_lanes
 from gpuprover.cpu.buckets import Costs
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field, LaneField
+from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, ints_to_words
 
@@ -170,7 +171,11 @@ class Sum:
     """One set of scalars with the bases that they multiply, on the way through the phases."""
 
     def __init__(self, bases: Sequence[Points], scalars: Words, job: Job, split: Split | None = None) -> None:
-        """Phases 1 and 2; by the cost model's split if none is given."""
+        """Phases 1 and 2; by the cost model's split if none is given.
+
+        Raises:
+            InvalidInput: a scalar fills all bits of its words.
+        """
         self._bases, self._stop = bases, job.stop
         self.fields = [b.field for b in bases]
         self.tasks: list[Task] = []
@@ -187,6 +192,10 @@ class Sum:
         if not bases or not total.any():
             return
         longest, costs = int(np.flatnonzero(total)[-1]), _buckets(self.fields[0]).COSTS
+        if longest == 64 * self._limbs:  # no room for the carry of signed digits
+            raise InvalidInput(
+                f"scalars: expected integers below 2^{longest - 1}, found one of {longest} bits"
+            )
         self.split = split or choose_split(total, costs, job.threads)
         self.half = 1 << (self.split.c - 1)
         self._windows = self.split.windows(longest)

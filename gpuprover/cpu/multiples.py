@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpuprover import forks
 from gpuprover.backend import Group
 from gpuprover.limbs import Words, address
 
@@ -63,10 +64,19 @@ def kept_for(owner: object) -> Kept:
     with _guard:
         kept = _kept.get(id(owner))
         if kept is None:
-            kept = _kept[id(owner)] = Kept()
+            # First what forgets it: a process forked between the two would keep it for another key.
             weakref.finalize(owner, _kept.pop, id(owner), None)
+            kept = _kept[id(owner)] = Kept()
         kept.proofs += 1
         return kept
+
+
+@forks.in_child
+def _in_child() -> None:
+    global _guard
+    _guard = threading.Lock()
+    for kept in _kept.values():
+        kept.lock = threading.Lock()
 
 
 def in_parts(scalars: Words) -> Words:

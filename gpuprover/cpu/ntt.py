@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 
+from gpuprover import forks
 from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field
@@ -54,6 +55,12 @@ def twiddles(params: FieldParams, log_n: int) -> Words:
             _kernels.fill_table(Field(params), grown.ctypes.data, roots.ctypes.data, have, max(1, log_n))
             _tables[params.name] = table = grown
     return table
+
+
+@forks.in_child
+def _in_child() -> None:
+    global _table_lock
+    _table_lock = threading.Lock()
 
 
 def drop_tables() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpuprover import forks
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import (
     BLOCK_BYTES,
@@ -67,6 +68,12 @@ def _twiddles(params: FieldParams, log_n: int) -> Blocks:
             _kernels.grow_table(LaneField(params), address(grown), address(packed), have, log_n - 3)
             _tables[params.name] = table = grown
     return table
+
+
+@forks.in_child
+def _in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
 
 
 def drop_tables() -> None:

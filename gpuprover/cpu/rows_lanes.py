@@ -60,7 +60,7 @@ class RowSums:
         bucket, begin, length = self._chunks
         p, q = self._places
         runs, first, level = self._rows, starts, 0
-        while not stop[0]:
+        while True:
             cut_runs, cut_first = self._runs[level & 1], self._first[level & 1]
             chunks, cut = _buckets.cut_into_chunks(
                 runs, first, LONGEST, count, slot, self._by_length, bucket, begin, length, cut_runs, cut_first

@@ -454,7 +454,9 @@ class CudaBackend:
         if not m.matrices.placed:
             scratch.append(Block(self._memory, slice_bytes(self.curve, m.matrices.entries)))
             staging = scratch[-1].address
-        m.matrices.multiply(given.address, [v.address for v in outs], partials, staging, self.job.check)
+        m.matrices.multiply(
+            given.address, len(scalars), [v.address for v in outs], partials, staging, self.job.check
+        )
         for block in scratch:
             block.free()
         given.free()

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from gpuprover import forks
 from gpuprover.backend import Backend, Group
 from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
@@ -27,12 +28,29 @@ _open: dict[str, Device] = {}
 _loaded: dict[tuple[str, str], Device] = {}
 _shared: dict[str, Shared] = {}
 _lock = threading.Lock()
+_seen: set[str] = set()
+"""The GPUs that this process has asked CUDA about."""
+
+
+@forks.in_child
+def _in_child() -> None:
+    """CUDA serves no process that was forked after its driver was asked anything."""
+    global _lock
+    _lock = threading.Lock()
+    for name in _seen:
+        mark_lost(name, "this process was forked from one that uses CUDA; start it anew, or fork before that")
 
 
 @lru_cache(maxsize=1)
 def _survey() -> Survey:
     """As the process found the machine; only free memory and lost devices change."""
     return probe.survey()
+
+
+def _judged() -> list[Gpu]:
+    found = _survey().gpus
+    _seen.update(gpu.name for gpu in found)
+    return [probe.judged(gpu) for gpu in found]
 
 
 def present() -> bool:
@@ -42,7 +60,7 @@ def present() -> bool:
 
 def gpus() -> list[Gpu]:
     """All GPUs that this process sees, with what is free and what has failed by now."""
-    return [probe.refreshed(probe.judged(gpu)) for gpu in _survey().gpus]
+    return [probe.refreshed(gpu) for gpu in _judged()]
 
 
 def resolve(name: str) -> str:
@@ -55,7 +73,7 @@ def resolve(name: str) -> str:
     family, colon, number = name.partition(":")
     if colon and not (number.isascii() and number.isdigit() and str(int(number)) == number):
         raise InvalidInput(f"device: expected {family} or {family}:0, say; found {name[:40]!r}")
-    found = [probe.judged(gpu) for gpu in _survey().gpus]
+    found = _judged()
     asked = [gpu for gpu in found if name in (family, gpu.name)]
     usable = [gpu for gpu in asked if gpu.usable]
     if len(usable) > 1:
@@ -83,6 +101,7 @@ def open_device(name: str) -> Device:
     failed = probe.lost(name)
     if failed is not None:
         raise DeviceError(f"{name}: not used any more: {failed}")
+    _seen.add(name)
     with _lock:
         if name not in _open:
             _open[name] = CupyDevice(int(name.partition(":")[2]))

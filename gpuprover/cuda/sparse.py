@@ -116,7 +116,9 @@ def _cut(targets: Indices, lengths: NDArray[np.int64], rows: int, first_partial:
 
 def _analyse(places: Indices, row_index: Indices, rows: int, first_partial: int) -> tuple[_Matrix, int]:
     """The chunks of a matrix whose entries stand at ``places``, and the number of partial sums so far."""
-    row = row_index[places]
+    row = row_index[places]  # a copy: what is looked at is what is used
+    if len(row) and int(row.max()) >= rows:
+        raise IndexError("a matrix has an entry below its last row")
     in_order = bool((row[1:] >= row[:-1]).all())
     if not in_order:
         order = np.argsort(row, kind="stable")
@@ -154,6 +156,8 @@ class _Placed:
     columns: int
     chunks: int
     n: int
+    width: int
+    """Columns that its entries need."""
 
 
 class SparseMatrices:
@@ -188,10 +192,14 @@ class SparseMatrices:
         self._matrices: list[_Matrix] = []
         self._placed: list[_Placed] | None = None
         self.partials = 0
+        found = 0
         for k in range(count):
             places = np.flatnonzero(matrix_index == k).astype(np.uint32)
+            found += len(places)
             matrix, self.partials = _analyse(places, row_index, rows, self.partials)
             self._matrices.append(matrix)
+        if found != len(matrix_index):
+            raise IndexError("an entry of a matrix that is not there")
 
     @property
     def placed(self) -> bool:
@@ -243,7 +251,8 @@ class SparseMatrices:
             at.append(at[-1] + aligned(array.nbytes))
         for _ in range(self._conversions if len(values) else 0):
             self._launch(self._vector, "convert", len(values), TO_MONTGOMERY, at[0], at[0], 0, len(values))
-        return _Placed(k, level, at[0], at[1], at[2], len(chunks)), at[3]
+        width = int(columns.max()) + 1 if len(columns) else 0
+        return _Placed(k, level, at[0], at[1], at[2], len(chunks), width), at[3]
 
     def place(self, to: Address, check: Callable[[], None]) -> int:
         """Sends all slices to a range of :func:`resident_bytes`, and lets go of the host's arrays.
@@ -265,15 +274,19 @@ class SparseMatrices:
     def multiply(
         self,
         scalars: Address,
+        width: int,
         outs: Sequence[Address],
         partials: Address | None,
         staging: Address | None,
         check: Callable[[], None],
     ) -> None:
-        """outs[k] ← matrix k times the canonical vector at ``scalars``; Montgomery, ``rows`` elements each.
+        """outs[k] ← matrix k times the ``width`` canonical values at ``scalars``; Montgomery, ``rows`` each.
 
         ``partials`` has room for that many elements, and ``staging`` for a slice (:func:`slice_bytes`) where
         the slices have not been placed. ``check`` is called between launches.
+
+        Raises:
+            IndexError: an entry's column is not below ``width``.
         """
         size = self.rows * self._curve.scalar.bytes
         for out in outs:
@@ -281,14 +294,16 @@ class SparseMatrices:
         if self._placed is not None:
             for slice_ in self._placed:
                 check()
-                self._run(slice_, scalars, outs, partials)
+                self._run(slice_, scalars, width, outs, partials)
             return
         assert staging is not None
         for item in self._slices():
             check()
-            self._run(self._send(staging, item)[0], scalars, outs, partials)
+            self._run(self._send(staging, item)[0], scalars, width, outs, partials)
 
-    def _run(self, s: _Placed, scalars: int, outs: Sequence[int], partials: int | None) -> None:
+    def _run(self, s: _Placed, scalars: int, width: int, outs: Sequence[int], partials: int | None) -> None:
+        if s.width > width:
+            raise IndexError("a matrix has an entry beside its last column")
         sums = partials or 0
         if s.level == 0:
             arrays = s.values, s.columns, s.chunks

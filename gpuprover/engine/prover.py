@@ -68,15 +68,15 @@ class ProverStatus:
     """How a prover is, at one moment. Sizes are bytes.
 
     Attributes:
-        ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the verifier
-            can be had where it is needed.
+        ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the
+            verifier can be had where it is needed.
         policy: ``eager``, ``lazy`` or ``off``.
         active_jobs, queued_jobs: that run, or are tried again; and that wait.
         memory_usage: private memory of this process, of the workers and of the verifier.
         memory_limit: that they stay within.
         loaded_circuits: names, sorted.
-        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run, and
-            why no proof can be made, if none can.
+        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run,
+            and why no proof can be made, if none can.
         warnings: sentences: circuits whose keys proofs can be forged for, by name.
         devices: what proofs may be placed on, each with ``running`` proofs.
         pools: GPU memory that each worker on a GPU has taken.

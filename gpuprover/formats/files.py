@@ -2,9 +2,9 @@
 
 Reading: only regular files are opened (a FIFO would hang, a device never end), and what
 the system refuses becomes one line that names the path. A caller who has secrets to hand over
-may name a pipe where :func:`read_pipe` is asked: it is read within bounds of size and time. Writing: everything goes to a
-temporary file in the target's folder, is synced, and then takes the target's place, so
-that a reader sees the old file or the whole new one.
+may name a pipe where :func:`read_pipe` is asked: it is read within bounds of size and time.
+Writing: everything goes to a temporary file in the target's folder, is synced, and then takes
+the target's place, so that a reader sees the old file or the whole new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gpuprover.errors import DeviceError, InvalidInput, ProverError
+from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 
 Pathish = str | os.PathLike[str]
 
@@ -29,7 +29,7 @@ PIPE_SECONDS = 600.0
 _PIECE = 1 << 20
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NO_RESOURCES = {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NO_RESOURCES = {errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 def as_path(path: object, what: str = "path") -> Path:
@@ -43,6 +43,10 @@ def as_path(path: object, what: str = "path") -> Path:
         raise InvalidInput(f"{what}: expected a file path, found an empty string")
     if "\0" in text:
         raise InvalidInput(f"{what}: a file path cannot contain a zero byte")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what}: a file path cannot contain half a character (a surrogate)") from None
     return Path(text)
 
 
@@ -50,6 +54,8 @@ def os_problem(path: object, error: OSError, action: str) -> ProverError:
     """The typed error for what the operating system refused."""
     if error.errno in _NO_SPACE:
         return DeviceError(f"cannot {action}: no space left on the disk", path=path)
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"cannot {action}: {error.strerror}", path=path)
     if error.errno in _NO_RESOURCES:
         return DeviceError(f"cannot {action}: {error.strerror}", path=path)
     return InvalidInput(f"cannot {action}: {error.strerror or type(error).__name__}", path=path)

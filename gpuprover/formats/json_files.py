@@ -407,6 +407,8 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
 
 def shown(value: object, limit: int = 40) -> str:
     """A document's value as a message may show it: short, printable, never a whole witness."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
     plain = value is None or isinstance(value, str | int | float | bool)
     text = json.dumps(value) if plain else _KINDS.get(type(value), type(value).__name__)
     return text if len(text) <= limit else text[: limit - 1] + "…"

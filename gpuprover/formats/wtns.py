@@ -28,8 +28,7 @@ class Witness:
 
     Attributes:
         curve: whose scalar field the values lie in.
-        values: uint64[n, limbs], canonical, all below r, values[0] = 1; may be an unaligned,
-            read-only view of the mapped file.
+        values: uint64[n, limbs], canonical, all below r, values[0] = 1; nobody else's, so that they stay so.
         source: where it came from, for messages.
     """
 
@@ -43,7 +42,7 @@ class Witness:
 
 @about("witness")
 def read_witness(source: Source) -> Witness:
-    """Maps and checks a witness, given as a path or as the file's bytes.
+    """Reads and checks a witness, given as a path or as the file's bytes.
 
     Raises:
         InvalidInput, MalformedFile, UnsupportedFile: see :class:`~gpuprover.formats.binfile.BinFile`;
@@ -58,7 +57,8 @@ def read_witness(source: Source) -> Witness:
     if size != curve.scalar.bytes:
         header.fail(f"values of {size} bytes, expected {curve.scalar.bytes} for {curve.name}")
     content = file.exactly(VALUES, count * size, f"{count} values of {size} bytes")
-    values: Words = content.view("<u8").reshape(count, curve.scalar.limbs)
+    # A copy: the file, or the caller's buffer, may change after the check.
+    values: Words = np.array(content.view("<u8"), dtype=np.uint64).reshape(count, curve.scalar.limbs)
     check_witness_values(values, curve, file.path, file.name(VALUES))
     return Witness(curve, values, file.path)
 

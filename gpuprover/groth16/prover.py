@@ -14,6 +14,9 @@ Groth, "On the Size of Pairing-Based Non-interactive Arguments" (EUROCRYPT 2016)
 from __future__ import annotations
 
 import secrets
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +24,9 @@ from gpuprover.backend import Backend, Form, Group
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness, WitnessMismatch
 from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness
-from gpuprover.formats.zkey import ProvingKey
+from gpuprover.formats.zkey import COEFFICIENTS, SECTIONS, ProvingKey
 from gpuprover.groth16.verifier import verify
-from gpuprover.limbs import words_to_ints
+from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_ints
 from gpuprover.polynomial import Coset, Domain
 
 
@@ -64,6 +67,7 @@ def prove(
         blinding: (r, s), for tests only; random by default.
     Raises:
         WitnessMismatch: see :func:`check_witness_fits`.
+        MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
     """
     check_witness_fits(key, witness)
     job = backend.job
@@ -71,18 +75,7 @@ def prove(
 
     with backend.proof(key.plan_header, key):
         with job.phase("constraints"):
-            records = key.coefficients
-            matrices = backend.prepare_matrices(
-                2,
-                key.domain_size,
-                records["matrix"],
-                records["constraint"],
-                records["signal"],
-                records["value"],
-                Form.DOUBLE_MONTGOMERY,
-            )
-            a, b = backend.spmv(matrices, w)
-            backend.free(matrices)
+            a, b = _products(key, w, backend)
             c = backend.mul(a, b)
 
         with job.phase("quotient"):
@@ -115,8 +108,62 @@ def prove(
     return Proof(pi_a, pi_b, pi_c)  # type: ignore[arg-type]
 
 
-def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -> Proof:
-    """The proof, if it verifies; otherwise the reason as an exception.
+def _products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
+    """A·w and B·w."""
+    records = key.coefficients
+    indices = records["matrix"], records["constraint"], records["signal"]
+    try:
+        matrices = backend.prepare_matrices(
+            2, key.domain_size, *indices, records["value"], Form.DOUBLE_MONTGOMERY
+        )
+        products = backend.spmv(matrices, w)
+    except IndexError:
+        raise MalformedFile(
+            key.path,
+            f"section {COEFFICIENTS} ({SECTIONS[COEFFICIENTS]})",
+            "a record is out of range by now: the file has been written to since it was loaded",
+        ) from None
+    backend.free(matrices)
+    return products
+
+
+_sound: set[int] = set()
+"""``id`` of the keys that live and of which every point has been looked at."""
+
+
+def check_key_once(key: ProvingKey, backend: Backend) -> None:
+    """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
+
+    Points outside their subgroup, or off their curve, make a proof that tells of the witness.
+
+    Raises:
+        MalformedFile: a point is bad; names the section and the point.
+    """
+    if id(key) not in _sound:
+        with backend.job.phase("check key"):
+            key.check_points(backend)
+        weakref.finalize(key, _sound.discard, id(key))
+        _sound.add(id(key))
+
+
+def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
+    """The proof, if its points are in their subgroups, as all are that come of a key with such points.
+
+    Raises:
+        MalformedFile: they are not, so that the key has changed since its points were looked at.
+    """
+    g1, g2 = g1_to_words(key.curve, [proof.a, proof.c]), g2_to_words(key.curve, [proof.b])
+    if backend.first_bad_point(Group.G1, g1) >= 0 or backend.first_bad_point(Group.G2, g2) >= 0:
+        raise MalformedFile(
+            key.path, "points", "they have changed since they were checked; no proof was made"
+        )
+    return proof
+
+
+def checked(
+    key: ProvingKey, witness: Witness, public: Sequence[int], proof: Proof, backend: Backend
+) -> Proof:
+    """The proof, if it verifies for these public signals; otherwise the reason as an exception.
 
     Raises:
         MalformedFile: a point of the key is bad; names the section and the point.
@@ -125,7 +172,7 @@ def checked(key: ProvingKey, witness: Witness, proof: Proof, backend: Backend) -
     """
     with backend.job.phase("verify"):
         try:
-            if verify(key.vk, public_signals(key, witness), proof, backend):
+            if verify(key.vk, public, proof, backend):
                 return proof
         except MalformedFile:
             pass  # a bad point in the key made a bad point in the proof: find it

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpuprover import forks
 from gpuprover.backend import Backend, Group
 from gpuprover.curves import AffineG1, CurveParams
 from gpuprover.errors import MalformedFile, UnsupportedFile
@@ -59,6 +60,10 @@ class _KeyCache:
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: dict[VerificationKey, _Checked] = {}
+        self._lock = threading.Lock()
+        forks.in_child(self._in_child)
+
+    def _in_child(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, key: VerificationKey, backend: Backend, source: str) -> _Checked:

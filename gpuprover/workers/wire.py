@@ -59,8 +59,6 @@ def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:
     document = dict(message["request"])
     document["identity"] = Identity(*document["identity"])
     document["host_groups"] = tuple(document["host_groups"])
-    if document["blinding"] is not None:
-        document["blinding"] = tuple(document["blinding"])
     return ProofRequest(witness=_unpack(message["witness"], data), **document)
 
 

@@ -8,6 +8,7 @@ from gpuprover.cpu.kernels import curve
 from gpuprover.cpu.kernels.curve import add_pairs, copy_point, is_infinity, store_xyzz
 from gpuprover.cpu.kernels.field import element_bytes, load, prefetch, store, zero
 from gpuprover.cpu.kernels.jit import jit
+from gpuprover.cpu.layout import STOPPED
 
 
 @jit
@@ -24,7 +25,7 @@ def accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_
     position = 0
     while position < total:
         if stop[0] != 0:
-            return
+            return STOPPED
         m = min(segment, total - position)
         # Round 0 gathers from the bases: all lines are asked for before the first is used.
         for i in range(m):
@@ -84,6 +85,7 @@ def accumulate(F, bases, starts, entries, buckets, room, kinds, key, p_index, q_
                 pairs += 1
         if pairs > 0:
             add_pairs(F, buckets, p_index, source, q_index, buckets, out_index, pairs, prefix, kinds)
+    return 0
 
 
 @jit
@@ -106,7 +108,7 @@ def reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, sto
         p_index[strands + k], q_index[strands + k], out_index[strands + k] = strands + k, k, strands + k
     for j in range(length - 2, -1, -1):
         if stop[0] != 0:
-            return
+            return STOPPED
         for k in range(strands):
             p_index[k], q_index[k], out_index[k] = k, base + k * length + j, k
         add_pairs(F, room, p_index, room, q_index, room, out_index, 2 * strands, prefix, kinds)
@@ -127,3 +129,4 @@ def reduce(F, room, count, strands, kinds, p_index, q_index, out_index, out, sto
         weighted = curve.double(F, weighted)
         steps >>= 1
     store_xyzz(F, out, 0, curve.add(F, total, weighted))
+    return 0

@@ -47,6 +47,7 @@ from gpuprover.cpu.kernels.lanes import (
     store_lanes,
     vector_bytes,
 )
+from gpuprover.cpu.layout import STOPPED
 
 # Additions -------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ def sum_chunks(
         _prefetch_bases(F, bases, index.ctypes.data + 32 * t)
     while c < chunks:
         if stop[0] != 0:
-            return
+            return STOPPED
         begin = c
         c += 8 * groups
         next_groups, next_vectors = _fill(
@@ -348,6 +349,7 @@ def sum_chunks(
                     _copy_lane(F, room, at, lane, (step << groups_bits) + (strand >> 3), strand & 7)
             at += np.int64(lengths[half, g])
         half, groups, vectors = 1 - half, next_groups, next_vectors
+    return 0
 
 
 @inline
@@ -376,7 +378,7 @@ def reduce_buckets(F, room, table_bits, groups_bits, prefix, flags, p, q, o, out
         _copy_vector(F, room, (length - 1) * groups + g, totals + g)
     for step in range(length - 2, -1, -1):
         if stop[0] != 0:
-            return
+            return STOPPED
         for g in range(groups):
             here = step * groups + g
             p[g], q[g], o[g] = here, here + groups, here
@@ -416,3 +418,4 @@ def reduce_buckets(F, room, table_bits, groups_bits, prefix, flags, p, q, o, out
     for _ in range(length_bits):
         sums = curve.double(G, sums)
     store_xyzz(G, out, 0, curve.add(G, total, sums))
+    return 0

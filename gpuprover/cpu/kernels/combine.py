@@ -9,6 +9,7 @@ from gpuprover.cpu.kernels.curve import store_xyzz
 from gpuprover.cpu.kernels.field import load
 from gpuprover.cpu.kernels.jit import inline, jit
 from gpuprover.cpu.kernels.msm import signed_digit
+from gpuprover.cpu.layout import OUTSIDE
 
 
 @jit
@@ -69,32 +70,35 @@ def _negative(modulus, values, words, k, out, o):
 
 
 @jit
-def split(columns, values, modulus, nothing, words, starts, lo, hi, unit_starts, units, other_starts, others,
-           factors, bits):  # fmt: skip
+def split(columns, points, values, modulus, nothing, words, starts, lo, hi, unit_starts, units, other_starts,
+           others, factors, bits):  # fmt: skip
     """Sorts the terms of rows [lo, hi) into those by ±1 and other ones; terms by zero drop out.
 
     ``units`` and ``others`` get columns with their signs, ``factors`` the other terms' positive factors,
     the shorter ones, and ``bits`` their lengths. ``nothing`` is zero, in words, and the modulus is odd.
-    Returns how many ``others`` there are.
+    Returns how many ``others`` there are, or :data:`OUTSIDE` where a column is not below ``points``.
     """
     one, other = 0, 0
     minus = np.uint32(0x80000000)
     for i in range(lo, hi):
         unit_starts[i - lo], other_starts[i - lo] = one, other
         for k in range(starts[i], starts[i + 1]):
+            column = columns[k]
+            if column >= points:
+                return OUTSIDE
             if _equals(values, words, k, nothing, np.uint64(1)):
-                units[one] = columns[k]
+                units[one] = column
                 one += 1
             elif _equals(values, words, k, modulus, modulus[0] - np.uint64(1)):
-                units[one] = columns[k] | minus
+                units[one] = column | minus
                 one += 1
             elif not _equals(values, words, k, nothing, np.uint64(0)):
                 _negative(modulus, values, words, k, factors, other)
                 positive = curve.scalar_bits(values, words, k)
                 negative = curve.scalar_bits(factors, words, other)
-                others[other] = columns[k] | minus
+                others[other] = column | minus
                 if positive <= negative:
-                    others[other] = columns[k]
+                    others[other] = column
                     for j in range(words):
                         factors[other * words + j] = values[k * words + j]
                 bits[other] = min(positive, negative)

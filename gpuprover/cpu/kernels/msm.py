@@ -48,14 +48,19 @@ def order_by_top(lengths, lo, hi, tops, position, order):
 
 @inline
 def signed_digit(recoded, words, i, shift, c, signed):
-    """Digit of scalar i at bit ``shift``; signed digits lie in [−2^(c−1), 2^(c−1))."""
+    """Digit of scalar i at bit ``shift``; signed digits lie in [−2^(c−1), 2^(c−1)), others in [0, 2^(c−1)].
+
+    Digits are places in tables, so that holds for scalars that are too large as well; their sum is wrong.
+    """
     k = shift >> 6
+    if k >= words:
+        return 0
     b = shift & 63
     v = recoded[i * words + k] >> np.uint64(b)
     if b + c > 64 and k + 1 < words:
         v |= recoded[i * words + k + 1] << np.uint64(64 - b)
     d = np.int64(v & np.uint64((1 << c) - 1))
-    return d - (1 << (c - 1)) if signed else d
+    return d - (1 << (c - 1)) if signed else min(d, 1 << (c - 1))
 
 
 @jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuprover.cpu.kernels.field import load, one, store
 from gpuprover.cpu.kernels.jit import inline, jit
+from gpuprover.cpu.layout import STOPPED
 
 
 @inline
@@ -66,7 +67,7 @@ def stage(F, data, table, h, lo, hi, in_time, inverted):
 def block(F, data, table, start, size, in_time, inverted, stop):
     """All stages inside [start, start + size)."""
     if stop[0] != 0:
-        return
+        return STOPPED
     lo, hi = start >> 1, (start + size) >> 1
     if in_time:
         h = 1
@@ -78,6 +79,7 @@ def block(F, data, table, start, size, in_time, inverted, stop):
         while h >= 1:
             _frequency_range(F, data, table, h, lo, hi, inverted)
             h >>= 1
+    return 0
 
 
 @jit

@@ -43,7 +43,7 @@ from gpuprover.cpu.kernels.loose import (
     times,
     times_both,
 )
-from gpuprover.cpu.layout import BLOCK_BYTES, FACTOR, POWERS
+from gpuprover.cpu.layout import BLOCK_BYTES, FACTOR, POWERS, STOPPED
 
 
 @inline
@@ -245,7 +245,7 @@ def columns_down(F, words, head, work, buffer, table, factors, rows, pitch, widt
     n = 8 * rows * pitch
     for tile in range(lo, hi):
         if stop[0] != 0:
-            return
+            return STOPPED
         column = tile * width
         powers = rows * width
         if scaling == POWERS:
@@ -276,6 +276,7 @@ def columns_down(F, words, head, work, buffer, table, factors, rows, pitch, widt
         for r in range(rows):
             for c in range(width):
                 store_lanes(work, r * pitch + column + c, load_lanes(F, buffer, r * width + c))
+    return 0
 
 
 @jit
@@ -283,7 +284,7 @@ def columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scali
     """The long stages by time, from ``work`` to a vector in natural order; see :func:`columns_down`."""
     for tile in range(lo, hi):
         if stop[0] != 0:
-            return
+            return STOPPED
         column = tile * width
         powers = rows * width
         for r in range(rows):
@@ -307,6 +308,7 @@ def columns_up(F, work, words, buffer, table, factors, rows, pitch, width, scali
                 store_words(words, 8 * (r * pitch + column + c), 1, lowest(x))
             if scaling == POWERS:
                 row_factor = carried(times(row_factor, step))
+    return 0
 
 
 @jit
@@ -325,7 +327,7 @@ def rows(F, work, words, head, table, small, factors, order, room, size, parts, 
     """
     for row in range(lo, hi):
         if stop[0] != 0:
-            return
+            return STOPPED
         start = row * size
         if down:
             for part in range(parts):
@@ -393,6 +395,7 @@ def rows(F, work, words, head, table, small, factors, order, room, size, parts, 
                     store_words(words, 64 * g + c, 8, lowest(load_lanes(F, room, c)))
         if up:
             _up_stages(F, work, start, size, 1, table, 1, 0)
+    return 0
 
 
 @jit

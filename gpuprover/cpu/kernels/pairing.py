@@ -53,7 +53,7 @@ from gpuprover.cpu.kernels.lanes import (
     store_lanes,
     vector_bytes,
 )
-from gpuprover.cpu.layout import DOUBLE, LINE, ROOM
+from gpuprover.cpu.layout import DOUBLE, LINE, ROOM, STOPPED
 from gpuprover.curves import CURVES
 
 # The tower ---------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _untwisted_frobenius(F, x, y, frobenius):
 
 @jit
 def lines(F, points, n, digits, constants, is_bn, out, per_point, stop):
-    """The lines of n affine points; the first point outside the subgroup, or −1.
+    """The lines of n affine points; the first point outside the subgroup, −1 or :data:`STOPPED`.
 
     ``constants``: 3b', then the two factors of ψ. The formulas are right but for T = ±Q, T of order
     two and T = 0, which the multiples of a point of order r never are; Z is 0 from there on.
@@ -301,7 +301,7 @@ def lines(F, points, n, digits, constants, is_bn, out, per_point, stop):
     frobenius = constants + 2 * 8 * _limbs(F)
     for i in range(n):
         if stop[0] != 0:
-            return -1
+            return STOPPED
         lines = out + i * per_point * LINE * 2 * 8 * _limbs(F)
         x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
         t = (x, y, one(F))
@@ -475,9 +475,9 @@ def _ends_right(E, g2, first, frobenius, elements, rows, is_bn):
 def miller_in_lanes(L, E, g1, g2, groups, steps, constants, is_bn, rows, elements, out, stop):
     """out[lane] = the Miller loops' product over pairs lane, lane + 8, …, times an element of Fq.
 
-    Whether all of g2 are in their subgroup. Pairs are finite, or P alone is infinite. L is Fq and E is
-    Fq2, in lanes. ``constants`` are those of :func:`lines`, ``rows`` is room for :data:`ROOM` elements of
-    Fq2 in lanes for each group of eight pairs. Lines are used as they are made.
+    1 if all of g2 are in their subgroup, 0 if not, or :data:`STOPPED`. Pairs are finite, or P alone is
+    infinite. L is Fq and E is Fq2, in lanes. ``constants`` are those of :func:`lines`, ``rows`` is room for
+    :data:`ROOM` elements of Fq2 in lanes for each group of eight pairs. Lines are used as they are made.
     """
     Q = plain(E)
     frobenius = constants + 2 * element_bytes(plain(L))
@@ -489,7 +489,7 @@ def miller_in_lanes(L, E, g1, g2, groups, steps, constants, is_bn, rows, element
     f = ((lanes_one(E), nothing, nothing), (nothing, nothing, nothing))
     for s in steps:
         if stop[0] != 0:
-            return False
+            return STOPPED
         if s == DOUBLE:
             f = square12(f)
         for g in range(groups):
@@ -509,7 +509,7 @@ def miller_in_lanes(L, E, g1, g2, groups, steps, constants, is_bn, rows, element
             f = _multiply_by_line(f, c0, c1, line[2], is_bn)
     for g in range(groups):
         if not _ends_right(E, g2, 8 * g, frobenius, elements, rows + g * size, is_bn):
-            return False
+            return 0
     # The lanes' radix is a factor of Fq, which the final exponentiation makes 1.
     for i in range(2):
         for j in range(3):
@@ -517,7 +517,7 @@ def miller_in_lanes(L, E, g1, g2, groups, steps, constants, is_bn, rows, element
             for lane in range(8):
                 c = canonical(load(Q, elements, lane))
                 store(out, 6 * lane + 3 * i + j, -c if i == 1 and not is_bn else c)
-    return True
+    return 1
 
 
 @jit
@@ -540,10 +540,10 @@ def product_is_one(Q, factors, n, seed, powers, is_bn):
 
 @jit
 def first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):
-    """First i with (βx, y) ≠ −scalar·(x, y)."""
+    """First i with (βx, y) ≠ −scalar·(x, y), −1 if there is none, or :data:`STOPPED`."""
     for i in range(lo, hi):
         if stop[0] != 0:
-            return -1
+            return STOPPED
         x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
         if x == zero(F) and y == zero(F):
             continue
@@ -563,10 +563,13 @@ def _psi(F, p, frobenius):
 
 @jit
 def first_outside_g2(F, points, frobenius, scalar, words, is_bn, lo, hi, stop):
-    """First i that pairing.subgroup_check's relation does not hold for; ``scalar`` is |x|."""
+    """First i that pairing.subgroup_check's relation does not hold for, −1 or :data:`STOPPED`.
+
+    ``scalar`` is |x|.
+    """
     for i in range(lo, hi):
         if stop[0] != 0:
-            return -1
+            return STOPPED
         x, y = load(F, points, 2 * i), load(F, points, 2 * i + 1)
         if x == zero(F) and y == zero(F):
             continue

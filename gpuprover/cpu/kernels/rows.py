@@ -7,7 +7,7 @@ import numpy as np
 from gpuprover.cpu.kernels.curve import add_pairs, copy_point
 from gpuprover.cpu.kernels.field import element_bytes, store, zero
 from gpuprover.cpu.kernels.jit import jit
-from gpuprover.cpu.layout import HALF, WIDTH
+from gpuprover.cpu.layout import HALF, STOPPED, WIDTH
 
 
 @jit
@@ -30,7 +30,7 @@ def multiply(F, bases, entries, digits, room, kinds, p_index, q_index, o_index, 
         o_index[i] = i
     for w in range(windows - 1, -1, -1):
         if stop[0] != 0:
-            return
+            return STOPPED
         if w < windows - 1:
             for _ in range(WIDTH):
                 add_pairs(F, out, o_index, out, o_index, out, o_index, n, prefix, kinds)
@@ -42,3 +42,4 @@ def multiply(F, bases, entries, digits, room, kinds, p_index, q_index, o_index, 
                 q_index[pairs] = (abs(d) - 1) * n + i + (0 if d > 0 else 0x80000000)
                 pairs += 1
         add_pairs(F, out, p_index, room, q_index, out, p_index, pairs, prefix, kinds)
+    return 0

@@ -25,7 +25,7 @@ from gpuprover.cpu.kernels.lanes import (
     load_lanes,
     store_lanes,
 )
-from gpuprover.cpu.layout import HALF, WIDTH
+from gpuprover.cpu.layout import HALF, STOPPED, WIDTH
 
 
 @inline
@@ -98,7 +98,7 @@ def multiply(F, bases, entries, digits, room, prefix, flags, p, q, o, lanes, out
         add_vectors(F, room, p, q, o, n, prefix, flags, 0, 0, 0)
     for w in range(windows - 1, -1, -1):
         if stop[0] != 0:
-            return
+            return STOPPED
         top = w == windows - 1
         if not top:
             for _ in range(WIDTH):
@@ -124,3 +124,4 @@ def multiply(F, bases, entries, digits, room, prefix, flags, p, q, o, lanes, out
         for lane in range(min(8, count - 8 * k)):
             store(out, 2 * (8 * k + lane), load(G, eight, lane))
             store(out, 2 * (8 * k + lane) + 1, load(G, eight, 8 + lane))
+    return 0

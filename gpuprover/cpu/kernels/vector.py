@@ -18,6 +18,7 @@ from gpuprover.cpu.kernels.field import (
     zero,
 )
 from gpuprover.cpu.kernels.jit import inline, jit
+from gpuprover.cpu.layout import OUTSIDE, STOPPED
 
 
 @jit
@@ -122,24 +123,31 @@ def batch_inverse(F, a, out, lo, hi):
 
 @jit
 def spmv(F, outs, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
-         scalars, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
+         scalars, n_scalars, n_rows, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
     """outs[matrix][row] += value·scalar over the entries [lo, hi) with row in [row_lo, row_hi).
 
     ``outs``: int64, the addresses of the matrices' results. Indices are uint32 and lie, as the values do, the
     given numbers of bytes apart; values are c·R², scalars canonical, so products are Montgomery. Zero scalars
-    cost a look. Returns 0, with the work half done, if ``strict`` and another row occurs, else 1.
+    cost a look. Indices are a mapped file's, which somebody may be writing: each is read once, and looked at
+    before it is used. Returns 0, with the work half done, if ``strict`` and another row occurs,
+    :data:`OUTSIDE` or :data:`STOPPED`, else 1.
     """
+    row_hi = min(row_hi, n_rows)
     nothing = zero(F)
     for k in range(lo, hi):
         if k & 0xFFFF == 0 and stop[0] != 0:
-            return 1
+            return STOPPED
         row = load_u32(rows + k * row_stride)
+        column = load_u32(columns + k * column_stride)
+        matrix = load_u32(matrices + k * matrix_stride)
+        if row >= n_rows or column >= n_scalars or matrix >= len(outs):
+            return OUTSIDE
         if row < row_lo or row >= row_hi:
             if strict:
                 return 0
             continue
-        x = load(F, scalars, load_u32(columns + k * column_stride))
+        x = load(F, scalars, column)
         if x != nothing:
-            out = outs[load_u32(matrices + k * matrix_stride)]
+            out = outs[matrix]
             store(out, row, load(F, out, row) + load(F, values + k * value_stride, 0) * x)
     return 1

@@ -29,6 +29,7 @@ from gpuprover.cpu.kernels.loose import (
     times,
     zero_mask,
 )
+from gpuprover.cpu.layout import OUTSIDE, STOPPED
 
 
 @jit
@@ -84,27 +85,32 @@ def batch_inverse(F, a, out, factors, lo, hi):
 
 @jit
 def spmv(F, outs, matrices, matrix_stride, rows, row_stride, columns, column_stride, values, value_stride,
-         scalars, waiting, products, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
+         scalars, n_scalars, n_rows, waiting, products, strict, lo, hi, row_lo, row_hi, stop):  # fmt: skip
     """See :func:`gpuprover.cpu.kernels.vector.spmv`; products are made of eight entries that wait for it.
 
     ``waiting``: int64[3, 8]; ``products``: eight elements.
     """
     G = plain(F)
     nothing = zero(G)
+    row_hi = min(row_hi, n_rows)
     count = 0
     k = lo
     while True:
         if k & 0xFFFF == 0 and stop[0] != 0:
-            return 1
+            return STOPPED
         last = k >= hi
         if not last:
             row = load_u32(rows + k * row_stride)
+            column = load_u32(columns + k * column_stride)
+            matrix = load_u32(matrices + k * matrix_stride)
+            if row >= n_rows or column >= n_scalars or matrix >= len(outs):
+                return OUTSIDE
             if row_lo <= row < row_hi:
                 # Written in any case, and kept if the scalar is not 0: which it is, no branch can foresee.
-                x = scalars + 32 * load_u32(columns + k * column_stride)
+                x = scalars + 32 * column
                 waiting[0, count] = x
                 waiting[1, count] = values + k * value_stride
-                waiting[2, count] = outs[load_u32(matrices + k * matrix_stride)] + 32 * row
+                waiting[2, count] = outs[matrix] + 32 * row
                 count += np.int64(load(G, x, 0) != nothing)
             elif strict:
                 return 0
