@@ -254,7 +254,12 @@ def test_what_is_not_there_is_a_404(shared: Stage) -> None:
         assert str(shared.prover.settings.circuit_keys_path) not in document["detail"]
     problem(shared.post(circuit="checked", wait=SECONDS), 404, "CircuitNotFound")
     problem(shared.get("/v2/circuits"), 404, "NotFound")
-    for path, allowed in {"/v1/circuits": "GET", "/v1/proofs/x": "GET, DELETE", "/": "GET"}.items():
+    for path, allowed in {
+        "/v1/circuits": "GET, HEAD",
+        "/v1/proofs/x": "GET, DELETE, HEAD",
+        "/": "GET, HEAD",
+        "/v1/verify": "POST",
+    }.items():
         answer = shared.client.put(path)
         problem(answer, 405, "MethodNotAllowed")
         assert answer.headers["allow"] == allowed
@@ -276,10 +281,9 @@ def test_bodies_of_other_types_are_a_415(shared: Stage, headers: dict[str, str])
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (MalformedFile("<witness>", "header", "truncated"), 400),
+        (MalformedFile("<witness>", "header", "truncated", role="witness"), 400),
         (MalformedFile("/keys/c.zkey", "header", "truncated"), 500),
-        (WitnessMismatch("the witness has 3 values, /keys/c.zkey wants 5"), 500),
-        (WitnessMismatch("the witness has 3 values, c.zkey wants 5"), 400),
+        (WitnessMismatch("3 values", path="<bytes>", role="witness", more="of /keys/c.zkey"), 400),
         (OutOfMemory("it does not fit"), 503),
         (DeviceError("cuda:0 is lost"), 503),
         (ProofGenerationFailed("its worker died three times"), 500),
@@ -287,7 +291,7 @@ def test_bodies_of_other_types_are_a_415(shared: Stage, headers: dict[str, str])
     ],
 )
 def test_errors_have_statuses_and_show_no_paths(error: ProverError, status: int) -> None:
-    found = problem_of(error, "/keys")
+    found = problem_of(error)
     assert (found.status, found.kind) == (status, error.kind)
     assert "/keys" not in found.detail
     assert ("Retry-After" in found.headers) == (status == 503)
@@ -742,7 +746,9 @@ def test_the_status_is_that_of_the_prover_and_more(shared: Stage) -> None:
         "results",
         "body_bytes",
         "latest_proofs",
+        "circuits",
     }
+    assert status["circuits"] == 2
     assert where.endswith(status["latest_proofs"][0]["id"])
     assert models.Status(**status).ready
 
