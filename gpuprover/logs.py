@@ -249,15 +249,26 @@ class _Background(_Handler):
         while True:
             line = self._lines.get()
             with suppress(Exception):
-                self.stream.write(line)
-                self.stream.flush()
+                self._put(line)
             self._lines.task_done()
             if self._lost and self._lines.empty():
                 with self.lock or nullcontext():
                     lost, self._lost = self._lost, 0
                 _log.warning("%d lines of the log were lost: it was not read", lost)
 
+    def _put(self, line: str) -> None:
+        """Past the stream, whose lock a write that blocks would hold when the interpreter ends."""
+        try:
+            descriptor = self.stream.fileno()
+        except (OSError, ValueError):
+            self.stream.write(line)
+            return
+        data = line.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(descriptor, data) :]
+
     def wait(self, seconds: float) -> None:
+        """Until all is written, so long at most."""
         end = time.monotonic() + seconds
         while self._lines.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.01)

@@ -18,7 +18,7 @@ from gpuprover.api import ProofResult
 from gpuprover.backend import MemoryPlan
 from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.engine import Prover
-from gpuprover.errors import ProverError, UnsatisfiedWitness
+from gpuprover.errors import DeviceError, ProverError, UnsatisfiedWitness
 from gpuprover.job import Progress
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner
 from gpuprover.service import server
@@ -36,6 +36,8 @@ SECONDS = 30
 
 SUCCEED, SLOW, WRONG, LARGE = b"succeed", b"slow", b"wrong", b"large"
 """Witnesses: proved at once; when the test says so; not satisfying; with 100,000 public signals."""
+LOST = b"lost"
+"""A witness under which the service fails."""
 
 
 def proof(signals: list[str] | None = None) -> ProofResult:
@@ -71,6 +73,7 @@ class Executor(FakeExecutor):
             SUCCEED: proof(),
             WRONG: UnsatisfiedWitness("the witness does not satisfy the circuit"),
             LARGE: proof(["7" * 77] * 100_000),
+            LOST: DeviceError("cannot read: Input/output error", path="/keys/chain.zkey", role="key"),
         }
         with self.lock:
             super().prove(request, done, progress)

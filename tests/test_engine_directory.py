@@ -114,6 +114,7 @@ def test_a_circuit_that_is_there_twice_is_refused(folder: Path) -> None:
     shutil.copy(CHAIN, folder / "flat" / "circuit.zkey")
     with pytest.raises(InvalidInput, match="'flat' is there more than once"):
         CircuitDirectory(folder).find("flat")
+    assert "flat" in CircuitDirectory(folder).names(), "and does not hide the others"
 
 
 def test_links_are_followed_as_volumes_have_them(folder: Path) -> None:

@@ -6,7 +6,10 @@ import asyncio
 import io
 import json
 import logging
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,6 +158,59 @@ def test_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROVER_LOG", "yaml")
     with pytest.raises(InvalidInput, match="PROVER_LOG: expected json or text, found 'yaml'"):
         logs.configure(stream=stream)
+
+
+@pytest.mark.parametrize(("level", "shown"), [("debug", 4), (None, 3), ("warning", 2), ("error", 1)])
+def test_the_level_decides(level: str | None, shown: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    if level is not None:
+        monkeypatch.setenv("PROVER_LOG_LEVEL", level.upper())
+    logs.configure("json", stream)
+    for name in ("debug", "info", "warning", "error"):
+        getattr(logging.getLogger("gpuprover.engine"), name)("x")
+    logging.getLogger("of.others").info("not asked for")
+    assert stream.getvalue().count("\n") == shown
+    monkeypatch.setenv("PROVER_LOG_LEVEL", "loud")
+    with pytest.raises(InvalidInput, match="PROVER_LOG_LEVEL: expected debug, info, warning or error"):
+        logs.configure("json", stream)
+
+
+def test_who_logs_waits_for_no_reader() -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream, os.fdopen(read, "rb") as reader:
+        logs.configure("json", stream, background=True)
+        log = logging.getLogger("gpuprover.service")
+        count = logs.MAX_WAITING + 2000  # and a pipe of 64 KiB holds a few hundred
+        for i in range(count):
+            log.warning("line %d", i)
+        found: list[str] = []
+        while not found or "were lost" not in found[-1]:
+            found.append(json.loads(reader.readline())["message"])
+        lost = int(found[-1].split()[0])
+        assert lost > 0
+        assert found[:-1] == [f"line {i}" for i in range(count - lost)]
+        log.warning("after")
+        logs.flush()
+        assert json.loads(reader.readline())["message"] == "after"
+
+
+def test_what_the_interpreter_would_print_is_logged_without_its_text(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    logs.catch()
+    try:
+        thread = threading.Thread(target=int, args=(SECRET + "?",))
+        thread.start()
+        thread.join()
+        warnings.warn("an old way", DeprecationWarning, stacklevel=1)
+    finally:
+        logging.captureWarnings(False)
+    first, second = lines()
+    assert first["message"] == "ValueError in an unknown place, which nobody caught"
+    assert second["logger"] == "py.warnings"
+    assert SECRET not in json.dumps([first, second])
 
 
 def test_a_log_that_cannot_be_written_hurts_nobody(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +19,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployment import tool
 from gpuprover.config import CgroupThrottling, load_engine_settings
+from gpuprover.cpu.bake import BakeError
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.dispatch import COUNTERS
-from gpuprover.errors import CircuitNotFound, QueueFull, ShuttingDown, UnsatisfiedWitness
+from gpuprover.errors import (
+    CircuitNotFound,
+    MalformedFile,
+    OutOfMemory,
+    ProverError,
+    QueueFull,
+    ShuttingDown,
+    Timeout,
+    UnsatisfiedWitness,
+)
 from gpuprover.runner import WorkerStatus
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
@@ -53,6 +62,16 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+PER_GPU = {row.name.removesuffix("_total") for row in METRICS if "gpu" in row.name or "fallbacks" in row.name}
+"""Families without a sample where there is no GPU."""
+
+
+def without_samples(source: Metrics) -> set[str]:
+    families = {f.name: f for f in text_string_to_metric_families(source.render().decode())}
+    assert list(families) == [row.name.removesuffix("_total") for row in METRICS]
+    return {name for name, family in families.items() if not family.samples}
 
 
 def make_circuits(folder: Path, *names: str) -> None:
@@ -99,9 +118,8 @@ def test_names_types_and_labels_are_those_of_the_table(prover: Prover) -> None:
         for sample in family.samples:
             assert set(sample.labels) == {*row.labels, *(["le"] if sample.name.endswith("_bucket") else [])}
             assert row.kind != "counter" or sample.value == 0, "counters begin at 0"
-    per_gpu = {row.name for row in METRICS if "gpu" in row.name or row.name == "prover_fallbacks_total"}
     empty = {name for name, family in shown.items() if not family.samples}
-    assert empty == {name.removesuffix("_total") for name in per_gpu}, "others begin before anything happens"
+    assert empty == PER_GPU, "others begin before anything happens"
 
 
 def test_the_names_that_users_expect() -> None:
@@ -229,7 +247,7 @@ class Fake:
 
     def __init__(self, status: ProverStatus | None, circuits: tuple[str, ...] = ()) -> None:
         self.status, self.names = status, circuits
-        self.settings = SimpleNamespace(queue_limit=9)
+        self.settings = SimpleNamespace(queue_limit=9, memory_limit=4096)
         self.hang = threading.Event()
         self.hang.set()
         self.asked = 0
@@ -257,8 +275,10 @@ def fake(prover: Prover) -> Fake:
     return Fake(prover.get_status(), ("five",))
 
 
-def job_of(circuit: str, *devices: str, state: str = "failed") -> Any:
-    return SimpleNamespace(circuit=circuit, state=state, devices=devices, started=1.0, finished=2.0)
+def job_of(circuit: str, *devices: str, state: str = "failed", error: ProverError | None = None) -> Any:
+    return SimpleNamespace(
+        circuit=circuit, state=state, devices=devices, started=1.0, finished=2.0, error=error
+    )
 
 
 def worker(name: str, device: str = "cpu", **fields: Any) -> WorkerStatus:
@@ -362,7 +382,7 @@ def test_a_prover_that_does_not_answer_holds_up_no_scrape(fake: Fake) -> None:
     before = threading.active_count()
     for _ in range(5):
         assert value(source, "prover_queue_limit") == 9, "the last state that is known"
-    assert fake.asked == 2, "nobody else is asked while one does not answer"
+    assert fake.asked == 3, "nobody else is asked while one does not answer"
     assert threading.active_count() == before + 1
     first = value(source, "prover_status_age_seconds")
     assert value(source, "prover_status_age_seconds") > first
@@ -373,10 +393,78 @@ def test_a_prover_that_does_not_answer_holds_up_no_scrape(fake: Fake) -> None:
 
 def test_a_scrape_before_anything_is_known(fake: Fake) -> None:
     fake.status = None
-    text = fake.metrics().render().decode()
+    source = fake.metrics()
+    text = source.render().decode()
     assert 'proofs_generated_total{circuit_id="five",status="success"} 0.0' in text
-    assert "# TYPE prover_ready gauge" in text
-    assert not re.search(r"^prover_ready", text, re.M)
+    assert without_samples(source) == PER_GPU
+    assert value(source, "prover_ready") == 0
+    assert value(source, "prover_device_usable", device="cpu") == 1, "nothing is known to be wrong with it"
+
+
+def test_the_first_scrape_lacks_nothing_however_slow_the_prover_is(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fake.status is not None
+    fake.status = replace(fake.status, queued_jobs=7)
+    answer = fake.get_status
+    monkeypatch.setattr(fake, "get_status", lambda: (time.sleep(0.25), answer())[1])
+    source = fake.metrics()
+    assert without_samples(source) == PER_GPU
+    assert value(source, "prover_queued_tasks") == 7, "the state was read before the first scrape"
+    # One that never answers: a second or so passes before the service starts, and then nothing is missing.
+    monkeypatch.setattr(metrics, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(fake, "get_status", answer)
+    fake.hang.clear()
+    source = fake.metrics()
+    assert without_samples(source) == PER_GPU
+    first = value(source, "prover_status_age_seconds")
+    assert value(source, "prover_memory_limit_bytes") == 4096 << 20
+    assert value(source, "prover_queued_tasks") == 0
+    assert 0 < first < value(source, "prover_status_age_seconds")
+    fake.hang.set()
+
+
+def test_whose_fault_a_failure_is(fake: Fake) -> None:
+    source = fake.metrics()
+    assert value(source, "prover_failed_proofs_total", circuit_id="five", fault="client") == 0
+    for error in [
+        UnsatisfiedWitness("no", path="<.wtns bytes>", role="witness"),
+        MalformedFile("<.wtns bytes>", "header", "truncated", role="witness"),
+        MalformedFile("/keys/five.zkey", "header", "truncated", role="key"),
+        OutOfMemory("too large"),
+        Timeout("too late"),
+        BakeError("of a kind of its own"),
+    ]:
+        fake.ended(job_of("five", error=error))
+    counts = {
+        fault: value(source, "prover_failed_proofs_total", circuit_id="five", fault=fault)
+        for fault in ("client", "service", "time")
+    }
+    assert counts == {"client": 2, "service": 3, "time": 1}
+    assert value(source, "proofs_generated_total", circuit_id="five", status="error") == 6
+    kinds = {labels["kind"]: n for labels, n in samples(source.render())["prover_proof_errors_total"]}
+    assert {kind: n for kind, n in kinds.items() if n} == {
+        "UnsatisfiedWitness": 1,
+        "MalformedFile": 2,
+        "OutOfMemory": 1,
+        "Timeout": 1,
+        OTHER: 1,
+    }
+
+
+def test_devices_that_are_gone_and_circuits_that_are_not_there(fake: Fake) -> None:
+    assert fake.status is not None
+    before = fake.status
+    fake.status = replace(before, devices=({"name": "cuda:0", "memory": 5, "problem": "", "running": 1},))
+    source = fake.metrics()
+    assert value(source, "prover_device_usable", device="cuda:0") == 1
+    assert value(source, "prover_device_usable", device="cpu") == 0, "it is not among the devices"
+    fake.status, fake.names = replace(before, devices=()), ()
+    assert value(source, "prover_device_usable", device="cuda:0") == 0
+    assert value(source, "prover_running_tasks", device="cuda:0") == 0
+    assert value(source, "prover_circuits") == 1
+    source._looked = float("-inf")
+    assert value(source, "prover_circuits") == 0
 
 
 def test_a_folder_that_cannot_be_read_is_no_reason_to_fail(

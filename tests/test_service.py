@@ -9,8 +9,9 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from gpuprover.service import core, models, routes, server
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
-from service_stage import CHAIN, LARGE, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
+from service_stage import CHAIN, LARGE, LOST, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
 
 SHAPE = ["id", "state", "circuit_id", "proof", "public_signals", "device", "timings", "error"]
 PROOFS = "/v1/circuits/chain/proofs"
@@ -256,7 +257,12 @@ def test_what_is_not_there_is_a_404(shared: Stage) -> None:
         assert str(shared.prover.settings.circuit_keys_path) not in document["detail"]
     problem(shared.post(circuit="checked", wait=SECONDS), 404, "CircuitNotFound")
     problem(shared.get("/v2/circuits"), 404, "NotFound")
-    for path, allowed in {"/v1/circuits": "GET", "/v1/proofs/x": "GET, DELETE", "/": "GET"}.items():
+    for path, allowed in {
+        "/v1/circuits": "GET, HEAD",
+        "/v1/proofs/x": "GET, DELETE, HEAD",
+        "/": "GET, HEAD",
+        "/v1/verify": "POST",
+    }.items():
         answer = shared.client.put(path)
         problem(answer, 405, "MethodNotAllowed")
         assert answer.headers["allow"] == allowed
@@ -278,10 +284,9 @@ def test_bodies_of_other_types_are_a_415(shared: Stage, headers: dict[str, str])
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (MalformedFile("<witness>", "header", "truncated"), 400),
+        (MalformedFile("<witness>", "header", "truncated", role="witness"), 400),
         (MalformedFile("/keys/c.zkey", "header", "truncated"), 500),
-        (WitnessMismatch("the witness has 3 values, /keys/c.zkey wants 5"), 500),
-        (WitnessMismatch("the witness has 3 values, c.zkey wants 5"), 400),
+        (WitnessMismatch("3 values", path="<bytes>", role="witness", more="of /keys/c.zkey"), 400),
         (OutOfMemory("it does not fit"), 503),
         (DeviceError("cuda:0 is lost"), 503),
         (ProofGenerationFailed("its worker died three times"), 500),
@@ -289,7 +294,7 @@ def test_bodies_of_other_types_are_a_415(shared: Stage, headers: dict[str, str])
     ],
 )
 def test_errors_have_statuses_and_show_no_paths(error: ProverError, status: int) -> None:
-    found = problem_of(error, "/keys")
+    found = problem_of(error)
     assert (found.status, found.kind) == (status, error.kind)
     assert "/keys" not in found.detail
     assert ("Retry-After" in found.headers) == (status == 503)
@@ -744,7 +749,9 @@ def test_the_status_is_that_of_the_prover_and_more(shared: Stage) -> None:
         "results",
         "body_bytes",
         "latest_proofs",
+        "circuits",
     }
+    assert status["circuits"] == 2
     assert where.endswith(status["latest_proofs"][0]["id"])
     assert models.Status(**status).ready
 
@@ -850,28 +857,158 @@ def test_no_value_of_a_witness_is_told(
         assert secret not in str(vars(record))
 
 
-def test_the_log_tells_of_requests_by_route(shared: Stage) -> None:
+@contextmanager
+def logged(level: str | None = None) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """The lines that the log gets within the block."""
     lines = io.StringIO()
-    root = logging.getLogger()
+    root, level_of = logging.getLogger(), logging.getLogger("gpuprover").level
     try:
-        logs.configure("json", lines)
-        shared.get("/v1/proofs/unknown?token=secret", headers={"X-Request-Id": "me"})
-        shared.post(wait=SECONDS, headers={"X-Request-Id": "you"})
-        until(lambda: lines.getvalue().count("\n") == 3)
+        logs.configure("json", lines, level=level)
+        yield lambda: [json.loads(line) for line in lines.getvalue().splitlines()]
     finally:
         root.handlers[:] = [handler for handler in root.handlers if type(handler).__module__ != logs.__name__]
-    one, *two = map(json.loads, lines.getvalue().splitlines())
-    assert {k: one[k] for k in ("method", "path", "status", "request_id")} == {
+        logging.getLogger("gpuprover").setLevel(level_of)
+
+
+def test_the_log_tells_of_requests_by_route_and_path(shared: Stage) -> None:
+    with logged() as lines:
+        shared.get("/v1/proofs/unknown?token=secret", headers={"X-Request-Id": "me"})
+        shared.get("/v1/nothing/%0a" + "x" * 500)
+        shared.client.head("/v1/circuits/chain")
+        until(lambda: len(lines()) == 3)
+        one, two, three = lines()
+    assert {k: one[k] for k in ("method", "route", "path", "status", "kind", "request_id", "client")} == {
         "method": "GET",
-        "path": "/v1/proofs/{proof_id}",
+        "route": "/v1/proofs/{proof_id}",
+        "path": "/v1/proofs/unknown",
         "status": 404,
+        "kind": "ProofNotFound",
         "request_id": "me",
+        "client": "127.0.0.1",
     }
+    assert one["message"] == "GET /v1/proofs/unknown 404"
     assert len(one["trace_id"]) == 32
-    assert [line["request_id"] for line in two] == ["you", "you"]
-    assert len({line["trace_id"] for line in two}) == 1
-    assert (two[0]["circuit"], len(two[0]["job_id"])) == ("chain", 32)
-    assert "secret" not in lines.getvalue()
+    assert "route" not in two, "none has matched"
+    assert two["path"].startswith("/v1/nothing/%0axxx")
+    assert len(two["path"]) == 200
+    assert (three["method"], three["route"], three["path"]) == (
+        "HEAD",
+        "/v1/circuits/{circuit_id}",
+        "/v1/circuits/chain",
+    )
+    assert "secret" not in json.dumps([one, two, three])
+
+
+def test_polls_and_probes_are_worth_no_line_but_in_debug(shared: Stage) -> None:
+    polls = ("/", "/v1/status", "/healthz", "/readyz", "/metrics")
+    with logged() as lines:
+        for path in polls:
+            shared.get(path)
+        shared.client.post("/v1/status")
+        until(lambda: lines() != [])
+        assert [line["status"] for line in lines()] == [405], "what is refused is worth one"
+    with logged("debug") as lines:
+        for path in polls:
+            shared.get(path)
+        until(lambda: len(lines()) == len(polls))
+        assert {line["level"] for line in lines()} == {"DEBUG"}
+
+
+def test_each_proof_ends_in_one_line(shared: Stage) -> None:
+    with logged() as lines:
+        for witness in (SUCCEED, WRONG, LOST):
+            shared.post(witness, wait=SECONDS, headers={"X-Request-Id": witness.decode()})
+        shared.client.delete(shared.post(SLOW).headers["location"])
+
+        def ends() -> dict[str, dict[str, Any]]:
+            return {line["outcome"]: line for line in lines() if "outcome" in line}
+
+        until(lambda: len(ends()) == 4)
+        found, every = ends(), lines()
+    assert sum("outcome" in line for line in every) == 4
+    done = found["succeeded"]
+    assert {k: done[k] for k in ("level", "circuit", "device", "attempts", "request_id")} == {
+        "level": "INFO",
+        "circuit": "chain",
+        "device": "cpu",
+        "attempts": 1,
+        "request_id": "succeed",
+    }
+    assert done["message"] == f"proof {done['job_id']} of circuit chain succeeded"
+    assert done["waited"] >= 0
+    assert done["proven"] >= 0
+    rejected = found["rejected"]
+    assert (rejected["level"], rejected["kind"], "why" in rejected) == ("INFO", "UnsatisfiedWitness", False)
+    failed = found["failed"]
+    assert (failed["level"], failed["kind"]) == ("WARNING", "DeviceError")
+    assert failed["why"] == "/keys/chain.zkey: cannot read: Input/output error"
+    assert (found["cancelled"]["kind"], found["cancelled"]["level"]) == ("Aborted", "INFO")
+    submitted = [line for line in every if line["message"].endswith("was submitted")]
+    assert submitted[0]["job_id"] == done["job_id"]
+
+
+def test_what_a_client_is_not_told_in_full_the_log_tells(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    with stage(folder) as found, logged() as lines:
+        (folder / "checked.vkey.json").write_text("{")
+        answer = found.get("/v1/circuits/checked")
+        assert answer.status_code == 500
+        assert str(folder) not in answer.text
+        until(lambda: len(lines()) == 2)
+        told = next(line for line in lines() if line["logger"] == "gpuprover.service")
+        assert (told["level"], told["kind"], told["role"]) == ("WARNING", "MalformedFile", "verification key")
+        assert told["message"].startswith(f"MalformedFile: {folder}/checked.vkey.json: document: ")
+        assert told["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/healthz", "/readyz", "/metrics", "/version", "/openapi.json", "/v1/status", "/v1/circuits"),
+        *("/v1/circuits/chain", "/v1/circuits/chain/verification-key", "/v1/proofs/none", "/nowhere"),
+        "/v1/verify",
+    ],
+)
+def test_head_is_get_without_a_body(shared: Stage, path: str) -> None:
+    whole, head = shared.get(path), shared.client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert "content-length" in head.headers
+    if path not in ("/metrics", "/v1/status") and whole.is_success:
+        assert head.headers["content-length"] == str(len(whole.content))
+
+
+def test_head_counts_as_get_and_leaves_the_connection_whole(shared: Stage) -> None:
+    with socket.create_connection(("127.0.0.1", int(shared.url.rpartition(":")[2])), SECONDS) as connection:
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        connection.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    first, _, rest = received.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 OK")
+    assert rest.startswith(b"HTTP/1.1 200 OK"), "no body is between them"
+    assert b"unknown" not in shared.service.metrics.render()
+
+
+def test_an_empty_folder_is_a_problem_in_the_status_and_one_that_is_gone_too(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    with stage(folder) as found:
+        assert found.get("/v1/status").json()["problems"] == []
+        for file in folder.iterdir():
+            file.unlink()
+        time.sleep(core.NAMES_SECONDS)
+        status = found.get("/v1/status").json()
+        assert (status["circuits"], status["problems"]) == (
+            0,
+            ["there are no circuits in the folder of keys"],
+        )
+        folder.rmdir()
+        time.sleep(core.NAMES_SECONDS)
+        (said,) = found.get("/v1/status").json()["problems"]
+        assert said == "circuits: cannot read the folder of circuits: No such file or directory"
+        gone = problem(found.get("/v1/circuits"), 500, "CircuitNotFound")
+        assert gone["detail"] == said
 
 
 def test_calls_that_block_do_not_block_the_loop(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

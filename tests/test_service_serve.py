@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,6 +36,7 @@ START_SECONDS = 120
 STAGED = """
 import sys, threading
 from pathlib import Path
+from typing import Any
 from engine_stage import FakeTimes
 from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.engine import Prover
@@ -188,6 +190,86 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals)
         process.send_signal(number)
         code, errors = ended(process)
         assert (code, "Traceback" in errors) == (130, False), errors
+
+
+@contextmanager
+def serving(folder: Path, *options: str, **given: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """``gpuprover serve`` on a port that it writes into its log."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PROVER_")}
+    command = ["-m", "gpuprover", "serve", "--circuit-keys-path", str(folder), "--port", "0", *options]
+    environment = variables | given.pop("environment", {})
+    process = subprocess.Popen([sys.executable, *command], env=environment, cwd=folder.parent, **given)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+
+
+def url_in(log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        for line in log.read_text().splitlines():
+            if (match := re.search(r"gpuprover serves (http:\S+\d): ", line)) is not None:
+                return match[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def test_an_empty_folder_is_warned_of_and_all_that_is_written_is_json(tmp_path: Path) -> None:
+    folder, log = tmp_path / "keys", tmp_path / "log"
+    folder.mkdir()
+    # Both streams in one file, as containers have it.
+    with log.open("wb") as file, serving(folder, stdout=file, stderr=file) as process:
+        url = url_in(log)
+        assert "prover_circuits 0.0" in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/v1/status").json()["problems"] == [
+            "there are no circuits in the folder of keys"
+        ]
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            connection.recv(100)
+        process.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"uvicorn.error", "gpuprover.service"} <= {line["logger"] for line in lines}
+    messages = {line["message"]: line["level"] for line in lines}
+    assert messages[f"no circuits are in {folder}: proofs are refused until there are"] == "WARNING"
+    assert any(message.startswith("SIGHUP: ") for message in messages)
+    assert "/v1/status" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_reads_and_a_full_disk_hold_nobody_up(tmp_path: Path) -> None:
+    folder = circuits(tmp_path / "keys")
+    read, write = os.pipe()
+    given = {"stderr": write, "environment": {"PROVER_LOG_LEVEL": "debug"}}
+    with (
+        os.fdopen(read, "rb", buffering=0) as reader,
+        open("/dev/full", "wb") as full,
+        serving(folder, "--json", stdout=full, **given) as process,
+    ):
+        os.close(write)
+        received = b""
+        while (match := re.search(rb"gpuprover serves (http:\S+\d): ", received)) is None:
+            received += reader.read(4096)
+        with httpx.Client(base_url=match[1].decode(), timeout=SECONDS) as client:
+            for i in range(1000):  # some 300 KB of lines, and a pipe holds 64
+                assert client.get(f"/nothing/{i}").status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "file"])
+def test_a_folder_of_circuits_that_cannot_be_read_is_an_error(run: Run, tmp_path: Path, what: str) -> None:
+    (tmp_path / "file").write_text("")
+    ran = run("serve", "--port", "0", "--circuit-keys-path", str(tmp_path / what))
+    assert (ran.code, ran.out) == (2, "")
+    (line,) = ran.err.splitlines()
+    reason = "No such file or directory" if what == "missing" else "Not a directory"
+    assert line == f"error: CircuitNotFound: {tmp_path / what}: cannot read the folder of circuits: {reason}"
 
 
 def test_every_setting_is_an_option(run: Run) -> None:

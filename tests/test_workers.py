@@ -630,7 +630,7 @@ def test_workers_that_cannot_start_are_an_error_and_heal(
         assert "PROVER_CPU_PATH: expected ifma or portable" in answer.message
         assert type(client.load(short.zkey)) is DeviceError
         (cpu,) = client.pool.devices
-        assert cpu.problem == answer.message
+        assert cpu.problem == answer.told
         assert "PROVER_CPU_PATH" in only(client).problem
         monkeypatch.delenv("PROVER_CPU_PATH")
         eventually(lambda: not client.pool.devices[0].problem)
@@ -646,6 +646,10 @@ def test_what_a_worker_said_before_it_died_is_told(
         answer = client.answer(client.ask(short))
         assert isinstance(answer, DeviceError)
         assert answer.message.endswith("ended with status 1: ImportError: broken on purpose")
+        # Whoever may read the status is not told what others wrote, which may name files of this machine.
+        assert only(client).problem == "the process ended with status 1"
+        assert "on purpose" not in answer.told
+        assert "on purpose" not in client.pool.devices[0].problem
 
 
 # A stub in place of workers ------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+        raise InvalidInput(f"cannot read: {error.strerror}", path=os.fspath(path)) from None
 
 
 def _proof(document: Any) -> RemoteProof:

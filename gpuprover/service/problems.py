@@ -97,8 +97,8 @@ def status_of(error: ProverError) -> int:
 
 
 def fault_of(error: ProverError) -> str:
-    """Whose fault it is: ``client`` (what it has sent is refused), ``service``, or ``time`` (what a client or
-    a setting allowed was over)."""
+    """Whose fault it is: ``client`` (what it has sent is refused), ``service``, or ``time`` (a client or a
+    setting allowed no more of it)."""
     if error.kind == "Timeout":
         return "time"
     return "client" if status_of(error) < 500 else "service"

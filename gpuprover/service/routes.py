@@ -311,7 +311,8 @@ async def proof_response(
         timings=result.timings if result else {},
         error=models.Problem(**service.problem(error).document()) if error else None,
     )
-    written = partial(document.model_dump_json, exclude={"error": {"request_id"}})
+    unknown = {"request_id"} if error is not None and error.role else {"request_id", "role"}
+    written = partial(document.model_dump_json, exclude={"error": unknown})
     if result is None or len(result.public_signals) <= FEW:
         return Response(written(), status, headers, JSON)
     if record.written is None:

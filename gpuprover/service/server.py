@@ -92,6 +92,8 @@ def serve(
     if not service.local and not service.tokens.required:
         log.warning("%s is open to the network, and no token is needed: set tokens_file", url_of(listener))
 
+    attached = sys.stderr.isatty()
+
     async def main() -> int:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_place)
@@ -100,8 +102,16 @@ def serve(
         def signalled() -> None:
             (force if stop.is_set() else stop).set()
 
+        def hung_up() -> None:
+            if attached:  # the terminal is gone, and with it whoever started this
+                signalled()
+            else:
+                log.info("SIGHUP: keys and tokens are read anew by themselves; SIGTERM ends the service")
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signalled)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, hung_up)
         async with running(app, listener) as server:
             started()
             collecting = asyncio.create_task(_collect(service))

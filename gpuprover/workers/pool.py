@@ -500,7 +500,7 @@ class WorkerPool:
         hopeless = place.faults >= START_TRIES or now - place.failing >= self._settings.wait
         if hopeless and not ready:
             self._broken[place.device] = DeviceError(
-                f"{place.device}: {place.failures} times in a row no worker started:", more=why
+                f"{place.device}: {place.failures} times in a row no worker started", more=f"because {why}"
             )
 
     # What workers say -----------------------------------------------------------------------
@@ -951,11 +951,11 @@ class WorkerPool:
     def _devices(self) -> list[Device]:
         settings, chosen = self._settings, self._settings.gpus
         if not self._known:
-            return [Device("cpu", "cpu", problem=error.message) for error in self._broken.values()]
+            return [Device("cpu", "cpu", problem=error.told) for error in self._broken.values()]
         found = []
         for name, device in self._machine.items():
             if name in self._broken:
-                device = replace(device, problem=self._broken[name].message)
+                device = replace(device, problem=self._broken[name].told)
             if device.kind == "cpu":
                 device = replace(
                     device, threads=settings.threads, memory=self._room(), proofs=settings.max_workers
