@@ -410,7 +410,7 @@ def test_doctor_says_which_folder_is_not_used_and_why(
     ran = run("doctor", "--check")
     assert ran.code == errors.EXIT_RESOURCES
     assert "no folder for compiled code can be used" in ran.err
-    assert ran.out.count(why) == 1
+    assert why in ran.out
     cache._places.cache_clear()
 
 
