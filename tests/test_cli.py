@@ -109,6 +109,7 @@ ORDERS = {
     "wtns check R W": "r1cs witness",
     "zkey info K": "zkey",
     "zkey check K": "zkey",
+    "zkey verify R T K": "r1cs ptau zkey",
     "zkey export verificationkey K V": "zkey vkey",
     "zkey export solidityverifier K S": "zkey contract",
     "zkey export soliditycalldata S P": "public proof",

@@ -25,6 +25,7 @@ from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.cpu import image
 from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, write_witness
 from running import Ran, Run
 from test_witness import FOREVER, write_program

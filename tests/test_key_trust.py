@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -199,6 +201,16 @@ def test_verifiers_and_folders_tell(made: Any, tmp_path: Path, caplog: pytest.Lo
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"circuit {name}: {texts.NO_CONTRIBUTION}" for name in ("document", "weak")]
     assert directory.warnings() == tuple(f"{name}: {texts.NO_CONTRIBUTION}" for name in ("document", "weak"))
+
+
+def test_the_verifiers_command_tells_before_it_listens(made: Any, tmp_path: Path) -> None:
+    vkey = tmp_path / "v.json"
+    vkey.write_text(json.dumps(verification_key_points(load_key(made(BN254).initial).vk)))
+    command = [sys.executable, "-m", "gpuprover", "verifier", "--vkey", f"k={vkey}"]
+    command += ["--socket", str(tmp_path / "missing" / "socket")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert f"{vkey}: {texts.NO_CONTRIBUTION}" in done.stderr
 
 
 def test_a_prover_tells_in_its_status(made: Any, tmp_path: Path) -> None:

@@ -327,9 +327,10 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
         job = job_of(limits)
         # Sums and pairings of a moment: no device is worth the way there.
         backend = open_backend("cpu", key.curve, job)
-        r1cs = None
+        r1cs, budget = None, memory.budget(context.settings.memory_limit)
+        memory.require(consistency.memory_needed(key, backend), budget, f"checking {args.zkey}")
         if circuit is not None:  # first: it takes least, and a wrong circuit is the likeliest mistake
-            r1cs = read_r1cs(circuit, memory.budget(context.settings.memory_limit), job.check)
+            r1cs = read_r1cs(circuit, budget, job.check)
             consistency.check_circuit(key, r1cs, backend)
         found = consistency.check_key(key, backend)
         warnings = list(found.warnings)

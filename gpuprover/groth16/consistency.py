@@ -24,7 +24,8 @@ at them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -94,6 +95,12 @@ def log_domain(r1cs: R1CS) -> int:
     return log_n
 
 
+def memory_needed(key: ProvingKey, backend: Backend) -> int:
+    """Bytes at the peak of the checks of a key, the circuit's matrices and mapped files not."""
+    vectors = 12 * key.domain_size + 8 * key.n_vars
+    return backend.plan(key.plan_header, None).arena + vectors * key.curve.scalar.bytes
+
+
 # A key by itself -----------------------------------------------------------------
 
 
@@ -115,7 +122,7 @@ def check_key(key: ProvingKey, backend: Backend) -> KeyCheck:
             if not np.array_equal(key.ceremony[-1].delta1, g1_to_words(key.curve, [h.delta1])):
                 _refuse(key, zk.CONTRIBUTIONS, "delta after the last contribution is not the header's")
             checked.append("delta is that of the last contribution")
-    with backend.job.phase("check sections"):
+    with test.phase("check sections", 11):
         found = _check_sections(key, test)
     unchecked = [
         "IC and C" if found == _WHOLE else f"IC, C, {found[1]}",
@@ -347,7 +354,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
         return backend.linear_combination(Group.G1, parts, [1, 1, 1])
 
     source = f"not those of {r1cs.source} and {ptau.path}"
-    with backend.job.phase("check against powers of tau"):
+    with test.phase("check against powers of tau", 16):
         a, b, _ = _products(r1cs, w, key.domain_size, backend)
         for section, group, points, lagrange, values in (
             (zk.A, Group.G1, key.a, in_g1, a),
@@ -459,7 +466,7 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
     must(np.array_equal(two[:1], g2_to_words(curve, [g2])), pt.TAU_G2, "point 0 is not the generator")
     must(bool(powers.any(axis=1).all()), pt.TAU_G1, "a point at infinity, which no ceremony gives")
     must(bool(two.any(axis=1).all()), pt.TAU_G2, "a point at infinity, which no ceremony gives")
-    with backend.job.phase("check powers of tau"):
+    with test.phase("check powers of tau", 9):
         tau2 = decode_g2(curve, two[1:])
         w = _weights(len(powers) - 1, curve)
         lower, upper = (test.sum(Group.G1, points, w) for points in (powers[:-1], powers[1:]))
@@ -545,16 +552,26 @@ class _Sums:
 
     def __init__(self, curve: CurveParams, backend: Backend) -> None:
         self.curve, self.backend = curve, backend
+        self._done, self._of = 0, 1
 
     def sum(self, group: Group, points: Words, scalars: Words) -> Point:
         """Σ scalars[i]·points[i] for canonical scalars."""
         if not len(points):
             return None
         bases = self.backend.prepare_bases(group, points, 0)
-        result = self.backend.msm(bases, scalars)
+        with self.backend.job.part(min(self._done, self._of - 1), self._of):
+            result = self.backend.msm(bases, scalars)
+        self._done += 1
         self.backend.free(bases)
         self.backend.job.check()
         return result
+
+    @contextmanager
+    def phase(self, name: str, sums: int) -> Iterator[None]:
+        """A phase of so many sums, for its progress."""
+        self._done, self._of = 0, sums
+        with self.backend.job.phase(name):
+            yield
 
     def times(self, point: Point, factor: int) -> Point:
         return self.backend.linear_combination(Group.G1, [point], [factor])
