@@ -345,6 +345,10 @@ def test_cubins_built_before_need_no_compiler(
     done: list[str] = []
     units = [(Program(curve, "sparse.cu"), "sm_90") for curve in CURVES]
     folder.mkdir()
+    planted = tmp_path / "cwd"
+    planted.mkdir()
+    (planted / "argparse.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(planted)
     build.build(units, folder, nvrtc, processes=2, done=lambda name, seconds: done.append(name))
     assert sorted(done) == sorted(path.name for path in folder.iterdir())
     monkeypatch.setenv(CUBIN_VARIABLE, str(folder))

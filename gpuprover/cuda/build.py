@@ -97,7 +97,8 @@ def _start(program: Program, architecture: str, folder: Path, nvrtc: Nvrtc) -> _
     command = ["--only", program_name(program), "--arch", architecture]
     command += ["--output", str(folder), "--cuda", str(nvrtc.version[0])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpuprover.cuda.build", *command],
+        # -P: nothing is imported from the current folder, which may be anybody's.
+        [sys.executable, "-P", "-m", "gpuprover.cuda.build", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
