@@ -123,6 +123,14 @@ class Aborted(Cancelled):
     """A job of a prover was cancelled, by its caller or because the prover was closed."""
 
 
+def brief(value: object) -> str:
+    """A caller's value as a message may show it: text as it is, up to 40 characters of it."""
+    try:
+        return (value if isinstance(value, str) else repr(value))[:40]
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
+
+
 class InsecureBlinding(UserWarning):
     """A proof under fixed blinding: whoever sees it and knows the blinding can learn the witness."""
 
