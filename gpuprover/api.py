@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import index
@@ -464,10 +464,12 @@ def verify_batch(
 
 
 def _pairs(statements: object) -> list[tuple[object, object]]:
-    if isinstance(statements, Iterable) and not isinstance(statements, str | bytes | Mapping):
-        pairs = list(statements)
-        if all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            return [(signals, proof) for signals, proof in pairs]
+    try:
+        pairs = list(statements)  # type: ignore[call-overload]
+    except (TypeError, NotImplementedError):  # as arrays and views of some shapes say
+        pairs = [None]
+    if all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        return [(signals, proof) for signals, proof in pairs]
     raise InvalidInput("statements: expected pairs of public signals and a proof")
 
 

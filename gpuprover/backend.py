@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gpuprover import forks
 from gpuprover.curves import AffineG1, AffineG2, CurveParams
-from gpuprover.errors import DeviceError, InvalidInput
+from gpuprover.errors import DeviceError, InvalidInput, brief
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -324,7 +324,7 @@ def resolve_device(device: str) -> str:
     if is_gpu(device):
         name: str = _family(device).resolve(device)
         return name
-    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {device!r}")
+    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {brief(device)!r}")
 
 
 def found_gpus() -> list[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from gpuprover import forks
-from gpuprover.errors import InvalidInput, Timeout
+from gpuprover.errors import InvalidInput, Timeout, brief
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class BackpressureController:
     def __init__(self, max_concurrent: int) -> None:
         if isinstance(max_concurrent, bool) or not isinstance(max_concurrent, int) or max_concurrent < 1:
             raise InvalidInput(
-                f"max_concurrent: expected a whole number of at least 1, found {max_concurrent!r}"
+                f"max_concurrent: expected a whole number of at least 1, found {brief(max_concurrent)}"
             )
         self._max = max_concurrent
         self._inherited = self._active = 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gpuprover.errors import InvalidInput
+from gpuprover.errors import InvalidInput, brief
 
 ENVIRONMENT_PREFIX = "PROVER_"
 
@@ -201,8 +201,8 @@ def _whole(value: Any, where: str, low: int = 1, high: int = 1 << 40) -> int:
     if not isinstance(value, str) and not isinstance(value, bool):
         try:
             value = str(operator.index(value))
-        except TypeError:
-            value = repr(value)
+        except (TypeError, ValueError):  # no number, or one of thousands of digits
+            value = brief(value)
     return whole_number(str(value), where, low=low, high=high)
 
 
@@ -216,7 +216,7 @@ def _number(value: Any, where: str, low: float, high: float = 1e9, above: bool =
             found = math.nan
     if not low <= found <= high or (above and found == low):
         bound = f"above {low:g} and up to" if above else f"from {low:g} to"
-        raise InvalidInput(f"{where}: expected a number {bound} {high:g}, found {str(value)[:40]!r}")
+        raise InvalidInput(f"{where}: expected a number {bound} {high:g}, found {brief(value)!r}")
     return found
 
 
@@ -226,15 +226,15 @@ _positive = partial(_number, low=0, above=True)
 def _device(value: Any, where: str) -> str:
     name = value.strip().lower() if isinstance(value, str) else ""
     if not name:
-        found = "nothing" if isinstance(value, str) else repr(value)[:40]
+        found = "nothing" if isinstance(value, str) else brief(value)
         raise InvalidInput(f"{where}: expected auto, cpu or cuda, found {found}")
     return name
 
 
 def _choice(value: Any, where: str, names: tuple[str, ...]) -> str:
-    name = str(value).strip().lower()
+    name = brief(value).strip().lower()
     if name not in names:
-        raise InvalidInput(f"{where}: expected {_or(names)}, found {str(value)[:40]!r}")
+        raise InvalidInput(f"{where}: expected {_or(names)}, found {brief(value)!r}")
     return name
 
 
@@ -245,26 +245,31 @@ def _or(names: tuple[str, ...]) -> str:
 def _names(value: Any, where: str) -> tuple[str, ...]:
     """Names, without repetitions, from ``a,b`` or from an iterable."""
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, Iterable) or isinstance(parts, bytes):
-        raise InvalidInput(f"{where}: expected names, found {value!r}")
+    try:
+        parts = None if isinstance(parts, bytes) else list(parts)
+    except (TypeError, NotImplementedError):  # as arrays and views of some shapes say
+        parts = None
+    if parts is None:
+        raise InvalidInput(f"{where}: expected names, found {brief(value)}")
     names = []
     for part in parts:
         if not isinstance(part, str):
-            raise InvalidInput(f"{where}: expected names, found {part!r}")
+            raise InvalidInput(f"{where}: expected names, found {brief(part)}")
         names += [part.strip()] if part.strip() else []
     return tuple(dict.fromkeys(names))
 
 
 def _path(value: Any, where: str) -> Path:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
-        raise InvalidInput(f"{where}: expected a path, found {value!r}")
+        found = repr(value) if isinstance(value, str | os.PathLike) else brief(value)
+        raise InvalidInput(f"{where}: expected a path, found {found}")
     return Path(value).expanduser()
 
 
 def _host(value: Any, where: str) -> str:
     name = value.strip() if isinstance(value, str) else ""
     if not name or not name.isprintable() or " " in name or len(name) > 255:
-        raise InvalidInput(f"{where}: expected an address or a host's name, found {str(value)[:40]!r}")
+        raise InvalidInput(f"{where}: expected an address or a host's name, found {brief(value)!r}")
     return name
 
 
@@ -277,9 +282,9 @@ _SWITCH = {"on": True, "true": True, "yes": True, "1": True} | {
 
 
 def _switch(value: Any, where: str) -> bool:
-    found = _SWITCH.get(str(value).strip().lower())
+    found = _SWITCH.get(brief(value).strip().lower())
     if found is None:
-        raise InvalidInput(f"{where}: expected on or off, found {str(value)[:40]!r}")
+        raise InvalidInput(f"{where}: expected on or off, found {brief(value)!r}")
     return found
 
 

@@ -185,6 +185,14 @@ class Aborted(Cancelled):
     """A job of a prover was cancelled, by its caller or because the prover was closed."""
 
 
+def brief(value: object) -> str:
+    """A caller's value as a message may show it: text as it is, up to 40 characters of it."""
+    try:
+        return (value if isinstance(value, str) else repr(value))[:40]
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
+
+
 class InsecureKeyWarning(UserWarning):
     """A verification key was used that proofs can be forged for, as far as its points show."""
 

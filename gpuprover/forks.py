@@ -23,7 +23,7 @@ settled = threading.RLock()
 
 _generation = 0
 _functions: list[Callable[[], object]] = []
-_methods: dict[tuple[int, str], weakref.WeakMethod[Any]] = {}
+_methods: dict[tuple[int, str], tuple[weakref.ref[Any], Callable[[Any], object]]] = {}
 _waited: dict[int, AbstractContextManager[Any]] = {id(settled): settled}
 _held = ExitStack()
 
@@ -40,8 +40,13 @@ def in_child(reset: Reset) -> Reset:
     a ``with`` block that the forking thread is in still leaves the one that it has entered.
     """
     if isinstance(reset, MethodType):
-        key = id(reset.__self__), reset.__name__
-        _methods[key] = weakref.WeakMethod(reset, lambda _: _methods.pop(key, None))
+        owner, key = reset.__self__, (id(reset.__self__), reset.__name__)
+        methods = _methods  # the module may be gone before the object is
+
+        def forget(_: object) -> None:
+            methods.pop(key, None)
+
+        methods[key] = weakref.ref(owner, forget), reset.__func__
     else:
         _functions.append(reset)
     return reset
@@ -66,9 +71,12 @@ def _in_child() -> None:
     global _generation
     _generation += 1
     _held.pop_all().close()
-    for reset in (*_functions, *(method() for method in list(_methods.values()))):
-        if reset is not None:
-            reset()
+    for reset in _functions:
+        reset()
+    for find, method in list(_methods.values()):
+        owner = find()
+        if owner is not None:
+            method(owner)
 
 
 if hasattr(os, "register_at_fork"):

@@ -7,6 +7,7 @@ calling thread stays responsive to cancellation, to the deadline and to Ctrl-C.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,12 +19,13 @@ import numpy as np
 
 from gpuprover import forks
 from gpuprover.config import default_threads
-from gpuprover.errors import Aborted, Cancelled, InvalidInput, OutOfMemory, Timeout
+from gpuprover.errors import Aborted, Cancelled, InvalidInput, OutOfMemory, Timeout, brief
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 POLL_SECONDS = 0.05
+MOST_THREADS = 1 << 16
 LARGEST_PIECE = 1 << 20
 """Elements of a range; at 20 to 40 ns each, tens of milliseconds."""
 
@@ -64,11 +66,13 @@ class Job:
         timeout: float | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise InvalidInput(f"threads: expected a whole number of at least 1, found {threads!r}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidInput(f"threads: expected a whole number of at least 1, found {brief(threads)}")
+        if threads is not None and threads > MOST_THREADS:
+            raise InvalidInput(f"threads: expected at most {MOST_THREADS}")
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
             raise InvalidInput(f"timeout: expected seconds, found {type(timeout).__name__}")
-        if timeout is not None and not timeout >= 0:  # neither is NaN
+        if timeout is not None and not 0 <= timeout < 1e12 and timeout != math.inf:  # NaN is neither
             raise InvalidInput("timeout: expected seconds, at least 0")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise InvalidInput(f"cancel: expected an event, found {type(cancel).__name__}")

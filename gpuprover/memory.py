@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from gpuprover.config import CgroupMemory, cgroup_memory
-from gpuprover.errors import InvalidInput, OutOfMemory
+from gpuprover.errors import InvalidInput, OutOfMemory, brief
 
 MIB = 1 << 20
 MB = 10**6
@@ -217,7 +217,7 @@ def budget(limit: int | None) -> int | None:
     if limit is None:
         return None
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InvalidInput(f"memory_limit: expected MiB as a whole number of at least 1, found {limit!r}")
+        raise InvalidInput(f"memory_limit: expected MiB, a whole number of at least 1, found {brief(limit)}")
     return max(0, limit * MIB - resident_anonymous() - CODE_BYTES)
 
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpuprover
+from gpuprover.config import SETTINGS, load_engine_settings
 from gpuprover.formats import json_files
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -29,7 +30,7 @@ class Odd:
 
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**64, -(2**64), 10**5000, -(10**5000), 0.5, -0.0, math.inf, -math.inf,
-    math.nan, 1j, "", "\ud800", "a\0b", "x" * 5000, "no/such/file", ".", "/dev/null", b"", b"\xff", b"no",
+    math.nan, 1j, "", "\ud800", "a\0b", "x" * 5000, "no/such/file", ".", b"", b"\xff", b"no",
     bytearray(b"zkey"), memoryview(b""), memoryview(np.zeros((2, 2)).data), (), [], {}, set(),
     frozenset({1}), [None], (1, 2), {"a": 1}, {1: 2}, [[1], [2]], "12", "0x", Path("no/such"),
     Path("\ud800"), Odd(), Odd, print, len, iter(()), range(3), np.zeros(3), np.zeros((2, 4), np.uint64),
@@ -40,15 +41,18 @@ ODD: list[Any] = [
 names = st.sampled_from(
     ["pi_a", "pi_b", "IC", "curve", "protocol", "nPublic", "inputs", "wasm", "fuel", "\ud800"]
 )
+# Hypothesis cannot show numbers of thousands of digits; what a function does is its caller's.
+SOME = [x for x in ODD if not callable(x) and not (isinstance(x, int) and abs(x) > 10**99)]
+some = st.integers(0, len(SOME) - 1).map(SOME.__getitem__)  # not all of them have a hash
 odd = st.one_of(
-    st.sampled_from(ODD),
+    some,
     st.text(max_size=5),
     st.integers(),
     st.floats(),
     st.binary(max_size=40),
-    st.lists(st.sampled_from(ODD), max_size=4),
-    st.dictionaries(names, st.sampled_from(ODD), max_size=3),
-    st.tuples(st.sampled_from(ODD), st.sampled_from(ODD)),
+    st.lists(some, max_size=4),
+    st.dictionaries(names, some, max_size=3),
+    st.tuples(some, some),
 )
 
 
@@ -62,6 +66,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "public": json_files.read_json(f"{STEM}.public.json"),
         "proof": json_files.read_json(f"{STEM}.proof.json"),
     }
+
+
+def client(**given: Any) -> None:
+    gpuprover.Client(**given).close()
+
+
+def engine_settings(**given: Any) -> None:
+    """What :func:`gpuprover.create_prover` does with its arguments."""
+    load_engine_settings(given)
 
 
 def calls(good: dict[str, Any]) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
@@ -93,14 +106,21 @@ def calls(good: dict[str, Any]) -> dict[str, tuple[Callable[..., Any], dict[str,
         "verify": (gpuprover.verify, {**verify, "threads": 1}),
         "verify_batch": (gpuprover.verify_batch, batch),
         "BackpressureController": (gpuprover.BackpressureController, {"max_concurrent": 2}),
-        "Client": (
-            lambda **given: gpuprover.Client(**given).close(),
-            {"url": "http://127.0.0.1:1", "timeout": 1},
-        ),
+        "Client": (client, {"url": "http://127.0.0.1:1", "token": None}),
+        "create_prover": (engine_settings, {row.name: None for row in SETTINGS if row.own}),
     }
 
 
-NAMES = ["load_key", "prove", "setup", "verify", "verify_batch", "BackpressureController", "Client"]
+NAMES = [
+    "load_key",
+    "prove",
+    "setup",
+    "verify",
+    "verify_batch",
+    "BackpressureController",
+    "Client",
+    "create_prover",
+]
 ASYNC = {"AsyncClient"}
 RECORDS = {
     "MemoryUsage",
@@ -112,7 +132,7 @@ RECORDS = {
     "ProvingKey",
     "RemoteProof",
 }
-"""What other calls return; ``create_prover`` is tried in tests/test_engine_prover.py."""
+"""What other calls return."""
 
 
 def test_every_public_call_is_tried() -> None:
@@ -122,7 +142,7 @@ def test_every_public_call_is_tried() -> None:
         for n in public
         if isinstance(getattr(gpuprover, n), type) and issubclass(getattr(gpuprover, n), Exception)
     }
-    assert public - errors == {*NAMES, *ASYNC, *RECORDS, "create_prover", "memory_usage"}
+    assert public - errors == {*NAMES, *ASYNC, *RECORDS, "memory_usage"}
 
 
 def test_good_arguments_work(good: dict[str, Any]) -> None:
@@ -130,20 +150,26 @@ def test_good_arguments_work(good: dict[str, Any]) -> None:
         function(**arguments)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_odd_argument(good: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "setup")) for name in NAMES]
+)
+def test_each_odd_argument(
+    good: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One argument at a time."""
+    monkeypatch.chdir(tmp_path)  # some of them are names of files to write
     function, arguments = calls(good)[name]
     for argument in arguments:
         for value in ODD:
+            if argument == "progress" and callable(value):
+                continue  # what that raises is its caller's
+            tried = copy.copy(value) if isinstance(value, list | dict) else value
             with suppress(gpuprover.ProverError):
-                function(
-                    **{**arguments, argument: copy.copy(value) if isinstance(value, list | dict) else value}
-                )
+                function(**{**arguments, argument: tried})
 
 
 @pytest.mark.parametrize("name", ["verify", "verify_batch", "prove"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_odd_arguments_together(good: dict[str, Any], name: str, data: st.DataObject) -> None:
     function, arguments = calls(good)[name]

@@ -82,7 +82,7 @@ class _Group:
 
 def _add_proving_options(parser: Parser) -> None:
     parser.add_argument(
-        "--no-verify", action="store_true", help="do not check the proof (to time the proving)"
+        "--no-verify", action="store_true", help="do not check the proof, but every point of the key"
     )
     parser.add_argument("--timeout", metavar="SECONDS", help="give up after this time")
 

@@ -240,7 +240,7 @@ class _Reader:
 
     def protocol(self, *, required: bool) -> None:
         found = self.field("protocol") if required else self.document.get("protocol", "groth16")
-        if found != "groth16":
+        if not isinstance(found, str) or found != "groth16":
             raise UnsupportedFile(self.source, "protocol", f"expected 'groth16', found {shown(found)}")
 
     def curve(self, expected: CurveParams | None) -> CurveParams:

@@ -266,6 +266,14 @@ def _httpx() -> Any:
 def _options(url: str, token: str | None) -> dict[str, Any]:
     """Of httpx's clients. No environment: proxies and credentials for others are none of ours."""
     httpx = _httpx()
+    if not isinstance(url, str):
+        raise InvalidInput(f"url: expected text, found {type(url).__name__}")
+    if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+        raise InvalidInput("token: expected text of printable ASCII characters")
+    try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidInput(f"url: {error}") from None
     return {
         "base_url": url,
         "headers": {} if token is None else {"Authorization": f"Bearer {token}"},
