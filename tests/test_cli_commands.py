@@ -283,7 +283,7 @@ def test_json_answers_are_documented(
         "wtns check": [c.c_r1cs, c.c_wtns],
         "zkey info": [c.c_zkey],
         "zkey check": [c.c_zkey],
-        "zkey verify": [c.c_r1cs, c.c_ptau, c.initial_zkey],
+        "zkey verify": [VECTORS / "chain5.bn254.r1cs", c.c_ptau, c.initial_zkey],
         "zkey export verificationkey": [c.c_zkey, c.w_json],
         "zkey export solidityverifier": [c.c_zkey, c.v_sol, "--allow-insecure"],
         "zkey export soliditycalldata": [c.s_json, c.p_json],

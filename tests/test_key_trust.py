@@ -207,7 +207,7 @@ def test_the_verifiers_command_tells_before_it_listens(made: Any, tmp_path: Path
     vkey = tmp_path / "v.json"
     vkey.write_text(json.dumps(verification_key_points(load_key(made(BN254).initial).vk)))
     command = [sys.executable, "-m", "gpuprover", "verifier", "--vkey", f"k={vkey}"]
-    command += ["--socket", str(tmp_path / "missing" / "socket")]
+    command += ["--socket", str(vkey / "socket")]  # below a file, where no socket can be
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert f"{vkey}: {texts.NO_CONTRIBUTION}" in done.stderr

@@ -12,6 +12,7 @@ weights of 128 bits are compared, so that what passes is wrong with odds of 2^鈭
       e(A_u, B_v) = e(危 v_t路a_u[i_t]路B_t, G2)路e(Q, 未),
 
   with Q = [q(蟿)路Z(蟿)/未] from the quotient q and H, as in a proof. Likewise with A and B exchanged.
+  H is tried by such quotients, and by no others.
 - :func:`check_circuit` compares the coefficients with an ``.r1cs``: products with a random vector,
   row by row.
 - :func:`check_against_powers` computes the sums of every section anew from circuit and powers of tau, as
@@ -202,7 +203,8 @@ def _in_one_row(
     records: NDArray[np.void], matrix: int, n_vars: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
     """Which wires have exactly one coefficient in a matrix, bool[n_vars], and its row (0 for others)."""
-    mine = records["matrix"] == matrix
+    # Coefficients of 0 say nothing: with such wires alone nothing would be compared.
+    mine = (records["matrix"] == matrix) & records["value"].any(axis=1)
     signals = records["signal"][mine]
     rows = np.zeros(n_vars, dtype=np.intp)
     rows[signals] = records["constraint"][mine]
