@@ -252,6 +252,8 @@ class _Document:
             folded = codes | 0x20  # which makes [ and ] to { and }, and nothing else to them
             is_bracket = ((folded == ord("{")) | (folded == ord("}"))) & outside
             if length > _SLICE and np.count_nonzero(is_bracket) > 2 * MAX_DEPTH:
+                if np.count_nonzero(is_bracket & (folded == ord("{"))) > MAX_DEPTH:
+                    self._too_deep()
                 self.fail(f"more than {2 * MAX_DEPTH} brackets without a comma between them")
             brackets = np.flatnonzero(is_bracket)
             opens = folded[brackets] == ord("{")
