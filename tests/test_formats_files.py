@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from gpuprover.errors import DeviceError, InvalidInput, MalformedFile, ProverError
-from gpuprover.formats.files import as_path, open_regular, write_atomic
+from gpuprover.formats.files import as_path, open_regular, read_pipe, write_atomic
 from gpuprover.formats.json_files import parse_integer, parse_json, read_json, shown, write_json
 
 
@@ -125,6 +127,40 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=reason) as caught:
             open_regular(bad)
         assert str(bad) in str(caught.value)
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    """In many pieces, from a writer that takes its time."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        with fifo.open("wb", buffering=0) as file:
+            for piece in (b"a", b"b" * 300_000, b"c"):
+                time.sleep(0.05)
+                file.write(piece)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert read_pipe(fifo, 1 << 20) == b"a" + b"b" * 300_000 + b"c"
+    thread.join()
+
+
+def test_pipes_are_bounded(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"x" * 2000)
+        with pytest.raises(InvalidInput, match="more than 1000 bytes"):
+            read_pipe(f"/dev/fd/{reader}", 1000)
+        with pytest.raises(InvalidInput, match=r"nothing came from the pipe for 0\.1 s"):
+            read_pipe(f"/dev/fd/{reader}", 1000, silence=0.1)
+    finally:
+        os.close(writer)
+    with pytest.raises(InvalidInput, match="the pipe is empty"):
+        read_pipe(f"/dev/fd/{reader}", 1000)
+    os.close(reader)
+    for other in (tmp_path, tmp_path / "missing", Path("/dev/null")):
+        assert read_pipe(other, 1000) is None
 
 
 @pytest.mark.parametrize("bad", ["", "a\0b", 5, None, ["x"]])

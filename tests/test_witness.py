@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuprover import witness
 from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.errors import (
     Cancelled,
@@ -38,9 +39,9 @@ SHARED, PRIME, VALUES, MESSAGE = 0, 64, 128, 512
 TEMPLATE = """
 (module
   (import "runtime" "exceptionHandler" (func $fail (param i32)))
-  (import "runtime" "printErrorMessage" (func $error_message))
-  (import "runtime" "writeBufferMessage" (func $log))
   (import "runtime" "showSharedRWMemory" (func $show))
+  {error_import}
+  {log_import}
   {extra_import}
   (memory {pages})
   {functions}
@@ -53,7 +54,7 @@ TEMPLATE = """
   (func (export "getFieldNumLen32") (result i32) (i32.const {words}))
   (func (export "getWitnessSize") (result i32) (i32.const {witness_size}))
   (func (export "getInputSize") (result i32) (i32.const 2))
-  (func (export "getInputSignalSize") (param $high i32) (param $low i32) (result i32)
+  (func (export "{sizes_name}") (param $high i32) (param $low i32) (result i32)
     (select (i32.const 2) (i32.const -1) (call $known (local.get $high) (local.get $low))))
   (func $known (param $high i32) (param $low i32) (result i32)
     (i32.and (i32.eq (local.get $high) (i32.const {high})) (i32.eq (local.get $low) (i32.const {low}))))
@@ -74,7 +75,7 @@ TEMPLATE = """
     (memory.copy (i32.const 0)
       (i32.add (i32.const {values_at}) (i32.mul (i32.const {bytes}) (local.get 0)))
       (i32.const {bytes})))
-  (func (export "getMessageChar") (result i32)
+  (func (export "{char_name}") (result i32)
     (global.set $next (i32.add (global.get $next) (i32.const 1)))
     (i32.load8_u (i32.sub (global.get $next) (i32.const 1))))
 )
@@ -113,6 +114,10 @@ def write_program(path: Path, curve: CurveParams = BN254, prime: int | None = No
         "pages": 1,
         "witness_size": 3,
         "set_name": "setInputSignal",
+        "sizes_name": "getInputSignalSize",
+        "char_name": "getMessageChar",
+        "error_import": '(import "runtime" "printErrorMessage" (func $error_message))',
+        "log_import": '(import "runtime" "writeBufferMessage" (func $log))',
         "extra_import": "",
         "compute": "",
         "functions": "",
@@ -162,6 +167,8 @@ def test_values_are_reduced_and_returned(
         ({"a": [1, "9" * 5000]}, "a[1]: expected an integer"),
         ({"a": [1, "1_0"]}, "a[1]: expected an integer"),
         ({3: [1, 2]}, "name has to be a text"),
+        ({"a": [1, 2], "": 4}, "a signal's name is empty"),
+        ({"a": {"": 4}}, "a signal's name is empty"),
         ([1, 2], "expected an object"),
     ],
 )
@@ -182,6 +189,44 @@ def test_missing_signals_are_named_from_the_symbol_file(program: Any) -> None:
         calculate_witness(wasm, {})
 
 
+def test_unknown_names_are_refused_after_a_few(program: Any) -> None:
+    """None but the first are asked of the program, which answers each in some 70 µs."""
+    inputs = {f"k{i}": 1 for i in range(300_000)}
+    before = time.thread_time()
+    with pytest.raises(InvalidInput, match="k0: the circuit has no such input; k1") as caught:
+        calculate_witness(program(), inputs, fuel=100_000)
+    assert "k8" not in caught.value.message
+    assert time.thread_time() - before < 5
+
+
+def test_a_missing_signal_is_found_among_many_symbols(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is asked for thousands of names at a time, and for none that is given."""
+    wasm = program()
+    lines = [f"{i},{i},0,main.out{i}\n" for i in range(60_000)]
+    (wasm.parent / "circuit.sym").write_text("".join(lines) + "1,1,0,main.a[0]\n2,2,0,main.a[1]\n")
+    asked = []
+    sizes = witness._Program._sizes
+    monkeypatch.setattr(
+        witness._Program, "_sizes", lambda self, names: asked.append(len(names)) or sizes(self, names)
+    )
+    with pytest.raises(InvalidInput, match=r"missing a$"):
+        calculate_witness(wasm, {})
+    assert len(asked) < 20
+    assert sum(asked) == 60_001
+
+
+def test_lengths_come_from_the_symbol_file_where_the_program_tells_none(program: Any) -> None:
+    """As with programs of circom 2.0.3, which would take a third value as the next input's first."""
+    wasm = program(sizes_name="other")
+    calculate_witness(wasm, {"a": [1, 2]})
+    (wasm.parent / "circuit.sym").write_text("1,1,0,main.a[0]\n2,2,0,main.a[1]\n")
+    calculate_witness(wasm, {"a": [1, 2]})
+    with pytest.raises(InvalidInput, match="a: expected 2 values, found 3"):
+        calculate_witness(wasm, {"a": [1, 2, 3]})
+    with pytest.raises(InvalidInput, match="b: the circuit has no such input"):
+        calculate_witness(wasm, {"a": [1, 2], "b": 1})
+
+
 def test_deep_nesting_is_refused(program: Any) -> None:
     nested: Any = 1
     for _ in range(2000):
@@ -193,6 +238,124 @@ def test_deep_nesting_is_refused(program: Any) -> None:
 def test_a_failed_assertion_tells_its_place(program: Any) -> None:
     with pytest.raises(UnsatisfiedWitness, match="Error in template Add_0 line: 7"):
         calculate_witness(program(compute=FAILED_ASSERT), {"a": [1, 2]})
+
+
+def test_programs_that_print_nothing_are_asked_for_the_place(program: Any) -> None:
+    """Before circom 2.0.7 a message was to be asked for after the exception."""
+    wasm = program(
+        error_import="(func $error_message)",
+        message=escaped(b"Error in template Add_0 line: 7\0"),
+        compute="(call $fail (i32.const 4))",
+        log_import="(func $log)",
+    )
+    with pytest.raises(UnsatisfiedWitness, match="Error in template Add_0 line: 7"):
+        calculate_witness(wasm, {"a": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (b"123456789", ""),
+        (b"Error in template Add_0 line: 12345678", "Error in template Add_0"),
+        (b"Error in template Add_0 line: 12 because of 99", "Error in template Add_0 line: 12"),
+        (b"value 99 Error in function f line: 3", "Error in function f line: 3"),
+        (b"Error in template a-b line: 3", "Error in template a"),
+    ],
+)
+def test_of_a_program_s_words_only_circom_s_pattern_passes(program: Any, message: bytes, told: str) -> None:
+    """It is a stranger's, and knows the inputs."""
+    text = escaped(b"log line\0" + message + b"\0")
+    with pytest.raises(UnsatisfiedWitness) as caught:
+        calculate_witness(program(message=text, compute=FAILED_ASSERT), {"a": [1, 2]})
+    assert caught.value.message.endswith("do not satisfy the circuit: " + (told or "an assertion failed"))
+
+
+def test_a_template_s_name_has_to_stand_in_the_program(program: Any) -> None:
+    """Made up at run time, it could be an input's digits."""
+    change = f"(i32.store8 (i32.const {MESSAGE + 27}) (i32.const 0x42)) {FAILED_ASSERT}"
+    with pytest.raises(UnsatisfiedWitness, match=r"circuit: an assertion failed$"):
+        calculate_witness(program(compute=change), {"a": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        '(func (export "getMessageChar") (result i32) (call $error_message) (i32.const 65))',
+        '(func (export "getMessageChar") (result i32) (call $log) (i32.const 65))',
+        '(func (export "getMessageChar") (result i32) (call $fail (i32.const 4)) (i32.const 65))',
+        '(func (export "getMessageChar") (result i32) (unreachable))',
+        '(func (export "getMessageChar") (result i32) (loop $again (br $again)) (i32.const 65))',
+        '(func (export "getMessageChar") (result i64) (i64.const 65))',
+        '(global (export "getMessageChar") i32 (i32.const 1))',
+        "(func $down (param i32) (call $error_message) (call $down (local.get 0)))"
+        '(func (export "getMessageChar") (result i32) (call $down (i32.const 0)) (i32.const 65))',
+    ],
+)
+def test_a_program_that_calls_back_ends_no_more_than_its_run(program: Any, functions: str) -> None:
+    wasm = program(char_name="other", functions=functions, compute=FAILED_ASSERT)
+    with pytest.raises((UnsatisfiedWitness, MalformedFile, Timeout)):
+        calculate_witness(wasm, {"a": [1, 2]}, fuel=10**6, memory_limit=64)
+
+
+def test_failures_of_programs_side_by_side_stay_apart(program: Any, tmp_path: Path) -> None:
+    """None travels through what wasmtime shares among threads."""
+    fails = write_program(tmp_path / "fails.wasm", compute=FAILED_ASSERT)
+    traps = write_program(tmp_path / "traps.wasm", compute="(unreachable)")
+    kinds: dict[str, set[type]] = {"fails": set(), "traps": set()}
+
+    def run(name: str, wasm: Path) -> None:
+        for _ in range(15):
+            try:
+                calculate_witness(wasm, {"a": [1, 2]}, memory_limit=64)
+            except ProverError as error:
+                kinds[name].add(type(error))
+
+    threads = [threading.Thread(target=run, args=one) for one in (("fails", fails), ("traps", traps)) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kinds == {"fails": {UnsatisfiedWitness}, "traps": {MalformedFile}}
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        "(table $t 1048576 funcref)",
+        "(table $t 1 funcref) (table $u 1 funcref)",
+        "(table $t 1 externref) (table $u 1 externref)",
+        "(memory $b 1)",
+        "(func $wide (drop (v128.const i32x4 1 1 1 1)))",
+        "(func $tail (return_call $tail))",
+        "(tag $e) (func $thrown (throw $e))",
+        "(type $s (struct (field i32)))",
+        "(func $two (result i32 i32) (i32.const 1) (i32.const 2))",
+        "(type $f (func)) (func $typed (param (ref null $f)))",
+    ],
+)
+def test_what_circom_does_not_use_is_off(program: Any, functions: str) -> None:
+    with pytest.raises(MalformedFile):
+        calculate_witness(program(functions=functions), {"a": [1, 2]})
+
+
+def test_memory_and_witness_share_the_limit(program: Any) -> None:
+    """40 MiB of memory, and a witness of 30 MiB that would fit by itself."""
+    size = 30 * (1 << 20) // 32
+    for export in ('(export "memory" (memory 0))', ""):
+        wasm = program(pages=640, witness_size=size, functions=export)
+        with pytest.raises(OutOfMemory, match="limit of 64 MiB"):
+            calculate_witness(wasm, {"a": [1, 2]}, memory_limit=64)
+
+
+def test_a_small_stack_for_threads_is_not_the_program_s(program: Any) -> None:
+    wasm = program(compute="(call $recurse)", functions="(func $recurse (call $recurse))")
+    before = threading.stack_size(256 << 10)
+    try:
+        with pytest.raises(MalformedFile, match="stack"):
+            calculate_witness(wasm, {"a": [1, 2]})
+        assert threading.stack_size() == 256 << 10
+    finally:
+        threading.stack_size(before)
 
 
 @pytest.mark.parametrize(

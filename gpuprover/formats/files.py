@@ -1,10 +1,10 @@
 """Opening files that strangers made, and replacing files that people depend on.
 
-Reading: only regular files are opened (a FIFO would hang, a device never end), and what
-the system refuses becomes one line that names the path. A caller who has secrets to hand over
-may name a pipe where :func:`read_pipe` is asked: it is read within bounds of size and time.
-Writing: everything goes to a temporary file in the target's folder, is synced, and then takes
-the target's place, so that a reader sees the old file or the whole new one.
+Reading: only regular files are opened (a FIFO would hang, a device never end), and what the system refuses
+becomes one line that names the path. A caller who has secrets to hand over may name a pipe where
+:func:`read_pipe` is asked: it is read within bounds of size and time. Writing: everything goes to a temporary
+file in the target's folder, is synced, and then takes the target's place, so that a reader sees the old file
+or the whole new one.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def parsed_size_bound(data: bytes) -> int:
     short values cost most: ``[],`` 27 bytes for each of its own, ``{"":0},`` 45; strings of 77 digits 3.
     """
     step = 1 << 20
-    counts = dict.fromkeys((b",", b"[", b"{", b":", b'"', b"[]", b"{}"), 0)
+    counts = dict.fromkeys((b",", b"[", b"{", b"]", b"}", b":", b'"', b"[]", b"{}"), 0)
     ascii_only = True
     for start in range(0, len(data), step):
         piece = data[start : start + step]
@@ -91,7 +91,8 @@ def parsed_size_bound(data: bytes) -> int:
     strings = texts * (64 if wide else 32) + characters
     # Of one slice: its text in copies, the arrays that find its commas and brackets, names with their values.
     scratch = min(len(data), MAX_TEXT) * (16 if wide else 6) + (1 << 14) + 64 * edges
-    scratch += 48 * min(2 * (lists + objects) + counts[b","], _SLICE) + 160 * min(names, _SLICE // 4)
+    marks = lists + objects + counts[b"]"] + counts[b"}"] + counts[b","]
+    scratch += 48 * min(marks, _SLICE) + 160 * min(names, _SLICE // 4)
     return places + containers + tables + strings + scratch
 
 
@@ -235,11 +236,13 @@ class _Document:
             codes = np.frombuffer(window, dtype=np.uint8)
             outside = np.cumsum(codes == ord('"'), dtype=np.uint8) & 1 == 0
             commas = np.flatnonzero((codes == ord(",")) & outside)
-            if last:
+            if len(commas) and length > _SLICE:
+                # A longer window is for a long text, and ends with it.
+                last, end = False, int(commas[0])
+            elif last:
                 end = len(window)
             elif len(commas):
-                # A longer window follows a gap, and ends with it: it may hold few brackets.
-                end = int(commas[-1] if length == _SLICE else commas[0])
+                end = int(commas[-1])
             elif length < MAX_TEXT:
                 length *= 2
                 continue
@@ -247,7 +250,12 @@ class _Document:
                 self.fail(f"{MAX_TEXT} bytes without a comma outside of texts")
             codes, outside = codes[:end], outside[:end]
             folded = codes | 0x20  # which makes [ and ] to { and }, and nothing else to them
-            brackets = np.flatnonzero(((folded == ord("{")) | (folded == ord("}"))) & outside)
+            is_bracket = ((folded == ord("{")) | (folded == ord("}"))) & outside
+            if length > _SLICE and np.count_nonzero(is_bracket) > 2 * MAX_DEPTH:
+                if np.count_nonzero(is_bracket & (folded == ord("{"))) > MAX_DEPTH:
+                    self._too_deep()
+                self.fail(f"more than {2 * MAX_DEPTH} brackets without a comma between them")
+            brackets = np.flatnonzero(is_bracket)
             opens = folded[brackets] == ord("{")
             depths = depth + np.cumsum(np.where(opens, 1, -1).astype(np.int8), dtype=np.int32)
             if len(depths) and depths.max() > MAX_DEPTH:
@@ -407,7 +415,9 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
 
 def shown(value: object, limit: int = 40) -> str:
     """A document's value as a message may show it: short, printable, never a whole witness."""
-    if isinstance(value, int) and value.bit_length() > 64:
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    elif isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     plain = value is None or isinstance(value, str | int | float | bool)
     text = json.dumps(value) if plain else _KINDS.get(type(value), type(value).__name__)
