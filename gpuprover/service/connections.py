@@ -26,8 +26,8 @@ RETRY_SECONDS = 0.25
 BREATH = 16
 """Connections that are accepted before the loop does something else."""
 SMALL, FIRST, LARGE = 1 << 10, 4 << 10, 64 << 10
-"""Bytes that are taken in at once: more and more as long as that is quick. h11 makes objects of each chunk of a
-body, and chunks may have one byte."""
+"""Bytes that are taken in at once: more and more as long as that is quick. h11 makes objects of each chunk of
+a body, and chunks may have one byte."""
 QUICK = 0.001
 """Seconds of this thread."""
 RESERVE = 16

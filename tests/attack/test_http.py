@@ -202,7 +202,8 @@ def test_mangled_requests_are_never_a_fault_of_the_service(service: Target, rng:
         "Content-Type: application/octet-stream\r\nIdempotency-Key: k\r\n\r\nwtns".encode(),
         b"POST /v1/verify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b'Content-Length: 56\r\n\r\n{"circuit_id":"chain","public_signals":["1"],"proof":{}}',
-        b"DELETE /v1/proofs/0123 HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        b"DELETE /v1/proofs/0123 HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"1\r\na\r\n0\r\n\r\n",
     ]
     statuses: Counter[bytes] = Counter()
     for _ in range(1500):
