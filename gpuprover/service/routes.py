@@ -484,6 +484,7 @@ async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> mo
             # Here, as they would travel to the verifier first.
             found = f"{len(asked.public_signals)} of them, expected {key['nPublic']} for this key"
             await service.reading(tenant, discard, asked.public_signals)
+            service.metrics.not_verified(1)
             raise MalformedFile("public signals", "document", found)
         statements = [(asked.public_signals, asked.proof)]
         (valid,) = await service.verify(tenant, asked.circuit_id, statements, single=True)
