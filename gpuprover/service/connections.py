@@ -7,6 +7,7 @@ import errno
 import logging
 import resource
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,9 +25,11 @@ RETRY_SECONDS = 0.25
 """After the system had no room for a connection."""
 BREATH = 16
 """Connections that are accepted before the loop does something else."""
-SMALL, LARGE = 16 << 10, 64 << 10
-"""Bytes that are taken in at once: h11 makes objects of headers and of chunks, 11,000 of 64 KiB at worst, and
-none of a body of known length."""
+SMALL, FIRST, LARGE = 1 << 10, 4 << 10, 64 << 10
+"""Bytes that are taken in at once: more and more as long as that is quick. h11 makes objects of each chunk of
+a body, and chunks may have one byte."""
+QUICK = 0.001
+"""Seconds of this thread."""
 RESERVE = 16
 """Descriptors at least that no connection takes: keys, workers and logs need some."""
 
@@ -164,7 +167,7 @@ class Connection(H11Protocol):
         counted = _Counted(cast(asyncio.Transport, transport))
         super().connection_made(cast(asyncio.Transport, counted))
         self._counted, self._raw = counted, cast(Any, transport)
-        self._raw.max_size = SMALL
+        self._raw.max_size = FIRST
         self._head_since = self.loop.time()
         self.tenant = tenant_of(self.client[0] if self.client else "")
         self._all.add(self)
@@ -174,17 +177,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        before = self.cycle
+        begun = time.thread_time()
         super().data_received(data)
-        if self.idle:
-            if self._head_since is None:
-                self._head_since = self.loop.time()
-            self._raw.max_size = SMALL
-        else:
+        took, size = time.thread_time() - begun, self._raw.max_size
+        self._raw.max_size = max(SMALL, size // 2) if took > QUICK else min(LARGE, size * 2)
+        if not self.idle:
             self._head_since = None
-            if self.cycle is not before:
-                chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
-                self._raw.max_size = SMALL if chunked else LARGE
+        elif self._head_since is None:
+            self._head_since = self.loop.time()
 
     @property
     def idle(self) -> bool:

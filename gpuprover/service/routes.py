@@ -19,7 +19,7 @@ from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
 from gpuprover.config import PRIORITIES
 from gpuprover.errors import MalformedFile, ProverError
-from gpuprover.formats.json_files import parsed_size_bound
+from gpuprover.formats.json_files import discard, parsed_size_bound
 from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
 from gpuprover.service.bodies import Reservation, media_type, read_body
@@ -484,6 +484,8 @@ async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> mo
         if len(asked.public_signals) != key["nPublic"]:
             # Here, as they would travel to the verifier first.
             found = f"{len(asked.public_signals)} of them, expected {key['nPublic']} for this key"
+            await service.reading(tenant, discard, asked.public_signals)
+            service.metrics.not_verified(1)
             raise MalformedFile("public signals", "document", found)
         statements = [(asked.public_signals, asked.proof)]
         (valid,) = await service.verify(tenant, asked.circuit_id, statements, single=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from h11 import LocalProtocolError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -129,7 +130,8 @@ class Surroundings:
                 await self.app(scope, receive, answer)
             else:
                 await _refuse(answer, context, problem)
-        except ClientDisconnect:
+        except (ClientDisconnect, LocalProtocolError):
+            # The latter: it has sent what is no HTTP meanwhile, and that was answered already.
             status = CLIENT_GONE
         except Exception as error:
             problem = exhausted(error)
