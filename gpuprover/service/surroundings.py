@@ -126,6 +126,7 @@ class Surroundings:
             # Of an unexpected exception only kind and place: its text may hold values of a witness.
             where = place(error.__traceback__)
             log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
+            scope[KIND] = "InternalError"
             if status == 0:
                 await _fail(answer, context)
         finally:
