@@ -152,13 +152,19 @@ def no_path(told: str, folder: Path, given: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [pytest.param(name, marks=() if name in (".", "keys") else pytest.mark.slow) for name in FOLDERS]
+    ("given", "processes"),
+    [
+        *((name, False) for name in (".", "keys")),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in FOLDERS[1:] if name != "keys"),
+        pytest.param("keys", True, marks=pytest.mark.slow),
+    ],
 )
-def test_every_error_on_its_way_through_the_engine(given: str, moved: Path) -> None:
+def test_every_error_on_its_way_through_the_engine(given: str, processes: bool, moved: Path) -> None:
     name = str(moved / "absolute") if given == "/" else given
     folder = Path(name)
     fill(folder)
-    settings = {"memory_limit": 4096, "threads": 1, "verifier": "inline", "device": "cpu", "max_workers": 0}
+    settings: dict[str, Any] = {"memory_limit": 4096, "threads": 1, "device": "cpu"}
+    settings |= {"verifier": "process"} if processes else {"verifier": "inline", "max_workers": 0}
     prover = Prover(load_engine_settings({"circuit_keys_path": name, **settings}, {}))
     with stage(moved, prover=prover, settings={"rapidsnark": True}) as found:
         for case, (ask, status, kind, role) in CASES.items():

@@ -142,6 +142,7 @@ class Surroundings:
                 where = place(error.__traceback__)
                 log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
                 problem = Problem(500, "InternalError", "a fault of the service; its log says where")
+            scope[KIND] = problem.kind
             if status == 0:
                 await _refuse(answer, context, problem)
         finally:
