@@ -471,7 +471,7 @@ class VerifierClient:
                 continue
             failures += 1
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (failures - 1))
-            if isinstance(problem, AccessDenied):
+            if isinstance(self._refusal or problem, AccessDenied):
                 failures = TRIES  # another attempt would meet the same
             if failures >= TRIES:
                 self._cannot_be_had(self._refusal or self._explained(problem))
@@ -501,15 +501,15 @@ class VerifierClient:
         """Tells those who wait, the status, and once the log."""
         with self._changed:
             first, self._problem = self._problem is None, problem
-        if first and not self._closing.is_set():
+        if self._kept and first and not self._closing.is_set():
             log.warning("the verifier cannot be had; it is tried again: %s", problem.message)
         self._fail_calls(problem)
 
     def _can_be_had(self) -> None:
         with self._changed:
             again, self._problem = self._problem is not None, None
-        if again:
-            log.info("the verifier can be had again")
+        if self._kept and again:
+            log.warning("the verifier can be had again")
         self._ready.set()
 
     def _detach(self, channel: Channel | None) -> None:

@@ -50,8 +50,10 @@ MAX_NUMBER = (1 << 63) - 1
 """Of a request's id, up and down."""
 MAX_STATEMENTS = 1 << 16
 """Of a batch in one message."""
-SLICE = 256
-"""Statements of a batch that are verified before others have their turn."""
+SLICE, SLICE_ALONE = 256, 64
+"""Statements of a batch that are verified before others have their turn; the second where one thread does
+all, and proofs wait for it. Good ones take 0.5 ms each then, and bad ones among them 9 ms (measured by
+hand)."""
 TRIM_BYTES = 16 << 20
 """Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
 FLUSH_SECONDS = 2.0
@@ -604,9 +606,10 @@ class Server:
                 f"statements: {len(entries)}, expected at most {MAX_STATEMENTS} in one message"
             )
         results: list[bool] = []
+        size_of_part = SLICE if self._limits.threads > 1 else SLICE_ALONE
 
         def verify_some() -> dict[str, Any] | None:
-            part = entries[len(results) : len(results) + SLICE]
+            part = entries[len(results) : len(results) + size_of_part]
             pairs = [tuple(e) if isinstance(e, list) and len(e) == 2 else (None, None) for e in part]
             valid = key.verify_batch(pairs)
             self._count(verified=len(valid), valid=sum(valid), invalid=len(valid) - sum(valid))
