@@ -25,7 +25,19 @@ from gpuprover.verifier import client
 from gpuprover.verifier.address import connect, parse_address
 from gpuprover.verifier.client import VerifierClient
 from gpuprover.verifier.server import Limits
-from test_verifier_process import DIGESTS, PROOF, PUBLIC, VECTORS, VKEYS, WAIT, WRONG, Raw, serving, started
+from test_verifier_process import (
+    DIGESTS,
+    PROOF,
+    PUBLIC,
+    VECTORS,
+    VKEYS,
+    WAIT,
+    WRONG,
+    Raw,
+    serving,
+    started,
+    until,
+)
 
 KEY = ("--vkey", f"key={VECTORS / 'chain5.bn254.vkey.json'}")
 ODD: list[Any] = [
@@ -110,6 +122,7 @@ def whole(address: str, threads: int) -> None:
     assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"] == {"valid": True}
     batch = raw.call("verify_batch", name="key", statements=[[PUBLIC, PROOF], [WRONG, PROOF]] * 50)
     assert batch["result"]["valid"] == [True, False] * 50
+    until(lambda: not raw.call("status")["result"]["running"], "it does not come to rest")
     status = raw.call("status")["result"]
     assert (status["threads"], status["missing_threads"]) == (threads, 0)
     assert (status["counters"]["thread_faults"], status["counters"]["faults"]) == (0, 0)
