@@ -804,6 +804,17 @@ def test_ids_that_cannot_be_answered_end_no_thread(folder: Path, number: bytes) 
         raw.channel.close()
 
 
+def test_messages_of_too_many_values_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are parsed: what they take then is many times what they are long."""
+    monkeypatch.setattr(server, "parse_frame", lambda _: pytest.fail("it is parsed"))
+    with serving(folder) as (address, _):
+        raw = Raw(address)
+        body = b'{"id":1,"op":"verify","public":[' + b"[]," * (server.MAX_VALUES // 2 + 1) + b"0]}"
+        raw.channel.send_frame(len(body).to_bytes(4, "little") + body, timeout=WAIT)
+        assert "values" in raw.answer()["error"]["message"]
+        raw.channel.close()
+
+
 def test_answers_that_cannot_be_written_are_said_to_be_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1013,7 +1024,7 @@ def test_no_descriptor_for_a_verifier(
         assert verifier.status().problem is None
     told = [record.message for record in caplog.records if record.name == "gpuprover.verifier"]
     assert len(told) == 2
-    assert "cannot be had" in told[0]
+    assert "Too many open files" in told[0]
     assert "again" in told[1]
 
 

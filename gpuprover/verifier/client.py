@@ -502,7 +502,7 @@ class VerifierClient:
         with self._changed:
             first, self._problem = self._problem is None, problem
         if self._kept and first and not self._closing.is_set():
-            log.warning("the verifier cannot be had; it is tried again: %s", problem.message)
+            log.warning("%s; it is tried again", problem.message)
         self._fail_calls(problem)
 
     def _can_be_had(self) -> None:

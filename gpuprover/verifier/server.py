@@ -48,6 +48,8 @@ PROTOCOL = 1
 MAX_NAME = 200
 MAX_NUMBER = (1 << 63) - 1
 """Of a request's id, up and down."""
+MAX_VALUES = 1 << 21
+"""In one message: each takes some 60 to 100 bytes, however short it is written."""
 MAX_STATEMENTS = 1 << 16
 """Of a batch in one message."""
 SLICE, SLICE_ALONE = 256, 64
@@ -370,7 +372,7 @@ class Server:
             number: int | None = None
             result: dict[str, Any] | ProverError | None
             try:
-                document = parse_frame(message.body)
+                document = _parsed(message.body)
                 number = _number(document)
                 if number is None:
                     result = InvalidInput("request: expected as its id a whole number of at most 63 bits")
@@ -645,6 +647,14 @@ def _memory() -> dict[str, int | None]:
     """What this process holds, in bytes. It says so itself, since one that is not dumpable hides it."""
     usage = memory.memory_usage()
     return {"private": usage.private, "pss": usage.pss, "rss": usage.rss, "peak": memory.peak()}
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    """A message's document; BrokenMessage for what is none, or would take much more memory than it is long."""
+    values = sum(map(body.count, (b",", b"[", b"{")))
+    if values > MAX_VALUES:
+        raise BrokenMessage(f"message: {values} values, expected at most {MAX_VALUES}")
+    return parse_frame(body)
 
 
 def _number(document: dict[str, Any]) -> int | None:
