@@ -650,7 +650,7 @@ def _memory() -> dict[str, int | None]:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
-    """A message's document; BrokenMessage for what is none, or would take much more memory than it is long."""
+    """A message's document; BrokenMessage for what is none, or takes much more memory than it is long."""
     values = sum(map(body.count, (b",", b"[", b"{")))
     if values > MAX_VALUES:
         raise BrokenMessage(f"message: {values} values, expected at most {MAX_VALUES}")
