@@ -993,6 +993,19 @@ def test_no_descriptor_for_a_client(folder: Path) -> None:
         late.channel.close()
 
 
+def test_one_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers are told after a few attempts, however long each of them lasted."""
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "STEADY_SECONDS", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        VerifierClient(f"127.0.0.1:{silent.getsockname()[1]}", heartbeat=0.2) as caller,
+    ):
+        caller._start = 0.2
+        with pytest.raises(ConnectionLost):
+            caller.verify("key", PUBLIC, PROOF, timeout=WAIT)
+
+
 def test_no_descriptor_for_a_verifier(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

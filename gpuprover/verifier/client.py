@@ -181,6 +181,8 @@ class VerifierClient:
         self._unsent: deque[_Call] = deque()
         self._opened = 0
         self._answered = 0
+        self._greeted = 0
+        """Connections over which a verifier said what it is."""
         self._pid: int | None = None
         self._refusal: ProverError | None = None
         self._problem: ProverError | None = None
@@ -379,10 +381,10 @@ class VerifierClient:
         with self._changed:
             if self._closing.is_set():
                 raise ShuttingDown("the verifier's client was closed")
+            self._begin()
             self._calls[number] = call
             self._unsent.append(call)
             self._wanted = True
-            self._begin()
             self._changed.notify_all()
         return call
 
@@ -464,9 +466,10 @@ class VerifierClient:
                 if self._closing.is_set():
                     return
                 self._wanted = False
-            began, answered = time.monotonic(), self._answered
+            began, answered, greeted = time.monotonic(), self._answered, self._greeted
             problem = self._attempt()
-            if self._answered > answered or time.monotonic() - began > STEADY_SECONDS:
+            held = self._greeted > greeted and time.monotonic() - began > STEADY_SECONDS
+            if held or self._answered > answered:
                 failures, delay = 0, 0.0
                 continue
             failures += 1
@@ -479,6 +482,7 @@ class VerifierClient:
     def _attempt(self) -> ProverError:
         """One connection, from its beginning to its end -> why it ended, or was none."""
         channel: Channel | None = None
+        self._refusal = None
         try:
             channel = self._open()
             with self._changed:
@@ -525,7 +529,6 @@ class VerifierClient:
 
     def _converse(self, channel: Channel) -> None:
         """One connection: greeting, keys, calls that wait; then until it ends."""
-        self._refusal = None
         receiver = threading.Thread(
             target=self._receive, args=(channel,), name="gpuprover-verifier-answers", daemon=True
         )
@@ -539,6 +542,7 @@ class VerifierClient:
                 # In place of what was not sent before: all that is not answered.
                 self._unsent = deque(self._calls.values())
                 self._pid = hello.get("pid")
+                self._greeted += 1
             loads = [self._own_call(channel, self._load_request(name, key)) for name, key in keys.items()]
             self._when_done(loads, self._can_be_had)
             self._send_calls(channel)
