@@ -181,8 +181,12 @@ class Server:
 
     # Running ---------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Serves until the end; returns the exit code, 0. Outside the main thread signals are left alone."""
+    def run(self, started: Callable[[], None] = lambda: None) -> int:
+        """Serves until the end; returns the exit code, 0. Outside the main thread signals are left alone.
+
+        Args:
+            started: called once signals are heard and clients can connect.
+        """
         connections = self._connections
         try:
             with self._signals():
@@ -190,6 +194,7 @@ class Server:
                 self._tend()
                 for owner in self._owners:
                     connections.connect(owner, local=True, owner=True, peer="owner")
+                started()
                 while not self._stop_asked.is_set():
                     connections.step(float("inf"))
                 self._stopping.set()
