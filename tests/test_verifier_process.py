@@ -804,6 +804,17 @@ def test_ids_that_cannot_be_answered_end_no_thread(folder: Path, number: bytes) 
         raw.channel.close()
 
 
+def test_messages_of_too_many_values_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are parsed: what they take then is many times what they are long."""
+    monkeypatch.setattr(server, "parse_frame", lambda _: pytest.fail("it is parsed"))
+    with serving(folder) as (address, _):
+        raw = Raw(address)
+        body = b'{"id":1,"op":"verify","public":[' + b"[]," * (server.MAX_VALUES // 2 + 1) + b"0]}"
+        raw.channel.send_frame(len(body).to_bytes(4, "little") + body, timeout=WAIT)
+        assert "values" in raw.answer()["error"]["message"]
+        raw.channel.close()
+
+
 def test_answers_that_cannot_be_written_are_said_to_be_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -933,7 +944,7 @@ def test_a_long_batch_delays_a_proof_by_a_part_at_most(folder: Path, monkeypatch
     monkeypatch.setattr(LoadedKey, "verify", single)
     with serving(folder, Limits(threads=1), key=VKEYS["bn254"]) as (address, served):
         greedy, other = Raw(address), Raw(address)
-        count = 3 * server.SLICE + 1
+        count = 3 * server.SLICE_ALONE + 1
         for _ in range(2):
             greedy.send("verify_batch", name="key", statements=[0] * count)
         assert part.acquire(timeout=WAIT)
@@ -982,6 +993,19 @@ def test_no_descriptor_for_a_client(folder: Path) -> None:
         late.channel.close()
 
 
+def test_one_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers are told after a few attempts, however long each of them lasted."""
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "STEADY_SECONDS", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        VerifierClient(f"127.0.0.1:{silent.getsockname()[1]}", heartbeat=0.2) as caller,
+    ):
+        caller._start = 0.2
+        with pytest.raises(ConnectionLost):
+            caller.verify("key", PUBLIC, PROOF, timeout=WAIT)
+
+
 def test_no_descriptor_for_a_verifier(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1013,7 +1037,7 @@ def test_no_descriptor_for_a_verifier(
         assert verifier.status().problem is None
     told = [record.message for record in caplog.records if record.name == "gpuprover.verifier"]
     assert len(told) == 2
-    assert "cannot be had" in told[0]
+    assert "Too many open files" in told[0]
     assert "again" in told[1]
 
 
@@ -1090,9 +1114,8 @@ def test_a_secret_over_tcp(folder: Path, secret: Path) -> None:
         with VerifierClient(address, secret_file=secret) as caller:
             assert caller.verify("key", PUBLIC, PROOF)
             assert not caller.verify("key", WRONG, PROOF)
-            assert (
-                caller.verify_batch("key", [(PUBLIC, PROOF), (WRONG, PROOF)] * PART) == [True, False] * PART
-            )
+            batch = [(PUBLIC, PROOF)] * PART + [(WRONG, PROOF)]
+            assert caller.verify_batch("key", batch) == [True] * PART + [False]
         with VerifierClient(address) as caller, pytest.raises(AccessDenied, match="has a secret"):
             caller.verify("key", PUBLIC, PROOF)
         with (

@@ -11,7 +11,10 @@ Messages are those of :mod:`gpuprover.messages`. A request is ``{"id", "op", …
 ================  ==========================================  ==============================================
 op                request                                     result
 ================  ==========================================  ==============================================
-``hello``                                                     ``protocol``, ``version``, ``pid``, ``ready``
+``hello``                                                     ``protocol``, ``version``, ``pid``, ``ready``,
+                                                              ``missing_threads``
+``authenticate``  ``nonce``, then ``proof``: over TCP, if     see :mod:`~gpuprover.verifier.secret`
+                  the verifier has a secret
 ``load``          ``name``, ``verification_key``, ``digest``  ``digest``, once the key's points are checked
 ``unload``        ``name``                                    ``unloaded``
 ``verify``        ``name`` or ``digest``, ``public``,         ``valid``
@@ -21,6 +24,9 @@ op                request                                     result
 ``status``                                                    see ``VerifierStatus``
 ``shutdown``      (not over TCP)                              an empty object; what runs is finished
 ================  ==========================================  ==============================================
+
+An id is a whole number of at most 63 bits; what has none, or is no message, is answered with the id null, and
+after what is no message the connection ends.
 
 Both sides compute a key's digest (:func:`gpuprover.formats.groth16_json.digest`), and a key is what its
 digest says: a name that a connection loads means that key on this connection alone, so that no client can

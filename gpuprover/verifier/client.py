@@ -183,6 +183,8 @@ class VerifierClient:
         self._unsent: deque[_Call] = deque()
         self._opened = 0
         self._answered = 0
+        self._greeted = 0
+        """Connections over which a verifier said what it is."""
         self._pid: int | None = None
         self._refusal: ProverError | None = None
         self._problem: ProverError | None = None
@@ -383,10 +385,10 @@ class VerifierClient:
         with self._changed:
             if self._closing.is_set():
                 raise ShuttingDown("the verifier's client was closed")
+            self._begin()
             self._calls[number] = call
             self._unsent.append(call)
             self._wanted = True
-            self._begin()
             self._changed.notify_all()
         return call
 
@@ -468,14 +470,15 @@ class VerifierClient:
                 if self._closing.is_set():
                     return
                 self._wanted = False
-            began, answered = time.monotonic(), self._answered
+            began, answered, greeted = time.monotonic(), self._answered, self._greeted
             problem = self._attempt()
-            if self._answered > answered or time.monotonic() - began > STEADY_SECONDS:
+            held = self._greeted > greeted and time.monotonic() - began > STEADY_SECONDS
+            if held or self._answered > answered:
                 failures, delay = 0, 0.0
                 continue
             failures += 1
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (failures - 1))
-            if isinstance(problem, AccessDenied):
+            if isinstance(self._refusal or problem, AccessDenied):
                 failures = TRIES  # another attempt would meet the same
             if failures >= TRIES:
                 self._cannot_be_had(self._refusal or self._explained(problem))
@@ -483,6 +486,7 @@ class VerifierClient:
     def _attempt(self) -> ProverError:
         """One connection, from its beginning to its end -> why it ended, or was none."""
         channel: Channel | None = None
+        self._refusal = None
         try:
             channel = self._open()
             with self._changed:
@@ -505,15 +509,15 @@ class VerifierClient:
         """Tells those who wait, the status, and once the log."""
         with self._changed:
             first, self._problem = self._problem is None, problem
-        if first and not self._closing.is_set():
-            log.warning("the verifier cannot be had; it is tried again: %s", problem.message)
+        if self._kept and first and not self._closing.is_set():
+            log.warning("%s; it is tried again", problem.message)
         self._fail_calls(problem)
 
     def _can_be_had(self) -> None:
         with self._changed:
             again, self._problem = self._problem is not None, None
-        if again:
-            log.info("the verifier can be had again")
+        if self._kept and again:
+            log.warning("the verifier can be had again")
         self._ready.set()
 
     def _detach(self, channel: Channel | None) -> None:
@@ -529,7 +533,6 @@ class VerifierClient:
 
     def _converse(self, channel: Channel) -> None:
         """One connection: greeting, keys, calls that wait; then until it ends."""
-        self._refusal = None
         receiver = threading.Thread(
             target=self._receive, args=(channel,), name="gpuprover-verifier-answers", daemon=True
         )
@@ -543,6 +546,7 @@ class VerifierClient:
                 # In place of what was not sent before: all that is not answered.
                 self._unsent = deque(self._calls.values())
                 self._pid = hello.get("pid")
+                self._greeted += 1
             loads = [self._own_call(channel, self._load_request(name, key)) for name, key in keys.items()]
             self._when_done(loads, self._can_be_had)
             self._send_calls(channel)

@@ -243,18 +243,20 @@ class Connections:
             else:
                 with suppress(OSError):
                     os.read(self._wake_read, 4096)
-        while self._posted:
-            try:
-                self._posted.popleft()()
-            except Exception:
-                self.counters["faults"] += 1
+        todo: list[Callable[[], None]] = []
         now = time.monotonic()
         if not self._accepting and now >= self._accept_after:
-            self._accept_again()
+            todo.append(self._accept_again)
         if now - self._looked >= tick:
             self._looked = now
-            self._sweep(now)
-        self._tend()
+            todo.append(self._sweep)
+        while self._posted:
+            todo.append(self._posted.popleft())
+        for function in (*todo, self._tend):
+            try:
+                function()
+            except Exception:  # a fault of ours, or no memory: the loop goes on
+                self.counters["faults"] += 1
 
     def stop_listening(self) -> None:
         self._accept_after = float("inf")
@@ -375,6 +377,8 @@ class Connections:
     # Reading -------------------------------------------------------------------------------
 
     def _guarded(self, connection: Connection, events: int) -> None:
+        if connection.closed:  # since the selector has reported it
+            return
         try:
             if events & selectors.EVENT_WRITE:
                 self._write(connection)
@@ -576,8 +580,8 @@ class Connections:
 
     # Time ----------------------------------------------------------------------------------
 
-    def _sweep(self, now: float) -> None:
-        pressed = bool(self._blocked)
+    def _sweep(self) -> None:
+        now, pressed = time.monotonic(), bool(self._blocked)
         for connection in list(self._all):
             if not connection.closed and self._overdue(connection, now, pressed):
                 self.counters["dropped"] += 1

@@ -108,6 +108,7 @@ class VerifierProcess(VerifierClient):
         return which
 
     def _open(self) -> Channel:
+        self._last_words = ""
         ours, theirs = socket.socketpair()
         arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         if self._threads is not None:

@@ -116,5 +116,4 @@ def serve(
                 f"INSECURE: {', '.join(open_to_all)}: other machines reach it and no secret is asked for: "
                 "whoever is on the way can change answers"
             )
-        announce(record)
-        return server.run()
+        return server.run(lambda: announce(record))
