@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -500,6 +501,27 @@ def test_what_keeps_it_from_proving_is_told_by_readiness_and_status(folder: Path
         assert wait_until(lambda: not prover.get_status().ready)
         with pytest.raises(DeviceError, match="no worker starts"):
             prover.wait_ready(100)
+
+
+def test_the_engine_outlives_what_the_system_refuses_it(
+    prover: Prover, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, refusals = prover._dispatcher.step, iter(range(6))
+
+    def step() -> float | None:
+        if next(refusals, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real()
+
+    monkeypatch.setattr(prover._dispatcher, "step", step)
+    job = prover.submit("chain", WITNESS)
+    assert wait_until(lambda: not prover.get_status().ready)
+    assert prover.get_status().problems == (
+        "the engine: the machine refused a resource: Too many open files",
+    )
+    assert job.wait(100).proof
+    assert prover.get_status().ready
+    assert sum("tried again" in line for line in caplog.messages) == 3
 
 
 def test_tenants_have_places_of_their_own(folder: Path) -> None:

@@ -562,7 +562,11 @@ ADVERSARIES: dict[str, Callable[[random.Random, int], dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize("device", [cpu(1), cpu(4), replace(gpu(), proofs=1)], ids=["one", "four", "gpu"])
+@pytest.mark.parametrize(
+    "device",
+    [cpu(1), *(pytest.param(d, marks=pytest.mark.slow) for d in (cpu(4), replace(gpu(), proofs=1)))],
+    ids=["one", "four", "gpu"],
+)
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 def test_no_priority_keeps_a_proof_waiting_beyond_the_bound(
     rng: random.Random, adversary: str, device: Device

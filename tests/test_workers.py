@@ -603,7 +603,7 @@ def test_whatever_dies_under_load_every_request_is_answered_once(long: Circuit, 
 
 
 def test_a_worker_that_was_stopped_is_found_by_its_silence(long: Circuit) -> None:
-    with running(heartbeat=2.5, warm=True) as client:
+    with running(heartbeat=5, warm=True) as client:
         client.key(long.zkey, pin=True)
         pid = pid_of(client)
         os.kill(pid, signal.SIGSTOP)

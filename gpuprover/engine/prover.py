@@ -56,8 +56,8 @@ MAX_TENANT = 256
 """Characters."""
 READY_POLL_SECONDS = 0.02
 JOIN_SECONDS = 5.0
-STUMBLES, STUMBLE_SECONDS = 5, 0.2
-"""Steps of the engine in a row that may fail for what the system refuses; each pause is longer by so much."""
+STUMBLE_SECONDS = 0.1
+"""After a step of the engine that failed for what the system refuses; each pause is longer by so much."""
 VERIFIER_BYTES = 144 << 20
 """What of the memory limit is set aside for a verifier process; it held 132 MiB of its own after 300
 verifications, measured by hand."""
@@ -161,6 +161,7 @@ class _Engine:
         self._closing = threading.Lock()
         self._closed = self._abandoned = False
         self.pid = os.getpid()
+        self.problem = ""
 
     def run(self) -> None:
         """Starts the thread; it does not keep the interpreter alive."""
@@ -181,16 +182,18 @@ class _Engine:
                 # Whoever waits is answered, whatever happens here.
                 short, stumbles = shortage(error), stumbles + 1
                 what = f"{type(error).__name__} in {place(error.__traceback__)}"
-                if short is not None and stumbles <= STUMBLES:
-                    log.warning("the engine: %s; it is tried again", what)
-                    time.sleep(STUMBLE_SECONDS * stumbles)
+                if short is not None:
+                    if stumbles & (stumbles - 1) == 0:  # the 1st, 2nd, 4th, 8th time
+                        log.warning("the engine: %s; it is tried again", what)
+                    self.problem = f"the engine: {short.message}"
+                    time.sleep(min(STUMBLE_SECONDS * stumbles, 1.0))
                     continue
                 log.critical("the engine ends: %s", what)
                 self.dispatcher.stop(
                     ProofGenerationFailed(f"{type(error).__name__} in the engine; this is a bug in gpuprover")
                 )
                 continue
-            stumbles = 0
+            stumbles, self.problem = 0, ""
             if self._abandoned:
                 self.close(0.0)
                 return
@@ -606,7 +609,7 @@ class Prover:
         self._here()
         found, policy = self._dispatcher.snapshot(), self.settings.policy
         workers = tuple(self._executor.workers()) if found.started else ()
-        problem = self._executor.problem if found.started else ""
+        problem = self._engine.problem or (self._executor.problem if found.started else "")
         verifier = self._verification.status()
         usable = any(not device.problem for device, _ in found.devices)
         up = policy != "eager" or (usable and found.preloaded)
@@ -662,7 +665,7 @@ class Prover:
             devices = [device for device, _ in found.devices]
             if devices and all(device.problem for device in devices):
                 raise DeviceError(devices[0].problem)
-            if devices and found.preloaded and not self._executor.problem:
+            if devices and found.preloaded and not (self._executor.problem or self._engine.problem):
                 return
             if time.monotonic() >= end:
                 raise Timeout(f"the prover is not ready after {timeout} s")
