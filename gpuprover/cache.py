@@ -263,8 +263,10 @@ def cache_root() -> Path:
     explicit = os.environ.get(CACHE_VARIABLE)
     if explicit:
         return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "gpuprover"
+    base, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    if not base and home == "~":  # a user whom the system does not know
+        return Path(tempfile.gettempdir()) / f"gpuprover-{os.geteuid()}"
+    return (Path(base) if base else Path(home) / ".cache") / "gpuprover"
 
 
 def places() -> Places:

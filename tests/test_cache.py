@@ -407,6 +407,18 @@ def test_no_home_and_no_folder_at_all(
     assert len(told) == 1
 
 
+def test_a_user_whom_the_system_does_not_know(
+    told: list[str], monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    """As in a container that is run under any number: nothing is made in the current folder."""
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert Store("code").write("plain", b"code")
+    assert places().writable == temporary / f"gpuprover-{os.geteuid()}"
+    assert told == []
+
+
 def _spoil(root: Path, temporary: Path) -> None:
     """Neither the cache nor the folder that the user's processes share can be used."""
     root.mkdir(parents=True, exist_ok=True)
