@@ -66,7 +66,7 @@ def test_a_window_of_any_scalar_has_a_bucket(c: int) -> None:
 
 @pytest.mark.parametrize("c", [4, 8, 13])
 def test_an_entry_of_any_scalar_is_in_its_table(c: int) -> None:
-    n, windows = 30, -(-255 // c)
+    n, windows = 30, -(-200 // c)
     digits = np.empty((windows, n), dtype=np.int16)
     _combine.digits(recode(np.full((n, 4), ONES, np.uint64), windows, c), 4, 0, n, c, digits)
     assert np.abs(digits.astype(int)).max() <= 1 << (c - 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from gpuprover.errors import Cancelled, InvalidInput, Timeout
+from gpuprover.errors import Cancelled, InvalidInput, OutOfMemory, Timeout
 from gpuprover.job import Job, Progress
 
 
@@ -244,3 +246,19 @@ def test_ranges_cover_everything_once(n: int, threads: int, smallest: int) -> No
     sizes = [hi - lo for lo, hi in ranges]
     assert max(sizes) - min(sizes) <= 1
     assert len(ranges) == 1 or min(sizes) >= smallest
+
+
+def test_a_thread_that_the_machine_refuses_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OutOfMemory, match="thread"):
+        Job(threads=2).map(lambda i: i, range(4))
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "5", True, pytest.param(10**5000, id="huge")])
+def test_a_time_limit_that_is_none(timeout: Any) -> None:
+    with pytest.raises(InvalidInput, match="timeout"):
+        Job(timeout=timeout)
+    Job(timeout=math.inf).check()

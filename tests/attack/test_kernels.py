@@ -30,12 +30,13 @@ __all__ = ["path"]
 pytestmark = pytest.mark.slow
 
 SECONDS = 5.0
+FORKS = 25
 
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_many_forks_while_others_prove(tmp_path: Path, warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Children of a process whose other threads prove, and make multiples of a key's points, all the time."""
-    chain_circuit(100).write(tmp_path / "c.r1cs", tmp_path / "c.wtns")
+    chain_circuit(20).write(tmp_path / "c.r1cs", tmp_path / "c.wtns")
     gpuprover.setup(tmp_path / "c.r1cs", tmp_path / "c.zkey", insecure=True)
     witness, stop = tmp_path / "c.wtns", threading.Event()
     kept = gpuprover.load_key(tmp_path / "c.zkey")
@@ -44,7 +45,7 @@ def test_many_forks_while_others_prove(tmp_path: Path, warm: bool, monkeypatch: 
 
     def prove(threads: int) -> None:
         key = kept if warm else gpuprover.load_key(tmp_path / "c.zkey")
-        for _ in range(3):
+        for _ in range(2):
             result = gpuprover.prove(key, witness, threads=threads)
         assert gpuprover.verify(key.vk, result.public_signals, result.proof)
 
@@ -53,19 +54,19 @@ def test_many_forks_while_others_prove(tmp_path: Path, warm: bool, monkeypatch: 
             prove(2)
 
     prove(1)
-    others = [threading.Thread(target=loop) for _ in range(3)]
+    others = [threading.Thread(target=loop) for _ in range(2)]
     for thread in others:
         thread.start()
     try:
         codes: list[int | None] = []
-        for i in range(60):
+        for i in range(FORKS):
             codes.append(end(start(partial(prove, 1 + i % 2))))
             time.sleep(random.random() * 0.02)
     finally:
         stop.set()
         for thread in others:
             thread.join()
-    assert codes == [0] * 60
+    assert codes == [0] * FORKS
 
 
 def _scribble(arrays: list[np.ndarray[Any, Any]], seed: int) -> tuple[threading.Event, threading.Thread]:
@@ -97,8 +98,8 @@ def test_kernels_stay_in_their_arrays_while_others_write(curve: CurveParams, pat
     stop, thread = _scribble([scalars, values, points, twins, *indices], 3)
     ends = {"result": 0, "error": 0}
 
-    def works() -> list[Callable[[], object]]:
-        backend = CpuBackend(curve, Job(threads=threads))
+    def works(job: Job) -> list[Callable[[], object]]:
+        backend = CpuBackend(curve, job)
         matrices = backend.prepare_matrices(2, 700, *indices, values, Form.DOUBLE_MONTGOMERY)
         g1, g2 = (backend.prepare_bases(group, p) for group, p in ((Group.G1, points), (Group.G2, twins)))
         starts = np.arange(0, n + 1, 2)
@@ -115,7 +116,9 @@ def test_kernels_stay_in_their_arrays_while_others_write(curve: CurveParams, pat
     try:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            for work in works():
+            job = Job(threads=threads)
+            for work in works(job):
+                job.resume()
                 try:
                     work()
                     ends["result"] += 1
@@ -150,15 +153,16 @@ def test_proofs_of_a_key_that_somebody_writes_to(tmp_path: Path, path: str) -> N
     thread = threading.Thread(target=loop)
     thread.start()
     try:
-        deadline, ends = time.monotonic() + SECONDS, {"proof": 0, "error": 0}
+        deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             try:
                 result = gpuprover.prove(key, tmp_path / "c.wtns", threads=2)
                 assert gpuprover.verify(good.vk, result.public_signals, result.proof)
-                ends["proof"] += 1
             except gpuprover.ProverError:
-                ends["error"] += 1
+                continue
     finally:
         stop.set()
         thread.join()
-    assert ends["proof"] > 0
+    # What was written has been taken back.
+    result = gpuprover.prove(tmp_path / "c.zkey", tmp_path / "c.wtns")
+    assert gpuprover.verify(good.vk, result.public_signals, result.proof)
