@@ -473,7 +473,8 @@ def test_scripts_without_a_guard(folder: Path, from_stdin: bool, end: str) -> No
     script = SCRIPT.format(end=end, **names)
     (folder / "script.py").write_text(script)
     ran = subprocess.run(
-        [sys.executable, "-" if from_stdin else str(folder / "script.py")],
+        # The library warns of this key, which is of an insecure set-up.
+        [sys.executable, "-W", "ignore::UserWarning", "-" if from_stdin else str(folder / "script.py")],
         input=script if from_stdin else "",
         capture_output=True,
         text=True,
