@@ -34,6 +34,7 @@ from gpuprover.errors import (
     Timeout,
 )
 from gpuprover.formats.groth16_json import digest, parse_verification_key
+from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.messages import Channel, ConnectionLost
 from gpuprover.verifier import client, server
 from gpuprover.verifier.address import Listener, connect, parse_address, tcp_address, unix_address
@@ -171,7 +172,8 @@ def test_proofs_right_and_wrong(shared: VerifierProcess) -> None:
         assert not shared.verify(name, public, {**proof, "pi_a": proof["pi_c"]})
     status = shared.status()
     assert (status.state, status.restarts, set(status.keys)) == ("ready", 0, set(CURVES))
-    assert status.as_dict()["keys"]["bn254"] == {"digest": DIGESTS["bn254"], "curve": "bn254", "public": 2}
+    described = {"digest": DIGESTS["bn254"], "curve": "bn254", "public": 2, "warnings": [OWN_GAMMA]}
+    assert status.as_dict()["keys"]["bn254"] == described
     assert status.counters["valid"] >= 4
     assert status.counters["verified"] == status.counters["valid"] + status.counters["invalid"]
     assert all(status.memory[name] for name in ("private", "pss", "rss", "peak"))
@@ -316,7 +318,10 @@ def test_names_belong_to_a_connection(folder: Path) -> None:
         lie = one.call("load", name="key", verification_key=VKEYS["bn254"], digest=DIGESTS["bls12-381"])
         assert lie["error"]["kind"] == "MalformedFile"
         assert "digest" in lie["error"]["message"]
-        assert one.load("key", "bls12-381")["result"] == {"digest": DIGESTS["bls12-381"]}
+        assert one.load("key", "bls12-381")["result"] == {
+            "digest": DIGESTS["bls12-381"],
+            "warnings": [OWN_GAMMA],
+        }
         # Nobody else's name, nor one that the server was started with, means another key by that.
         assert one.load("known", "bls12-381")["result"]
         assert other.kind("verify", name="key", public=public, proof=proof) == "CircuitNotFound"
@@ -730,7 +735,7 @@ def test_a_server_with_many_clients(folder: Path) -> None:
             assert caller.status().pid == process.pid
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
-        assert process.stderr.read() == ""
+        assert json.loads(process.stderr.read()) == {"warning": f"{file}: {OWN_GAMMA}"}
         assert not path.exists()
         remote.channel.close()
 
