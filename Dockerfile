@@ -20,6 +20,7 @@ LABEL org.opencontainers.image.title="gpuprover" \
       org.opencontainers.image.licenses="MIT"
 ENV PATH=/opt/gpuprover/bin:$PATH \
     GPUPROVER_CACHE_DIR=/cache/gpuprover \
+    GPUPROVER_SOLE_USER=1 \
     XDG_CACHE_HOME=/cache
 # Writable for whoever runs it: docker run --user "$(id -u)" makes files in /data the caller's own.
 RUN useradd --uid 10001 --create-home prover \

@@ -37,6 +37,7 @@ from gpuprover.errors import (
     Timeout,
 )
 from gpuprover.formats.groth16_json import digest, parse_verification_key
+from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.messages import AccessDenied, Channel, ConnectionLost
 from gpuprover.verifier import address as addresses
 from gpuprover.verifier import client, connections, server
@@ -177,7 +178,8 @@ def test_proofs_right_and_wrong(shared: VerifierProcess) -> None:
         assert not shared.verify(name, public, {**proof, "pi_a": proof["pi_c"]})
     status = shared.status()
     assert (status.state, status.restarts, set(status.keys)) == ("ready", 0, set(CURVES))
-    assert status.as_dict()["keys"]["bn254"] == {"digest": DIGESTS["bn254"], "curve": "bn254", "public": 2}
+    described = {"digest": DIGESTS["bn254"], "curve": "bn254", "public": 2, "warnings": [OWN_GAMMA]}
+    assert status.as_dict()["keys"]["bn254"] == described
     assert status.counters["valid"] >= 4
     assert status.counters["verified"] == status.counters["valid"] + status.counters["invalid"]
     assert all(status.memory[name] for name in ("private", "pss", "rss", "peak"))
@@ -322,7 +324,10 @@ def test_names_belong_to_a_connection(folder: Path) -> None:
         lie = one.call("load", name="key", verification_key=VKEYS["bn254"], digest=DIGESTS["bls12-381"])
         assert lie["error"]["kind"] == "MalformedFile"
         assert "digest" in lie["error"]["message"]
-        assert one.load("key", "bls12-381")["result"] == {"digest": DIGESTS["bls12-381"]}
+        assert one.load("key", "bls12-381")["result"] == {
+            "digest": DIGESTS["bls12-381"],
+            "warnings": [OWN_GAMMA],
+        }
         # Nobody else's name, nor one that the server was started with, means another key by that.
         assert one.load("known", "bls12-381")["result"]
         assert other.kind("verify", name="key", public=public, proof=proof) == "CircuitNotFound"
@@ -484,7 +489,8 @@ def test_scripts_without_a_guard(folder: Path, from_stdin: bool, end: str) -> No
     script = SCRIPT.format(end=end, **names)
     (folder / "script.py").write_text(script)
     ran = subprocess.run(
-        [sys.executable, "-" if from_stdin else str(folder / "script.py")],
+        # The library warns of this key, which is of an insecure set-up.
+        [sys.executable, "-W", "ignore::UserWarning", "-" if from_stdin else str(folder / "script.py")],
         input=script if from_stdin else "",
         capture_output=True,
         text=True,
@@ -1330,7 +1336,7 @@ def test_a_server_with_many_clients(folder: Path) -> None:
             assert caller.status().pid == process.pid
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
-        assert process.stderr.read() == ""
+        assert json.loads(process.stderr.read()) == {"warning": f"{file}: {OWN_GAMMA}"}
         assert not path.exists()
         remote.channel.close()
 
@@ -1408,7 +1414,7 @@ def test_memory_and_modules_after_a_thousand_verifications(folder: Path) -> None
         assert after - before < 10e6
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=WAIT)
-        assert (process.returncode, err) == (0, "")
+        assert (process.returncode, err) == (0, json.dumps({"warning": f"{file}: {OWN_GAMMA}"}) + "\n")
         loaded = set(json.loads(out))
     forbidden = ("cupy", "wasmtime", "rich", "gpuprover.cuda", "gpuprover.formats.zkey", "gpuprover.cli")
     forbidden += ("gpuprover.api", "gpuprover.witness", "gpuprover.scheduler", "gpuprover.groth16.prover")

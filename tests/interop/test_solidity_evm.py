@@ -92,7 +92,7 @@ def ways() -> Iterator[Any]:
                 yield pytest.param(compiler, pipeline, optimised, marks=marks)
 
 
-@pytest.mark.parametrize(("compiler", "pipeline", "optimised"), ways())
+@pytest.mark.parametrize(("compiler", "pipeline", "optimised"), list(ways()))
 def test_every_compiler_that_the_pragma_allows(
     make_case: Any, node: Path, oracle: Any, compiler: str, pipeline: str, optimised: bool
 ) -> None:
