@@ -32,6 +32,10 @@ class ProverError(Exception):
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
+        if not line.isprintable():
+            # Names in strangers' files may hold what a terminal obeys.
+            shown = line[: MAX_MESSAGE + 1]
+            line = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
         if len(line) > MAX_MESSAGE:
             line = line[: MAX_MESSAGE - 1] + "…"
         super().__init__(line)
