@@ -81,8 +81,11 @@ def _joined(*texts: str | None) -> str:
 
 
 def _line(text: str, limit: int = MAX_MESSAGE) -> str:
-    """One line that can be written anywhere: names of files may hold what is no text."""
+    """One line that can be written anywhere: names in strangers' files may hold what is no text, or what a
+    terminal obeys."""
     line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

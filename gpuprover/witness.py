@@ -299,11 +299,7 @@ class _Program:
         self.store = wasmtime.Store(self.engine)
         self.store.set_fuel(self.fuel)
         self.store.set_epoch_deadline(1)
-        room = self.memory_bytes if self.shows_memory else self.memory_bytes // 2
-        # Two instances: the program, and the bridge with its buffer.
-        self.store.set_limits(
-            memory_size=room, table_elements=_TABLE_ELEMENTS, instances=2, tables=1, memories=2
-        )
+        self._limit_memory(self.memory_bytes if self.shows_memory else self.memory_bytes // 2)
         linker = wasmtime.Linker(self.engine)
         none = wasmtime.FuncType([], [])
         code = wasmtime.FuncType([wasmtime.ValType.i32()], [])
@@ -350,6 +346,12 @@ class _Program:
                 _PROGRAMS.remove(name)
         _PROGRAMS.write_signed(file, machine_code)
         return module
+
+    def _limit_memory(self, size: int) -> None:
+        """Bytes that the program's memory may grow to. Two instances: it, and the bridge with a buffer."""
+        self.store.set_limits(
+            memory_size=size, table_elements=_TABLE_ELEMENTS, instances=2, tables=1, memories=2
+        )
 
     def _call(self, name: str, *arguments: int) -> int:
         import wasmtime
@@ -461,6 +463,8 @@ class _Program:
         if count * curve.scalar.bytes + self._memory_in_use() > self.memory_bytes:
             limit = f"the limit of {self.memory_bytes // _MIB} MiB"
             raise OutOfMemory(f"a witness of {count} values exceeds {limit}", path=self.path)
+        if self.shows_memory:
+            self._limit_memory(self.memory_bytes - count * curve.scalar.bytes)
         witness = np.empty((count, curve.scalar.limbs), dtype="<u8")
         step = self._per_buffer
         for start in range(0, count, step):

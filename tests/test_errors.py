@@ -11,6 +11,7 @@ import pytest
 import gpuprover
 from gpuprover import errors
 from gpuprover.errors import (
+    MAX_MESSAGE,
     Aborted,
     InvalidInput,
     MalformedFile,
@@ -83,3 +84,10 @@ def test_kinds_are_public_and_have_an_exit_code() -> None:
     assert {cls.__name__ for cls in kinds() if cls.__module__ == "gpuprover.errors"} <= set(gpuprover.__all__)
     assert (Aborted("x").exit_code, OutOfMemory("x").exit_code) == (130, 3)
     assert MalformedFile("a", "b", "c").exit_code == 2
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys() -> None:
+    """Names of signals and imports come from strangers' files."""
+    error = InvalidInput("circuit inputs: \x1b[31m\x07\ud800\u202e: no such input")
+    assert error.message == "circuit inputs: \\u001b[31m\\u0007\\ud800\\u202e: no such input"
+    assert len(InvalidInput("\x07" * 10_000).message) == MAX_MESSAGE

@@ -55,6 +55,7 @@ class Stalls:
 @pytest.mark.parametrize(
     "unit",
     [b"[],", b"{},", b"1.5,", b'"a",', b"1000,", b'"ab":0,', b'"\\u0100\\n",', b'"' + b"7" * 77 + b'",'],
+    ids=["lists", "objects", "fractions", "short", "numbers", "names", "escapes", "decimals"],
 )
 def test_a_body_of_32_mib_leaves_the_interpreter_to_others(unit: bytes) -> None:
     """Its bound is found, it is parsed or refused, and forgotten."""
@@ -68,9 +69,11 @@ def test_a_body_of_32_mib_leaves_the_interpreter_to_others(unit: bytes) -> None:
         try:
             document = parse_json(body, "the body", **BODY)
         except MalformedFile as error:
-            assert "more than" in error.message
+            refusal = error.problem
         else:
+            refusal = ""
             discard(document)
+    assert not refusal or "more than" in refusal
     assert stalls.longest < 0.25, f"{stalls.longest:.3f} s"
 
 
@@ -102,12 +105,13 @@ def flipped(rng: random.Random, code: bytes) -> bytes:
 
 
 def run(path: Path, inputs: Any) -> bool:
+    message = ""
     try:
         calculate_witness(path, inputs, fuel=10**6, memory_limit=64)
     except ProverError as error:
-        assert error.message.isprintable()
-        return False
-    return True
+        message = error.message
+    assert message.isprintable()
+    return not message
 
 
 @pytest.mark.parametrize("source", ["assertion", "logs", "recursion"])
