@@ -29,13 +29,12 @@ MAX_CONTAINERS = 1 << 22
 """Arrays and objects of a document. The garbage collector visits all of them in one go."""
 MAX_NAMES = 1 << 20
 """Of one object."""
-MAX_TEXT = 1 << 18
+MAX_TEXT = 1 << 21
 """Bytes between two commas of a document longer than a slice: of one text, mostly."""
 
 _SLICE = 1 << 17
 _BOM = b"\xef\xbb\xbf"
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _HEX = re.compile(f"0[xX][0-9a-fA-F]{{1,{MAX_DIGITS}}}")
 
 
@@ -86,8 +85,9 @@ def parsed_size_bound(data: bytes) -> int:
     # The smallest text takes 64 bytes; beyond ASCII 88, and up to 4 bytes for each of its own.
     characters = len(data) * (4 if wide else 1)
     strings = texts * (64 if wide else 32) + characters
-    # Of one slice: its text, the arrays that find its commas, its pairs of names and values.
-    scratch = 48 * min(len(data), MAX_TEXT) + 4096 + 64 * edges
+    # Of one slice: its text in copies, the arrays that find its commas and brackets, names with their values.
+    scratch = min(len(data), MAX_TEXT) * (16 if wide else 6) + (1 << 14) + 64 * edges
+    scratch += 48 * min(2 * (lists + objects) + counts[b","], _SLICE) + 160 * min(names, _SLICE // 4)
     return places + containers + tables + strings + scratch
 
 
@@ -96,7 +96,7 @@ def parse_json(
 ) -> Any:
     """As :func:`read_json`, from text; ``source`` starts the messages.
 
-    No call of Python's scanner holds the interpreter for longer than a text of 256 KiB takes.
+    No call of Python's scanner holds the interpreter for longer than a text of 2 MiB takes.
 
     Args:
         max_values: commas and brackets, which is no less than the values.
@@ -105,7 +105,7 @@ def parse_json(
     Raises:
         MalformedFile: not UTF-8, not JSON, a name twice in one object, integers of more than 400 digits, NaN,
             nested deeper than 256, more values or containers than may be, 2^20 names in one object, or
-            256 KiB without a comma.
+            2 MiB without a comma.
     """
     if isinstance(data, str):
         try:
@@ -225,46 +225,48 @@ class _Document:
         while start < len(data):
             window = data[start : start + length]
             last = start + length >= len(data)
-            # Escapes can hide quotes. A backslash outside of a string fails in the scanner.
             if b"\\" in window:
-                window = _ESCAPE.sub(b"__", window)
+                # Escapes can hide quotes. A backslash outside of a string fails in the scanner.
+                window = window.replace(b"\\\\", b"__").replace(b'\\"', b"__")
             codes = np.frombuffer(window, dtype=np.uint8)
             outside = np.cumsum(codes == ord('"'), dtype=np.uint8) & 1 == 0
-            folded = codes | 0x20  # which makes [ and ] to { and }, and nothing else to them
-            opens = (folded == ord("{")) & outside
-            closes = (folded == ord("}")) & outside
-            commas = (codes == ord(",")) & outside
-            depths = depth + np.cumsum(opens.astype(np.int8) - closes.astype(np.int8), dtype=np.int32)
-            if not last:
-                cuts = np.flatnonzero(commas & (depths > 0))
-                if not len(cuts):
-                    if length >= MAX_TEXT:
-                        self.fail(f"{MAX_TEXT} bytes without a comma outside of texts")
-                    length *= 2
-                    continue
-                end = int(cuts[-1])
-                opens, closes, commas, depths = (a[:end] for a in (opens, closes, commas, depths))
-            else:
+            commas = np.flatnonzero((codes == ord(",")) & outside)
+            if last:
                 end = len(window)
-            if end and depths.max() > MAX_DEPTH:
+            elif len(commas):
+                # A longer window follows a gap, and ends with it: it may hold few brackets.
+                end = int(commas[-1] if length == _SLICE else commas[0])
+            elif length < MAX_TEXT:
+                length *= 2
+                continue
+            else:
+                self.fail(f"{MAX_TEXT} bytes without a comma outside of texts")
+            codes, outside = codes[:end], outside[:end]
+            folded = codes | 0x20  # which makes [ and ] to { and }, and nothing else to them
+            brackets = np.flatnonzero(((folded == ord("{")) | (folded == ord("}"))) & outside)
+            opens = folded[brackets] == ord("{")
+            depths = depth + np.cumsum(np.where(opens, 1, -1).astype(np.int8), dtype=np.int32)
+            if len(depths) and depths.max() > MAX_DEPTH:
                 self._too_deep()
             opened = int(np.count_nonzero(opens))
             containers += opened
-            values += opened + int(np.count_nonzero(commas)) + (not last)
+            values += opened + int(np.count_nonzero(commas <= end))
             if values > self.max_values:
                 self.fail(f"more than {self.max_values} values")
             if containers > self.max_containers:
                 self.fail(f"more than {self.max_containers} arrays and objects")
             lowest = np.minimum(np.minimum.accumulate(depths), depth)
-            closing = np.flatnonzero(np.diff(lowest, prepend=depth) < 0)
+            closing = brackets[np.diff(lowest, prepend=depth) < 0]
             if len(closing) > depth:
                 self._malformed("Extra data" if depth else "Expecting value", start + int(closing[depth]))
             after = np.minimum.accumulate(depths[::-1])[::-1]
             # What the end of the text leaves open stays so: the scanner says what is missing, and where.
-            left_open = [] if last else np.flatnonzero(opens & (depths == after)).tolist()
-            brackets = bytes(window[i] for i in left_open)
-            yield _Slice(start, start + end, (closing + start).tolist(), brackets)
-            depth = int(depths[-1]) if end else depth
+            left_open = [] if last else brackets[opens & (depths == after)].tolist()
+            kinds = bytes(window[i] for i in left_open)
+            yield _Slice(start, start + end, (closing + start).tolist(), kinds)
+            depth = int(depths[-1]) if len(depths) else depth
+            if depth == 0 and not last:
+                self._malformed("Extra data", start + end)
             start += end + 1
             length = _SLICE
             if start == len(data) and not last:
@@ -348,7 +350,7 @@ _CONTINUATIONS = bytes(range(0x80, 0xC0))
 
 
 def discard(document: Any) -> None:
-    """Empties a document's arrays and objects a few at a time; nobody else may hold it.
+    """Empties a document's long arrays and objects a few values at a time; nobody else may hold it.
 
     Millions of values that are forgotten together hold the interpreter for as long as their freeing takes.
     """
@@ -358,14 +360,15 @@ def discard(document: Any) -> None:
         if isinstance(node, list) and node:
             some = node[-_AT_ONCE:]
             del node[-_AT_ONCE:]
-            pending += [child for child in some if isinstance(child, list | dict) and child]
         elif isinstance(node, dict) and node:
             some = [node.popitem()[1] for _ in range(min(_AT_ONCE, len(node)))]
-            pending += [child for child in some if isinstance(child, list | dict) and child]
         else:
             pending.pop()
+            continue
+        pending += [child for child in some if type(child) in (list, dict) and len(child) > _SHORT]
 
 
+_SHORT = 64
 _AT_ONCE = 1 << 12
 
 
