@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from gpuprover import logs
 from gpuprover.errors import CircuitNotFound, DeviceError, MalformedFile
-from gpuprover.service import connections, models
+from gpuprover.service import connections, models, routes
 from gpuprover.service.access import check_site
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import Problem
@@ -312,20 +312,21 @@ def test_status_answers_while_one_client_has_all_threads_that_it_may(
 # Priorities --------------------------------------------------------------------------------------
 
 
-def test_priorities_are_bounded_by_setting_and_token(tmp_path: Path) -> None:
+def test_priorities_are_bounded_by_setting_and_token(shared: Stage, tmp_path: Path) -> None:
+    def check(found: Stage, most: int, token: str = "") -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        for priority, status in ((-1000, OK), (most, OK), (most + 1, [403]), (1000, [403])):
+            answer = found.post(headers=headers, params={"priority": priority})
+            assert answer.status_code in status, (token, priority)
+        assert answer.json()["kind"] == "PriorityTooHigh"
+
+    check(shared, 0)
     ordinary, urgent = "an-ordinary-token", "a-token-of-somebody"
     (tmp_path / "tokens").write_text(f"{ordinary}\n{urgent}  priority=70\n")
-    for settings, who, most in [
-        ({}, {}, 0),
-        ({"priority_limit": 5}, {}, 5),
-        ({"tokens_file": tmp_path / "tokens"}, {"Authorization": f"Bearer {ordinary}"}, 0),
-        ({"tokens_file": tmp_path / "tokens"}, {"Authorization": f"Bearer {urgent}"}, 70),
-    ]:
-        with stage(tmp_path / "c", settings=settings) as found:
-            for priority, status in ((-1000, OK), (most, OK), (most + 1, [403]), (1000, [403])):
-                answer = found.post(headers=who, params={"priority": priority})
-                assert answer.status_code in status, (settings, priority)
-            assert answer.json()["kind"] == "PriorityTooHigh"
+    settings = {"tokens_file": tmp_path / "tokens", "priority_limit": 5}
+    with stage(tmp_path / "c", settings=settings) as found:
+        check(found, 5, ordinary)
+        check(found, 70, urgent)
 
 
 # Requests ----------------------------------------------------------------------------------------
@@ -418,10 +419,23 @@ def test_a_long_query_is_refused(shared: Stage) -> None:
         assert ask(shared, "GET", "/v1/status?" + "&a" * 70_000)[0] in (400, 414)
 
 
-@pytest.mark.parametrize("digits", ["601", "9" * 11, "9" * 5000])
+@pytest.mark.parametrize("digits", ["601", "9" * 11, "9" * 5000, "0" * 5000 + "601"])
 def test_a_wait_beyond_the_longest_is_the_longest(shared: Stage, digits: str) -> None:
     answer = shared.post(headers={"Prefer": f"wait={digits}"})
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=600")
+
+
+def test_a_preference_that_is_none_is_found_out_in_linear_time(shared: Stage) -> None:
+    begun = time.thread_time()
+    for preference in ("wait=" + "0" * 30_000 + ".", "wait" + " " * 30_000, "wait=" * 6000, ",wait " * 5000):
+        assert routes._seconds(preference) is None
+    assert time.thread_time() - begun < 0.5
+    assert [routes._seconds(one) for one in ('wait="7"', "a; WAIT = 00", "wait=1.5", "x")] == [
+        7,
+        0,
+        None,
+        None,
+    ]
 
 
 # Connections -------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ POINT_BYTES = 600
 FEW = 1000
 """Public signals that are written in the event loop."""
 
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?0*(\d+)(?![\d.])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d++)(?!\.)", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _LINKS = {
     operation: {"operationId": operation, "parameters": {"proof_id": "$response.body#/id"}}
@@ -193,7 +193,7 @@ async def create_proof(
     kind = media_type(request, WITNESS, JSON)
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise Problem(400, "InvalidInput", "Idempotency-Key: expected 1 to 255 printable ASCII characters")
-    if priority > max(0, caller.priority):
+    if priority > caller.priority:
         raise Problem(403, "PriorityTooHigh", f"priority: expected at most {caller.priority} of this client")
     if idempotency_key is None:
         service.refuse_if_draining()
@@ -281,7 +281,7 @@ async def _answer(
 def _seconds(prefer: str | None) -> int | None:
     match = _WAIT.search(prefer or "")
     # Of 9 digits at most, as Python refuses to read thousands of them.
-    return min(int(match[1][:9]), LONGEST_WAIT) if match else None
+    return min(int(match[1].lstrip("0")[:9] or "0"), LONGEST_WAIT) if match else None
 
 
 class Pieces(Response):
@@ -315,10 +315,14 @@ async def proof_response(
     written = partial(document.model_dump_json, exclude={"error": unknown})
     if result is None or len(result.public_signals) <= FEW:
         return Response(written(), status, headers, JSON)
-    if record.written is None:
+    if record.written is None or _failed(record.written):
         write = service.reading(caller.tenant, lambda: written().encode())
         record.written = asyncio.create_task(write)
     return Pieces(await asyncio.shield(record.written), status, headers, JSON)
+
+
+def _failed(task: asyncio.Task[bytes]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 @router.get(
@@ -514,7 +518,10 @@ async def verify_batch(request: Request, service: ServiceDep, caller: CallerDep)
             service, request, models.VerifyBatchRequest, reservation, tenant
         )
         await service.require_circuit(asked.circuit_id)
-        statements = [(one.public_signals, one.proof) for one in asked.proofs]
+        key = await service.briefly(service.prover.verification_key, asked.circuit_id)
+        # Of those that are too many, one is enough for the verifier to see it.
+        most = key["nPublic"] + 1
+        statements = [(one.public_signals[:most], one.proof) for one in asked.proofs]
         circuit = asked.circuit_id
         del asked
 
