@@ -116,7 +116,9 @@ def test_our_own_exceptions_are_told_in_full(lines: Lines) -> None:
     assert "where" not in line
 
 
-def test_an_access_has_fields_and_no_query(lines: Lines) -> None:
+def test_an_access_has_fields_and_no_query(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A service that ran in this process before has switched it off.
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
     arguments = ("127.0.0.1:5", "POST", f"/v1/circuits/a/proofs?x={SECRET}", "1.1", 200)
     logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *arguments)
     (line,) = lines()
