@@ -953,6 +953,7 @@ def test_a_long_batch_delays_a_proof_by_a_part_at_most(folder: Path, monkeypatch
         for _ in range(8):
             gate.release()
         assert other.answer() == {"id": number, "result": {"valid": True}}
+        assert order[0] == f"part of {server.SLICE_ALONE}"
         assert order.index("proof") <= 2
         assert [len(greedy.answer()["result"]["valid"]) for _ in range(2)] == [count] * 2
         too_many = greedy.call("verify_batch", name="key", statements=[0] * (server.MAX_STATEMENTS + 1))
