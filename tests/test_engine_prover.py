@@ -8,6 +8,8 @@ import gc
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -44,6 +46,7 @@ from gpuprover.engine.prover import _engines
 from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, witness_bytes
 from gpuprover.limbs import words_to_ints
+from gpuprover.verifier import client
 from test_witness import write_program
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -665,6 +668,40 @@ def test_a_node_that_only_verifies_starts_no_prover(folder: Path) -> None:
         assert prover.verify(
             "only", VECTORS / "chain5.bn254.public.json", VECTORS / "chain5.bn254.proof.json"
         )
+
+
+def test_a_verifier_that_cannot_be_had_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By status and readiness, and to callers by their deadline, also those who wait for another's key."""
+    proof, public = (
+        json.loads((VECTORS / f"chain5.bn254.{n}.json").read_text()) for n in ("proof", "public")
+    )
+    pair = socket.socketpair
+
+    def none_left() -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
+    settings = {**SETTINGS, "verifier": "process", "policy": "off"}
+    with create_prover(circuit_keys_path=folder, **settings) as prover:
+        assert prover.verify("chain", public, proof)
+        monkeypatch.setattr(socket, "socketpair", none_left)
+        pid = prover.get_status().verifier.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(DeviceError, match="Too many open files"):
+            prover.verify("chain", public, proof)
+        status = prover.get_status()
+        assert not status.ready
+        assert any("Too many open files" in problem for problem in status.problems)
+        monkeypatch.setattr(socket, "socketpair", pair)
+        assert prover.verify("chain", public, proof)
+        until = time.monotonic() + 20
+        while not prover.get_status().ready:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        verification = prover._verification
+        with verification._lock, pytest.raises(Timeout, match="in time"):
+            verification.verify("chain", public, proof, 0.05)
 
 
 def test_drained_and_closed(folder: Path) -> None:

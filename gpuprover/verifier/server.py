@@ -58,6 +58,8 @@ all, and proofs wait for it. Good ones take 0.5 ms each then, and bad ones among
 hand)."""
 TRIM_BYTES = 16 << 20
 """Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
+RETRY_SECONDS = 0.5
+"""Between two looks at threads that are missing."""
 FLUSH_SECONDS = 2.0
 """At the end, for clients to take the last answers."""
 
@@ -196,7 +198,7 @@ class Server:
                     connections.connect(owner, local=True, owner=True, peer="owner")
                 started()
                 while not self._stop_asked.is_set():
-                    connections.step(float("inf"))
+                    connections.step(RETRY_SECONDS if self._missing else float("inf"))
                 self._stopping.set()
                 connections.stop_listening()
                 deadline = time.monotonic() + self._limits.grace
@@ -244,7 +246,7 @@ class Server:
     def _tend(self) -> None:
         """Starts threads that are missing; now and then, from the loop."""
         now = time.monotonic()
-        if now - self._tended < (0.2 if self._missing else 1.0) or self._stopped.is_set():
+        if now - self._tended < RETRY_SECONDS or self._stopped.is_set():
             return
         self._tended = now
         wanted = {f"verify-{i}": self._work for i in range(self._limits.threads)} | {"parse": self._parse}
