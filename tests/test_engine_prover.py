@@ -528,6 +528,21 @@ def test_the_engine_outlives_what_the_system_refuses_it(
     assert sum("tried again" in line for line in caplog.messages) == 3
 
 
+def test_a_task_without_a_thread_for_it_gives_its_place_back(
+    prover: Prover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "to_thread", refuse)
+        for tenant in ("", "one"):
+            with pytest.raises(OutOfMemory, match="refused a thread"):
+                asyncio.run(prover.asubmit("chain", WITNESS, tenant=tenant))
+    assert (prover._dispatcher.slots.active, prover._dispatcher.slots.tenants) == (0, 0)
+    assert asyncio.run(prover.aprove("chain", WITNESS)).proof
+
+
 def test_tenants_have_places_of_their_own(folder: Path) -> None:
     with create_prover(circuit_keys_path=folder, queue_limit=4, tenant_queue_limit=2, **SETTINGS) as prover:
         places = prover._dispatcher.slots
