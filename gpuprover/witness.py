@@ -591,7 +591,7 @@ class _Program:
                 f"the program's memory exceeds the limit of {self.memory_bytes // _MIB} MiB", path=self.path
             )
         if _of_memory(text):
-            return OutOfMemory(f"{self.path}: the machine refused memory for the program")
+            return OutOfMemory("the machine refused memory for the program", path=self.path)
         return MalformedFile(self.path, part, _first_line(text))
 
     def _out_of_fuel(self) -> Timeout:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -701,6 +702,22 @@ def test_a_batch_that_breaks_says_so_in_its_last_line(shared: Stage, monkeypatch
 
 
 # State -------------------------------------------------------------------------------------------
+
+
+def test_readiness_says_what_keeps_it_from_proving_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stage(tmp_path / "c", executor=quiet_executor()) as found:
+        until(lambda: found.get("/readyz").status_code == 200)
+        told = found.prover.get_status
+        monkeypatch.setattr(found.prover, "get_status", lambda: replace(told(), ready=False))
+        monkeypatch.setattr(core, "UNREADY_SECONDS", 3600.0)
+        time.sleep(2 * core.STATUS_SECONDS)
+        assert found.get("/readyz").status_code == 200, "workers may be starting again"
+        monkeypatch.setattr(core, "UNREADY_SECONDS", 0.0)
+        assert found.get("/readyz").status_code == 503
+        monkeypatch.undo()
+        until(lambda: found.get("/readyz").status_code == 200)
 
 
 def test_readiness_waits_for_preload_and_for_nothing_after_it(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Which of the CPU's paths runs: ``ifma`` (eight lanes on AVX-512 IFMA) or ``portable``.
 
-``PROVER_CPU_PATH`` forces one. Otherwise the features decide that Numba compiles for, which
-are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for another machine.
+``PROVER_CPU_PATH`` forces one; ``lanes`` is ``ifma`` on any CPU, slowly, for tests. Otherwise the features
+decide that Numba compiles for, which are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for
+another machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gpuprover.cpu.image import used_features
 from gpuprover.errors import DeviceError, InvalidInput
 
 PATHS = ("ifma", "portable")
+LANES = "lanes"
 NEEDED = ("avx512f", "avx512dq", "avx512vl", "avx512ifma")
 
 
@@ -51,6 +53,8 @@ def cpu_path() -> CpuPath:
     """
     missing = [name for name in NEEDED if name not in cpu_features()]
     forced = os.environ.get(VARIABLE, "").strip().lower()
+    if forced == LANES:
+        return CpuPath("ifma", f"{VARIABLE} says so, for tests: without AVX-512 IFMA it is slow")
     if forced and forced not in PATHS:
         raise InvalidInput(f"{VARIABLE}: expected {' or '.join(PATHS)}, found {forced[:40]!r}")
     if forced == "ifma" and missing:

@@ -114,7 +114,7 @@ def read_pipe(path: Pathish, limit: int, *, silence: float = PIPE_SECONDS) -> by
             # In short steps: a signal's handler is heard between them.
             if not poll.poll(200):
                 if time.monotonic() - heard > silence:
-                    raise InvalidInput(f"{path}: nothing came from the pipe for {silence:g} s")
+                    raise InvalidInput(f"nothing came from the pipe for {silence:g} s", path=path)
                 continue
             try:
                 piece = os.read(descriptor, _PIECE)
@@ -125,13 +125,13 @@ def read_pipe(path: Pathish, limit: int, *, silence: float = PIPE_SECONDS) -> by
             heard = time.monotonic()
             content += piece
             if len(content) > limit:
-                raise InvalidInput(f"{path}: more than {limit} bytes came from the pipe")
+                raise InvalidInput(f"more than {limit} bytes came from the pipe", path=path)
     except OSError as error:
         raise os_problem(path, error, "read") from None
     finally:
         os.close(descriptor)
     if not content:
-        raise InvalidInput(f"{path}: the pipe is empty")
+        raise InvalidInput("the pipe is empty", path=path)
     return bytes(content)
 
 

@@ -587,7 +587,7 @@ class _Sums:
 
 def _same_curve(mine: CurveParams, other: CurveParams, path: str, source: str) -> None:
     if mine != other:
-        raise InvalidInput(f"{source}: over {other.name}, expected {mine.name} for {path}")
+        raise InvalidInput(f"over {other.name}, expected {mine.name}", path=source, more=f"for {path}")
 
 
 def _part(section: int) -> str:

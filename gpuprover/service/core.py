@@ -39,6 +39,8 @@ STATUS_SECONDS = 0.2
 """A status is as old as that at most."""
 NAMES_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 1.0
+UNREADY_SECONDS = 5.0
+"""A worker or a verifier that starts again takes less."""
 LONGEST_RETRY = 60
 CANCEL_SECONDS = 30.0
 """Until the prover says that a cancelled proof has ended, which it does at once."""
@@ -72,7 +74,7 @@ class Service:
         self.json_limit = min(self.body_limit, MAX_JSON)
         self.pace = Pace(settings.pause_limit, settings.least_rate * KIB)
         self.draining = False
-        self._was_ready = False
+        self._unready_since: float | None = -math.inf
         self._started = time.monotonic()
         self._seconds = 1.0
         """Of a proof, about."""
@@ -166,11 +168,17 @@ class Service:
         return await asyncio.shield(self._rendering)
 
     async def ready(self) -> bool:
-        """False before preload is done, and while draining. Workers that start again change nothing: the
-        queue takes proofs meanwhile."""
-        if not self._was_ready and not self.draining:
-            self._was_ready = (await self.status()).ready
-        return self._was_ready and not self.draining
+        """False before preload is done, while draining, and where nothing can be proved or verified for longer
+        than :data:`UNREADY_SECONDS`. Workers that start again change nothing: the queue takes proofs
+        meanwhile."""
+        if self.draining:
+            return False
+        if (await self.status()).ready:
+            self._unready_since = None
+            return True
+        if self._unready_since is None:
+            self._unready_since = time.monotonic()
+        return time.monotonic() - self._unready_since < UNREADY_SECONDS
 
     async def state(self) -> dict[str, Any]:
         """The document of ``/v1/status``."""
@@ -293,7 +301,14 @@ class Service:
         async def submit() -> Record:
             try:
                 job = await self.briefly(
-                    self.prover.submit, circuit, witness, timeout=timeout, priority=priority, queue="refuse"
+                    self.prover.submit,
+                    circuit,
+                    witness,
+                    timeout=timeout,
+                    priority=priority,
+                    queue="refuse",
+                    # One tenant that may have all is no tenant: a proxy, for all of its clients.
+                    tenant=tenant if self.settings.tenant_share < 1 else "",
                 )
             finally:
                 self._submitting[tenant] -= 1

@@ -115,7 +115,7 @@ def authenticate(channel: Channel, secret: bytes, timeout: float) -> None:
         channel.send({"id": 0, "op": "authenticate", "nonce": ours.hex()}, timeout=timeout)
         answer, _ = channel.receive(timeout)
     except BrokenMessage as error:
-        raise AccessDenied(f"the verifier does not authenticate itself: {error.message}") from None
+        raise AccessDenied(f"the verifier does not authenticate itself: {error.told}") from None
     except Timeout:
         raise Timeout("the verifier does not authenticate itself in time") from None
     result: dict[str, Any] = answer["result"] if isinstance(answer.get("result"), dict) else {}
@@ -130,7 +130,7 @@ def authenticate(channel: Channel, secret: bytes, timeout: float) -> None:
     try:
         answer, _ = channel.receive(timeout)
     except BrokenMessage as error:
-        raise AccessDenied(f"the verifier does not authenticate itself: {error.message}") from None
+        raise AccessDenied(f"the verifier does not authenticate itself: {error.told}") from None
     if answer.get("result") != {}:
         raise _refusal(answer.get("error"))
 
@@ -139,4 +139,4 @@ def _refusal(record: object) -> ProverError:
     error = from_record(record)
     if error.kind in ("QueueFull", "ShuttingDown"):
         return error
-    return AccessDenied(f"the verifier does not authenticate itself: {error.message[:200]}")
+    return AccessDenied(f"the verifier does not authenticate itself: {error.told[:200]}")

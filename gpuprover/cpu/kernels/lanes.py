@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from gpuprover.cpu.kernels.field import I64, ElementType, FieldType, inverse, plain, zero
@@ -101,10 +102,50 @@ def _carry(b: ir.IRBuilder, t: Limbs) -> Limbs:
     return out
 
 
+@lru_cache(maxsize=1)
+def _has_ifma() -> bool:
+    """Whether the CPU that is compiled for multiplies 52-bit limbs in lanes.
+
+    Elsewhere the same is written out in plain instructions, which any CPU has: some hundred times as slow,
+    so that the lanes' code can be tested there.
+    """
+    features = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
+    return "+avx512ifma" in features
+
+
 def _multiply_add(b: ir.IRBuilder, half: str, acc: Any, x: Any, y: Any) -> Any:
-    name = f"llvm.x86.avx512.vpmadd52{half}.uq.512"
+    """acc + the low (``l``) or high (``h``) 52 bits of the product of the lowest 52 bits of x and y."""
+    name = f"llvm.x86.avx512.vpmadd52{half}.uq.512" if _has_ifma() else f"gpuprover.madd52{half}"
     function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(V, [V, V, V]), name)
+    if not _has_ifma() and not function.blocks:
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block())
+        to, p, q = function.args
+        p, q = inner.and_(p, _splat(LIMB_MASK)), inner.and_(q, _splat(LIMB_MASK))
+        if half == "l":
+            part = inner.and_(inner.mul(p, q), _splat(LIMB_MASK))
+        else:
+            wide = ir.VectorType(ir.IntType(128), LANES)
+            product = inner.mul(inner.zext(p, wide), inner.zext(q, wide))
+            part = inner.trunc(inner.lshr(product, ir.Constant(wide, [LIMB_BITS] * LANES)), V)
+        inner.ret(inner.add(to, part))
     return b.call(function, [acc, x, y])
+
+
+def _choose(b: ir.IRBuilder, entries: list[int], index: Any) -> Any:
+    """In each lane the entry that the lowest three bits of the lane's index name."""
+    table = ir.Constant(V, entries)
+    if _has_ifma():
+        name = "llvm.x86.avx512.permvar.di.512"
+        function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(V, [V, V]), name)
+        return b.call(function, [table, index])
+    chosen = ir.Constant(V, ir.Undefined)
+    low = b.and_(index, _splat(LANES - 1))
+    for lane in range(LANES):
+        at = ir.Constant(ir.IntType(32), lane)
+        chosen = b.insert_element(chosen, b.extract_element(table, b.extract_element(low, at)), at)
+    return chosen
 
 
 def _reduction_step(b: ir.IRBuilder, f: FieldParams, acc: Limbs, ps: Limbs) -> Limbs:
@@ -180,13 +221,11 @@ def _multiples(f: FieldParams) -> list[int]:
 def _reduce(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
     """A value in [0, 8·2^bits), limbs not carried, -> below 2^bits + p, which is below 3p."""
     n = len(x)
-    name = "llvm.x86.avx512.permvar.di.512"
-    choose = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(V, [V, V]), name)
     quotient = b.ashr(x[-1], _splat(f.bits - LIMB_BITS * (n - 1)))
     out = []
     for i, limb in enumerate(x):
         entries = [m >> (LIMB_BITS * i) & (LIMB_MASK if i < n - 1 else -1) for m in _multiples(f)]
-        out.append(b.sub(limb, b.call(choose, [ir.Constant(V, entries), quotient])))
+        out.append(b.sub(limb, _choose(b, entries, quotient)))
     return _carry(b, out)
 
 
