@@ -17,6 +17,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -578,6 +579,43 @@ def test_descriptors_are_left_for_others(monkeypatch: pytest.MonkeyPatch) -> Non
         assert connections.descriptors() == expected
 
 
+def test_names_that_are_none_do_not_have_the_folder_read_each_time(
+    shared: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = 0
+    read = shared.prover.circuits
+
+    def reading() -> list[str]:
+        nonlocal readings
+        readings += 1
+        time.sleep(0.3)  # as of thousands of circuits
+        return read()
+
+    monkeypatch.setattr(shared.prover, "circuits", reading)
+    monkeypatch.setattr(shared.service, "_names_at", -1e9)
+    begun = time.monotonic()
+
+    def ask(_: int) -> int:
+        return shared.get("/v1/circuits/mint").status_code
+
+    with ThreadPoolExecutor(32) as clients:
+        asking = clients.map(ask, range(100))
+        assert shared.post().status_code in OK, "what is there waits for no list"
+        assert shared.get("/v1/status").status_code == 200
+        assert set(asking) == {404}
+    assert readings <= 2 + (time.monotonic() - begun)
+
+
+def test_a_circuit_that_comes_is_found_at_once(shared: Stage) -> None:
+    folder = Path(shared.prover.settings.circuit_keys_path)
+    assert shared.get("/v1/circuits/late").status_code == 404
+    (folder / "late.vkey.json").write_bytes((folder / "chain.vkey.json").read_bytes())
+    try:
+        assert shared.get("/v1/circuits/late").status_code == 200
+    finally:
+        (folder / "late.vkey.json").unlink()
+
+
 def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     shared: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,7 +628,8 @@ def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     assert shared.post().status_code in OK, "its name is known"
     monkeypatch.setattr(shared.service, "_names", frozenset())
     monkeypatch.setattr(shared.service, "_names_at", -1e9)
-    answer = shared.post()
+    assert shared.post().status_code in OK, "its files are there"
+    answer = shared.post(circuit="mint")
     assert (answer.status_code, answer.json()["kind"]) == (503, "DeviceError")
     monkeypatch.setattr(shared.prover, "get_status", exhausted)
     time.sleep(0.25)
