@@ -169,8 +169,8 @@ class Service:
         return await asyncio.shield(self._rendering)
 
     async def ready(self) -> bool:
-        """False before preload is done, while draining, and where nothing can be proved or verified for longer
-        than :data:`UNREADY_SECONDS`. Workers that start again change nothing: the queue takes proofs
+        """False before preload is done, while draining, and where nothing can be proved or verified for
+        longer than :data:`UNREADY_SECONDS`. Workers that start again change nothing: the queue takes proofs
         meanwhile."""
         if self.draining:
             return False
