@@ -229,7 +229,7 @@ class Service:
         while somebody asks for names that are none.
         """
         fresh = time.monotonic() - self._names_at <= NAMES_SECONDS
-        if fresh and circuit in self._names or await self.briefly(self.prover.has_circuit, circuit):
+        if (fresh and circuit in self._names) or await self.briefly(self.prover.has_circuit, circuit):
             return
         # Read once a second at most; a folder that cannot be read is another error.
         if circuit not in await self.circuits():

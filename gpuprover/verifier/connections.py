@@ -279,7 +279,9 @@ class Connections:
 
     # Coming and going -----------------------------------------------------------------------
 
-    def connect(self, connected: socket.socket, *, local: bool, owner: bool, peer: str, may_end: bool = False) -> None:
+    def connect(
+        self, connected: socket.socket, *, local: bool, owner: bool, peer: str, may_end: bool = False
+    ) -> None:
         now = time.monotonic()
         connected.setblocking(False)
         trusted = local or self._secret is None
