@@ -31,7 +31,7 @@ from gpuprover.service import connections, models, routes
 from gpuprover.service.access import check_site
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import Problem
-from gpuprover.service.shares import TenantThreads, room, tenant_of
+from gpuprover.service.shares import AT_ONCE, TenantThreads, Turns, room, tenant_of
 from hostile import filled
 from service_stage import LARGE, SECONDS, SLOW, SUCCEED, Executor, Stage, stage
 
@@ -635,6 +635,53 @@ def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     time.sleep(0.25)
     assert shared.get("/v1/status").status_code == 503
     assert not isinstance(answer, CircuitNotFound)
+
+
+# The loop ----------------------------------------------------------------------------------------
+
+
+def test_requests_begin_a_few_at_a_time_and_tenants_take_turns() -> None:
+    async def main() -> None:
+        turns, begun, passes = Turns(), list[str](), 0
+
+        async def request(tenant: str) -> None:
+            await turns.take(tenant)
+            begun.append(tenant)
+
+        greedy = [asyncio.create_task(request("greedy")) for _ in range(100)]
+        gone = asyncio.create_task(request("gone"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        modest = asyncio.create_task(request("modest"))
+        while not modest.done():
+            before = len(begun)
+            await asyncio.sleep(0)
+            passes += 1
+            assert len(begun) - before <= AT_ONCE
+        assert len(begun) <= 4 * AT_ONCE
+        await asyncio.gather(*greedy)
+        assert begun.count("greedy") == 100
+        assert "gone" not in begun
+        assert not turns._waiting
+
+    asyncio.run(main())
+
+
+def test_hundreds_of_requests_of_one_client_are_not_all_answered_before_one_of_another(shared: Stage) -> None:
+    greedy = [connect(shared, "127.0.0.2") for _ in range(100)]
+    try:
+        for one in greedy:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        assert ask(shared, "GET", "/healthz", source="127.0.0.3")[0] == 200
+        answered = 0
+        for one in greedy:
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                answered += one.recv(1 << 20).count(b"HTTP/1.1 200")
+        assert answered < 1500, "of 5000"
+    finally:
+        for one in greedy:
+            one.close()
 
 
 # The log -----------------------------------------------------------------------------------------
