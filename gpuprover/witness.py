@@ -753,7 +753,7 @@ def _address_space_is_limited() -> bool:
 def _hash_halves(name: str) -> tuple[int, int]:
     """FNV-1a of a signal's name -> (high, low) as signed 32-bit integers."""
     h = 0xCBF29CE484222325
-    for byte in name.encode():
+    for byte in name.encode("utf-8", "surrogatepass"):
         h = (h ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
     return _signed(h >> 32), _signed(h & 0xFFFFFFFF)
 

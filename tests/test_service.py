@@ -178,7 +178,7 @@ def test_its_own_time_limit_is_a_504(shared: Stage) -> None:
     assert not shared.executor.runs
 
 
-def test_priority_and_timeout_reach_the_prover(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_priority_timeout_and_tenant_reach_the_prover(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     submit = shared.prover.submit
 
@@ -190,8 +190,8 @@ def test_priority_and_timeout_reach_the_prover(shared: Stage, monkeypatch: pytes
     shared.post(wait=SECONDS, params={"priority": -7, "timeout": 12.5})
     shared.post(wait=SECONDS)
     assert asked == [
-        (("chain", SUCCEED), {"timeout": 12.5, "priority": -7, "queue": "refuse"}),
-        (("chain", SUCCEED), {"timeout": None, "priority": 0, "queue": "refuse"}),
+        (("chain", SUCCEED), {"timeout": 12.5, "priority": -7, "queue": "refuse", "tenant": "127.0.0.1"}),
+        (("chain", SUCCEED), {"timeout": None, "priority": 0, "queue": "refuse", "tenant": "127.0.0.1"}),
     ]
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from gpuprover.service import connections, models, routes
 from gpuprover.service.access import check_site
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import Problem
-from gpuprover.service.shares import TenantThreads, room, tenant_of
+from gpuprover.service.shares import AT_ONCE, TenantThreads, Turns, room, tenant_of
 from hostile import filled
 from service_stage import LARGE, SECONDS, SLOW, SUCCEED, Executor, Stage, stage
 
@@ -578,6 +579,43 @@ def test_descriptors_are_left_for_others(monkeypatch: pytest.MonkeyPatch) -> Non
         assert connections.descriptors() == expected
 
 
+def test_names_that_are_none_do_not_have_the_folder_read_each_time(
+    shared: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = 0
+    read = shared.prover.circuits
+
+    def reading() -> list[str]:
+        nonlocal readings
+        readings += 1
+        time.sleep(0.3)  # as of thousands of circuits
+        return read()
+
+    monkeypatch.setattr(shared.prover, "circuits", reading)
+    monkeypatch.setattr(shared.service, "_names_at", -1e9)
+    begun = time.monotonic()
+
+    def ask(_: int) -> int:
+        return shared.get("/v1/circuits/mint").status_code
+
+    with ThreadPoolExecutor(32) as clients:
+        asking = clients.map(ask, range(100))
+        assert shared.post().status_code in OK, "what is there waits for no list"
+        assert shared.get("/v1/status").status_code == 200
+        assert set(asking) == {404}
+    assert readings <= 2 + (time.monotonic() - begun)
+
+
+def test_a_circuit_that_comes_is_found_at_once(shared: Stage) -> None:
+    folder = Path(shared.prover.settings.circuit_keys_path)
+    assert shared.get("/v1/circuits/late").status_code == 404
+    (folder / "late.vkey.json").write_bytes((folder / "chain.vkey.json").read_bytes())
+    try:
+        assert shared.get("/v1/circuits/late").status_code == 200
+    finally:
+        (folder / "late.vkey.json").unlink()
+
+
 def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     shared: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,12 +628,60 @@ def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     assert shared.post().status_code in OK, "its name is known"
     monkeypatch.setattr(shared.service, "_names", frozenset())
     monkeypatch.setattr(shared.service, "_names_at", -1e9)
-    answer = shared.post()
+    assert shared.post().status_code in OK, "its files are there"
+    answer = shared.post(circuit="mint")
     assert (answer.status_code, answer.json()["kind"]) == (503, "DeviceError")
     monkeypatch.setattr(shared.prover, "get_status", exhausted)
     time.sleep(0.25)
     assert shared.get("/v1/status").status_code == 503
     assert not isinstance(answer, CircuitNotFound)
+
+
+# The loop ----------------------------------------------------------------------------------------
+
+
+def test_requests_begin_a_few_at_a_time_and_tenants_take_turns() -> None:
+    async def main() -> None:
+        turns, begun, passes = Turns(), list[str](), 0
+
+        async def request(tenant: str) -> None:
+            await turns.take(tenant)
+            begun.append(tenant)
+
+        greedy = [asyncio.create_task(request("greedy")) for _ in range(100)]
+        gone = asyncio.create_task(request("gone"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        modest = asyncio.create_task(request("modest"))
+        while not modest.done():
+            before = len(begun)
+            await asyncio.sleep(0)
+            passes += 1
+            assert len(begun) - before <= AT_ONCE
+        assert len(begun) <= 4 * AT_ONCE
+        await asyncio.gather(*greedy)
+        assert begun.count("greedy") == 100
+        assert "gone" not in begun
+        assert not turns._waiting
+
+    asyncio.run(main())
+
+
+def test_hundreds_of_requests_of_one_client_are_not_all_answered_before_one_of_another(shared: Stage) -> None:
+    greedy = [connect(shared, "127.0.0.2") for _ in range(100)]
+    try:
+        for one in greedy:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        assert ask(shared, "GET", "/healthz", source="127.0.0.3")[0] == 200
+        answered = 0
+        for one in greedy:
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                answered += one.recv(1 << 20).count(b"HTTP/1.1 200")
+        assert answered < 1500, "of 5000"
+    finally:
+        for one in greedy:
+            one.close()
 
 
 # The log -----------------------------------------------------------------------------------------

@@ -104,8 +104,8 @@ def gone(pid: int) -> bool:
 class Raw:
     """A client that sends what it likes."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = Channel(connect(parse_address(address), WAIT))
+    def __init__(self, address: str, users: tuple[int, ...] = ()) -> None:
+        self.channel = Channel(connect(parse_address(address), WAIT, users=users))
         self.numbers = itertools.count()
 
     def send(self, op: object, **fields: Any) -> int:
@@ -131,9 +131,11 @@ class Raw:
 
 
 @contextmanager
-def serving(folder: Path, limits: Limits | None = None, **keys: Any) -> Iterator[tuple[str, Server]]:
+def serving(
+    folder: Path, limits: Limits | None = None, *, users: tuple[int, ...] = (), **keys: Any
+) -> Iterator[tuple[str, Server]]:
     """A server in this process, on a Unix socket."""
-    listener = Listener(unix_address(str(folder / "verifier.sock")))
+    listener = Listener(unix_address(str(folder / "verifier.sock")), users=users)
     served = Server(limits or Limits())
     served.listen(listener)
     for name, vkey in keys.items():
@@ -1086,6 +1088,20 @@ def test_users_who_are_named_may_connect(folder: Path, monkeypatch: pytest.Monke
         theirs.close()
     finally:
         listener.close()
+
+
+def test_users_who_are_named_cannot_end_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(folder, users=(4242,), key=VKEYS["bn254"]) as (address, _):
+        own = Raw(address)
+        assert own.call("hello")["result"]["ready"]
+        monkeypatch.setattr(addresses, "peer_user", lambda _: 4242)
+        raw = Raw(address, users=(4242,))
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert "not by this user" in raw.call("shutdown")["error"]["message"]
+        assert raw.call("hello")["result"]["ready"]
+        assert own.call("shutdown")["result"] == {}
+        raw.channel.close()
+        own.channel.close()
 
 
 @pytest.fixture

@@ -166,6 +166,7 @@ def test_values_are_reduced_and_returned(
         ({"a": [1, None]}, "a[1]: expected an integer"),
         ({"a": [1, "9" * 5000]}, "a[1]: expected an integer"),
         ({"a": [1, "1_0"]}, "a[1]: expected an integer"),
+        ({"a": [1, 2], "\ud800": 3}, "the circuit has no such input"),
         ({3: [1, 2]}, "name has to be a text"),
         ({"a": [1, 2], "": 4}, "a signal's name is empty"),
         ({"a": {"": 4}}, "a signal's name is empty"),

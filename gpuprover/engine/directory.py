@@ -92,6 +92,14 @@ class CircuitDirectory:
         found = {self._name_of(entry) for entry in entries} - {None}
         return sorted(name for name in found if name and self._found(name))
 
+    def has(self, name: str) -> bool:
+        """Whether :meth:`names` would have it, looked up by itself; False too where the folder cannot be
+        read."""
+        try:
+            return isinstance(name, str) and _is_name(name) and bool(self._found(name))
+        except OSError:
+            return False
+
     def _name_of(self, entry: str) -> str | None:
         for suffix in (KEY, VERIFICATION_KEY):
             if entry.endswith(suffix):

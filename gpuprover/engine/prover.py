@@ -561,6 +561,11 @@ class Prover:
         self._here()
         return self._directory.names()
 
+    def has_circuit(self, circuit: str) -> bool:
+        """Whether one of that name is in the folder now."""
+        self._here()
+        return self._directory.has(circuit)
+
     def load(self, circuit: str, *, pin: bool = False, timeout: float | None = None) -> KeyInfo:
         """Loads a circuit's key where proofs are made, if it is not; ``pin``: it stays until :meth:`unload`.
 

@@ -89,6 +89,7 @@ class Service:
         self._status: asyncio.Task[ProverStatus] | None = None
         self._status_at = self._names_at = -math.inf
         self._names: frozenset[str] = frozenset()
+        self._listing: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
 
     # Life ------------------------------------------------------------------------------
@@ -204,24 +205,35 @@ class Service:
         }
 
     async def circuits(self) -> frozenset[str]:
-        """Names, looked up a moment ago."""
-        now = time.monotonic()
-        if now - self._names_at > NAMES_SECONDS:
-            try:
-                self._names = frozenset(await self.briefly(self.prover.circuits))
-            except DeviceError:
-                if not self._names:
-                    raise
-                # What was there is there, as far as anybody can see without a descriptor.
-            self._names_at = now
+        """Names, looked up a moment ago: once for all who ask meanwhile."""
+        if self._listing is None or self._listing.done():
+            if time.monotonic() - self._names_at <= NAMES_SECONDS:
+                return self._names
+            self._listing = asyncio.create_task(self._list())
+        await asyncio.shield(self._listing)
         return self._names
 
+    async def _list(self) -> None:
+        try:
+            self._names = frozenset(await self.briefly(self.prover.circuits))
+        except DeviceError:
+            if not self._names:
+                raise
+            # What was there is there, as far as anybody can see without a descriptor.
+        self._names_at = time.monotonic()
+
     async def require_circuit(self, circuit: str) -> None:
-        """Raises CircuitNotFound."""
+        """Raises CircuitNotFound.
+
+        A name that is not known is looked for by itself. Were the folder read for it, everybody would wait
+        while somebody asks for names that are none.
+        """
+        fresh = time.monotonic() - self._names_at <= NAMES_SECONDS
+        if (fresh and circuit in self._names) or await self.briefly(self.prover.has_circuit, circuit):
+            return
+        # Read once a second at most; a folder that cannot be read is another error.
         if circuit not in await self.circuits():
-            self._names_at = -math.inf
-            if circuit not in await self.circuits():
-                raise CircuitNotFound(f"circuit {circuit[:80]!r}: there is none of that name")
+            raise CircuitNotFound(f"circuit {circuit[:80]!r}: there is none of that name")
 
     def caller(self, address: str, token: str | None) -> Caller:
         """Who asks, from an address, with a token that was accepted or none."""

@@ -490,7 +490,7 @@ async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> mo
             found = f"{len(asked.public_signals)} of them, expected {key['nPublic']} for this key"
             await service.reading(tenant, discard, asked.public_signals)
             service.metrics.not_verified(1)
-            raise MalformedFile("public signals", "document", found)
+            raise MalformedFile("public signals", "document", found, role="public signals")
         statements = [(asked.public_signals, asked.proof)]
         (valid,) = await service.verify(tenant, asked.circuit_id, statements, single=True)
         return models.Verdict(valid=valid)

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpuprover.errors import place
 from gpuprover.logs import bound
 from gpuprover.service.problems import MEDIA_TYPE, Problem
+from gpuprover.service.shares import Turns, tenant_of
 
 log = logging.getLogger("gpuprover.service")
 access_log = logging.getLogger("gpuprover.service.access")
@@ -92,6 +93,7 @@ class Surroundings:
 
     def __init__(self, app: ASGIApp, observe: Observer) -> None:
         self.app, self._observe = app, observe
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,6 +127,7 @@ class Surroundings:
             await send(message)
 
         try:
+            await self._turns.take(tenant_of((scope.get("client") or ("",))[0]))
             problem = framing(scope)
             if problem is None:
                 await self.app(scope, receive, answer)

@@ -181,6 +181,7 @@ class Listener:
     def __init__(self, address: Address, *, users: Collection[int] = (), anywhere: bool = False) -> None:
         self.address = address
         self._trusted = trusted_users(users)
+        self._enders = {f"user {user}" for user in trusted_users()} if users else None
         self._mode = 0o666 if users else 0o600
         self._identity: tuple[int, ...] | None = None
         try:
@@ -204,6 +205,11 @@ class Listener:
             return ":".join(host.split(":")[:4]) if ":" in host else host
         user = peer_user(connected)
         return f"user {user}" if user is None or user in self._trusted else None
+
+    def may_end(self, peer: str) -> bool:
+        """Whether a peer that was admitted may end the verifier: this user and root, not those that are named
+        besides."""
+        return self.address.path is not None and (self._enders is None or peer in self._enders)
 
     def _tcp(self, anywhere: bool) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET

@@ -103,7 +103,8 @@ class Connection:
 
     Attributes:
         peer: who it is: a user, an address.
-        local: on this machine under a user who may end the server.
+        local: over a Unix socket, whose peer the system tells.
+        may_end: it may end the server.
         owner: who started the server; it keeps its place, and the server ends with it.
         trusted: it may ask; over TCP with a secret, only once it has shown that it knows it.
         parsing: a message of it is looked at elsewhere, and nothing more is read before that is done.
@@ -114,6 +115,7 @@ class Connection:
     local: bool
     owner: bool
     trusted: bool
+    may_end: bool
     frames: Frames = field(default_factory=Frames)
     seal: Seal | None = None
     state: Any = None
@@ -277,11 +279,13 @@ class Connections:
 
     # Coming and going -----------------------------------------------------------------------
 
-    def connect(self, connected: socket.socket, *, local: bool, owner: bool, peer: str) -> None:
+    def connect(
+        self, connected: socket.socket, *, local: bool, owner: bool, peer: str, may_end: bool = False
+    ) -> None:
         now = time.monotonic()
         connected.setblocking(False)
         trusted = local or self._secret is None
-        connection = Connection(connected, peer, local, owner, trusted, opened=now, active=now)
+        connection = Connection(connected, peer, local, owner, trusted, may_end, opened=now, active=now)
         connection.frames.limit = self._limits.message if trusted else UNTRUSTED_MESSAGE
         self._all.add(connection)
         self._watch(connection)
@@ -320,7 +324,7 @@ class Connections:
                 connected.send(encode({"id": None, "error": to_record(full)}))
             connected.close()
             return
-        self.connect(connected, local=local, owner=False, peer=peer)
+        self.connect(connected, local=local, owner=False, may_end=listener.may_end(peer), peer=peer)
 
     def _make_place(self, peer: str) -> bool:
         """Ends a connection in favour of a newcomer -> whether one could be."""

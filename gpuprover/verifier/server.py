@@ -195,7 +195,7 @@ class Server:
                 connections.start()
                 self._tend()
                 for owner in self._owners:
-                    connections.connect(owner, local=True, owner=True, peer="owner")
+                    connections.connect(owner, local=True, owner=True, may_end=True, peer="owner")
                 started()
                 while not self._stop_asked.is_set():
                     connections.step(RETRY_SECONDS if self._missing else float("inf"))
@@ -647,6 +647,8 @@ class Server:
     def _shutdown(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
         if not connection.local:
             raise InvalidInput("shutdown: not over TCP")
+        if not connection.may_end:
+            raise InvalidInput("shutdown: not by this user")
         return {}  # and once it is answered, the server stops
 
 
