@@ -121,7 +121,7 @@ NAMES = [
     "Client",
     "create_prover",
 ]
-ASYNC = {"AsyncClient"}
+ASYNC = {"AsyncClient", "acreate_prover"}
 RECORDS = {
     "MemoryUsage",
     "Progress",

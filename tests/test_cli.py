@@ -348,7 +348,7 @@ FAILURES: list[tuple[BaseException, int, str]] = [
     (errors.Timeout("too long"), 3, "Timeout: too long"),
     (errors.Cancelled("by the caller"), 130, "Cancelled: by the caller"),
     (errors.InvalidInput("x" * 9000), 2, "InvalidInput: xxx"),
-    (errors.InvalidInput("a\x1b[2Jb\nc\u2028d"), 2, "InvalidInput: a\\x1b[2Jb c d"),
+    (errors.InvalidInput("a\x1b[2Jb\nc\u2028d"), 2, "InvalidInput: a\\u001b[2Jb c d"),
     (KeyboardInterrupt(), 130, "Cancelled: interrupted"),
     (MemoryError(), 3, "OutOfMemory: the machine refused memory"),
     (OSError(errno.ENOMEM, "no memory", "k"), 3, "OutOfMemory: k: the machine refused memory"),
