@@ -8,6 +8,7 @@ import hmac
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -614,6 +615,22 @@ def test_idle_connections_keep_nobody_out(folder: Path) -> None:
         for one in idle:
             one.close()
         raw.channel.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process")
+def test_idle_connections_keep_nobody_out_where_descriptors_are_fewer(folder: Path) -> None:
+    vkey = folder / "key.json"
+    vkey.write_text(json.dumps(VKEYS["bn254"]))
+    path = str(folder / "v.sock")
+    with started("--socket", path, "--vkey", f"key={vkey}", "--threads", "1") as (process, _):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        idle = [connect(parse_address(path), WAIT) for _ in range(60)]
+        raw = Raw(path)
+        assert raw.call("verify", name="key", public=PUBLIC, proof=PROOF)["result"]["valid"]
+        assert raw.call("status")["result"]["counters"]["evicted"] >= 20
+        raw.channel.close()
+        for one in idle:
+            one.close()
 
 
 def test_those_with_the_most_connections_make_place(folder: Path) -> None:
