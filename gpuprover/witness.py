@@ -36,10 +36,11 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gpuprover import cache
+from gpuprover import cache, forks
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -52,6 +53,7 @@ from gpuprover.errors import (
     about,
 )
 from gpuprover.formats.files import Pathish, open_regular
+from gpuprover.formats.json_files import MAX_DEPTH
 from gpuprover.formats.wtns import check_witness_values
 from gpuprover.job import POLL_SECONDS, Job
 from gpuprover.limbs import Words, ints_to_words
@@ -61,8 +63,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_Signals = Iterator[tuple[str, Any]]
+"""Names of signals with what is given for them."""
+
 _STACKS = threading.Lock()
 """The size of new threads' stacks is the process's: set for one start at a time."""
+_COMPILING: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+"""By program: held while it is compiled, which nothing can stop. Whoever is out of time leaves that behind,
+and who comes next waits for it, or programs that take long would be compiled once for each attempt."""
+
+
+@forks.in_child
+def _in_child() -> None:
+    global _STACKS, _COMPILING
+    _STACKS, _COMPILING = threading.Lock(), WeakValueDictionary()
+
 
 DEFAULT_FUEL = 10**11
 """WASM instructions, about: minutes of work; a million constraints take some 10^9."""
@@ -98,9 +113,13 @@ _UNUSED_PROPOSALS = (
 _BUFFER_BYTES = 1 << 20
 _MAX_BUS_DEPTH = 64
 _NAMES_AT_ONCE = 1 << 12
+_MAX_NAME = 1 << 10
+"""Characters of a signal's name with those of its buses."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MEMBER = re.compile(r"[.\[]")
-_INDICES = re.compile(r"(\[\d+\])+$")
-_MAX_SYMBOLS, _MAX_SYMBOL = 1 << 16, 1 << 10
+_INDICES = re.compile(r"(?<!\])(\[[0-9]+\])+$")
+"""Where no bracket ends before: else a line of a thousand of them is searched from each."""
+_MAX_SYMBOLS, _MAX_SYMBOL, _MAX_SYMBOL_BYTES = 1 << 16, 1 << 10, 1 << 23
 
 # exceptionHandler's codes
 _NOT_FOUND, _TOO_MANY, _ALREADY_SET, _ASSERT_FAILED, _NO_MEMORY, _INPUT_INDEX, _ARRAY_INDEX = range(1, 8)
@@ -214,14 +233,13 @@ def calculate_witness(
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InvalidInput(f"{name}: expected a whole number of at least 1, found {limit!r}")
     job = job or Job()
-    signals = dict(_qualified("", inputs))
-    file, _ = open_regular(wasm)
+    file, size = open_regular(wasm)
     with file:
-        code = file.read(_MAX_PROGRAM + 1)
+        code = file.read(min(size, _MAX_PROGRAM) + 1)
     if len(code) > _MAX_PROGRAM:
         raise MalformedFile(wasm, "module", f"more than {_MAX_PROGRAM // _MIB} MiB")
     program = _Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit)
-    return _watched(job, program.interrupt, lambda: program.run(signals))
+    return _watched(job, program.interrupt, lambda: program.run(_qualified("", inputs)))
 
 
 class _Program:
@@ -246,6 +264,7 @@ class _Program:
                 config.memory_reservation_for_growth = 0
                 config.memory_guard_size = 0
         self.engine = wasmtime.Engine(config)
+        self.interrupted = False
         self.places: list[str] = []
         self.failure: ProverError | None = None
         """What went wrong first in a function that the program called."""
@@ -254,10 +273,11 @@ class _Program:
         """The signal that is being set."""
 
     def interrupt(self) -> None:
-        """Stops a run in progress; may be called from any thread."""
+        """Stops a run in progress, or that is to come; may be called from any thread."""
+        self.interrupted = True
         self.engine.increment_epoch()
 
-    def run(self, signals: Mapping[str, Any]) -> tuple[CurveParams, Words]:
+    def run(self, signals: _Signals) -> tuple[CurveParams, Words]:
         import wasmtime
 
         try:
@@ -275,6 +295,9 @@ class _Program:
     def _instantiate(self) -> None:
         import wasmtime
 
+        if not self.code.startswith(b"\0asm"):
+            # wasmtime would take it for WebAssembly's text, and find out what that is.
+            raise MalformedFile(self.path, "module", "no WebAssembly")
         try:
             module = self._compiled(self.code)
         except wasmtime.WasmtimeError as error:
@@ -299,6 +322,7 @@ class _Program:
         self.store = wasmtime.Store(self.engine)
         self.store.set_fuel(self.fuel)
         self.store.set_epoch_deadline(1)
+        self._check_interrupted()  # an epoch that has ended before ends nothing
         self._limit_memory(self.memory_bytes if self.shows_memory else self.memory_bytes // 2)
         linker = wasmtime.Linker(self.engine)
         none = wasmtime.FuncType([], [])
@@ -334,18 +358,33 @@ class _Program:
         content = program if isinstance(program, bytes) else program.encode()
         kind = "limited" if _address_space_is_limited() else "program"
         file = f"{hashlib.sha256(content).hexdigest()[:32]}.{kind}"
+        if (module := self._kept(file)) is not None:
+            return module
+        with _COMPILING.setdefault(file, threading.Lock()):
+            self._check_interrupted()
+            if (module := self._kept(file)) is not None:
+                return module
+            module = wasmtime.Module(self.engine, program)
+            machine_code = bytes(module.serialize())
+            files = _PROGRAMS.files()
+            if sum(files.values()) + len(machine_code) > _KEPT_BYTES:
+                for name in files:
+                    _PROGRAMS.remove(name)
+            _PROGRAMS.write_signed(file, machine_code)
+        return module
+
+    def _kept(self, file: str) -> wasmtime.Module | None:
+        import wasmtime
+
         kept = _PROGRAMS.read_signed(file)
         if kept is not None:
             with suppress(wasmtime.WasmtimeError):
                 return wasmtime.Module.deserialize(self.engine, kept)
-        module = wasmtime.Module(self.engine, program)
-        machine_code = bytes(module.serialize())
-        files = _PROGRAMS.files()
-        if sum(files.values()) + len(machine_code) > _KEPT_BYTES:
-            for name in files:
-                _PROGRAMS.remove(name)
-        _PROGRAMS.write_signed(file, machine_code)
-        return module
+        return None
+
+    def _check_interrupted(self) -> None:
+        if self.interrupted:
+            raise Timeout("interrupted", path=self.path)
 
     def _limit_memory(self, size: int) -> None:
         """Bytes that the program's memory may grow to. Two instances: it, and the bridge with a buffer."""
@@ -386,13 +425,12 @@ class _Program:
 
     # Inputs ------------------------------------------------------------------
 
-    def _set_inputs(self, signals: Mapping[str, Any], curve: CurveParams) -> None:
+    def _set_inputs(self, signals: _Signals, curve: CurveParams) -> None:
         expected = self._call("getInputSize")
         sizes = self._symbol_sizes() if not self.has_sizes else None
         values: dict[str, list[int]] = {}
-        names = iter(signals.items())
         # Name by name until something is wrong, so that a million unknown ones cost no more than a few.
-        while some := dict(islice(names, _MAX_PROBLEMS if not values else _NAMES_AT_ONCE)):
+        while some := dict(islice(signals, _MAX_PROBLEMS if not values else _NAMES_AT_ONCE)):
             integers = {name: _integers(name, value) for name, value in some.items()}
             if self.has_sizes:
                 _check_sizes(integers, self._sizes(list(integers)))
@@ -639,26 +677,62 @@ def _watched(job: Job, interrupt: Callable[[], None], work: Callable[[], T]) -> 
     return results[0]
 
 
-def _qualified(prefix: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Names as the program knows them: ``a``, and for buses ``a.b``, ``a[0].b``."""
+def _qualified(prefix: str, value: Any, depth: int = 0, buses: _Buses | None = None) -> _Signals:
+    """Names as the program knows them: ``a``, and for buses ``a.b``, ``a[0].b``.
+
+    ``buses`` tells where in an array they are, if somebody has looked already.
+    """
     if depth > _MAX_BUS_DEPTH:
         raise InvalidInput(f"circuit inputs: nested deeper than {_MAX_BUS_DEPTH} objects")
+    if len(prefix) > _MAX_NAME:
+        # Each member repeats the name of what it stands in.
+        raise InvalidInput(f"circuit inputs: a signal's name of more than {_MAX_NAME} characters")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key == "":
                 raise InvalidInput("circuit inputs: a signal's name is empty")
             if not isinstance(key, str):
                 raise InvalidInput(f"circuit inputs: a signal's name has to be a text, found {_kind(key)}")
+            if _SURROGATE.search(key):
+                raise InvalidInput("circuit inputs: half of a surrogate pair in a signal's name")
             yield from _qualified(f"{prefix}.{key}" if prefix else key, item, depth + 1)
-    elif _is_list(value) and any(isinstance(item, Mapping) for item in _leaves(value)):
+    elif buses is not None or (_is_list(value) and (buses := _find_buses(value)) is not None):
         for i, item in enumerate(value):
-            yield from _qualified(f"{prefix}[{i}]", item, depth + 1)
+            held, inner = buses.get(i, (item, None))
+            if inner is None and not isinstance(held, Mapping):
+                yield f"{prefix}[{i}]", held
+            else:
+                yield from _qualified(f"{prefix}[{i}]", held, depth + 1, inner)
     else:
         yield prefix, value
 
 
+class _Buses(dict[int, "tuple[Any, _Buses | None]"]):
+    """Those elements of an array that are buses, or arrays with some in them, by their place."""
+
+
+def _find_buses(array: Any, depth: int = 0) -> _Buses | None:
+    """None without any. Once for nested arrays: a look at each level would take a square of their depth."""
+    _check_depth(depth)
+    found = _Buses()
+    for i, item in enumerate(array):
+        if isinstance(item, Mapping):
+            found[i] = item, None
+        elif _is_list(item) and (inner := _find_buses(item, depth + 1)) is not None:
+            found[i] = item, inner
+    return found or None
+
+
+def _check_depth(depth: int) -> None:
+    """Of arrays in each other: one that holds itself would never end."""
+    if depth > MAX_DEPTH:
+        raise InvalidInput(f"circuit inputs: arrays nested deeper than {MAX_DEPTH}")
+
+
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -667,6 +741,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     while stack:
         for item in stack[-1]:
             if _is_list(item):
+                _check_depth(len(stack))
                 stack.append(iter(item))
                 break
             yield item
@@ -790,10 +865,13 @@ def _symbols(wasm: Path, *, whole: bool = False) -> dict[str, int]:
             continue
         with file:
             names: dict[str, int] = {}
+            left = _MAX_SYMBOL_BYTES
             for _ in range(_MAX_SYMBOLS):
                 line = file.readline(_MAX_SYMBOL)
                 if not line:
                     return names
+                if (left := left - len(line)) < 0:
+                    break
                 # number, wire, component, main.name[0][1]
                 symbol = line.decode(errors="replace").strip().split(",")[-1]
                 name = _INDICES.sub("", symbol.removeprefix("main."))

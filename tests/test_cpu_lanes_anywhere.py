@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover.cpu.path import LANES, VARIABLE, cpu_path
+from gpuprover.cpu.path import EMULATION, cpu_path
 
 TESTS = Path(__file__).resolve().parent
 SUITES = ("test_cpu_lanes.py", "test_cpu_pairing.py", "test_changing_data.py", "test_stopping.py")
@@ -40,7 +40,7 @@ def test_lanes_are_right_on_any_cpu(suites: tuple[str, ...], selection: str, lea
     ]
     ran = subprocess.run(
         [*command, "--timeout", "1200", *suites, "-k", selection],
-        env={**os.environ, VARIABLE: LANES},
+        env={**os.environ, EMULATION: "1"},
         cwd=TESTS,
         capture_output=True,
         text=True,

@@ -69,6 +69,19 @@ def test_full_disk_is_a_device_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd here")
+def test_a_pipe_is_written_through_its_descriptor() -> None:
+    """As /dev/stdout names it: its real path, pipe:[4242], is none."""
+    reader, writer = os.pipe()
+    try:
+        with write_atomic(f"/dev/fd/{writer}", secret=True) as file:
+            file.write(b"a witness")
+        assert os.read(reader, 100) == b"a witness"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_full_device(tmp_path: Path) -> None:
     link = tmp_path / "out"

@@ -153,23 +153,23 @@ def shell_of_the_document(url: str, folder: Path) -> None:
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
-    with running("-c", STAGED, str(tmp_path / "c"), "2.0") as (process, line), ThreadPoolExecutor(1) as pool:
+    with running("-c", STAGED, str(tmp_path / "c"), "4.0") as (process, line), ThreadPoolExecutor(1) as pool:
         url = line.strip()
         path, headers = f"{url}/v1/circuits/chain/proofs", {"Content-Type": "application/octet-stream"}
-        polled = httpx.post(path, content=SLOW, headers=headers).headers["location"]
+        polled = httpx.post(path, content=SLOW, headers=headers, timeout=SECONDS).headers["location"]
         waiting = pool.submit(
             httpx.post, path, content=SLOW, headers={**headers, "Prefer": "wait=30"}, timeout=SECONDS
         )
-        while httpx.get(f"{url}/v1/status").json()["active_jobs"] < 2:
+        while httpx.get(f"{url}/v1/status", timeout=SECONDS).json()["active_jobs"] < 2:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        while (draining := httpx.get(f"{url}/readyz")).status_code == 200:
+        while (draining := httpx.get(f"{url}/readyz", timeout=SECONDS)).status_code == 200:
             time.sleep(0.05)
         assert draining.json() == {"status": "draining"}
-        refused = httpx.post(path, content=SUCCEED, headers=headers)
+        refused = httpx.post(path, content=SUCCEED, headers=headers, timeout=SECONDS)
         assert (refused.status_code, refused.json()["kind"]) == (503, "ShuttingDown")
         assert int(refused.headers["retry-after"]) > 0
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/healthz", timeout=SECONDS).status_code == 200
         answer = waiting.result(SECONDS)
         assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
         later = httpx.get(url + polled, headers={"Prefer": "wait=20"}, timeout=SECONDS)
@@ -183,9 +183,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals)
     with running("-c", STAGED, str(tmp_path / "c"), "600") as (process, line):
         url = line.strip()
         headers = {"Content-Type": "application/octet-stream"}
-        httpx.post(f"{url}/v1/circuits/chain/proofs", content=SLOW, headers=headers)
+        httpx.post(f"{url}/v1/circuits/chain/proofs", content=SLOW, headers=headers, timeout=SECONDS)
         process.send_signal(number)
-        while httpx.get(f"{url}/readyz").status_code == 200:
+        while httpx.get(f"{url}/readyz", timeout=SECONDS).status_code == 200:
             time.sleep(0.05)
         process.send_signal(number)
         code, errors = ended(process)
@@ -222,15 +222,15 @@ def test_an_empty_folder_is_warned_of_and_all_that_is_written_is_json(tmp_path: 
     # Both streams in one file, as containers have it.
     with log.open("wb") as file, serving(folder, stdout=file, stderr=file) as process:
         url = url_in(log)
-        assert "prover_circuits 0.0" in httpx.get(f"{url}/metrics").text
-        assert httpx.get(f"{url}/v1/status").json()["problems"] == [
+        assert "prover_circuits 0.0" in httpx.get(f"{url}/metrics", timeout=SECONDS).text
+        assert httpx.get(f"{url}/v1/status", timeout=SECONDS).json()["problems"] == [
             "there are no circuits in the folder of keys"
         ]
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
             connection.sendall(b"no HTTP\r\n\r\n")
             connection.recv(100)
         process.send_signal(signal.SIGHUP)
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/healthz", timeout=SECONDS).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]

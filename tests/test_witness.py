@@ -7,8 +7,10 @@ wrote are tested in tests/interop.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,76 @@ def test_deep_nesting_is_refused(program: Any) -> None:
         calculate_witness(program(), {"a": nested})
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"n" * 100_000: {f"k{i}": 1 for i in range(50_000)}}, "name of more than 1024 characters"),
+        ({"n" * 100_000: {f"k{i}": [] for i in range(50_000)}}, "name of more than 1024 characters"),
+        ({f"{i}" + "n" * 1_000_000: 1 for i in range(8)}, "name of more than 1024 characters"),
+        ({"a": [{"b": []}] * 500_000}, "too many signals without a value"),
+        ({"a": {"b": [1] * 500_000 + [{"c": 1}]}}, "a.b[0]: the circuit has no such input"),
+    ],
+)
+def test_inputs_grow_no_larger_than_they_are(program: Any, inputs: Any, message: str) -> None:
+    """Each member of a bus repeats the names before its own: 5 MB of them would be 5 GB."""
+    wasm = program()
+    before = time.thread_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=re.escape(message)):
+            calculate_witness(wasm, inputs)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 128 << 20
+    assert time.thread_time() - before < 10
+
+
+def test_arrays_around_buses_are_looked_at_once(program: Any) -> None:
+    """And not once for each level, which took a minute for 500,000 values in 62 arrays."""
+    looked = 0
+
+    class Array(list[Any]):
+        def __iter__(self) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().__iter__()
+
+    value: Any = Array([1, 2, {"b": 1}])
+    for _ in range(61):
+        value = Array([value])
+    with pytest.raises(InvalidInput, match="no such input"):
+        calculate_witness(program(), {"a": value})
+    assert looked <= 3 * 62
+
+
+@pytest.mark.parametrize("mapping", [False, True])
+def test_an_array_that_holds_itself_is_refused(program: Any, mapping: bool) -> None:
+    value: list[Any] = [{"b": 1}] if mapping else [1]
+    value.append(value)
+    with pytest.raises(InvalidInput, match="nested deeper"):
+        calculate_witness(program(), {"a": value})
+
+
+@pytest.mark.parametrize("inputs", [{"\ud800": 1}, {"a": {"\udfff": 1}}, {"a": [{"x\udc80": 1}]}])
+def test_half_of_a_surrogate_pair_names_no_signal(program: Any, inputs: Any) -> None:
+    """JSON has a spelling for it, UTF-8 and with it a signal's hash none."""
+    with pytest.raises(InvalidInput, match="surrogate"):
+        calculate_witness(program(), inputs)
+
+
+@pytest.mark.parametrize("name", ["main." + "[0]" * 330 + "x", "main." + "a." * 500, "main." + "[" * 1000])
+def test_symbol_files_of_long_lines_are_read_in_no_time(program: Any, name: str) -> None:
+    """A kilobyte of indices took 7 ms a line."""
+    wasm = program()
+    (wasm.parent / "circuit.sym").write_text(f"1,1,0,{name}\n" * 65_000)
+    with pytest.raises(InvalidInput, match="2 values missing"):
+        calculate_witness(wasm, {})  # in a thread of its own
+    before = time.thread_time()
+    witness._symbols(wasm)
+    assert time.thread_time() - before < 10
+
+
 def test_a_failed_assertion_tells_its_place(program: Any) -> None:
     with pytest.raises(UnsatisfiedWitness, match="Error in template Add_0 line: 7"):
         calculate_witness(program(compute=FAILED_ASSERT), {"a": [1, 2]})
@@ -415,7 +487,7 @@ def test_memory_limit(program: Any) -> None:
         calculate_witness(program(pages=100), {"a": [1, 2]}, memory_limit=2)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0asm", b"\0asm\1\0\0\0", b"not wasm at all"])
+@pytest.mark.parametrize("content", [b"", b"\0asm", b"\0asm\1\0\0\0", b"not wasm at all", b"(module)"])
 def test_no_wasm(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.wasm"
     path.write_bytes(content)
@@ -457,6 +529,35 @@ def test_a_running_program_stops(program: Any, reason: str) -> None:
     while any(t.name == "gpuprover-witness" for t in threading.enumerate()):
         assert time.perf_counter() < deadline, "the program still runs"
         time.sleep(0.01)
+
+
+def test_whoever_is_out_of_time_while_it_compiles_leaves_nothing_running(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program does not run afterwards, and is not compiled again beside."""
+    wasm = program(compute=FOREVER, pages=time.time_ns() % 50 + 3)
+    compiling, go_on, compiled = threading.Event(), threading.Event(), []
+    module = wasmtime.Module
+
+    def slow(engine: Any, code: Any) -> Any:
+        if isinstance(code, bytes):
+            compiled.append(code)
+            compiling.set()
+            go_on.wait(30)
+        return module(engine, code)
+
+    slow.deserialize = module.deserialize  # type: ignore[attr-defined]
+    monkeypatch.setattr(wasmtime, "Module", slow)
+    for _ in range(3):
+        with pytest.raises(Timeout):
+            calculate_witness(wasm, {"a": [1, 2]}, job=Job(timeout=0.3))
+    left = [t for t in threading.enumerate() if t.name == "gpuprover-witness"]
+    assert len(left) == 3
+    assert len(compiled) == 1
+    go_on.set()
+    for thread in left:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_arguments() -> None:

@@ -1,8 +1,8 @@
 """Which of the CPU's paths runs: ``ifma`` (eight lanes on AVX-512 IFMA) or ``portable``.
 
-``PROVER_CPU_PATH`` forces one; ``lanes`` is ``ifma`` on any CPU, slowly, for tests. Otherwise the features
-decide that Numba compiles for, which are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for
-another machine.
+``PROVER_CPU_PATH`` forces one. Otherwise the features decide that Numba compiles for, which
+are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for another machine. With
+``GPUPROVER_EMULATE_IFMA=1`` every CPU has them all: the lanes' code runs there slowly, for tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpuprover.cpu.image import used_features
 from gpuprover.errors import DeviceError, InvalidInput
 
 PATHS = ("ifma", "portable")
-LANES = "lanes"
+EMULATION = "GPUPROVER_EMULATE_IFMA"
 NEEDED = ("avx512f", "avx512dq", "avx512vl", "avx512ifma")
 
 
@@ -52,9 +52,9 @@ def cpu_path() -> CpuPath:
         DeviceError: it forces ``ifma`` on a CPU that lacks an instruction set.
     """
     missing = [name for name in NEEDED if name not in cpu_features()]
+    if missing and os.environ.get(EMULATION) == "1":
+        missing = []
     forced = os.environ.get(VARIABLE, "").strip().lower()
-    if forced == LANES:
-        return CpuPath("ifma", f"{VARIABLE} says so, for tests: without AVX-512 IFMA it is slow")
     if forced and forced not in PATHS:
         raise InvalidInput(f"{VARIABLE}: expected {' or '.join(PATHS)}, found {forced[:40]!r}")
     if forced == "ifma" and missing:

@@ -150,14 +150,17 @@ def write_atomic(path: Pathish, *, secret: bool = False) -> Iterator[BinaryIO]:
     target = as_path(path)
     try:
         real = Path(os.path.realpath(target))
-        existing = real.stat().st_mode if real.exists() else stat.S_IFREG
+        # Of the path as it is given: /dev/stdout leads to a pipe, whose real path is none.
+        existing = os.stat(target).st_mode
+    except FileNotFoundError:
+        existing = stat.S_IFREG
     except OSError as error:
         raise os_problem(target, error, "write") from None
     if stat.S_ISDIR(existing):
         raise InvalidInput("cannot write: it is a folder", path=target)
     if not stat.S_ISREG(existing):
         try:
-            with real.open("wb") as device:
+            with target.open("wb") as device:
                 yield device
         except OSError as error:
             raise os_problem(target, error, "write") from None

@@ -54,7 +54,7 @@ def read_json(path: Pathish, *, pipe: bool = False) -> Any:
         if size > MAX_JSON_BYTES:
             raise MalformedFile(path, "document", f"{size} bytes, expected JSON of at most {MAX_JSON_BYTES}")
         try:
-            data = file.read(MAX_JSON_BYTES + 1)
+            data = file.read(size + 1)  # as much memory is asked for at once
         except OSError as error:
             raise os_problem(path, error, "read") from None
     return parse_json(data, str(path))
