@@ -616,6 +616,47 @@ def test_a_circuit_that_comes_is_found_at_once(shared: Stage) -> None:
         (folder / "late.vkey.json").unlink()
 
 
+def test_idle_connections_do_not_creep_into_the_descriptors_of_others() -> None:
+    """The one that is dropped leaves a low number to whoever comes next, which says nothing of room."""
+    used = set(range(10))
+    all_of_them = connections.Connections(100, 1.0, Pace(1.0, 1), 20)
+
+    class Newcomer:
+        idle, receiving, tenant = True, False, "127.0.0.1"
+
+        def __init__(self) -> None:
+            self.descriptor = min(set(range(1000)) - used)
+            used.add(self.descriptor)
+
+        def fileno(self) -> int:
+            return self.descriptor
+
+        def close(self) -> None:
+            used.discard(self.descriptor)
+
+        def drop(self) -> None:
+            self.close()
+            all_of_them.discard(self)  # type: ignore[arg-type]
+
+    def come(count: int) -> None:
+        for _ in range(count):
+            one = Newcomer()
+            if all_of_them._admit(one, one.tenant):  # type: ignore[arg-type]
+                all_of_them.add(one)  # type: ignore[arg-type]
+
+    for _ in range(5):
+        come(200)
+        assert len(all_of_them) == 10
+        assert len(used) == 20
+        all_of_them._look_at_room()
+    for found in list(all_of_them._of["127.0.0.1"])[:5]:
+        found.drop()
+    used -= set(range(5))  # others need fewer
+    all_of_them._look_at_room()
+    come(200)
+    assert len(all_of_them) == 15
+
+
 def test_a_circuit_is_there_though_its_folder_cannot_be_read(
     shared: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

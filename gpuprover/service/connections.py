@@ -76,6 +76,8 @@ class Connections:
 
     def __init__(self, limit: int, head: float, pace: Pace, ceiling: int | None = None) -> None:
         self._limit, self._head, self._pace = limit, head, pace
+        self._room = limit
+        """Connections that there may be now, by what the system has room for."""
         self._ceiling = descriptors() if ceiling is None else ceiling
         self._of: dict[str, OrderedDict[Connection, None]] = {}
         self._count = 0
@@ -121,7 +123,11 @@ class Connections:
 
     def _admit(self, connection: socket.socket, address: str) -> bool:
         """Whether it may stay. One of the tenant with the most makes room for it."""
-        if self._count < self._limit and connection.fileno() < self._ceiling:
+        scarce = connection.fileno() >= self._ceiling
+        if scarce:
+            # Its number alone does not tell: whoever comes next gets the low one of the connection that goes.
+            self._room = min(self._room, self._count)
+        if self._count < self._room and not scarce:
             return True
         tenant = tenant_of(address)
         most = max(self._of.values(), key=len, default=OrderedDict[Connection, None]())
@@ -150,6 +156,12 @@ class Connections:
                 for connection in list(own):
                     if connection.is_late(now, self._head) or connection.is_slow(now, self._pace):
                         connection.drop()
+            self._look_at_room()
+
+    def _look_at_room(self) -> None:
+        """As many as ever, once no descriptor is among those that are kept for others."""
+        if all(one.descriptor < self._ceiling for own in self._of.values() for one in own):
+            self._room = self._limit
 
 
 class Connection(H11Protocol):
@@ -185,6 +197,11 @@ class Connection(H11Protocol):
             self._head_since = None
         elif self._head_since is None:
             self._head_since = self.loop.time()
+
+    @property
+    def descriptor(self) -> int:
+        """-1 once it is closed."""
+        return int(self._raw.get_extra_info("socket").fileno())
 
     @property
     def idle(self) -> bool:

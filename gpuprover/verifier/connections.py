@@ -14,6 +14,7 @@ share.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -296,9 +297,11 @@ class Connections:
                 connected, _ = listener.socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
-            except OSError:
-                # No descriptor is left, say. The listener would be ready all the while: it waits.
+            except OSError as error:
                 self.counters["accept_failures"] += 1
+                if error.errno == errno.EMFILE and self._make_place(None):
+                    continue
+                # The listener would be ready all the while: it waits.
                 self._accept_after = time.monotonic() + ACCEPT_PAUSE
                 self._accept_no_more()
                 return
@@ -326,10 +329,15 @@ class Connections:
             return
         self.connect(connected, local=local, owner=False, may_end=listener.may_end(peer), peer=peer)
 
-    def _make_place(self, peer: str) -> bool:
-        """Ends a connection in favour of a newcomer -> whether one could be."""
+    def _make_place(self, peer: str | None) -> bool:
+        """Ends a connection in favour of a newcomer -> whether one could be.
+
+        Args:
+            peer: who comes; None if nobody knows, without a descriptor. Then a peer's only connection stays.
+        """
         counts = Counter(c.peer for c in self._all if not c.owner)
-        mine, most, now = counts[peer], max(counts.values(), default=0), time.monotonic()
+        mine = 1 if peer is None else counts[peer]
+        most, now = max(counts.values(), default=0), time.monotonic()
 
         def stands_still(c: Connection) -> bool:
             return c.idle or (not c.outstanding and c.frames.begun and now - c.began > self._limits.stall)
