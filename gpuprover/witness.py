@@ -121,6 +121,13 @@ _INDICES = re.compile(r"(?<!\])(\[[0-9]+\])+$")
 """Where no bracket ends before: else a line of a thousand of them is searched from each."""
 _MAX_SYMBOLS, _MAX_SYMBOL, _MAX_SYMBOL_BYTES = 1 << 16, 1 << 10, 1 << 23
 
+_IMPORTS, _EXPORTS = 2, 7
+"""Numbers of sections."""
+_MAX_ENTRIES = 256
+"""circom's programs have some six imports and twenty exports."""
+_MAX_SECTIONS = 1 << 12
+"""Of a program, custom ones included; circom's have a dozen."""
+
 # exceptionHandler's codes
 _NOT_FOUND, _TOO_MANY, _ALREADY_SET, _ASSERT_FAILED, _NO_MEMORY, _INPUT_INDEX, _ARRAY_INDEX = range(1, 8)
 
@@ -291,6 +298,8 @@ class _Program:
         except wasmtime.WasmtimeError as error:
             # Newer releases report fuel and epochs as traps, an older one as plain errors.
             raise self.failure or self._failed(str(error)) from None
+        except MemoryError:
+            raise OutOfMemory("the machine refused memory for the program", path=self.path) from None
 
     def _instantiate(self) -> None:
         import wasmtime
@@ -298,6 +307,10 @@ class _Program:
         if not self.code.startswith(b"\0asm"):
             # wasmtime would take it for WebAssembly's text, and find out what that is.
             raise MalformedFile(self.path, "module", "no WebAssembly")
+        for section, what in ((_IMPORTS, "imports"), (_EXPORTS, "exports")):
+            if (count := _entries(self.code, section)) > _MAX_ENTRIES:
+                # wasmtime's binding takes a millisecond for each.
+                raise MalformedFile(self.path, what, f"{count}, expected at most {_MAX_ENTRIES}")
         try:
             module = self._compiled(self.code)
         except wasmtime.WasmtimeError as error:
@@ -850,6 +863,32 @@ def _half_of_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return 4096 * _MIB
+
+
+def _entries(code: bytes, section: int) -> int:
+    """How many a section of a program says that it has; 0 without the section, or where it is damaged."""
+    at = 8
+    for _ in range(_MAX_SECTIONS):
+        if at >= len(code):
+            break
+        number = code[at]
+        size, start = _unsigned(code, at + 1)
+        if number == section:
+            return _unsigned(code, start)[0]
+        at = start + size
+    else:
+        return 1 << 32  # who has so many hides something
+    return 0
+
+
+def _unsigned(code: bytes, at: int) -> tuple[int, int]:
+    """A number in WebAssembly's form, 7 bits a byte, and where it ends."""
+    value = 0
+    for i, byte in enumerate(code[at : at + 5]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, at + i + 1
+    return value, len(code)
 
 
 def _symbols(wasm: Path, *, whole: bool = False) -> dict[str, int]:
