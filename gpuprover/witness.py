@@ -300,6 +300,11 @@ class _Program:
             raise self.failure or self._failed(str(error)) from None
         except MemoryError:
             raise OutOfMemory("the machine refused memory for the program", path=self.path) from None
+        finally:
+            # wasmtime holds what the program may call, and that holds this: nothing would ever be freed.
+            for held in ("store", "exports", "bridge"):
+                self.__dict__.pop(held, None)
+            self.failure = None  # its traceback knows the store, too
 
     def _instantiate(self) -> None:
         import wasmtime
