@@ -16,8 +16,10 @@ The four imported functions raise nothing and call the program no deeper than on
 kept, and the program stopped through its epoch. (An exception in one would travel through a variable that
 wasmtime shares among threads, to a run of somebody else; calls that come back in would end at the native
 stack.) The thread's stack has room for the program's and the host's. What stays is trust in wasmtime: an
-escape from its sandbox, and the system's refusal of memory to its compiler, which ends the process; whoever
-proves for strangers' programs does so in worker processes, which may die.
+escape from its sandbox; the system's refusal of memory to its compiler, which ends the process; and what the
+compiler takes, which no limit here bounds: some 250 bytes for each byte of one long function, and the square
+of the depth of loops in each other (10 s for 8,000). Whoever proves for strangers' programs does so in worker
+processes, which may die.
 
 Inputs and witness are secret: no message holds a value, and what the circuit logs is dropped. Of a program's
 own words only "Error in template NAME line: N" passes, where these words and NAME stand in the program's
