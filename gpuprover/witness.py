@@ -16,8 +16,10 @@ The four imported functions raise nothing and call the program no deeper than on
 kept, and the program stopped through its epoch. (An exception in one would travel through a variable that
 wasmtime shares among threads, to a run of somebody else; calls that come back in would end at the native
 stack.) The thread's stack has room for the program's and the host's. What stays is trust in wasmtime: an
-escape from its sandbox, and the system's refusal of memory to its compiler, which ends the process; whoever
-proves for strangers' programs does so in worker processes, which may die.
+escape from its sandbox; the system's refusal of memory to its compiler, which ends the process; and what the
+compiler takes, which no limit here bounds: some 250 bytes for each byte of one long function, and the square
+of the depth of loops in each other (10 s for 8,000). Whoever proves for strangers' programs does so in worker
+processes, which may die.
 
 Inputs and witness are secret: no message holds a value, and what the circuit logs is dropped. Of a program's
 own words only "Error in template NAME line: N" passes, where these words and NAME stand in the program's
@@ -120,6 +122,13 @@ _MEMBER = re.compile(r"[.\[]")
 _INDICES = re.compile(r"(?<!\])(\[[0-9]+\])+$")
 """Where no bracket ends before: else a line of a thousand of them is searched from each."""
 _MAX_SYMBOLS, _MAX_SYMBOL, _MAX_SYMBOL_BYTES = 1 << 16, 1 << 10, 1 << 23
+
+_IMPORTS, _EXPORTS = 2, 7
+"""Numbers of sections."""
+_MAX_ENTRIES = 256
+"""circom's programs have some six imports and twenty exports."""
+_MAX_SECTIONS = 1 << 12
+"""Of a program, custom ones included; circom's have a dozen."""
 
 # exceptionHandler's codes
 _NOT_FOUND, _TOO_MANY, _ALREADY_SET, _ASSERT_FAILED, _NO_MEMORY, _INPUT_INDEX, _ARRAY_INDEX = range(1, 8)
@@ -291,6 +300,13 @@ class _Program:
         except wasmtime.WasmtimeError as error:
             # Newer releases report fuel and epochs as traps, an older one as plain errors.
             raise self.failure or self._failed(str(error)) from None
+        except MemoryError:
+            raise OutOfMemory("the machine refused memory for the program", path=self.path) from None
+        finally:
+            # wasmtime holds what the program may call, and that holds this: nothing would ever be freed.
+            for held in ("store", "exports", "bridge"):
+                self.__dict__.pop(held, None)
+            self.failure = None  # its traceback knows the store, too
 
     def _instantiate(self) -> None:
         import wasmtime
@@ -298,6 +314,10 @@ class _Program:
         if not self.code.startswith(b"\0asm"):
             # wasmtime would take it for WebAssembly's text, and find out what that is.
             raise MalformedFile(self.path, "module", "no WebAssembly")
+        for section, what in ((_IMPORTS, "imports"), (_EXPORTS, "exports")):
+            if (count := _entries(self.code, section)) > _MAX_ENTRIES:
+                # wasmtime's binding takes a millisecond for each.
+                raise MalformedFile(self.path, what, f"{count}, expected at most {_MAX_ENTRIES}")
         try:
             module = self._compiled(self.code)
         except wasmtime.WasmtimeError as error:
@@ -850,6 +870,32 @@ def _half_of_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return 4096 * _MIB
+
+
+def _entries(code: bytes, section: int) -> int:
+    """How many a section of a program says that it has; 0 without the section, or where it is damaged."""
+    at = 8
+    for _ in range(_MAX_SECTIONS):
+        if at >= len(code):
+            break
+        number = code[at]
+        size, start = _unsigned(code, at + 1)
+        if number == section:
+            return _unsigned(code, start)[0]
+        at = start + size
+    else:
+        return 1 << 32  # who has so many hides something
+    return 0
+
+
+def _unsigned(code: bytes, at: int) -> tuple[int, int]:
+    """A number in WebAssembly's form, 7 bits a byte, and where it ends."""
+    value = 0
+    for i, byte in enumerate(code[at : at + 5]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, at + i + 1
+    return value, len(code)
 
 
 def _symbols(wasm: Path, *, whole: bool = False) -> dict[str, int]:

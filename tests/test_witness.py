@@ -7,10 +7,13 @@ wrote are tested in tests/interop.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
 import threading
 import time
 import tracemalloc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -480,6 +483,63 @@ def test_functions_of_other_types_are_refused(program: Any) -> None:
     wasm.write_bytes(broken)
     with pytest.raises(MalformedFile, match="exports"):
         calculate_witness(wasm, {"a": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"functions": "".join(f'(export "e{i}" (memory 0))' for i in range(20_000))}, "exports: 200"),
+        (
+            {"extra_import": '(import "runtime" "showSharedRWMemory" (func))' * 20_000},
+            "imports: 20004, expected at most 256",
+        ),
+    ],
+    ids=["exports", "imports"],
+)
+def test_a_program_of_many_names_is_refused_at_once(program: Any, knobs: Any, message: str) -> None:
+    """wasmtime's binding took a minute and more for 100,000 of them."""
+    wasm = program(**knobs)
+    before = time.process_time()
+    with pytest.raises(MalformedFile, match=message):
+        calculate_witness(wasm, {"a": [1, 2]})
+    assert time.process_time() - before < 5
+
+
+def test_many_sections_hide_nothing(program: Any) -> None:
+    wasm = program()
+    code = wasm.read_bytes()
+    wasm.write_bytes(code[:8] + b"\0\2\1x" * 5000 + code[8:])
+    with pytest.raises(MalformedFile, match="expected at most"):
+        calculate_witness(wasm, {"a": [1, 2]})
+
+
+def test_memory_that_python_lacks_is_a_typed_error(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    wasm = program()
+    monkeypatch.setattr(witness._Program, "_compiled", refuse)
+    with pytest.raises(OutOfMemory, match="refused memory"):
+        calculate_witness(wasm, {"a": [1, 2]})
+
+
+@pytest.mark.parametrize("compute", ["", FAILED_ASSERT, "(unreachable)", "(call $log)"])
+def test_nothing_is_left_of_a_run(program: Any, compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that holds functions that hold the store is found by no garbage collector: 0.2 MiB a proof."""
+    runs = []
+    made = witness._Program.__init__
+
+    def watched(self: Any, *arguments: Any) -> None:
+        runs.append(weakref.ref(self))
+        made(self, *arguments)
+
+    monkeypatch.setattr(witness._Program, "__init__", watched)
+    wasm = program(compute=compute)
+    for _ in range(3):
+        with contextlib.suppress(ProverError):
+            calculate_witness(wasm, {"a": [1, 2]})
+    gc.collect()
+    assert [run() for run in runs] == [None] * 3
 
 
 def test_memory_limit(program: Any) -> None:
