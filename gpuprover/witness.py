@@ -649,6 +649,8 @@ def _qualified(prefix: str, value: Any, depth: int = 0) -> Iterator[tuple[str, A
                 raise InvalidInput("circuit inputs: a signal's name is empty")
             if not isinstance(key, str):
                 raise InvalidInput(f"circuit inputs: a signal's name has to be a text, found {_kind(key)}")
+            if not _is_unicode(key):
+                raise InvalidInput("circuit inputs: a signal's name holds half a character (a surrogate)")
             yield from _qualified(f"{prefix}.{key}" if prefix else key, item, depth + 1)
     elif _is_list(value) and any(isinstance(item, Mapping) for item in _leaves(value)):
         for i, item in enumerate(value):
@@ -748,6 +750,14 @@ def _address_space_is_limited() -> bool:
     except ImportError:  # another system than Unix
         return False
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hash_halves(name: str) -> tuple[int, int]:

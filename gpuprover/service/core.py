@@ -168,7 +168,7 @@ class Service:
         return await asyncio.shield(self._rendering)
 
     async def ready(self) -> bool:
-        """False before preload is done, while draining, and where nothing can be proved or verified for longer
+        """False before preload is done, while draining, and where nothing can be proved or verified for more
         than :data:`UNREADY_SECONDS`. Workers that start again change nothing: the queue takes proofs
         meanwhile."""
         if self.draining:
