@@ -845,6 +845,14 @@ def _address_space_is_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _hash_halves(name: str) -> tuple[int, int]:
     """FNV-1a of a signal's name -> (high, low) as signed 32-bit integers."""
     h = 0xCBF29CE484222325

@@ -158,7 +158,7 @@ def test_a_key_that_cannot_be_loaded_fails_those_who_wait_and_is_tried_again_lat
     for job in jobs:
         with pytest.raises(MalformedFile, match="truncated"):
             job.wait(0)
-    assert stage.dispatcher.snapshot().problems == ("a: a.zkey: header: truncated",)
+    assert stage.dispatcher.snapshot().problems == ("a: a file: header: truncated",)
     stage.executor.prompt = True
     stage.end(stage.submit())
     assert stage.dispatcher.snapshot().problems == ()

@@ -188,6 +188,7 @@ def test_verifiers_and_folders_tell(made: Any, tmp_path: Path, caplog: pytest.Lo
     files = made(BN254)
     weak, sound = load_key(files.initial), load_key(files.final)
     loaded = LoadedKey(verification_key_points(weak.vk))
+    loaded.prepare()
     assert loaded.describe()["warnings"] == [texts.NO_CONTRIBUTION]
     assert LoadedKey(verification_key_points(sound.vk)).warnings == ()
     (tmp_path / "weak.zkey").write_bytes(files.initial)

@@ -175,6 +175,7 @@ def test_values_are_reduced_and_returned(
         ({3: [1, 2]}, "name has to be a text"),
         ({"a": [1, 2], "": 4}, "a signal's name is empty"),
         ({"a": {"": 4}}, "a signal's name is empty"),
+        ({"\ud800": 4}, "half a character"),
         ([1, 2], "expected an object"),
     ],
 )

@@ -260,9 +260,7 @@ def test_a_worker_proves_as_this_process_does(shared: Client, short: Circuit, fo
 
 
 def test_a_request_arrives_as_it_was_sent(short: Circuit) -> None:
-    request = ProofRequest(
-        7, short.zkey, short.info.identity, b"", "cuda:1", 3, ("G2",), 1 << 40, 2.5, (1 << 250, 3)
-    )
+    request = ProofRequest(7, short.zkey, short.info.identity, b"", "cuda:1", 3, ("G2",), 1 << 40, 2.5)
     inputs = {
         "inputs": {"a": [1, -(1 << 300), "0x10"], "b": np.uint64(7), "c": np.arange(3)},
         "wasm": "c.wasm",

@@ -14,10 +14,12 @@ from enum import StrEnum
 from typing import Any
 
 from gpuprover.api import ProofResult
-from gpuprover.errors import Cancelled, ProverError, ShuttingDown, Timeout
+from gpuprover.errors import Cancelled, InvalidInput, ProverError, ShuttingDown, Timeout
 from gpuprover.job import Progress
 
 log = logging.getLogger("gpuprover.engine")
+
+MAX_SECONDS = 1e9
 
 
 def require_process(pid: int) -> None:
@@ -32,6 +34,19 @@ def require_process(pid: int) -> None:
         raise ShuttingDown(
             f"the prover belongs to process {pid}, from which this one was forked; make one after the fork"
         )
+
+
+def seconds(value: object, name: str) -> float:
+    """A time to wait, as locks and events take it: infinite ones become years, negative ones none.
+
+    Raises:
+        InvalidInput: it is no number.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or value != value:
+        raise InvalidInput(f"{name}: expected a number of seconds, found {type(value).__name__}")
+    assert isinstance(value, int | float)
+    return float(min(max(value, 0), MAX_SECONDS))
 
 
 class JobState(StrEnum):
@@ -112,11 +127,12 @@ class ProofJob:
             Timeout: it is not done yet, or ran out of its own time.
             Aborted: it was cancelled.
             ShuttingDown: this process was forked before the job had ended.
+            InvalidInput: ``timeout`` is no number.
             ProverError: why it failed.
         """
         if not self._ended.is_set():
             require_process(self._pid)
-        if not self._ended.wait(timeout):
+        if not self._ended.wait(None if timeout is None else seconds(timeout, "timeout")):
             raise Timeout(f"the proof is not done after {timeout} s; its job goes on")
         if self._result is not None:
             return self._result

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from os import PathLike, fspath
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +24,7 @@ from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, u
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
-from gpuprover.engine.job import ProofJob, require_process
+from gpuprover.engine.job import ProofJob, require_process, seconds
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
@@ -40,7 +40,7 @@ from gpuprover.errors import (
     about,
     place,
 )
-from gpuprover.formats.files import open_regular
+from gpuprover.formats.files import as_path, open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
@@ -477,7 +477,7 @@ class Prover:
         """A witness as it travels: a path, bytes or inputs; and a keyed digest, where proofs are kept."""
         keeps = self.settings.proof_cache > 0
         if isinstance(source, str | PathLike):
-            path = os.path.abspath(fspath(source))
+            path = os.path.abspath(as_path(source, "witness"))
             if not keeps:
                 return path, None
             # The proof that is kept has to be of what was digested, whatever becomes of the file.
@@ -485,7 +485,9 @@ class Prover:
                 file, _ = open_regular(path)
             with file:
                 source = file.read()
-        if isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
+            # A copy, which its caller does not change.
+            source = bytes(source)
             return source, keyed_digest(source) if keeps else None
         if isinstance(source, Mapping):
             given = {"wasm": files.wasm, **source}
@@ -494,7 +496,7 @@ class Prover:
                 raise InvalidInput("witness: expected {'inputs': {...}}, and perhaps 'wasm' and 'fuel'")
             if given["wasm"] is None:
                 raise InvalidInput(f"witness: circuit {files.name!r} has no program beside its key to run")
-            given["wasm"] = os.path.abspath(fspath(given["wasm"]))
+            given["wasm"] = os.path.abspath(as_path(given["wasm"], "witness program"))
             return given, _digest_of_inputs(given) if keeps else None
         curve = self._curve(files)
         content = witness_bytes(curve.scalar, witness_words(source, curve))
@@ -520,7 +522,7 @@ class Prover:
             Timeout, ShuttingDown: see the messages.
         """
         self._here()
-        return self._verification.verify(circuit, public_signals, proof, timeout)
+        return self._verification.verify(circuit, public_signals, proof, _optional(timeout))
 
     def verify_batch(
         self, circuit: str, statements: Sequence[Statement], *, timeout: float | None = None
@@ -531,7 +533,15 @@ class Prover:
             as :meth:`verify`, but for damaged documents.
         """
         self._here()
-        return self._verification.verify_batch(circuit, statements, timeout)
+        try:
+            listed = list(statements)
+        except TypeError:
+            problem = f"expected a list of pairs, found {type(statements).__name__}"
+            raise InvalidInput(f"statements: {problem}") from None
+        for i, pair in enumerate(listed):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise InvalidInput(f"statement {i}: expected public signals and a proof")
+        return self._verification.verify_batch(circuit, listed, _optional(timeout))
 
     async def averify(
         self, circuit: str, public_signals: Signals, proof: Document, *, timeout: float | None = None
@@ -579,7 +589,9 @@ class Prover:
         self._here()
         if self.settings.policy == "off":
             raise InvalidInput("this prover only verifies (policy off)")
-        timeout = self.settings.load_timeout if timeout is None else timeout
+        timeout = self.settings.load_timeout if timeout is None else seconds(timeout, "timeout")
+        if not isinstance(pin, bool):
+            raise InvalidInput(f"pin: expected True or False, found {type(pin).__name__}")
         ended = threading.Event()
         answers: list[KeyInfo | ProverError] = []
 
@@ -597,6 +609,8 @@ class Prover:
     def unload(self, circuit: str) -> bool:
         """Lets a circuit's key go -> whether it was loaded. The next proof loads it again."""
         self._here()
+        if not isinstance(circuit, str):
+            raise InvalidInput(f"circuit: expected a name, found {type(circuit).__name__}")
         return self._dispatcher.unload(circuit)
 
     # Life ------------------------------------------------------------------------------
@@ -607,6 +621,8 @@ class Prover:
         As :meth:`ProofJob.add_done_callback` calls it, and before those.
         """
         self._here()
+        if not callable(callback):
+            raise InvalidInput(f"callback: expected a function, found {type(callback).__name__}")
         self._dispatcher.observers.append(callback)
 
     def get_status(self) -> ProverStatus:
@@ -658,7 +674,7 @@ class Prover:
             ProverError: a circuit to preload cannot be loaded.
         """
         self._here()
-        end = time.monotonic() + timeout
+        end = time.monotonic() + seconds(timeout, "timeout")
         while True:
             found = self._dispatcher.snapshot()
             if not found.accepting:
@@ -679,7 +695,7 @@ class Prover:
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more proofs from now on, and waits for those that it has -> whether all are answered."""
         self._here()
-        return self._dispatcher.drain(timeout)
+        return self._dispatcher.drain(_optional(timeout))
 
     def close(self, grace: float | None = None) -> None:
         """Ends it, with its threads and processes; may be called again, and from any thread.
@@ -687,8 +703,10 @@ class Prover:
         Proofs that wait are aborted now, those that run after ``grace`` seconds (default: ``grace_period``).
         In a process that was forked from its own it does nothing.
         """
+        # Before anything ends: what is half closed could not be closed again.
+        grace = self.settings.grace_period if grace is None else seconds(grace, "grace")
         self._finalizer.detach()
-        self._engine.close(self.settings.grace_period if grace is None else grace)
+        self._engine.close(grace)
 
     async def aclose(self, grace: float | None = None) -> None:
         """:meth:`close` for tasks."""
@@ -709,6 +727,10 @@ class Prover:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose(None if kind is None else 0.0)
+
+
+def _optional(timeout: float | None) -> float | None:
+    return None if timeout is None else seconds(timeout, "timeout")
 
 
 def _limit_of_proving(settings: EngineSettings) -> int:

@@ -36,7 +36,10 @@ def as_path(path: object, what: str = "path") -> Path:
     """A usable Path from a caller's argument. Raises InvalidInput for anything that is none."""
     if not isinstance(path, str | os.PathLike):
         raise InvalidInput(f"{what}: expected a file path, found {type(path).__name__}")
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError:  # its __fspath__ gives something else
+        raise InvalidInput(f"{what}: expected a file path, found {type(path).__name__}") from None
     if not isinstance(text, str):
         text = os.fsdecode(text)
     if not text:

@@ -59,6 +59,7 @@ def read_witness(source: Source) -> Witness:
     content = file.exactly(VALUES, count * size, f"{count} values of {size} bytes")
     # A copy: the file, or the caller's buffer, may change after the check.
     values: Words = np.array(content.view("<u8"), dtype=np.uint64).reshape(count, curve.scalar.limbs)
+    values.flags.writeable = False
     check_witness_values(values, curve, file.path, file.name(VALUES))
     return Witness(curve, values, file.path)
 
