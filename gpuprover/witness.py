@@ -714,7 +714,7 @@ def _qualified(prefix: str, value: Any, depth: int = 0, buses: _Buses | None = N
             if not isinstance(key, str):
                 raise InvalidInput(f"circuit inputs: a signal's name has to be a text, found {_kind(key)}")
             if _SURROGATE.search(key):
-                raise InvalidInput("circuit inputs: half of a surrogate pair in a signal's name")
+                raise InvalidInput("circuit inputs: a signal's name holds half a character (a surrogate)")
             yield from _qualified(f"{prefix}.{key}" if prefix else key, item, depth + 1)
     elif buses is not None or (_is_list(value) and (buses := _find_buses(value)) is not None):
         for i, item in enumerate(value):
@@ -843,14 +843,6 @@ def _address_space_is_limited() -> bool:
     except ImportError:  # another system than Unix
         return False
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _hash_halves(name: str) -> tuple[int, int]:

@@ -650,8 +650,9 @@ def test_a_forked_process_is_told_that_the_prover_is_not_its_own(
         text=True,
         timeout=280,
     )
-    said = [line for line in found.stderr.splitlines() if "gamma is not 1" not in line]  # of the keys
-    assert (found.returncode, found.stdout, said) == (0, "whole\n", [])
+    assert (found.returncode, found.stdout) == (0, "whole\n"), found.stderr
+    # Nothing but the words on what the key is worth.
+    assert all(line.startswith("circuit ") for line in found.stderr.splitlines())
 
 
 def test_lazy_starts_with_the_first_proof(folder: Path) -> None:
