@@ -119,6 +119,11 @@ class Child:
         """Whether it was ended from outside: by whoever may, or by the system for want of memory."""
         return self._process.poll() in (-signal.SIGKILL, -signal.SIGTERM)
 
+    @property
+    def status(self) -> int | None:
+        """Its exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.poll()
+
     def output(self) -> str:
         """The last lines that it wrote, of at most 4 KiB."""
         with suppress(OSError):

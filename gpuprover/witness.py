@@ -10,16 +10,14 @@ and a bounded number of instructions; its memory and the witness share one limit
 only those are on that circom uses, and reference types, which wasmtime's binding cannot switch off; their
 tables are bounded like any other.
 
-A program can end its own run and nothing else. It runs in this process, in a thread of its own: a helper
-process would double the time of a small proof or have to be kept, and the ways out that are known need none.
+A program can end its own run and nothing else. All but small ones are compiled by a process of their own
+(:mod:`gpuprover.wasm_compiler`), once. It runs in this process, in a thread of its own: a helper process for
+each run would double the time of a small proof or have to be kept, and the ways out that are known need none.
 The four imported functions raise nothing and call the program no deeper than once: what goes wrong in them is
 kept, and the program stopped through its epoch. (An exception in one would travel through a variable that
 wasmtime shares among threads, to a run of somebody else; calls that come back in would end at the native
 stack.) The thread's stack has room for the program's and the host's. What stays is trust in wasmtime: an
-escape from its sandbox; the system's refusal of memory to its compiler, which ends the process; and what the
-compiler takes, which no limit here bounds: some 250 bytes for each byte of one long function, and the square
-of the depth of loops in each other (10 s for 8,000). Whoever proves for strangers' programs does so in worker
-processes, which may die.
+escape from its sandbox.
 
 Inputs and witness are secret: no message holds a value, and what the circuit logs is dropped. Of a program's
 own words only "Error in template NAME line: N" passes, where these words and NAME stand in the program's
@@ -42,7 +40,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gpuprover import cache, forks
+from gpuprover import cache, forks, wasm_compiler
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -85,33 +83,12 @@ DEFAULT_FUEL = 10**11
 """WASM instructions, about: minutes of work; a million constraints take some 10^9."""
 
 _MIB = 1 << 20
-_STACK_BYTES = 1 << 20
 _THREAD_STACK = 8 << 20
 _TABLE_ELEMENTS = 1 << 12
 _MAX_PROGRAM = 256 * _MIB
 _PROGRAMS = cache.Store("wasmtime")
 _KEPT_BYTES = 512 * _MIB
 """Compiled programs that are kept; beyond, all are made anew."""
-_UNUSED_PROPOSALS = (
-    # In this order: what builds upon another goes first.
-    "component_model",
-    "component_model_implements",
-    "component_model_map",
-    "stack_switching",
-    "exceptions",
-    "gc",
-    "function_references",
-    "tail_call",
-    "threads",
-    "memory64",
-    "multi_memory",
-    "multi_value",
-    "relaxed_simd",
-    "simd",
-    "wide_arithmetic",
-    "custom_page_sizes",
-)
-"""circom 2.0 to 2.2 write WebAssembly's first version, and memory.copy and memory.fill at most."""
 _BUFFER_BYTES = 1 << 20
 _MAX_BUS_DEPTH = 64
 _NAMES_AT_ONCE = 1 << 12
@@ -255,24 +232,10 @@ class _Program:
     """One sandboxed instance of a circuit's WASM program."""
 
     def __init__(self, path: str, code: bytes, fuel: int, memory_limit: int | None) -> None:
-        import wasmtime
-
         self.path, self.code, self.fuel = path, code, fuel
         self.memory_bytes = memory_limit * _MIB if memory_limit else _half_of_memory()
-        config = wasmtime.Config()
-        config.consume_fuel = True
-        config.epoch_interruption = True
-        config.max_wasm_stack = _STACK_BYTES
-        for proposal in _UNUSED_PROPOSALS:
-            with suppress(AttributeError, wasmtime.WasmtimeError):  # an older or newer release
-                setattr(config, f"wasm_{proposal}", False)
-        if _address_space_is_limited():
-            # Checks of bounds in place of 4 GiB of addresses around each memory.
-            with suppress(AttributeError, wasmtime.WasmtimeError):
-                config.memory_reservation = 0
-                config.memory_reservation_for_growth = 0
-                config.memory_guard_size = 0
-        self.engine = wasmtime.Engine(config)
+        self.limited = _address_space_is_limited()
+        self.engine = wasm_compiler.engine(self.limited)
         self.interrupted = False
         self.places: list[str] = []
         self.failure: ProverError | None = None
@@ -376,7 +339,7 @@ class _Program:
         import wasmtime
 
         content = program if isinstance(program, bytes) else program.encode()
-        kind = "limited" if _address_space_is_limited() else "program"
+        kind = "limited" if self.limited else "program"
         file = f"{hashlib.sha256(content).hexdigest()[:32]}.{kind}"
         if (module := self._kept(file)) is not None:
             return module
@@ -384,8 +347,14 @@ class _Program:
             self._check_interrupted()
             if (module := self._kept(file)) is not None:
                 return module
-            module = wasmtime.Module(self.engine, program)
-            machine_code = bytes(module.serialize())
+            if len(content) <= wasm_compiler.SMALL:
+                module = wasmtime.Module(self.engine, program)
+                machine_code = bytes(module.serialize())
+            else:
+                machine_code = wasm_compiler.compile_apart(
+                    content, self.path, self.limited, self.memory_bytes, self._check_interrupted
+                )
+                module = wasmtime.Module.deserialize(self.engine, machine_code)
             files = _PROGRAMS.files()
             if sum(files.values()) + len(machine_code) > _KEPT_BYTES:
                 for name in files:
