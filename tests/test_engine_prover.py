@@ -594,6 +594,7 @@ FORKED = """
                 averify_batch=lambda: asyncio.run(prover.averify_batch("chain", statement, timeout=5)),
                 verification_key=lambda: prover.verification_key("chain"),
                 circuits=prover.circuits,
+                has_circuit=lambda: prover.has_circuit("chain"),
                 load=lambda: prover.load("chain", timeout=5),
                 unload=lambda: prover.unload("chain"),
                 observe=lambda: prover.observe(print),
