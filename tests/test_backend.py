@@ -1012,9 +1012,11 @@ def test_cancel(opened: OpenBackend, curve: CurveParams, scale: Scale, name: str
     operation = long_operations(opened, curve, scale.busy)[name](opened(Job()))
     backend = opened(Job(threads=2, cancel=cancel))
     moment: list[float] = []
+    spent: list[float] = []
 
     def set_it() -> None:
         moment.append(time.perf_counter())
+        spent.append(time.process_time())
         cancel.set()
 
     timer = threading.Timer(0.1, set_it)
@@ -1022,8 +1024,9 @@ def test_cancel(opened: OpenBackend, curve: CurveParams, scale: Scale, name: str
     with pytest.raises(Cancelled):
         while time.perf_counter() < (moment[0] if moment else time.perf_counter()) + 5:
             operation(backend)
-    # 200 ms of work is the promise; the rest is for a machine that does other things too.
-    assert time.perf_counter() - moment[0] < 0.2 + 3.0
+    # 200 ms of work is the promise, of each of two threads: in CPU time, which other programs do not add to.
+    # The rest is for a machine whose cores are shared.
+    assert time.process_time() - spent[0] < 2 * (0.2 + 0.5)
     timer.join()
 
 
