@@ -35,7 +35,7 @@ SOLE_VARIABLE = "GPUPROVER_SOLE_USER"
 """``1``: nobody but this user and root runs programs here, as in most containers. Folders above the cache's
 own may then be writable by others, as volumes of Kubernetes are."""
 LARGEST = 1 << 26
-"""Bytes of a file that is read; images have a few MiB."""
+"""Bytes of a file that is read, unless its kind has larger ones; images have a few MiB."""
 
 _KEY_FILE, _KEY_BYTES, _MAC_BYTES = "key", 32, 32
 _MAX_LINKS = 40
@@ -179,12 +179,13 @@ def _open_file(folder: int, file: str, place: Path) -> int:
     return descriptor
 
 
-def _content(descriptor: int) -> bytes:
+def _content(descriptor: int, largest: int = LARGEST) -> bytes:
     """A file's bytes; closes it. Raises OSError, for one that is too large as well."""
     with open(descriptor, "rb") as file:
-        if os.fstat(descriptor).st_size > LARGEST:
+        size = os.fstat(descriptor).st_size
+        if size > largest:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return file.read(LARGEST)
+        return file.read(size)
 
 
 def open_file(path: Path) -> int:
@@ -378,10 +379,13 @@ def for_children() -> dict[str, str]:
 
 
 class Store:
-    """Files of one kind of compiled code, in folders of this name in all :func:`places`."""
+    """Files of one kind of compiled code, in folders of this name in all :func:`places`.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    ``largest``: bytes of a file that is read.
+    """
+
+    def __init__(self, name: str, largest: int = LARGEST) -> None:
+        self.name, self._largest = name, largest
 
     @property
     def folder(self) -> Path | None:
@@ -444,7 +448,7 @@ class Store:
         """A file's bytes; None if there is none that may be used."""
         with suppress(OSError):
             descriptor = self.open(file)
-            return None if descriptor is None else _content(descriptor)
+            return None if descriptor is None else _content(descriptor, self._largest)
         return None
 
     def write(self, file: str, data: bytes) -> bool:
@@ -504,7 +508,7 @@ class Store:
         """What :meth:`write_signed` wrote, in a process of this user; None for anything else, or damaged."""
         for root, descriptor in self._opened(file, places().readable):
             with suppress(OSError):
-                data = _content(descriptor)
+                data = _content(descriptor, self._largest)
                 key = _key(root)
                 if key is None:
                     continue

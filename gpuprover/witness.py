@@ -86,9 +86,9 @@ _MIB = 1 << 20
 _THREAD_STACK = 8 << 20
 _TABLE_ELEMENTS = 1 << 12
 _MAX_PROGRAM = 256 * _MIB
-_PROGRAMS = cache.Store("wasmtime")
-_KEPT_BYTES = 512 * _MIB
+_KEPT_BYTES = 1024 * _MIB
 """Compiled programs that are kept; beyond, all are made anew."""
+_PROGRAMS = cache.Store("wasmtime", largest=_KEPT_BYTES)
 _BUFFER_BYTES = 1 << 20
 _MAX_BUS_DEPTH = 64
 _NAMES_AT_ONCE = 1 << 12

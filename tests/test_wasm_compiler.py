@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpuprover import wasm_compiler, witness
+from gpuprover import cache, wasm_compiler, witness
 from gpuprover.curves import BN254
 from gpuprover.errors import MalformedFile, OutOfMemory, ProverError, Timeout
 from gpuprover.job import Job
@@ -80,6 +81,21 @@ def test_a_witness_of_a_program_that_was_compiled_apart(
     assert words_to_ints(found) == words_to_ints(expected)
     assert len(children) == 2  # the program, and what moves its values
     assert [child.status for child in children] == [0, 0]
+
+
+def test_large_programs_are_kept() -> None:
+    """Those of heavy circuits are larger than any other file of compiled code."""
+    store = cache.Store(f"test-{os.getpid()}", largest=cache.LARGEST + (1 << 20))
+    data = bytes(cache.LARGEST + 1)
+    try:
+        assert store.write_signed("large", data)
+        assert store.read_signed("large") == data
+        assert cache.Store(store.name).read_signed("large") is None
+    finally:
+        store.remove("large")
+        if store.folder is not None:
+            store.folder.rmdir()
+    assert witness._PROGRAMS._largest >= witness._KEPT_BYTES > cache.LARGEST
 
 
 def test_a_compilation_ends_with_its_job(tmp_path: Path, children: list[Any]) -> None:
