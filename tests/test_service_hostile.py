@@ -269,7 +269,7 @@ def test_tenants_take_turns_with_threads() -> None:
         with pytest.raises(ZeroDivisionError):
             await threads.call("a", lambda: 1 // 0)
         await asyncio.sleep(0.02)
-        assert (threads.running, threads._free, dict(threads._waiting)) == (0, 3, {})
+        assert (threads.running, threads._free, dict(threads._line)) == (0, 3, {})
         threads.shutdown()
 
     asyncio.run(main())
@@ -703,7 +703,7 @@ def test_requests_begin_a_few_at_a_time_and_tenants_take_turns() -> None:
         await asyncio.gather(*greedy)
         assert begun.count("greedy") == 100
         assert "gone" not in begun
-        assert not turns._waiting
+        assert not turns._line
 
     asyncio.run(main())
 

@@ -66,6 +66,11 @@ class PowersOfTau:
         start = (1 << log_n) - 1
         return self.points(section)[start : start + (1 << log_n)]
 
+    def lagrange_bases(self, log_n: int) -> list[Words]:
+        """:meth:`lagrange` of τ in G1, τ in G2, ατ and βτ in G1."""
+        sections = LAGRANGE_TAU_G1, LAGRANGE_TAU_G2, LAGRANGE_ALPHA_TAU_G1, LAGRANGE_BETA_TAU_G1
+        return [self.lagrange(section, log_n) for section in sections]
+
     def bytes_from(self, section: int, start: int, size: int) -> Bytes:
         """``size`` bytes from byte ``start`` of a section on, past its end too; fewer at the file's end."""
         offset = self._file.find(section).offset + start

@@ -43,6 +43,7 @@ from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.formats.ptau import PowersOfTau
 from gpuprover.formats.r1cs import R1CS, SparseRows
 from gpuprover.formats.zkey import ProvingKey
+from gpuprover.groth16.prover import products
 from gpuprover.limbs import Words, g1_to_words, g2_to_words
 from gpuprover.polynomial import Coset, Direction, Domain
 
@@ -152,16 +153,7 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
     (in_a, row_a), (in_b, row_b) = (_in_one_row(records, matrix, n_vars) for matrix in (0, 1))
     if not in_a.any() and not in_b.any():
         return _B1_B2, "A, H and the coefficients (no wire is in one row only)"
-    matrices = backend.prepare_matrices(
-        2,
-        key.domain_size,
-        records["matrix"],
-        records["constraint"],
-        records["signal"],
-        records["value"],
-        Form.DOUBLE_MONTGOMERY,
-    )
-    all_a, all_b = backend.spmv(matrices, w)
+    all_a, all_b = products(key, w, backend)
     zeta = 1 + secrets.randbits(64 * _WEIGHT_WORDS)
     left: list[tuple[Point, Point]] = []
     right: list[tuple[Point, Point]] = []
@@ -175,9 +167,9 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
             continue
         masked = np.where(mine[:, None], w, np.uint64(0))
         others = backend.download(other)[rows]
-        products = backend.mul(backend.upload(masked), backend.upload(others))
-        remainder = test.sum(Group.G1, points, backend.download(products))
-        masked_a, masked_b = backend.spmv(matrices, masked)
+        weights = backend.mul(backend.upload(masked), backend.upload(others))
+        remainder = test.sum(Group.G1, points, backend.download(weights))
+        masked_a, masked_b = products(key, masked, backend)
         a, b = (all_a, masked_b) if first else (masked_a, all_b)
         quotient = test.sum(Group.G1, key.h, _quotient(backend, a, b, domain))
         factor = 1 if first else zeta
@@ -263,17 +255,7 @@ def check_circuit(key: ProvingKey, r1cs: R1CS, backend: Backend) -> None:
             _refuse(key, zk.HEADER, f"{found} {what}, expected {expected} for {r1cs.source}")
     w = _weights(key.n_vars, key.curve)
     with backend.job.phase("check coefficients"):
-        records = key.coefficients
-        matrices = backend.prepare_matrices(
-            2,
-            key.domain_size,
-            records["matrix"],
-            records["constraint"],
-            records["signal"],
-            records["value"],
-            Form.DOUBLE_MONTGOMERY,
-        )
-        ours = [backend.download(v) for v in backend.spmv(matrices, w)]
+        ours = [backend.download(v) for v in products(key, w, backend)]
         theirs = _products(r1cs, w, key.domain_size, backend)[:2]
         for name, mine, other in zip("AB", ours, theirs, strict=True):
             wrong = (mine != other).any(axis=1)
@@ -338,15 +320,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
         if mine != theirs:
             expected = "the generator" if name == "gamma2" else f"that of {ptau.path}"
             _refuse(key, zk.HEADER, f"{name} is not {expected}")
-    in_g1, in_g2, alpha, beta = (
-        ptau.lagrange(section, log_n)
-        for section in (
-            pt.LAGRANGE_TAU_G1,
-            pt.LAGRANGE_TAU_G2,
-            pt.LAGRANGE_ALPHA_TAU_G1,
-            pt.LAGRANGE_BETA_TAU_G1,
-        )
-    )
+    in_g1, in_g2, alpha, beta = ptau.lagrange_bases(log_n)
     w, split = _weights(key.n_vars, curve), key.n_public + 1
     public, private = w.copy(), w.copy()
     public[split:] = private[:split] = 0

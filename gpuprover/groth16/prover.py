@@ -75,7 +75,7 @@ def prove(
 
     with backend.proof(key.plan_header, key):
         with job.phase("constraints"):
-            a, b = _products(key, w, backend)
+            a, b = products(key, w, backend)
             c = backend.mul(a, b)
 
         with job.phase("quotient"):
@@ -108,15 +108,19 @@ def prove(
     return Proof(pi_a, pi_b, pi_c)  # type: ignore[arg-type]
 
 
-def _products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
-    """A·w and B·w."""
+def products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
+    """A·w and B·w for canonical w, uint64[n_vars, limbs], as vectors of the backend of the domain's size.
+
+    Raises:
+        MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
+    """
     records = key.coefficients
     indices = records["matrix"], records["constraint"], records["signal"]
     try:
         matrices = backend.prepare_matrices(
             2, key.domain_size, *indices, records["value"], Form.DOUBLE_MONTGOMERY
         )
-        products = backend.spmv(matrices, w)
+        found = backend.spmv(matrices, w)
     except IndexError:
         raise MalformedFile(
             key.path,
@@ -124,7 +128,7 @@ def _products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
             "a record is out of range by now: the file has been written to since it was loaded",
         ) from None
     backend.free(matrices)
-    return products
+    return found
 
 
 _sound: set[int] = set()

@@ -119,15 +119,7 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
             _by_wire(r1cs, matrix, public)
             for matrix, public in ((r1cs.a, r1cs.n_public + 1), (r1cs.b, 0), (r1cs.c, 0))
         )
-    tau1, tau2, alpha, beta = (
-        ptau.lagrange(section, log_n)
-        for section in (
-            pt.LAGRANGE_TAU_G1,
-            pt.LAGRANGE_TAU_G2,
-            pt.LAGRANGE_ALPHA_TAU_G1,
-            pt.LAGRANGE_BETA_TAU_G1,
-        )
-    )
+    tau1, tau2, alpha, beta = ptau.lagrange_bases(log_n)
     k, k_sources = (a, b, c), (beta, alpha, tau1)
 
     with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:

@@ -50,6 +50,39 @@ def room(free: int, own: int, share: float) -> int:
     return min(free, max(0, math.ceil(round(share * free - (1 - share) * own, 6))))
 
 
+class _Line:
+    """Tasks that wait, of each tenant in the order in which they came. Of one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def join(self, tenant: str) -> asyncio.Future[None]:
+        """What is done when it is this one's turn."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        return turn
+
+    def call(self, may: Callable[[str], bool] = lambda tenant: True) -> str | None:
+        """Has the first tenant that ``may`` take its turn, after which it is the last one -> that tenant.
+
+        None if there is none. Who does not wait any more is passed over.
+        """
+        while (tenant := next(filter(may, self._waiting), None)) is not None:
+            turns = self._waiting[tenant]
+            turn = turns.popleft()
+            if turns:
+                self._waiting.move_to_end(tenant)
+            else:
+                del self._waiting[tenant]
+            if not turn.done():
+                turn.set_result(None)
+                return tenant
+        return None
+
+
 class Turns:
     """Requests begin a few at a time, those of each tenant in turn, and in between the event loop looks at
     everything else. Hundreds that are there at once would otherwise all be answered before another client's
@@ -59,14 +92,13 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._line = _Line()
         self._next_is_due = False
 
     async def take(self, tenant: str) -> None:
         """Returns when it is this tenant's turn."""
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(tenant, deque()).append(turn)
+        turn = self._line.join(tenant)
         if not self._next_is_due:
             self._next_is_due = True
             loop.call_soon(self._next)
@@ -75,17 +107,9 @@ class Turns:
     def _next(self) -> None:
         self._next_is_due = False
         begun = 0
-        while self._waiting and begun < AT_ONCE:
-            tenant, turns = next(iter(self._waiting.items()))
-            turn = turns.popleft()
-            if turns:
-                self._waiting.move_to_end(tenant)
-            else:
-                del self._waiting[tenant]
-            if not turn.done():  # nobody waits for it otherwise
-                turn.set_result(None)
-                begun += 1
-        if self._waiting:
+        while begun < AT_ONCE and self._line.call() is not None:
+            begun += 1
+        if self._line:
             self._next_is_due = True
             asyncio.get_running_loop().call_soon(self._next)
 
@@ -100,7 +124,7 @@ class TenantThreads:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._free, self._each = threads, each
         self._running: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._line = _Line()
 
     @property
     def running(self) -> int:
@@ -110,8 +134,7 @@ class TenantThreads:
     async def call(self, tenant: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What the function returns; called in a thread, in the caller's context."""
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(tenant, deque()).append(turn)
+        turn = self._line.join(tenant)
         self._next()
         try:
             await turn
@@ -144,19 +167,11 @@ class TenantThreads:
     def _next(self) -> None:
         """Begins what may begin, of each tenant in turn."""
         while self._free:
-            tenant = next((one for one in self._waiting if self._running[one] < self._each), None)
+            tenant = self._line.call(lambda one: self._running[one] < self._each)
             if tenant is None:
                 return
-            turns = self._waiting[tenant]
-            turn = turns.popleft()
-            if turns:
-                self._waiting.move_to_end(tenant)
-            else:
-                del self._waiting[tenant]
-            if not turn.done():  # nobody waits for it otherwise
-                self._free -= 1
-                self._running[tenant] += 1
-                turn.set_result(None)
+            self._free -= 1
+            self._running[tenant] += 1
 
     def shutdown(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
