@@ -869,6 +869,22 @@ def test_witnesses_of_every_kind_of_bytes(folder: Path) -> None:
         assert job.wait().public_signals == want
 
 
+class NoPath:
+    def __fspath__(self) -> Any:
+        return 7
+
+
+@pytest.mark.parametrize("source", [5, b"x", "/nowhere/x.json", NoPath()])
+def test_a_document_is_called_what_it_is(folder: Path, source: Any) -> None:
+    with create_prover(circuit_keys_path=folder, **SETTINGS | {"policy": "off"}) as prover:
+        with pytest.raises(InvalidInput) as signals:
+            prover.verify("chain", source, {})
+        with pytest.raises(InvalidInput) as proof:
+            prover.verify("chain", [], source)
+    assert (signals.value.role or signals.value.message).startswith("public signals")
+    assert (proof.value.role or proof.value.message).startswith("proof")
+
+
 @pytest.mark.parametrize("value", NO_TIMES)
 def test_times_that_are_none(folder: Path, value: Any) -> None:
     prover = create_prover(circuit_keys_path=folder, **SETTINGS)

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Protocol
 
 from gpuprover import api
@@ -16,6 +16,7 @@ from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
 from gpuprover.engine.directory import CircuitDirectory, KnownKey
 from gpuprover.errors import CircuitNotFound, InvalidInput, Timeout, about
+from gpuprover.formats.files import as_path
 from gpuprover.formats.groth16_json import VerificationKey, parse_verification_key
 from gpuprover.formats.json_files import read_json
 from gpuprover.memory import MIB
@@ -159,7 +160,7 @@ class Verification:
         """
         end = self._end(timeout)
         key = self.key(circuit)
-        public, document = _document(signals), _document(proof)
+        public, document = _document(signals, "public signals"), _document(proof, "proof")
 
         def ask() -> bool:
             self._hold(key, end)
@@ -221,14 +222,12 @@ def _left(end: float) -> float:
     return max(0.001, end - time.monotonic())
 
 
-def _document(source: Any) -> Any:
+def _document(source: Any, role: str) -> Any:
     if isinstance(source, str | PathLike):
-        with about("proof"):
-            return read_json(fspath(source))
+        with about(role):
+            return read_json(as_path(source, role))
     if not isinstance(source, Sequence | Mapping) or isinstance(source, bytes):
-        raise InvalidInput(
-            f"proof and public signals: expected documents or paths, found {type(source).__name__}"
-        )
+        raise InvalidInput(f"{role}: expected a document or a path, found {type(source).__name__}")
     return source
 
 
