@@ -545,15 +545,16 @@ def test_the_tenant_with_the_most_connections_makes_room(
     assert "made room for another one" in caplog.text
 
 
-def test_the_lack_of_descriptors_is_outlived(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio's own loop wrote 100,000 lines in six seconds."""
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EPROTO, errno.EPERM, errno.ENETDOWN])
+def test_what_the_system_refuses_to_accept_is_outlived(caplog: pytest.LogCaptureFixture, number: int) -> None:
+    """asyncio's own loop wrote 100,000 lines in six seconds for want of descriptors."""
     tries = 0
 
     class Listener:
         def accept(self) -> Any:
             nonlocal tries
             tries += 1
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise OSError(number, os.strerror(number))
 
         def gettimeout(self) -> float:
             return 0.0
@@ -570,7 +571,23 @@ def test_the_lack_of_descriptors_is_outlived(caplog: pytest.LogCaptureFixture) -
 
     asyncio.run(main())
     assert 1 <= tries <= 4
-    assert caplog.text.count("Too many open files") == tries
+    assert caplog.text.count(os.strerror(number)) == tries
+
+
+def test_no_fault_ends_the_loops_over_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that accepts no more, or forgets its limits, would be deaf or full for good."""
+    with stage(tmp_path / "c") as found:
+        assert ask(found, "GET", "/healthz")[0] == 200
+        monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+        monkeypatch.setattr(connections.Connections, "_look_at_room", lambda self: 1 // 0)
+        monkeypatch.setattr(connections.Connections, "_admit", lambda self, *_: 1 // 0)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(found, "GET", "/healthz")
+        until(lambda: caplog.text.count("ZeroDivisionError in gpuprover.service.connections") >= 2)
+        monkeypatch.undo()
+        assert ask(found, "GET", "/healthz")[0] == 200
 
 
 def test_descriptors_are_left_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

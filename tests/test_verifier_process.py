@@ -1019,6 +1019,35 @@ def test_no_descriptor_for_a_client(folder: Path) -> None:
         late.channel.close()
 
 
+def test_a_listener_that_cannot_be_watched_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the system had no room for a descriptor it may have none for watching the listener either."""
+    with serving(folder, key=VKEYS["bn254"]) as (address, served):
+        served_connections, tries = served._connections, 0
+        register = served_connections._selector.register
+
+        def refuse(file: Any, events: int, data: Any = None) -> Any:
+            nonlocal tries
+            if isinstance(data, Listener) and tries < 2:
+                tries += 1
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return register(file, events, data)
+
+        def lack() -> None:
+            served_connections._accept_no_more()
+            served_connections._accept_after = 0.0
+
+        monkeypatch.setattr(served_connections._selector, "register", refuse)
+        served_connections._posted.append(lack)
+        served_connections.wake()
+        until(lambda: tries == 2, "it is not tried again")
+        late = Raw(address)
+        assert late.call("hello")["result"]["ready"]
+        assert late.call("status")["result"]["counters"]["faults"] == 2
+        late.channel.close()
+
+
 def test_one_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers are told after a few attempts, however long each of them lasted."""
     monkeypatch.setattr(client, "FIRST_DELAY", 0.01)

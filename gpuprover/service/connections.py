@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import resource
 import socket
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gpuprover.errors import place
 from gpuprover.service.bodies import Pace
 from gpuprover.service.shares import tenant_of
 
@@ -33,8 +33,6 @@ QUICK = 0.001
 RESERVE = 16
 """Descriptors at least that no connection takes: keys, workers and logs need some."""
 
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
 
 def descriptors() -> int:
     """The number from which on descriptors are not for connections."""
@@ -42,6 +40,11 @@ def descriptors() -> int:
     if soft == resource.RLIM_INFINITY:
         return 1 << 30
     return max(8, soft - max(RESERVE, min(256, soft // 8)))
+
+
+def _tell(error: Exception) -> None:
+    """Kind and place: a text may hold what is secret."""
+    log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, place(error.__traceback__))
 
 
 class _Counted:
@@ -109,16 +112,18 @@ class Connections:
                 except ConnectionAbortedError:
                     continue
                 except OSError as error:
-                    if error.errno not in _NO_ROOM:
-                        raise
+                    # No room; or what has befallen the connection, which Linux tells here (accept(2)).
                     log.warning("no connection could be accepted: %s", error.strerror)
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
-                if self._admit(connection, str(address[0])):
-                    try:
+                try:
+                    if self._admit(connection, str(address[0])):
                         await loop.connect_accepted_socket(make, connection)
-                    except OSError:
-                        connection.close()
+                except Exception as error:
+                    # This one ends. Without the loop nobody would be heard any more.
+                    connection.close()
+                    if not isinstance(error, OSError):
+                        _tell(error)
             await asyncio.sleep(0)
 
     def _admit(self, connection: socket.socket, address: str) -> bool:
@@ -151,12 +156,17 @@ class Connections:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = loop.time()
-            for own in list(self._of.values()):
-                for connection in list(own):
-                    if connection.is_late(now, self._head) or connection.is_slow(now, self._pace):
-                        connection.drop()
-            self._look_at_room()
+            try:
+                self._sweep(loop.time())
+            except Exception as error:
+                _tell(error)
+
+    def _sweep(self, now: float) -> None:
+        for own in list(self._of.values()):
+            for connection in list(own):
+                if connection.is_late(now, self._head) or connection.is_slow(now, self._pace):
+                    connection.drop()
+        self._look_at_room()
 
     def _look_at_room(self) -> None:
         """As many as ever, once no descriptor is among those that are kept for others."""

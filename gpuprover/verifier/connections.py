@@ -362,8 +362,14 @@ class Connections:
 
     def _accept_again(self) -> None:
         self._accepting = True
-        for listener in self._listeners:
-            self._selector.register(listener.socket, selectors.EVENT_READ, listener)
+        try:
+            for listener in self._listeners:
+                self._selector.register(listener.socket, selectors.EVENT_READ, listener)
+        except Exception:
+            # The system has no room to watch one: all are tried again, or it would be heard never more.
+            self._accept_no_more()
+            self._accept_after = time.monotonic() + ACCEPT_PAUSE
+            raise
 
     def drop(self, connection: Connection) -> None:
         """Ends a connection at once."""
