@@ -106,8 +106,8 @@ def _carry(b: ir.IRBuilder, t: Limbs) -> Limbs:
 def _has_ifma() -> bool:
     """Whether the CPU that is compiled for multiplies 52-bit limbs in lanes.
 
-    Elsewhere the same is written out in plain instructions, which any CPU has: some hundred times as slow,
-    so that the lanes' code can be tested there.
+    Elsewhere the same is written out in plain instructions, which any CPU has: slowly, so that the lanes'
+    code can be tested there.
     """
     features = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
     return "+avx512ifma" in features
