@@ -132,6 +132,21 @@ class Raw:
 
 
 @contextmanager
+def running(served: Server) -> Iterator[None]:
+    """Serves in a thread of this process, from when clients are heard."""
+    started = threading.Event()
+    thread = threading.Thread(target=served.run, args=(started.set,))
+    thread.start()
+    try:
+        assert started.wait(WAIT)
+        yield
+    finally:
+        served.stop()
+        thread.join(WAIT)
+        assert not thread.is_alive()
+
+
+@contextmanager
 def serving(
     folder: Path, limits: Limits | None = None, *, users: tuple[int, ...] = (), **keys: Any
 ) -> Iterator[tuple[str, Server]]:
@@ -141,14 +156,8 @@ def serving(
     served.listen(listener)
     for name, vkey in keys.items():
         served.load(name, vkey, name)
-    thread = threading.Thread(target=served.run)
-    thread.start()
-    try:
+    with running(served):
         yield str(listener.address), served
-    finally:
-        served.stop()
-        thread.join(WAIT)
-        assert not thread.is_alive()
 
 
 @contextmanager
@@ -1164,14 +1173,8 @@ def serving_tcp(secret: bytes | None, **keys: Any) -> Iterator[tuple[str, Server
     served.listen(listener)
     for name, vkey in keys.items():
         served.load(name, vkey, name)
-    thread = threading.Thread(target=served.run)
-    thread.start()
-    try:
+    with running(served):
         yield str(listener.address), served
-    finally:
-        served.stop()
-        thread.join(WAIT)
-        assert not thread.is_alive()
 
 
 def test_a_secret_over_tcp(folder: Path, secret: Path) -> None:
