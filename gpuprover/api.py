@@ -108,10 +108,14 @@ def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limi
         if unknown or "wasm" not in source or "inputs" not in source:
             raise InvalidInput("witness: expected {'inputs': {...}, 'wasm': path}, and perhaps 'fuel'")
         program = str(as_path(source["wasm"], "witness program"))
+        inputs = source["inputs"]
         with job.phase("calculate witness"):
+            if isinstance(inputs, bytes):
+                with about("inputs"):
+                    inputs = json_files.parse_json(inputs, "circuit inputs")
             found, words = calculate_witness(
                 program,
-                source["inputs"],
+                inputs,
                 job=job,
                 fuel=source.get("fuel"),
                 memory_limit=memory_limit,
@@ -162,7 +166,8 @@ def prove(
     Args:
         key: from :func:`load_key`, or a path.
         witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
-            ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions.
+            ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions; inputs
+            may also be the JSON text of their object, as bytes.
         device: ``auto``, ``cpu``, ``cuda`` (the freest GPU) or ``cuda:N``. With ``auto``, the CPU takes over
             from a GPU that fails or runs out of memory, and ``warnings`` says so.
         threads: at most this many; default ``PROVER_THREADS`` or the CPUs of this process.

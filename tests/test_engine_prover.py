@@ -139,6 +139,7 @@ def test_inputs_need_only_themselves_where_the_program_lies_beside_the_key(
         {"inputs": {"a": [49, 7]}},
         {"inputs": {"a": ["49", "0x7"]}, "fuel": 10**8},
         {"inputs": {"a": [49, -7]}, "wasm": folder / "square.wasm"},
+        {"inputs": b'{"a": [49, "7"]}', "fuel": 10**8},
     ):
         result = prover.prove("square", witness)
         assert result.public_signals == ["49"]
@@ -147,6 +148,11 @@ def test_inputs_need_only_themselves_where_the_program_lies_beside_the_key(
         prover.prove("square", {"inputs": {"a": [49, 8]}})
     with pytest.raises(InvalidInput, match="b: the circuit has no such input"):
         prover.prove("square", {"inputs": {"a": [49, 7], "b": 1}})
+    for text in (b"{", b"\xff", b'{"a": 1, "a": 2}', b'{"a": NaN}'):
+        with pytest.raises(MalformedFile, match="circuit inputs: document"):
+            prover.prove("square", {"inputs": text})
+    with pytest.raises(InvalidInput, match="an object of signal names"):
+        prover.prove("square", {"inputs": b"[49, 7]"})
 
 
 def test_arguments_that_cannot_be_used(prover: Prover) -> None:

@@ -201,7 +201,7 @@ def test_inputs_go_to_the_circuits_own_program_and_nowhere_else(shared: Stage) -
     assert answer.status_code == 200
     witness = shared.executor.requests[-1].witness
     assert isinstance(witness, dict)
-    assert witness["inputs"] == inputs
+    assert json.loads(witness["inputs"]) == inputs
     assert witness["wasm"] == str(shared.prover.settings.circuit_keys_path / "chain.wasm")
     count = len(shared.executor.requests)
     for body in (

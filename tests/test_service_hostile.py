@@ -89,6 +89,13 @@ def until(condition: Any) -> None:
 # Bodies ------------------------------------------------------------------------------------------
 
 
+def parsed(model: type[models._Request], body: bytes) -> Any:
+    """A body as a model; of inputs the text travels on, and is parsed where they are used."""
+    if model is models.ProveRequest:
+        return models.ProveRequest(inputs=json.loads(models.inputs_text(body)))
+    return models.parse(model, body)
+
+
 @pytest.mark.parametrize(
     ("model", "head", "unit", "tail"),
     [
@@ -108,7 +115,7 @@ def test_the_first_error_of_a_body_ends_it(
     tracemalloc.start()
     try:
         with pytest.raises((Problem, MalformedFile)):
-            models.parse(model, body)
+            parsed(model, body)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -145,10 +152,29 @@ def test_bodies_are_checked_as_the_models_say(rng: random.Random) -> None:
         with suppress(ValidationError):
             expected = model.model_validate(document)
         with suppress(Problem):
-            found = models.parse(model, json.dumps(document).encode())
+            found = parsed(model, json.dumps(document).encode())
         assert found == expected, document
         accepted += found is not None
     assert 100 < accepted < 500
+
+
+def test_the_text_of_inputs_is_cut_out_of_its_body() -> None:
+    inputs = {"a": ["1", {"inputs": ":}"}], "}": ":{"}
+    text = json.dumps(inputs)
+    for body in (
+        f'{{"inputs":{text}}}',
+        f' \n{{ "inputs" \t: {text} }}\r\n',
+        f'{{"\\u0069nput\\u0073":{text}}}',
+        f'\ufeff{{"inputs": {text}}}',
+    ):
+        assert json.loads(models.inputs_text(body.encode())) == inputs
+    assert models.inputs_text(text.encode(), bare=True) == text.encode()
+    for wrong in ("[]", "7", '"inputs"', '{"inputs": []}', '{"inputs": {}, "x": 1}', '{"input": {}}', "{}"):
+        with pytest.raises(Problem) as caught:
+            models.inputs_text(wrong.encode())
+        assert caught.value.status == 400
+    with pytest.raises(Problem):
+        models.inputs_text(b"[]", bare=True)
 
 
 def test_too_much_of_anything_is_refused() -> None:
@@ -157,11 +183,11 @@ def test_too_much_of_anything_is_refused() -> None:
         (models.VerifyRequest, {"circuit_id": "c", "public_signals": [], "proof": {"a": [1] * 300}}, 400),
     ]:
         with pytest.raises(Problem) as caught:
-            models.parse(model, json.dumps(body).encode())
+            parsed(model, json.dumps(body).encode())
         assert caught.value.status == status
     body = b'{"inputs":{"a":[' + b"[]," * models.MAX_CONTAINERS + b"0]}}"
     with pytest.raises(MalformedFile, match="more than"):
-        models.parse(models.ProveRequest, body)
+        models.inputs_text(body)
 
 
 def test_json_counts_by_what_it_takes_once_it_is_parsed(tmp_path: Path) -> None:

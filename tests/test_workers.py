@@ -274,6 +274,10 @@ def test_a_request_arrives_as_it_was_sent(short: Circuit) -> None:
                 "wasm": os.path.abspath("c.wasm"),
             },
         ),
+        (
+            {"inputs": b'{"a": [1, "0x10"]}', "wasm": Path("c.wasm"), "fuel": 5},
+            {"inputs": b'{"a": [1, "0x10"]}', "wasm": os.path.abspath("c.wasm"), "fuel": 5},
+        ),
         ("relative.wtns", os.path.abspath("relative.wtns")),
         ([], []),
     ):

@@ -783,9 +783,11 @@ def _cancel_submitted(submission: asyncio.Future[ProofJob]) -> None:
 
 def _digest_of_inputs(given: Mapping[str, Any]) -> bytes | None:
     """None for inputs that are not JSON: what is wrong with them, their use will say."""
+    inputs = given["inputs"]
     try:
-        written = json.dumps([given["inputs"], given.get("fuel")], sort_keys=True)
+        if not isinstance(inputs, bytes):
+            inputs = json.dumps(inputs, sort_keys=True)
+        with about("witness program"):
+            return keyed_digest(inputs, repr(given.get("fuel")), repr(identity_of(given["wasm"])))
     except (TypeError, ValueError, RecursionError):
         return None
-    with about("witness program"):
-        return keyed_digest(written, repr(identity_of(given["wasm"])))

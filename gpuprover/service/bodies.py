@@ -86,6 +86,12 @@ class Reservation:
             self._budget.add(self._tenant, size - self.bytes)
             self.bytes = size
 
+    def shrink(self, size: int) -> None:
+        """To ``size`` bytes, if it has more."""
+        if size < self.bytes:
+            self._budget.add(self._tenant, size - self.bytes)
+            self.bytes = size
+
     def hand_on(self) -> None:
         """The block's end gives nothing back: somebody else calls :meth:`release`."""
         self._handed_on = True

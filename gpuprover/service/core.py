@@ -292,7 +292,7 @@ class Service:
     async def submit(
         self,
         circuit: str,
-        witness: bytes | dict[str, Any],
+        witness: bytes | dict[str, bytes],
         reservation: Reservation,
         *,
         priority: int = 0,

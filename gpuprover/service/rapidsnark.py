@@ -8,7 +8,8 @@ Shape of the answers: iden3's rapidsnark, ``fullprover``: proof and public signa
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
@@ -16,7 +17,7 @@ from pydantic import BaseModel, Field
 from gpuprover.api import ProofResult
 from gpuprover.errors import Aborted
 from gpuprover.service.bodies import media_type
-from gpuprover.service.models import read
+from gpuprover.service.models import inputs_text
 from gpuprover.service.problems import Problem
 from gpuprover.service.results import Record
 from gpuprover.service.routes import (
@@ -60,13 +61,6 @@ def _slot(request: Request) -> Slot:
     return slot
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    inputs = read(body)
-    if not isinstance(inputs, dict):
-        raise Problem(400, "InvalidInput", "the body: expected an object of signal names")
-    return inputs
-
-
 @router.post(
     "/input/{circuit_id}",
     status_code=202,
@@ -86,7 +80,8 @@ async def rapidsnark_input(
     with service.budget.reserve(caller.tenant) as reservation:
         # Others may have the slot while this body comes.
         body = await read_json(service, request, reservation, caller.tenant)
-        inputs = await service.reading(caller.tenant, _parse, body)
+        inputs = await service.reading(caller.tenant, partial(inputs_text, bare=True), body)
+        reservation.shrink(2 * len(body))
         del body
         _check_free(slot)
         slot.taken = True

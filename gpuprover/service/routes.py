@@ -24,7 +24,7 @@ from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
 from gpuprover.service.bodies import Reservation, media_type, read_body
 from gpuprover.service.core import VERSION, Service
-from gpuprover.service.models import parse
+from gpuprover.service.models import inputs_text, parse
 from gpuprover.service.problems import MEDIA_TYPE, Problem
 from gpuprover.service.results import Name, Record
 from gpuprover.service.surroundings import current
@@ -225,9 +225,10 @@ async def _take(
             body = await read_body(request, service.body_limit, reservation, service.pace)
 
         async def submit() -> Record:
-            witness: bytes | dict[str, Any] = body
+            witness: bytes | dict[str, bytes] = body
             if kind == JSON:
-                witness = {"inputs": (await service.reading(tenant, parse, models.ProveRequest, body)).inputs}
+                witness = {"inputs": await service.reading(tenant, inputs_text, body)}
+                reservation.shrink(2 * len(body))
             return await service.submit(circuit_id, witness, reservation, name=name, tenant=tenant, **terms)
 
         if name is None:

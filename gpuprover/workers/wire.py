@@ -78,7 +78,7 @@ def _pack(witness: WitnessLike) -> tuple[dict[str, Any], list[bytes | bytearray 
         view = memoryview(witness)
         return {"bytes": "wtns"}, [view if view.c_contiguous else bytes(view)]
     if isinstance(witness, Mapping):
-        return {"bytes": "inputs"}, [_inputs(witness)]
+        return _pack_inputs(witness)
     if isinstance(witness, np.ndarray) and witness.ndim == 2:
         if witness.dtype != np.uint64:
             raise InvalidInput(f"witness: expected uint64[n, {_LIMBS}], found {witness.dtype}")
@@ -99,15 +99,23 @@ def _unpack(kind: Mapping[str, Any], data: Sequence[memoryview]) -> WitnessLike:
     if kind["bytes"] == "inputs":
         document: dict[str, Any] = json.loads(bytes(content))
         return document
+    if kind["bytes"] == "text":
+        return {**kind["rest"], "inputs": bytes(content)}
     return np.frombuffer(content, dtype=np.uint64).reshape(-1, kind["limbs"])
 
 
-def _inputs(witness: Mapping[str, Any]) -> bytes:
-    """``{"inputs", "wasm", "fuel"}`` as JSON; what else stands there the worker refuses."""
+def _pack_inputs(witness: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes | bytearray | memoryview]]:
+    """``{"inputs", "wasm", "fuel"}``; what else stands there the worker refuses."""
     document = dict(witness)
     if isinstance(document.get("wasm"), str | os.PathLike):
         document["wasm"] = os.path.abspath(os.fsdecode(os.fspath(document["wasm"])))
+    if isinstance(document.get("inputs"), bytes):
+        text = document.pop("inputs")
+        return {"bytes": "text", "rest": json.loads(_dumps(document))}, [text]
+    return {"bytes": "inputs"}, [_dumps(document)]
 
+
+def _dumps(document: dict[str, Any]) -> bytes:
     def plain(value: object) -> object:
         if isinstance(value, np.ndarray | np.integer):
             return value.tolist()
