@@ -18,7 +18,7 @@ from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import devices
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
 from running import Ran, Run
@@ -141,6 +141,9 @@ ON_HOST = (
 """Parts of the names of tests of what the CUDA backend leaves to the CPU's."""
 LONG_SUMS = ("every_kind", "large_msm", "msm_sizes", "budgets", "one_bit_each")
 """Parts of the names of tests that the emulated device runs in BN254's G1 alone, but for the slow ones."""
+LONG_IN_INTEGERS = ("pairing", "ceremony_key", "bad_point", "small_order")
+"""Parts of the names of tests that the reference runs over BN254 alone, but for the slow ones:
+tests/test_reference.py compares it with another implementation over both curves."""
 
 
 @pytest.fixture(params=[*_REGISTRY, PORTABLE, EMULATED, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -165,6 +168,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             long = any(part in item.name for part in LONG_SUMS)
             if long and (callspec.params.get("curve"), callspec.params.get("group")) != (BN254, Group.G1):
                 item.add_marker(pytest.mark.slow)
+        in_integers = name == "reference" and callspec.params.get("curve") == BLS12_381
+        if in_integers and any(part in item.name for part in LONG_IN_INTEGERS):
+            item.add_marker(pytest.mark.slow)
         if name in (EMULATED, "cuda"):
             # The host's threads do nothing there.
             return callspec.params.get("threads", 1) > 1 or any(part in item.name for part in ON_HOST)

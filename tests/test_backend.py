@@ -30,6 +30,7 @@ from gpuprover.curves import BN254, CurveParams
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
+from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from samples import (
     POINT_KINDS,
@@ -870,6 +871,11 @@ PAIRING_CASES = {
 }
 
 
+def prepared(backend: Backend, n: int) -> list[int]:
+    """How many points of G2 may come again: nothing to the specification, which prepares none."""
+    return [0] if isinstance(backend, NaiveBackend) else list(range(n + 1))
+
+
 @pytest.mark.parametrize("case", PAIRING_CASES)
 def test_pairing_check(backend: Backend, case: str) -> None:
     logs, expected = PAIRING_CASES[case]
@@ -877,7 +883,7 @@ def test_pairing_check(backend: Backend, case: str) -> None:
     curve = backend.curve
     P = point_words(curve, Group.G1, [a for a, _ in logs])
     Q = point_words(curve, Group.G2, [b for _, b in logs])
-    for fixed in range(len(logs) + 1):
+    for fixed in prepared(backend, len(logs)):
         assert backend.pairing_check(P, Q, fixed) is expected
 
 
@@ -913,7 +919,7 @@ def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng
     for Q in bad:
         words = to_words(curve, Group.G2, [Q])
         for at in range(4):
-            for fixed in (0, 4):
+            for fixed in prepared(backend, 4)[::4]:
                 points = np.insert(good, at, words[0], axis=0)
                 assert not backend.pairing_check(np.zeros_like(P), points, fixed)
         assert not backend.pairing_check(P, np.concatenate([good, words]))

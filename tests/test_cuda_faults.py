@@ -11,14 +11,20 @@ import gpuprover
 from cuda_proofs import chain_key, chain_witness, device_of, expected, opened, prove
 from emulator import Faults
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
 
-@pytest.fixture(params=[8, pytest.param(1 << 30, marks=pytest.mark.slow)], ids=["some", "all"])
+# What the backend does about a fault has nothing to do with the curve; its kernels take twice the time.
+@pytest.fixture(params=[BN254, pytest.param(BLS12_381, marks=pytest.mark.slow)], ids=lambda c: c.name)
+def curve(request: pytest.FixtureRequest) -> CurveParams:
+    return request.param
+
+
+@pytest.fixture(params=[4, pytest.param(1 << 30, marks=pytest.mark.slow)], ids=["some", "all"])
 def samples(request: pytest.FixtureRequest) -> int:
     """At how many places of a proof something goes wrong."""
     return request.param
