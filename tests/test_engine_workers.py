@@ -62,16 +62,19 @@ def holds(circuit: str, prover: Prover, result: gpuprover.ProofResult) -> bool:
     return prover.verify(circuit, result.public_signals, result.proof)
 
 
-def test_workers_die_again_and_again_and_every_proof_is_made_once(folder: Path, prover: Prover) -> None:
+@pytest.mark.parametrize(("proofs", "most"), [(8, 3), pytest.param(16, 6, marks=pytest.mark.slow)])
+def test_workers_die_again_and_again_and_every_proof_is_made_once(
+    folder: Path, prover: Prover, proofs: int, most: int
+) -> None:
     prover.prove("long", folder / "long.wtns")
     answers: list[ProofJob] = []
     jobs = []
-    for number in range(16):
+    for number in range(proofs):
         circuit, witness = ("long", folder / "long.wtns") if number % 4 else ("chain", WITNESS.read_bytes())
         jobs.append(prover.submit(circuit, witness, timeout=250))
         jobs[-1].add_done_callback(answers.append)
     kills = 0
-    while kills < 6 and wait_until(lambda: prover.get_status().active_jobs or all(j.done() for j in jobs)):
+    while kills < most and wait_until(lambda: prover.get_status().active_jobs or all(j.done() for j in jobs)):
         if all(job.done() for job in jobs):
             break
         busy = [w for w in prover.get_status().workers if w.state == "busy" and w.pid is not None]
@@ -86,7 +89,7 @@ def test_workers_die_again_and_again_and_every_proof_is_made_once(folder: Path, 
     assert wait_until(lambda: len(answers) == len(jobs))
     assert sorted(map(id, answers)) == sorted(map(id, jobs))
     status = prover.get_status()
-    assert kills >= 3
+    assert kills >= most // 2
     assert 1 <= status.counters["losses"] <= kills
     assert status.counters["succeeded"] == status.counters["submitted"] == len(jobs) + 1
     assert (status.counters["failed"], status.active_jobs, status.queued_jobs) == (0, 0, 0)

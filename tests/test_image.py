@@ -73,20 +73,28 @@ def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Verification -------------------------------------------------------------------------------
 
 
-SELECTION = "test_verifier or cpu- and not plan and (point or pairing or linear_combination or msm_sizes)"
+SELECTION = "cpu- and not plan and (point or pairing or linear_combination or msm_sizes)"
 
 
-def test_suites_pass_without_numba(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("selection", "tests"),
+    [
+        (f"{SELECTION} and bn254 or bls12-381 and pairing and {SELECTION}", 40),
+        pytest.param(f"test_verifier or {SELECTION}", 90, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_suites_pass_without_numba(environment: dict[str, str], selection: str, tests: int) -> None:
     """Both curves; an import of Numba would fail (image_only.py)."""
     command = [sys.executable, "-m", "pytest", "-p", "image_only", "-q", "-n", "0", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [*command, "test_verifier.py", "test_backend.py", "-k", SELECTION],
+        [*command, "test_verifier.py", "test_backend.py", "-k", selection],
         env=environment, cwd=TESTS, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed is not None
-    assert int(passed[1]) > 90
+    assert int(passed[1]) > tests
 
 
 PROGRAM = """

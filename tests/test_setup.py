@@ -224,7 +224,7 @@ def _needs(r1cs: Path, ceremony: bool) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("kind", ["bn254", "bls12-381", "ceremony"])
+@pytest.mark.parametrize("kind", ["bn254", pytest.param("bls12-381", marks=pytest.mark.slow), "ceremony"])
 def test_estimated_memory(tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
     """What a setup is said to need is what a whole process takes, and not much more."""
     if kind == "ceremony":

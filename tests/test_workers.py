@@ -580,11 +580,13 @@ def test_a_worker_ends_with_its_socket(talk: Talk, longest: Circuit) -> None:
 # Deaths -------------------------------------------------------------------------------------------------
 
 
-def test_whatever_dies_under_load_every_request_is_answered_once(long: Circuit, rng: random.Random) -> None:
-    kills = 8
+@pytest.mark.parametrize(("requests", "kills"), [(9, 4), pytest.param(20, 8, marks=pytest.mark.slow)])
+def test_whatever_dies_under_load_every_request_is_answered_once(
+    long: Circuit, rng: random.Random, requests: int, kills: int
+) -> None:
     with running(again=True, min_workers=2, max_workers=2) as client:
         client.key(long.zkey, pin=True)
-        asked = [client.ask(long, long.secret) for _ in range(20)]
+        asked = [client.ask(long, long.secret) for _ in range(requests)]
         killed: list[int] = []
         while len(killed) < kills and not all(client.answers[number] for number in asked):
             workers = [w for w in client.pool.workers() if w.state == "busy" and w.pid not in killed]
