@@ -62,7 +62,7 @@ def test_wide_multiplies_and_their_rows(
         expected = 0
         for k in range(rates.ROWS):
             sum_ = sum((k * limbs + j) << width * j for j in range(limbs))
-            sum_ += 2 * sum(words[j] * words[k] << width * j for j in range(0, limbs, 2))
+            sum_ += 2 * rates.TURNS * sum(words[j] * words[k] << width * j for j in range(0, limbs, 2))
             expected ^= sum_ % 2 ** (width * limbs)
         assert result == expected
 
