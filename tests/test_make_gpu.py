@@ -12,13 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gpuprover.bench import rows
-from gpuprover.bench.gpu import cases, checks, command, journal, processes
+from gpuprover.bench.gpu import cases, checks, command, journal, preparing, processes, rates
 from gpuprover.bench.measure import Failed
 
+from gpuprover.cpu import warm
+from gpuprover.cuda import compile
+from gpuprover.cuda.device import Program
+from gpuprover.cuda.source import programs
+from gpuprover.curves import BN254, CURVES
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
 from running import Run
 
@@ -57,6 +63,21 @@ class Scripted:
         pass
 
 
+class Nothing:
+    """In place of what compiles: all is there."""
+
+    said, row, complete = "", None, True
+
+    def look(self) -> list[str]:
+        return []
+
+    def there(self, need: cases.Need) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 def good(kind: str, request: Mapping[str, Any]) -> Row:
     words = request["arguments"]
     if kind == "rate":
@@ -69,10 +90,12 @@ def good(kind: str, request: Mapping[str, Any]) -> Row:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     Scripted.asked, Scripted.limits, Scripted.answer = [], {}, staticmethod(good)
     monkeypatch.setattr(command, "Worker", Scripted)
-    monkeypatch.setattr(command._Run, "warm", lambda self: None)
-    monkeypatch.setattr(command._Run, "build", lambda self: None)
-    monkeypatch.setattr(command, "run_tests", lambda *_: {"operation": "tests", "passed": 1})
+    monkeypatch.setattr(command, "Cubins", lambda *_: Nothing())
+    monkeypatch.setattr(command, "HostCode", lambda *_: Nothing())
+    row = {"operation": "tests", "passed": 1, "left": 0}
+    monkeypatch.setattr(command, "run_tests", lambda *_, again: row)
     monkeypatch.setattr(command, "run_sanitizer", lambda *_: {"operation": "sanitizer", "found": 0})
+    monkeypatch.setattr(command, "run_profiler", lambda **_: {"operation": "profile", "metrics": {}})
     return Scripted
 
 
@@ -94,23 +117,83 @@ def names(tmp_path: Path) -> list[str]:
     return [row["case"] for row in written(tmp_path)]
 
 
+def planned(sizes: str = "tiny") -> list[str]:
+    """What a run does whose tests leave nothing over."""
+    return [case.name for case in cases.plan(cases.SIZES[sizes]) if case.name != cases.REST]
+
+
 def test_cases_have_names_of_their_own_and_come_in_order() -> None:
     for sizes in cases.SIZES.values():
-        plan = list(cases.plan(sizes))
-        assert len({case.name for case in plan}) == len(plan)
-        kinds = [case.kind for case in plan]
-        assert kinds.index("tests") > max(i for i, kind in enumerate(kinds) if kind == "rate")
-        assert [case.name for case in plan[:2]] == ["rate wide multiplies", "rate wide rows"]
-    last = [case.name for case in cases.plan(cases.SIZES["full"])][-7:]
-    assert last[0] == "ntt bn254 2^26"
-    assert all("2^26" in name or "G2 bls12-381" in name for name in last)
+        plan = [case.name for case in cases.plan(sizes)]
+        assert len(set(plan)) == len(plan)
+        assert plan[:2] == ["rate wide multiplies", "rate wide rows"]
+    at = {case.name: i for i, case in enumerate(cases.plan(cases.SIZES["full"]))}
+    # First figures of every operation, then tests and tools, then the large sizes.
+    figures = [f"{what} 2^20" for what in ("ntt bn254", "proof bits bn254", "proof chain bn254")]
+    figures += [f"msm {group} bn254 2^20 full width" for group in ("G1", "G2")]
+    assert max(at[name] for name in figures) < at["tests"] < at["sanitizer memcheck"]
+    larger = [i for name, i in at.items() if re.search(r"2\^2[2-6]|profile|bls", name)]
+    assert at["tests"] < at["sanitizer racecheck"] < min(larger)
+    first = list(cases.plan(cases.SIZES["full"]))[: at["tests"]]
+    assert sum(case.seconds for case in first) < 90
+    assert [name for name in at if "2^26" in name or "G2 bls" in name or "rest" in name] == [*at][-8:]
+
+
+def test_what_cases_need_has_a_name_that_compiles_it() -> None:
+    assert {*cases.CPU_STEPS} == {*warm.steps(BN254)}
+    for case in cases.plan(cases.SIZES["full"]):
+        needs = {(need.kind, need.step) for need in case.needs}
+        assert needs
+        if case.kind in ("tests", "proof", "sanitizer"):
+            assert (cases.CPU_CODE, "") in needs
+        if case.kind == "rate":
+            assert cases.CPU_CODE not in {kind for kind, _ in needs}
+    kinds = {step for case in cases.plan(cases.SIZES["full"]) for _, _, step in case.needs}
+    assert kinds <= {"", *cases.CPU_STEPS}
+
+
+def test_predictions_follow_what_was_measured() -> None:
+    small, large, other = (
+        cases.Case(name, kind, s) for name, kind, s in [("a", "k", 2), ("b", "k", 8), ("c", "l", 8)]
+    )
+    assert cases.corrected(large, []) == 8
+    assert cases.corrected(large, [(small, 1.0)]) == 4
+    assert cases.corrected(large, [(small, 1.0), (large, 9.0)]) == 8
+    assert cases.corrected(other, [(small, 1.0)]) == 8
+    # One odd case does not decide alone.
+    assert cases.corrected(large, [(small, 0.001)]) == 2
+    assert cases.corrected(large, [(small, 1e6)]) == 32
+
+
+def test_nothing_waits_for_code_that_it_does_not_need(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Nothing):
+        """Sums are compiled last, once there is nothing else to do."""
+
+        looks = 0
+
+        def look(self) -> list[str]:
+            self.looks += 1
+            return []
+
+        def there(self, need: cases.Need) -> bool:
+            return need.step != "sums G1" or self.looks > 12
+
+    monkeypatch.setattr(command, "HostCode", lambda *_: Slow())
+    assert gpu("--only", "wide,ntt bn254,msm G1 bn254 2^4 full") == EXIT_OK
+    found = names(tmp_path)
+    assert found[:2] == ["rate wide multiplies", "rate wide rows"]
+    # Transforms, of which one stands behind the sums in the plan.
+    assert [name.split()[0] for name in found[2:5]] == ["ntt", "ntt", "ntt"]
+    assert [name.split()[0] for name in found[5:]] == ["msm", "msm"]
 
 
 def test_all_that_fits_is_measured_once(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gpu() == EXIT_OK
-    plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
+    plan = planned()
     assert names(tmp_path) == plan
     origin = {"gpu": "Imagined GPU", "driver": "1", "tree": command.tree()}
     assert all(origin.items() <= row.items() for row in written(tmp_path))
@@ -134,7 +217,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
     scripted.answer = staticmethod(answer)
     assert gpu() == EXIT_INVALID
     found = written(tmp_path)
-    assert [row["case"] for row in found] == [case.name for case in cases.plan(cases.SIZES["tiny"])]
+    assert [row["case"] for row in found] == planned()
     assert {row.get("error") for row in found if row["case"].startswith("msm")} == {"cuda:0: illegal address"}
     scripted.asked.clear()
     scripted.answer = staticmethod(good)
@@ -145,19 +228,47 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
 
 
 def test_what_does_not_fit_the_time_is_left_for_the_next_call(
-    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripted: type[Scripted],
+    gpu: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # The sanitizer is predicted to take longer than this; the tests, too, but what they do is kept.
-    assert gpu("--deadline", 60) == EXIT_OK
-    left = {f"sanitizer {tool}" for tool in cases.TOOLS}
-    assert "3 cases are left for another call" in capsys.readouterr().out
-    assert not left & set(names(tmp_path))
-    assert "tests" in names(tmp_path)
-    assert all(limit <= 60 for limit in scripted.limits.values())
-    before = set(names(tmp_path))
+    # Half of what a tool is predicted to take, and of the tests, of which a part is worth a third.
+    monkeypatch.setattr(command._Run, "remaining", property(lambda self: 8.0))
     assert gpu() == EXIT_OK
-    assert {row["case"] for row in written(tmp_path)} - before == left
+    tools = [f"sanitizer {tool}" for tool in (*cases.EARLY_TOOLS, *cases.LATE_TOOLS)]
+    left = {"tests", *tools, *(f"profile {kernel}" for kernel in cases.PROFILED)}
+    assert f"{len(left) + 1} cases are left for another call" in capsys.readouterr().out
+    assert not left & set(names(tmp_path))
+    assert all(limit <= 8 for limit in scripted.limits.values())
+    before = set(names(tmp_path))
+    # What nearly fits is begun when nothing else is there.
+    monkeypatch.setattr(command._Run, "remaining", property(lambda self: 11.0))
+    assert gpu() == EXIT_OK
+    assert {row["case"] for row in written(tmp_path)} - before == {n for n in left if "profile" in n}
+    monkeypatch.undo()
     assert len(names(tmp_path)) == len(set(names(tmp_path)))
+
+
+def test_tests_that_time_does_not_suffice_for_go_on_at_the_end_and_in_the_next_call(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [7, 3, 0]
+    limits = []
+
+    def run(file: Path, shards: int, limit: float, *_: object, again: bool) -> Row:
+        limits.append(limit)
+        return {"operation": "tests", "passed": 1, "left": left.pop(0)}
+
+    monkeypatch.setattr(command, "run_tests", run)
+    assert gpu("--only", "tests") == EXIT_OK
+    assert names(tmp_path) == ["tests", cases.REST]
+    assert limits[0] == cases.TESTS_SECONDS < limits[1]
+    assert gpu("--only", "tests") == EXIT_OK
+    assert names(tmp_path) == ["tests", cases.REST, "tests"]
+    assert gpu("--only", "tests") == EXIT_OK
+    assert left == []
 
 
 def test_a_case_that_the_deadline_cuts_off_leaves_no_row(
@@ -230,45 +341,102 @@ def test_the_report_takes_the_rows(
 # Tests in shards ---------------------------------------------------------------------------------------
 
 SUITE = """
-import os, pytest
+import os, time, pytest
 pytestmark = pytest.mark.gpu
 
-@pytest.mark.parametrize("i", range(6))
+@pytest.mark.parametrize("i", range(3))
 def test_good(i): pass
 
 def test_bad(): assert 1 == 2, "one is not two"
 
 def test_skipped(): pytest.skip("device 'cuda' is not there")
 
-def test_dies(): os._exit(9)
+@pytest.mark.parametrize("i", range(3))
+def test_dies(i): time.sleep(100) if i == 2 else os._exit(9)
 
 def test_after_it(): pass
 """
 
 
-def test_outcomes_survive_a_test_that_kills_its_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite = tmp_path / "tests"
-    suite.mkdir()
-    (suite / "conftest.py").write_text("")
-    (suite / "test_suite.py").write_text(SUITE)
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of tests in place of ours, with a module that wants what is not installed."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "conftest.py").write_text("")
+    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "test_wants.py").write_text("import no_such_package")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     monkeypatch.setattr(checks, "ROOT", tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    with (out / "log.txt").open("a") as log:
-        row = checks.run_tests(out / "j", 2, 60, log, [])
-        assert (row["passed"], row["failed"], row["skipped"]) == (7, 2, 1)
+    monkeypatch.setattr(checks, "TESTS", ("suite",))
+    return folder
+
+
+def test_outcomes_survive_tests_that_kill_their_process_or_hang(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "journal"
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(file, 1, 60, log, [])
         says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
         assert "one is not two" in says["test_bad"]
-        assert says["test_dies"] == "its process died (9)"
-        assert row["error"].startswith("2 tests failed")
-        # What is known is not run again.
+        assert "no_such_package" in says["suite/test_wants.py"]
+        assert says["test_dies[0]"] == says["test_dies[1]"] == "its process died (9)"
+        # What came after the first death went before its like; the second one was the last.
+        assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 4, 1, 1)
+        assert row["error"].startswith("4 tests failed")
+        assert row["error"].endswith("shard 0 of the tests ended with exit code 9; 1 tests were not run")
+        # What is known is not run again; what hangs costs its limit.
+        monkeypatch.setattr(checks, "TEST_LIMIT", 1.0)
         (suite / "test_suite.py").write_text(SUITE.replace("pass", "assert False"))
-        assert checks.run_tests(out / "j", 2, 60, log, []) == row
-        with pytest.raises(processes.Late):
-            checks.run_tests(out / "other", 1, 0, log, [])
+        row = checks.run_tests(file, 1, 60, log, [])
+        says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
+        assert says["test_dies[2]"] == "it took more than 1 s"
+        assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 5, 1, 0)
+    assert (
+        "time.sleep(100)" in (tmp_path / "log.txt").read_text()
+        or "in test_dies" in (tmp_path / "log.txt").read_text()
+    )
+
+
+def test_tests_in_shards_are_cut_off_and_run_again(suite: Path, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(file, 2, 0, log, [])
+        assert (row["passed"], row["failed"], row["left"]) == (0, 0, 0)
+        journal.write(file, "0/2/1", "suite/test_suite.py::test_bad", "waiting")
+        row = checks.run_tests(file, 2, 60, log, ["-k", "good or bad or wants"])
+        assert (row["passed"], row["failed"], row["left"]) == (3, 2, 0)
+        by = {record["by"].split("/")[0] for record in journal.read(file).values()}
+        assert by == {"0", "1"}
+        (suite / "test_suite.py").write_text(SUITE.replace("assert 1 == 2", "assert True"))
+        (suite / "test_wants.py").write_text("")
+        row = checks.run_tests(file, 1, 60, log, ["-k", "good or bad"], again=True)
+        assert (row["passed"], row["failed"], row["left"]) == (4, 0, 0)
+        assert "error" not in row
+
+
+def test_a_shard_that_begins_no_test_is_not_started_again(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (suite / "conftest.py").write_text(
+        "import pytest\ndef pytest_sessionstart(): pytest.exit('no', returncode=2)"
+    )
+    started: list[object] = []
+    real = checks.start
+    monkeypatch.setattr(checks, "start", lambda *a, **k: started.append(a) or real(*a, **k))
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(tmp_path / "journal", 1, 60, log, [])
+    assert row["error"] == "shard 0 of the tests ended with exit code 2"
+    assert len(started) == 1
+
+
+def test_all_tests_with_the_marker_lie_where_they_are_looked_for(request: pytest.FixtureRequest) -> None:
+    """In a run of all tests that says something of all of them."""
+    places = [ROOT / name for name in checks.TESTS]
+    assert all(place.exists() for place in places)
+    marked = {item.path for item in request.session.items if item.get_closest_marker("gpu")}
+    assert [path for path in marked if not any(path.is_relative_to(place) for place in places)] == []
 
 
 def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
@@ -279,6 +447,101 @@ def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
     with file.open("a") as torn:
         torn.write('{"test": "c", "outc')
     assert {t: r["outcome"] for t, r in journal.read(file).items()} == {"a": "passed", "b": "begun"}
+
+
+# What is compiled meanwhile ------------------------------------------------------------------------------
+
+ARCHITECTURE = "sm_90"
+RATES = Program(BN254, rates.SOURCE)
+PROGRAMS = [program for curve in CURVES for program in programs(curve)]
+
+
+@pytest.fixture
+def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cubins that come with the sources; nothing else has any."""
+    folder = tmp_path / "carried"
+    folder.mkdir()
+    monkeypatch.setattr(compile, "package_folder", lambda: folder)
+    monkeypatch.setenv("GPUPROVER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(compile.CUBIN_VARIABLE, raising=False)
+    return folder
+
+
+def compiled(folder: Path, name: str) -> None:
+    compile.write_cubin(folder / name, b"cubin")
+
+
+def test_carried_cubins_are_found_and_nothing_is_compiled(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in PROGRAMS:
+        compiled(carried, compile.file_name(program, ARCHITECTURE))
+    monkeypatch.setattr(preparing, "start", None)
+    with (tmp_path / "log").open("a") as log:
+        cubins = preparing.Cubins(ARCHITECTURE, 1, log)
+    assert cubins.said == "cubins: 16 of 16 are there"
+    assert cubins.complete
+    assert cubins.row is not None
+    assert (cubins.row["cubins"], cubins.row["compiled"]) == (16, 0)
+
+
+def test_what_is_missing_is_compiled_to_where_every_process_looks(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvrtc = SimpleNamespace(version=(13, 0))
+    monkeypatch.setattr(preparing, "find_nvrtc", lambda: nvrtc)
+    compiled(carried, f"{compile.program_name(PROGRAMS[0])}.{ARCHITECTURE}.{'0' * 20}.cubin")
+    process = SimpleNamespace(poll=lambda: None)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(preparing, "start", lambda command, log: commands.append(command) or process)
+    with (tmp_path / "log").open("a") as log:
+        cubins = preparing.Cubins(ARCHITECTURE, 3, log)
+    assert f"cubins: 0 of 16 are there; those in {carried} are of other sources: " in cubins.said
+    (command,) = commands
+    folder = Path(command[command.index("--output") + 1])
+    rates, others = (cases.Need(kind, "bn254") for kind in (cases.RATES_CODE, cases.CUDA_CODE))
+    assert not cubins.there(rates)
+    for program in programs(BN254):
+        name = compile.file_name(program, ARCHITECTURE)
+        compiled(folder, name)
+        assert cubins.there(rates) is (folder / compile.file_name(RATES, ARCHITECTURE)).exists()
+    assert cubins.there(others)
+    assert not cubins.there(cases.Need(cases.CUDA_CODE, "bls12-381"))
+    # No variable tells it, which only processes that are started later would have.
+    for program in programs(BN254):
+        assert compile.find_cubin(program, ARCHITECTURE, nvrtc) == b"cubin"
+    cubins.look()
+    assert cubins.row is None
+    process.poll = lambda: 1
+    cubins.look()
+    assert cubins.row is not None
+    assert cubins.row["error"].startswith("not all kernels could be compiled")
+    assert cubins.there(cases.Need(cases.CUDA_CODE, "bls12-381"))
+    assert not cubins.complete
+
+
+def test_the_cpus_code_is_compiled_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "go"
+    os.mkfifo(pipe)
+    # A step, then the others once the test says so, of which the last fails.
+    script = f"import sys; print(sys.argv[1], flush=True); open({str(pipe)!r}).read(); print(1); sys.exit(3)"
+    monkeypatch.setattr(preparing, "WARM", script)
+    needs = tuple(cases.Need(cases.CPU_CODE, "bn254", step) for step in cases.CPU_STEPS[:3])
+    with (tmp_path / "log").open("a") as log:
+        host = preparing.HostCode([cases.Case("a", "ntt", 1, needs=needs)], 1, log)
+        try:
+            said: list[str] = []
+            wait_for(lambda: said.extend(host.look()) or host.there(needs[0]))
+            assert not host.there(needs[1])
+            assert not host.there(cases.Need(cases.CPU_CODE, "bn254"))
+            assert host.there(cases.Need(cases.CUDA_CODE, "bn254"))
+            pipe.write_text("")
+            wait_for(lambda: said.extend(host.look()) or host.there(needs[2]))
+            assert said == [
+                "the CPU's code was not compiled: bn254 combinations G1: exit code 3, see log.txt"
+            ]
+        finally:
+            host.close()
 
 
 # compute-sanitizer ---------------------------------------------------------------------------------------
@@ -341,13 +604,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REHEARSAL, ROOT)))}
 
 
-def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(tmp_path: Path, *arguments: str, **environment_: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
     folders = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     return subprocess.Popen(
         [*program, *folders],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **environment_},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -379,6 +642,10 @@ def lines(tmp_path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def wait_for_lines(tmp_path: Path, count: int) -> None:
+    wait_for(lambda: lines(tmp_path) >= count)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_without_a_device_it_ends_with_one_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -393,23 +660,24 @@ def test_without_a_device_it_ends_with_one_line(tmp_path: Path) -> None:
     assert row["error"] == said[0].removeprefix("make gpu: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_loses_no_row_and_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
-    process = started(tmp_path, "--only", "rate")
-    wait_for(lambda: lines(tmp_path) > 3)
-    process.send_signal(number)
-    code = process.wait(20)
-    said = process.stdout.read() if process.stdout else ""
-    assert code == (command.EXIT_STOPPED if number == signal.SIGTERM else -number), said
-    wait_for(lambda: not workers(tmp_path))
-    kept = names(tmp_path)
-    assert kept
-    second = started(tmp_path, "--only", "rate")
-    said, _ = second.communicate(timeout=60)
-    assert second.returncode == EXIT_OK, said
+def test_a_killed_run_loses_no_row_and_leaves_no_process(tmp_path: Path) -> None:
     rates = [case.name for case in cases.plan(cases.SIZES["tiny"]) if case.kind == "rate"]
+    kept: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = started(tmp_path, "--only", "rate")
+        wait_for_lines(tmp_path, len(kept) + 4)
+        process.send_signal(number)
+        code = process.wait(20)
+        said = process.stdout.read() if process.stdout else ""
+        assert code == (command.EXIT_STOPPED if number == signal.SIGTERM else -number), said
+        wait_for(lambda: not workers(tmp_path))
+        assert names(tmp_path)[: len(kept)] == kept
+        kept = names(tmp_path)
+    assert len(kept) < len(rates)
+    last = started(tmp_path, "--only", "rate")
+    said, _ = last.communicate(timeout=60)
+    assert last.returncode == EXIT_OK, said
     assert names(tmp_path) == ["cubins", *rates]
-    assert names(tmp_path)[: len(kept)] == kept
 
 
 @pytest.fixture
@@ -442,37 +710,43 @@ def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp
     wait_for(lambda: not workers(tmp_path))
 
 
-def rehearsed(tmp_path: Path, *arguments: str) -> list[Row]:
-    """The rows of a run; a second one finds nothing to do."""
-    process = started(tmp_path, *arguments)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == EXIT_OK, said
-    found = written(tmp_path)
-    again = started(tmp_path, *arguments)
-    again.communicate(timeout=60)
-    assert again.returncode == EXIT_OK
-    assert written(tmp_path) == found
-    return found
+def rehearsed(tmp_path: Path, *arguments: str, **options: Any) -> list[Row]:
+    """The rows of a run; no case of it counts as hanging."""
+    process = started(tmp_path, "--patience", "500", *arguments, **options)
+    said, _ = process.communicate(timeout=900)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert process.returncode == EXIT_OK, f"{said}\n{log[-3000:]}"
+    return written(tmp_path)
 
 
-def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
-    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width"
-    found = rehearsed(tmp_path, "--only", only)
+def test_a_rehearsal_on_a_bare_machine(tmp_path: Path, run: Run) -> None:
+    """Neither packages beyond what it is said to need, nor a network, nor make, nor git."""
+    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width,tests"
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for name in ("make", "git"):
+        (hidden / name).write_text("#!/bin/sh\nexit 127\n")
+        (hidden / name).chmod(0o755)
+    bare = {"REHEARSAL_BARE": "1", "PATH": f"{hidden}:{os.environ['PATH']}"}
+    found = rehearsed(tmp_path, "--only", only, "--tests", "upload and bn254", **bare)
     measured = [(row["operation"], row["device"]) for row in found if "took_s" in row]
-    assert measured == [
-        ("rate wide rows", "cuda"),
-        ("ntt", "cuda"),
-        ("ntt", "cpu"),
-        ("msm G1", "cuda"),
+    assert sorted(measured) == [
         ("msm G1", "cpu"),
+        ("msm G1", "cuda"),
         ("msm G1, no tables", "cuda"),
+        ("ntt", "cpu"),
+        ("ntt", "cuda"),
+        ("rate wide rows", "cuda"),
+        ("tests", "cuda"),
     ]
-    on_gpu = [row for row in found if row["device"] == "cuda" and row["operation"] in ("ntt", "msm G1")]
-    for row in on_gpu:
-        assert sum(row["kernels"].values()) > 0
-        assert row["checked"]
-        assert row["share"] > 0
-    assert on_gpu[1]["depth"] > 1
+    on_gpu = {row["operation"]: row for row in found if row["device"] == "cuda"}
+    for operation in ("ntt", "msm G1"):
+        assert sum(on_gpu[operation]["kernels"].values()) > 0
+        assert on_gpu[operation]["checked"]
+        assert on_gpu[operation]["share"] > 0
+    assert on_gpu["msm G1"]["depth"] > 1
+    assert on_gpu["tests"]["passed"] > 3
+    assert (on_gpu["tests"]["left"], on_gpu["tests"]["skipped"]) == (0, 0)
     made = run("bench", "report", tmp_path / "out" / "rows.jsonl", "--output", tmp_path / "r.html", "--json")
     assert made.code == EXIT_OK
 
@@ -482,8 +756,11 @@ def test_the_whole_rehearsal(tmp_path: Path) -> None:
     """With proofs, and with the tests, of which the emulated device does the short ones."""
     tests = "upload or (byte_for_byte and one and bn254)"
     found = rehearsed(tmp_path, "--deadline", "1000", "--tests", tests)
-    plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
-    assert list(dict.fromkeys(row["case"] for row in found)) == ["cubins", *plan]
+    assert {row["case"] for row in found} == {"cubins", *planned()}
+    again = started(tmp_path, "--tests", tests)
+    again.communicate(timeout=60)
+    assert again.returncode == EXIT_OK
+    assert written(tmp_path) == found
     (row,) = (row for row in found if row["operation"] == "tests")
     assert row["passed"] > 3
     assert row["skipped"] == 0

@@ -38,6 +38,7 @@ from . import rates
 
 CUDA = "cuda"
 COLD_LIMIT = 120.0
+ONCE_DISTINCT = 12
 MANY, MANY_SECONDS = 200, 0.02
 """Transforms between two waits, at most; and for how long, about."""
 
@@ -257,6 +258,21 @@ def msm(
     return rows
 
 
+def once(machine: Machine, operation: str, curve: str, log: int) -> list[Row]:
+    """A transform or a multi-scalar multiplication in G1, unmeasured: what a profiler looks at."""
+    params, rng = curve_by_name(curve), np.random.default_rng(SEED)
+    gpu, words = machine.backend(CUDA, params), full_width(params, 1 << log, rng)
+    vector = gpu.upload(words)
+    if operation == "ntt":
+        gpu.ntt(vector, Domain(params.scalar, log), Direction.FORWARD)
+    else:
+        few = min(log, ONCE_DISTINCT)
+        points = np.tile(_distinct(machine, params, Group.G1, few), ((1 << log) >> few, 1))
+        gpu.msm(gpu.prepare_bases(Group.G1, points, machine.device.free_memory() // 2), vector)
+    machine.device.synchronize()
+    return []
+
+
 # Proofs ----------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[int, CurveParams], Circuit]] = {"chain": chain_circuit, "bits": bits_circuit}
@@ -343,5 +359,6 @@ KINDS_OF_CASES: dict[str, Callable[..., list[Row]]] = {
     "rate": rate,
     "ntt": ntt,
     "msm": msm,
+    "once": once,
     "proof": proof,
 }
