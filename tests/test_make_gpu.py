@@ -547,14 +547,44 @@ def test_the_cpus_code_is_compiled_step_by_step(tmp_path: Path, monkeypatch: pyt
 # compute-sanitizer ---------------------------------------------------------------------------------------
 
 TOOL = """#!/bin/sh
-# --tool NAME --log-file FILE COMMAND...
-log=$4; shift 4
+# OPTION... --log-file FILE OPTION... COMMAND...
+while [ "$1" != --log-file ]; do shift; done
+log=$2; shift 2
+while [ "${1#-}" != "$1" ]; do [ "$1" = --section ] && shift; shift; done
 "$@"
 code=$?
 echo "========= COMPUTE-SANITIZER" > "$log"
 {lines}
 exit $code
 """
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes a tool that writes these lines once the worker under it has done nothing, for ever if told."""
+
+    def make(name: str, lines: str, worker: str = "") -> None:
+        path = tmp_path / name
+        path.write_text(TOOL.replace("{lines}", lines))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        program = tmp_path / "worker.py"
+        program.write_text(
+            f"import sys, json, time\n{worker}\n"
+            "for line in sys.stdin:\n"
+            "    end = json.loads(line)['kind'] == 'end'\n"
+            "    print(json.dumps({} if end else {'rows': []}), flush=True)\n"
+            "    if end: break\n"
+        )
+        init = processes.Worker.__init__
+
+        def scripted(self: processes.Worker, folder: Path, threads: int, log: Any, prefix: Any = ()) -> None:
+            init(self, folder, threads, log, prefix)
+            self._command = [*prefix, sys.executable, str(program)]
+
+        monkeypatch.setattr(processes.Worker, "__init__", scripted)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -570,30 +600,54 @@ exit $code
     ],
 )
 def test_what_the_sanitizer_says_is_a_row(
-    lines: str, expected: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lines: str, expected: Row, tmp_path: Path, tool: Callable[..., None]
 ) -> None:
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text(TOOL.replace("{lines}", lines))
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    worker = tmp_path / "worker.py"
-    worker.write_text(
-        "import sys, json\n"
-        "for line in sys.stdin:\n"
-        "    end = json.loads(line)['kind'] == 'end'\n"
-        "    print(json.dumps({} if end else {'rows': []}), flush=True)\n"
-        "    if end: break\n"
-    )
-    init = processes.Worker.__init__
-
-    def scripted(self: processes.Worker, folder: Path, threads: int, log: Any, prefix: Any = ()) -> None:
-        init(self, folder, threads, log, prefix)
-        self._command = [*prefix, sys.executable, str(worker)]
-
-    monkeypatch.setattr(processes.Worker, "__init__", scripted)
+    tool("compute-sanitizer", lines)
     with (tmp_path / "log").open("a") as log:
         row = checks.run_sanitizer("memcheck", cases.SIZES["tiny"], tmp_path, log, 30)
     assert expected.items() <= row.items()
+
+
+PROFILE = """
+==PROF== Disconnected
+"ID","Kernel Name","Block Size","gpu__time_duration.sum","launch__registers_per_thread","l1tex__other"
+"","","","ns","register/thread","byte"
+"0","accumulate","(128, 1, 1)","1,234,567","116","7"
+"""
+
+
+def test_what_the_profiler_says_is_a_row(tmp_path: Path, tool: Callable[..., None]) -> None:
+    tool("ncu", f"cat >> $log <<'END'\n{PROFILE}END")
+    with (tmp_path / "log").open("a") as log:
+        row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
+        assert row["metrics"] == {"gpu__time_duration.sum": 1234567.0, "launch__registers_per_thread": 116.0}
+        assert row["operation"] == "profile accumulate"
+    assert "accumulate l1tex__other 7.0" in (tmp_path / "log").read_text()
+    tool("ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - no permission" >> $log')
+    with (tmp_path / "log").open("a") as log:
+        row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
+    assert row["error"] == "ERROR== ERR_NVGPUCTRPERM - no permission"
+
+
+def test_a_tool_that_hangs_is_ended(tmp_path: Path, tool: Callable[..., None]) -> None:
+    for name, run in (
+        ("compute-sanitizer", lambda log: checks.run_sanitizer("x", cases.SIZES["tiny"], tmp_path, log, 0.3)),
+        ("ncu", lambda log: checks.run_profiler("x", "msm", 4, tmp_path, log, 0.3)),
+    ):
+        tool(name, "", worker="time.sleep(1000)")
+        with (
+            (tmp_path / "log").open("a") as log,
+            pytest.raises(Failed, match=r"took more than 0 s; the tool said nothing"),
+        ):
+            run(log)
+
+
+def test_tools_that_are_not_there_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    if not [*Path("/usr/local").glob("cuda*"), *Path("/opt").glob("nvidia")]:
+        for find in (checks.find_sanitizer, checks.find_profiler):
+            with pytest.raises(rates.Skipped, match="is not on PATH"):
+                find()
 
 
 # Whole runs on the emulated device ------------------------------------------------------------------------
