@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 from gpuprover.bench import rows
-from gpuprover.bench.gpu import cases, checks, command, journal, preparing, processes, rates
+from gpuprover.bench.gpu import cases, checks, command, journal, measures, preparing, processes, rates
+from gpuprover.bench.gpu import worker as worker_module
 from gpuprover.bench.measure import Failed
 
+import fake_cupy
 from gpuprover.cpu import warm
-from gpuprover.cuda import compile
+from gpuprover.cuda import compile, cupy_device, devices
 from gpuprover.cuda.device import Program
+from gpuprover.cuda.probe import Gpu, Survey
 from gpuprover.cuda.source import programs
 from gpuprover.curves import BN254, CURVES
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
@@ -447,6 +450,59 @@ def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
     with file.open("a") as torn:
         torn.write('{"test": "c", "outc')
     assert {t: r["outcome"] for t, r in journal.read(file).items()} == {"a": "passed", "b": "begun"}
+
+
+# Clocks ------------------------------------------------------------------------------------------------
+
+
+class Clocked:
+    """A device whose kernels take a second by its own clock, and whose streams each have their own."""
+
+    def __init__(self) -> None:
+        self.now = {0: 0.0, 1: 0.0}
+        self.waits = 0
+
+    def launch(self, program: object, kernel: str, *words: object, stream: int = 0) -> None:
+        self.now[stream] += 1
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def mark(self, stream: int = 0) -> float:
+        return self.now[stream]
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+def test_kernels_are_timed_by_the_devices_clock() -> None:
+    device = Clocked()
+    with measures._profile(device) as seconds:
+        for kernel, stream in (("a", 0), ("b", 1), ("a", 0)):
+            device.launch(None, kernel, stream=stream)
+    assert seconds == {"a": 2.0, "b": 1.0}
+    assert device.waits == 3  # nothing else runs beside a kernel
+    device.launch(None, "c")
+    assert "c" not in seconds
+
+
+def test_waits_of_a_measurement_do_not_nap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cupy_device, "SPIN_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "SPIN_SECONDS", 60.0)
+    machine = fake_cupy.Machine()
+    machine.install(monkeypatch)
+    machine.lazy = 200  # queries until a stream is done
+    naps: list[float] = []
+    monkeypatch.setattr(cupy_device.time, "sleep", naps.append)
+    gpu = Gpu("cuda:0", "0", "fake", "sm_90", 1 << 30, 1 << 30)
+    monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(gpu,)))
+    monkeypatch.setattr(devices, "_open", {})
+    device = worker_module._machine(tmp_path, 1).device
+    address = device.allocate(256)
+    device.fill(address, 0, 256)
+    device.synchronize()
+    assert naps == []
+    device.release(address)
 
 
 # What is compiled meanwhile ------------------------------------------------------------------------------

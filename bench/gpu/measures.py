@@ -21,7 +21,7 @@ import numpy as np
 import gpuprover
 from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
-from gpuprover.cuda.device import Device
+from gpuprover.cuda.device import MAIN, Device
 from gpuprover.cuda.msm import mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.errors import ProverError
@@ -94,19 +94,23 @@ def _measured(contest: list[Contestant], rounds: int, job: Job) -> list[Row]:
 
 
 @contextmanager
-def _profile(device: Device) -> Iterator[dict[str, float]]:
-    """Seconds by kernel of what is launched in the block, each launch awaited."""
+def _profile(device: Any) -> Iterator[dict[str, float]]:
+    """Seconds by kernel of what is launched in the block, each launch awaited; by the device's own clock."""
     seconds: dict[str, float] = defaultdict(float)
-    real = device.launch
+    real, clock = device.launch, hasattr(device, "mark")
 
     def launch(program: Any, kernel: str, *words: Any, **options: Any) -> None:
         device.synchronize()
-        begun = time.perf_counter()
+        stream = options.get("stream", MAIN)
+        begun = device.mark(stream) if clock else time.perf_counter()
         real(program, kernel, *words, **options)
-        device.synchronize()
-        seconds[kernel] += time.perf_counter() - begun
+        if clock:
+            seconds[kernel] += device.seconds(begun, device.mark(stream))
+        else:
+            device.synchronize()
+            seconds[kernel] += time.perf_counter() - begun
 
-    device.launch = launch  # type: ignore[method-assign]
+    device.launch = launch
     try:
         yield seconds
     finally:
