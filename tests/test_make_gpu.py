@@ -22,8 +22,11 @@ from gpuprover.bench.gpu import worker as worker_module
 from gpuprover.bench.measure import Failed
 
 import fake_cupy
+from emulator import EmulatedDevice
+from gpuprover.backend import Group
 from gpuprover.cpu import warm
 from gpuprover.cuda import compile, cupy_device, devices
+from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.probe import Gpu, Survey
 from gpuprover.cuda.source import programs
@@ -503,6 +506,28 @@ def test_waits_of_a_measurement_do_not_nap(monkeypatch: pytest.MonkeyPatch, tmp_
     device.synchronize()
     assert naps == []
     device.release(address)
+
+
+# Tunings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases.TUNINGS)
+def test_sums_are_measured_with_another_tuning(name: str) -> None:
+    changes, device = cases.TUNINGS[name], EmulatedDevice()
+
+    def found() -> dict[str, Any]:
+        plan = gpu_module.choose(BN254, (Group.G1,), 1 << 12, device.properties)
+        return {field: getattr(plan.tuning, field) for field in changes}
+
+    before = found()
+    with measures._tuned(changes):
+        assert found() == changes != before
+    assert found() == before
+
+
+def test_a_tuning_that_this_version_does_not_have_is_passed_over() -> None:
+    with pytest.raises(rates.Skipped, match="no tuning called spam"), measures._tuned({"spam": 1}):
+        raise AssertionError
 
 
 # What is compiled meanwhile ------------------------------------------------------------------------------

@@ -28,6 +28,14 @@ PROFILED = {"accumulate": "msm", "ntt_down": "ntt", "scatter_bins": "msm"}
 """Kernel that is profiled -> the operation that launches it."""
 CHAIN, BITS = "chain", "bits"
 """Circuits: a witness of full width, and one of zeros and ones as most are."""
+TUNINGS: dict[str, dict[str, Any]] = {
+    "runs 2^14": {"runs": 1 << 14},
+    "runs 2^16": {"runs": 1 << 16},
+    "tile 4096": {"tile": 4096},
+    "tile 16384": {"tile": 16384},
+    "block 128": {"block": 128},
+}
+"""Name -> fields of :class:`gpuprover.cuda.msm.Tuning` that sums are measured with, too."""
 FIRST_RATES = ("wide multiplies", WIDE, "products Fq", "additions G1", "copy", "host to device")
 
 TESTS_SECONDS = 120
@@ -156,6 +164,7 @@ def plan(sizes: Sizes) -> Iterator[Case]:
         yield _tool(tool)
     yield from _operations(sizes, first, sizes.then)
     yield from _other_sums(sizes, first)
+    yield from _tunings(sizes, first)
     for curve in second:
         yield from _operations(sizes, curve, Logs(sizes.others.ntt, sizes.others.g1, (), sizes.others.proofs))
         yield from _other_sums(sizes, curve)
@@ -222,20 +231,33 @@ def _other_sums(sizes: Sizes, curve: CurveParams) -> Iterator[Case]:
         yield _msm(sizes, curve, "G1", log, tables=False)
 
 
+def _tunings(sizes: Sizes, curve: CurveParams) -> Iterator[Case]:
+    for log in sizes.scalars:
+        for name in TUNINGS:
+            yield _msm(sizes, curve, "G1", log, tuning=name)
+
+
 def _ntt(sizes: Sizes, curve: CurveParams, log: int) -> Case:
     words = {"curve": curve.name, "log": log, "rounds": sizes.rounds, "cpu": log <= sizes.cpu}
     return Case(f"ntt {curve.name} 2^{log}", "ntt", 1.5 + 2e-7 * 2.0**log, words, needs=_needs(curve, "ntt"))
 
 
 def _msm(
-    sizes: Sizes, curve: CurveParams, group: str, log: int, scalars: str = FULL_WIDTH, tables: bool = True
+    sizes: Sizes,
+    curve: CurveParams,
+    group: str,
+    log: int,
+    scalars: str = FULL_WIDTH,
+    tables: bool = True,
+    tuning: str = "",
 ) -> Case:
     words: dict[str, Any] = {"curve": curve.name, "group": group, "log": log, "scalars": scalars}
     words |= {"rounds": sizes.rounds, "distinct": sizes.distinct}
-    words["cpu"] = tables and log <= sizes.cpu - (2 if group == "G2" else 0)
-    words["tables"] = tables
+    words["cpu"] = tables and not tuning and log <= sizes.cpu - (2 if group == "G2" else 0)
+    words |= {"tables": tables, "tuning": tuning}
     seconds = 2.5 + 6e-7 * CURVE_COST[curve.name] * GROUP_COST[group] * 2.0**log
     name = f"msm {group} {curve.name} 2^{log} {scalars}" + ("" if tables else " without tables")
+    name += f", {tuning}" if tuning else ""
     return Case(name, "msm", seconds, words, needs=_needs(curve, f"msm {group}"))
 
 

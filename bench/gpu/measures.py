@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 import gpuprover
 from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
+from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import MAIN, Device
-from gpuprover.cuda.msm import mixed_addition
+from gpuprover.cuda.msm import MsmPlan, Tuning, mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
@@ -35,6 +36,7 @@ from ..peers import python_command
 from ..proofs import CHAIN_ROOM
 from ..rows import OURS, SEED, Row, significant, spread
 from . import rates
+from .cases import TUNINGS
 
 CUDA = "cuda"
 COLD_LIMIT = 120.0
@@ -222,8 +224,49 @@ def msm(
     cpu: bool,
     distinct: int,
     tables: bool = True,
+    tuning: str = "",
 ) -> list[Row]:
-    """Bases prepared, with multiples in up to half of the free memory, and scalars on the device."""
+    """Bases prepared, with multiples in up to half of the free memory, and scalars on the device.
+
+    ``tuning``: one of :data:`.cases.TUNINGS`.
+    """
+    with _tuned(TUNINGS[tuning] if tuning else {}):
+        return _msm(machine, curve, group, log, scalars, rounds, cpu, distinct, tables, tuning)
+
+
+@contextmanager
+def _tuned(changes: Mapping[str, Any]) -> Iterator[None]:
+    """Plans that are made in the block have these sizes in place of their own."""
+    if unknown := changes.keys() - {field.name for field in fields(Tuning)}:
+        raise rates.Skipped(f"sums have no tuning called {', '.join(sorted(unknown))}")
+    plans: Any = gpu_module
+    real = plans.choose_plan
+
+    def choose(*given: Any) -> MsmPlan:
+        plan: MsmPlan = real(*given)
+        return replace(plan, tuning=replace(plan.tuning, **changes))
+
+    plans.choose_plan = choose
+    plans._choose.cache_clear()
+    try:
+        yield
+    finally:
+        plans.choose_plan = real
+        plans._choose.cache_clear()
+
+
+def _msm(
+    machine: Machine,
+    curve: str,
+    group: str,
+    log: int,
+    scalars: str,
+    rounds: int,
+    cpu: bool,
+    distinct: int,
+    tables: bool,
+    tuning: str,
+) -> list[Row]:
     params, which = curve_by_name(curve), Group(group)
     m = 1 << min(distinct, log)
     few = machine.keep((curve, group, m), lambda: _distinct(machine, params, which, min(distinct, log)))
@@ -232,7 +275,7 @@ def msm(
     expected = host.msm(host.prepare_bases(which, few), _folded(params, words, m))
     points = np.tile(few, ((1 << log) // m, 1))
 
-    operation = f"msm {group}" if tables else f"msm {group}, no tables"
+    operation = f"msm {group}" + ("" if tables else ", no tables") + (f", {tuning}" if tuning else "")
     shape: Row = {"operation": operation, "curve": curve, "log": log, "scalars": scalars}
     gpu = machine.backend(CUDA, params)
     budget = machine.device.free_memory() // 2 if tables else 0
