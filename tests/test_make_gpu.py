@@ -99,7 +99,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     monkeypatch.setattr(command, "Cubins", lambda *_: Nothing())
     monkeypatch.setattr(command, "HostCode", lambda *_: Nothing())
     row = {"operation": "tests", "passed": 1, "left": 0}
-    monkeypatch.setattr(command, "run_tests", lambda *_, again: row)
+    monkeypatch.setattr(command, "run_tests", lambda *_, **options: row)
     monkeypatch.setattr(command, "run_sanitizer", lambda *_: {"operation": "sanitizer", "found": 0})
     monkeypatch.setattr(command, "run_profiler", lambda **_: {"operation": "profile", "metrics": {}})
     return Scripted
@@ -192,7 +192,8 @@ def test_nothing_waits_for_code_that_it_does_not_need(
     assert found[:2] == ["rate wide multiplies", "rate wide rows"]
     # Transforms, of which one stands behind the sums in the plan.
     assert [name.split()[0] for name in found[2:5]] == ["ntt", "ntt", "ntt"]
-    assert [name.split()[0] for name in found[5:]] == ["msm", "msm"]
+    assert len(found) > 5
+    assert {name.split()[0] for name in found[5:]} == {"msm"}
 
 
 def test_all_that_fits_is_measured_once(
@@ -263,7 +264,7 @@ def test_tests_that_time_does_not_suffice_for_go_on_at_the_end_and_in_the_next_c
     left = [7, 3, 0]
     limits = []
 
-    def run(file: Path, shards: int, limit: float, *_: object, again: bool) -> Row:
+    def run(file: Path, shards: int, limit: float, *_: object, **options: object) -> Row:
         limits.append(limit)
         return {"operation": "tests", "passed": 1, "left": left.pop(0)}
 
@@ -301,7 +302,7 @@ def test_a_case_that_hangs_has_failed(
     scripted.answer = staticmethod(late)
     assert gpu("--only", "ntt bn254 2^4") == EXIT_INVALID
     (row,) = written(tmp_path)
-    assert row["error"] == f"took more than {command.LEAST_LIMIT:.0f} s"
+    assert row["error"] == f"took more than {checks.TEST_LIMIT:.0f} s"
 
 
 def test_rows_of_other_sources_or_gpus_do_not_count(
@@ -378,9 +379,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_outcomes_survive_tests_that_kill_their_process_or_hang(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcomes_survive_tests_that_kill_their_process_or_hang(suite: Path, tmp_path: Path) -> None:
     file = tmp_path / "journal"
     with (tmp_path / "log.txt").open("a") as log:
         row = checks.run_tests(file, 1, 60, log, [])
@@ -393,9 +392,8 @@ def test_outcomes_survive_tests_that_kill_their_process_or_hang(
         assert row["error"].startswith("4 tests failed")
         assert row["error"].endswith("shard 0 of the tests ended with exit code 9; 1 tests were not run")
         # What is known is not run again; what hangs costs its limit.
-        monkeypatch.setattr(checks, "TEST_LIMIT", 1.0)
         (suite / "test_suite.py").write_text(SUITE.replace("pass", "assert False"))
-        row = checks.run_tests(file, 1, 60, log, [])
+        row = checks.run_tests(file, 1, 60, log, [], patience=1.0)
         says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
         assert says["test_dies[2]"] == "it took more than 1 s"
         assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 5, 1, 0)
@@ -739,8 +737,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REHEARSAL, ROOT)))}
 
 
-def started(tmp_path: Path, *arguments: str, **environment_: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
+def started(
+    tmp_path: Path, *arguments: str, python: Path = Path(sys.executable), **environment_: str
+) -> subprocess.Popen[str]:
+    program = [str(python), "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
     folders = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     return subprocess.Popen(
         [*program, *folders],
@@ -886,7 +886,43 @@ def test_a_rehearsal_on_a_bare_machine(tmp_path: Path, run: Run) -> None:
     assert made.code == EXIT_OK
 
 
+def another_python() -> Path:
+    """Python 3.12 or 3.13, on PATH or beside this one, else this one; each with venv and pip."""
+    names = ("python3.12", "python3.13")
+    found = [Path(path) for path in map(shutil.which, names) if path is not None]
+    beside = Path(sys.base_prefix).parent
+    found += [path for name in names for path in sorted(beside.glob(f"*/bin/{name}"))]
+    for path in found:
+        if subprocess.run([path, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0:
+            return path
+    return Path(sys.executable)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_rehearsal_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    """The newest NumPy and Numba, pytest, hypothesis, and nothing else; the CPU's code is compiled there."""
+    subprocess.run([another_python(), "-m", "venv", tmp_path / "env"], check=True, timeout=120)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    packages = ["numpy", "numba", "pytest", "hypothesis"]
+    if subprocess.run([*install, *packages], capture_output=True, timeout=600).returncode:
+        pytest.skip("no index to install packages from")
+    script = "import importlib.util as i, sys; print([n for n in sys.argv[1:] if i.find_spec(n)])"
+    unwanted = ["httpx", "fastapi", "py_ecc", "wasmtime", "rich", "cupy", "pytest_timeout", "numpy"]
+    said = subprocess.run([python, "-c", script, *unwanted], capture_output=True, text=True).stdout
+    assert said == "['numpy']\n"
+    only = ["--only", "wide rows,ntt bn254 2^4,tests", "--tests", "upload and bn254", "--deadline", "1500"]
+    found = rehearsed(tmp_path, *only, python=python)
+    assert {row["case"] for row in found} == {"cubins", "rate wide rows", "ntt bn254 2^4", "tests"}
+    (row,) = (row for row in found if row["operation"] == "tests")
+    assert (row["passed"] > 3, row["left"]) == (True, 0)
+    version = subprocess.run([python, "--version"], capture_output=True, text=True).stdout.split()[1]
+    assert {row["python"] for row in found} == {version}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_rehearsal(tmp_path: Path) -> None:
     """With proofs, and with the tests, of which the emulated device does the short ones."""
     tests = "upload or (byte_for_byte and one and bn254)"

@@ -28,7 +28,7 @@ TESTS = ("tests/gpu", "tests/test_backend.py")
 STARTS, DEATHS = 6, 2
 """Of one shard of the tests: it starts again after a test lost the device, or killed its process."""
 TEST_LIMIT, START_LIMIT = 20.0, 60.0
-"""Seconds for a test, and from a shard's start to its first one; then it hangs."""
+"""Seconds for a test, unless told otherwise, and from a shard's start to its first one; then it hangs."""
 SHOWN = 20
 """Failures in a row; the others stand in the journal."""
 POLL_SECONDS = 0.1
@@ -40,8 +40,8 @@ POLL_SECONDS = 0.1
 class _Shard:
     """Every n-th test, in a process after the other."""
 
-    def __init__(self, by: str, file: Path, log: IO[str], options: list[str]) -> None:
-        self.by, self._file = by, file
+    def __init__(self, by: str, file: Path, log: IO[str], options: list[str], patience: float) -> None:
+        self.by, self._file, self._patience = by, file, patience
         self._command = [
             sys.executable,
             "-m",
@@ -79,7 +79,7 @@ class _Shard:
             self._begun |= any("::" in test for test in new)  # others are modules that cannot be imported
             self._since, self._seen = now, outcomes
         code = self.process.poll()
-        late = now - self._since > (TEST_LIMIT if self._begun else START_LIMIT)
+        late = now - self._since > (self._patience if self._begun else START_LIMIT)
         if code is None and not late:
             return True
         if code is None:
@@ -90,7 +90,7 @@ class _Shard:
             stop(self.process)
         died = [test for test, r in self._outcomes(journal.read(self._file)).items() if r == "begun"]
         for test in died:
-            says = f"it took more than {TEST_LIMIT:.0f} s" if late else f"its process died ({code})"
+            says = f"it took more than {self._patience:.0f} s" if late else f"its process died ({code})"
             journal.write(self._file, self.by, test, "failed", says)
         # 0, 1, 5: done, with failures, with nothing to do; 2: interrupted, as by a lost device.
         if not died and code in (0, 1, 5):
@@ -105,10 +105,18 @@ class _Shard:
 
 
 def run_tests(
-    file: Path, shards: int, limit: float, log: IO[str], options: list[str], again: bool = False
+    file: Path,
+    shards: int,
+    limit: float,
+    log: IO[str],
+    options: list[str],
+    *,
+    patience: float = TEST_LIMIT,
+    again: bool = False,
 ) -> Row:
     """The row of all tests; what ``limit`` seconds do not suffice for is ``left``.
 
+    A test that takes more than ``patience`` seconds hangs, and is ended.
     ``file`` keeps the outcomes, from which a later call goes on; with ``again`` what failed runs once more.
 
     Raises:
@@ -119,7 +127,8 @@ def run_tests(
     if again:
         journal.forget(file, "failed")
     end = time.monotonic() + limit
-    all_ = [_Shard(f"{k}/{shards}/{os.getpid()}", file, log, options) for k in range(shards)]
+    run = os.getpid()
+    all_ = [_Shard(f"{k}/{shards}/{run}", file, log, options, patience) for k in range(shards)]
     running = [*all_]
     try:
         while running and time.monotonic() < end:
@@ -229,9 +238,8 @@ SECTIONS = (
     "MemoryWorkloadAnalysis",
 )  # fmt: skip
 KEPT = re.compile(
-    r"gpu__time_duration|pipe_(fma|fmaheavy|fmalite|alu|fp64|lsu)|issue_(active|slot)|inst_issued|warps_active|"
-    r"warps_eligible|issue_stalled_.*per_warp_active|average_warps?_issue_stalled|registers_per_thread|"
-    r"dram__throughput|lts__throughput|sm__throughput"
+    r"gpu__time_duration|pipe_(fma|alu|fp64|lsu)|issue_(active|slot|stalled)|inst_issued|warps_active|warps_eligible|"
+    r"registers_per_thread|(dram|lts|sm)__throughput"
 )
 """Which metrics of a profile become part of the row; all of them stand in the log."""
 

@@ -28,7 +28,7 @@ from ..measure import Failed
 from ..rows import OURS, ROOT, Row, Rows, read_rows
 from ..targets import matches
 from .cases import REST, SIZES, Case, corrected, plan
-from .checks import run_profiler, run_sanitizer, run_tests
+from .checks import TEST_LIMIT, run_profiler, run_sanitizer, run_tests
 from .preparing import Cubins, HostCode
 from .processes import Late, NoDevice, Worker
 from .rates import WIDE, Skipped
@@ -36,8 +36,8 @@ from .rates import WIDE, Skipped
 DEADLINE = 540.0
 RESERVE = 4.0
 """Seconds that are kept to end in: what runs then is cut off."""
-PATIENCE, LEAST_LIMIT = 4.0, 25.0
-"""A case may take so many times what is predicted, or so many seconds; then it hangs, and has failed."""
+PATIENCE = 4.0
+"""A case may take so many times what is predicted, or the seconds of ``--patience``; then it has failed."""
 COMPILE_LIMIT = 120.0
 """Seconds more where kernels are compiled on the way, since not all cubins are there."""
 OPEN_LIMIT = 60.0
@@ -262,7 +262,8 @@ class _Run:
             options = ["-k", self.args.tests] if self.args.tests else []
             shards = max(1, min(SHARDS, self.threads // 2))
             file = self.folder / f"tests-{self.tree}.jsonl"
-            return [run_tests(file, shards, limit, self.log, options, again=self.args.again)]
+            patience, again = float(self.args.patience), self.args.again
+            return [run_tests(file, shards, limit, self.log, options, patience=patience, again=again)]
         if case.kind == "sanitizer":
             self.worker.close()
             return [run_sanitizer(case.arguments["tool"], self.sizes, self.work, self.log, limit)]
@@ -320,7 +321,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     option("--only", default="", metavar="TEXT,TEXT", help="cases whose names contain one of these")
     option("--again", action="store_true", help="measure again what has failed")
     option("--tests", default="", metavar="EXPRESSION", help="as pytest's -k")
-    option("--patience", default=str(LEAST_LIMIT), metavar="S", help="no case hangs before so long (25)")
+    option("--patience", default=str(TEST_LIMIT), metavar="S", help="no case and no test hangs before (20)")
     option("--sizes", default="full", choices=SIZES, help="tiny: a rehearsal")
     args = parser.parse_args(argv)
     args.deadline = seconds(args.deadline, "--deadline")
