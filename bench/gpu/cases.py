@@ -256,8 +256,8 @@ def _msm(
     words["cpu"] = tables and not tuning and log <= sizes.cpu - (2 if group == "G2" else 0)
     words |= {"tables": tables, "tuning": tuning}
     seconds = 2.5 + 6e-7 * CURVE_COST[curve.name] * GROUP_COST[group] * 2.0**log
-    name = f"msm {group} {curve.name} 2^{log} {scalars}" + ("" if tables else " without tables")
-    name += f", {tuning}" if tuning else ""
+    name = f"msm {group} {curve.name} 2^{log}"
+    name += f", {tuning}" if tuning else f" {scalars}" if tables else ", no tables"
     return Case(name, "msm", seconds, words, needs=_needs(curve, f"msm {group}"))
 
 

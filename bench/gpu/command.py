@@ -174,6 +174,8 @@ class _Run:
             if not row.get("left") and not (self.args.again and "error" in row)
         }
         wanted = [text.strip() for text in self.args.only.split(",") if text.strip()]
+        if "tests" in done and not self.tests_left():
+            done.add(REST)
         for case in self.plan.values():
             if case.name not in done and (not wanted or any(text in case.name for text in wanted)):
                 yield case
@@ -203,8 +205,9 @@ class _Run:
         if not self.open():
             return EXIT_RESOURCES
         todo = list(self.todo())
-        self.prepare(todo)
-        while True:
+        if todo:
+            self.prepare(todo)
+        while todo:
             self.look()
             fitting = self.fitting(todo)
             if not fitting:
