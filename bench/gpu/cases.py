@@ -1,7 +1,7 @@
 """What ``make gpu`` measures, in its order, with the seconds that each case is predicted to take.
 
 The order: a few rates, then figures of every operation at two sizes, within a minute; tests; the tools that
-look for wrong accesses and races, at the smallest sizes; then everything else, what takes longest last.
+look for wrong accesses and races, at the smallest sizes; then everything else, what takes minutes last.
 
 Predictions decide whether a case is still begun and when it counts as hanging. They are guesses for 16 CPUs
 until rows of a GPU are there; what the cases of a kind took so far corrects them (:func:`corrected`).
@@ -134,11 +134,11 @@ class Sizes:
 SIZES = {
     "full": Sizes(
         first=Logs(ntt=(16, 20), g1=(16, 20), g2=(18, 20), proofs=(16, 20)),
-        then=Logs(ntt=(18, 22, 24), g1=(18, 22, 24), g2=(16, 22, 24), proofs=(18, 22, 24)),
+        then=Logs(ntt=(18, 22, 24), g1=(18, 22, 24), g2=(16, 22, 24), proofs=(18, 22)),
         others=Logs(
             ntt=(16, 18, 20, 22, 24), g1=(16, 18, 20, 22, 24), g2=(16, 18, 20, 22, 24), proofs=(16, 18, 20),
         ),
-        last=Logs(ntt=(26,), g1=(26,)),
+        last=Logs(ntt=(26,), g1=(26,), proofs=(24,)),
         scalars=(20,), sanitizer=(10, 10, 8), profiled=20, cpu=20, rounds=5, distinct=16, rate_seconds=0.03,
     ),
     "tiny": Sizes(
@@ -162,17 +162,17 @@ def plan(sizes: Sizes) -> Iterator[Case]:
     yield Case("tests", "tests", TESTS_SECONDS * 0.8, least=30, most=TESTS_SECONDS, needs=needs)
     for tool in EARLY_TOOLS:
         yield _tool(tool)
-    yield from _operations(sizes, first, sizes.then)
     yield from _other_sums(sizes, first)
     yield from _tunings(sizes, first)
-    for curve in second:
-        yield from _operations(sizes, curve, Logs(sizes.others.ntt, sizes.others.g1, (), sizes.others.proofs))
-        yield from _other_sums(sizes, curve)
+    yield from _operations(sizes, first, sizes.then)
     yield from rates.values()
     for kernel, operation in PROFILED.items():
         words = {"kernel": kernel, "operation": operation, "size": sizes.profiled}
         needs = _needs(first, "ntt" if operation == "ntt" else "msm G1")
         yield Case(f"profile {kernel}", "profile", 20, words, most=TOOL_SECONDS, needs=needs)
+    for curve in second:
+        yield from _operations(sizes, curve, Logs(sizes.others.ntt, sizes.others.g1, (), sizes.others.proofs))
+        yield from _other_sums(sizes, curve)
     for tool in LATE_TOOLS:
         yield _tool(tool)
     yield from _operations(sizes, first, sizes.last)
@@ -183,9 +183,10 @@ def plan(sizes: Sizes) -> Iterator[Case]:
 
 def corrected(case: Case, done: Iterable[tuple[Case, float]]) -> float:
     """Seconds that ``case`` will take, by what cases of its kind took, as (case, seconds)."""
-    same = [(other.seconds, took) for other, took in done if other.kind == case.kind and case.most == inf]
-    predicted = sum(seconds for seconds, _ in same)
-    factor = sum(took for _, took in same) / predicted if predicted else 1.0
+    same = [(other.seconds, took) for other, took in done if other.kind == case.kind]
+    if not same or case.most < inf:
+        return case.seconds
+    factor = sum(took for _, took in same) / sum(predicted for predicted, _ in same)
     return case.seconds * min(4.0, max(0.25, factor))
 
 

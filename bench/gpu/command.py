@@ -140,7 +140,9 @@ class _Run:
     def prepare(self, todo: Sequence[Case]) -> None:
         """Begins to compile what is not there."""
         others = max(1, self.threads - 1)  # one for the process that launches
-        self.cubins = Cubins(str(self.environment["architecture"]), others, self.log)
+        found = self.environment
+        release = found["runtime"] // 1000 if "runtime" in found else None
+        self.cubins = Cubins(str(found["architecture"]), release, others, self.log)
         self.resources.callback(self.cubins.close)
         self.say(self.cubins.said)
         self.host = HostCode(todo, others, self.log)

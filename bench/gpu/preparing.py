@@ -35,14 +35,16 @@ for word in sys.argv[1:]:
 class Cubins:
     """Those of one architecture: found, or compiled in the background into the user's cache.
 
+    They are compiled by the NVRTC of a CUDA release, as the device's own are; None: the newest that is there.
+
     Attributes:
         row: of this, once it is known how it ended; whoever writes it takes it.
         complete: whether all are there.
         said: what there is to say at the beginning, in a line.
     """
 
-    def __init__(self, architecture: str, threads: int, log: IO[str]) -> None:
-        nvrtc = find_nvrtc()
+    def __init__(self, architecture: str, major: int | None, threads: int, log: IO[str]) -> None:
+        nvrtc = find_nvrtc(major)
         wanted = [program for curve in CURVES for program in programs(curve)]
         missing = [program for program in wanted if find_cubin(program, architecture, nvrtc) is None]
         others = {
@@ -109,8 +111,8 @@ class HostCode:
         self._running: dict[subprocess.Popen[bytes], list[Need]] = {}
         for i in range(min(processes, len(waiting))):
             share = waiting[i::processes]
-            words = [f"{need.curve}/{need.step}" for need in share]
-            process = start([sys.executable, "-c", WARM, *words], log, stdout=subprocess.PIPE, bufsize=0)
+            command = [sys.executable, "-c", WARM, *map(_word, share)]
+            process = start(command, log, stdout=subprocess.PIPE, bufsize=0)
             assert process.stdout is not None
             os.set_blocking(process.stdout.fileno(), False)
             self._running[process] = share
@@ -120,7 +122,8 @@ class HostCode:
         for process, share in [*self._running.items()]:
             code = process.poll()  # before reading: nothing is written after that
             assert process.stdout is not None
-            del share[: (process.stdout.read() or b"").count(b"\n")]
+            done = (process.stdout.read() or b"").decode().split("\n")
+            share[:] = [need for need in share if _word(need) not in done]
             if code is not None:
                 process.stdout.close()
                 del self._running[process]
@@ -138,6 +141,10 @@ class HostCode:
             stop(process)
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _word(need: Need) -> str:
+    return f"{need.curve}/{need.step}"
 
 
 def _steps(need: Need) -> Sequence[Need]:
