@@ -445,6 +445,21 @@ def test_a_shard_that_begins_no_test_is_not_started_again(
     assert len(started) == 1
 
 
+def test_a_lost_device_costs_a_start_and_no_test(suite: Path, tmp_path: Path) -> None:
+    """The process ends itself after the test that lost it; the others run in the next one."""
+    (suite / "test_wants.py").unlink()
+    (suite / "conftest.py").write_text(
+        "from gpuprover.bench.gpu import journal\nlost = []\njournal._device_is_lost = lambda: bool(lost)"
+    )
+    lines = ["import pytest, conftest", "pytestmark = pytest.mark.gpu"]
+    lines += ["def test_a(): conftest.lost.append(1); assert False, 'illegal address'", "def test_b(): pass"]
+    (suite / "test_suite.py").write_text("\n".join(lines))
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(tmp_path / "journal", 1, 60, log, [])
+    assert (row["passed"], row["failed"], row["left"]) == (1, 1, 0)
+    assert "test_a: AssertionError: illegal address" in row["error"]
+
+
 def test_all_tests_with_the_marker_lie_where_they_are_looked_for(request: pytest.FixtureRequest) -> None:
     """In a run of all tests that says something of all of them."""
     places = [ROOT / name for name in checks.TESTS]
@@ -568,10 +583,10 @@ def test_carried_cubins_are_found_and_nothing_is_compiled(
     monkeypatch.setattr(preparing, "start", None)
     with (tmp_path / "log").open("a") as log:
         cubins = preparing.Cubins(ARCHITECTURE, None, 1, log)
-    assert cubins.said == "cubins: 16 of 16 are there"
+    assert cubins.said == f"cubins: {len(PROGRAMS)} of {len(PROGRAMS)} are there"
     assert cubins.complete
     assert cubins.row is not None
-    assert (cubins.row["cubins"], cubins.row["compiled"]) == (16, 0)
+    assert (cubins.row["cubins"], cubins.row["compiled"]) == (len(PROGRAMS), 0)
 
 
 def test_what_is_missing_is_compiled_to_where_every_process_looks(
@@ -585,7 +600,8 @@ def test_what_is_missing_is_compiled_to_where_every_process_looks(
     monkeypatch.setattr(preparing, "start", lambda command, log: commands.append(command) or process)
     with (tmp_path / "log").open("a") as log:
         cubins = preparing.Cubins(ARCHITECTURE, 13, 3, log)
-    assert f"cubins: 0 of 16 are there; those in {carried} are of other sources: " in cubins.said
+    said = f"cubins: 0 of {len(PROGRAMS)} are there; those in {carried} are of other sources: "
+    assert said in cubins.said
     (command,) = commands
     folder = Path(command[command.index("--output") + 1])
     rates, others = (cases.Need(kind, "bn254") for kind in (cases.RATES_CODE, cases.CUDA_CODE))

@@ -42,15 +42,8 @@ class _Shard:
 
     def __init__(self, by: str, file: Path, log: IO[str], options: list[str], patience: float) -> None:
         self.by, self._file, self._patience = by, file, patience
-        self._command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *(str(ROOT / name) for name in TESTS),
-            "-m",
-            "gpu",
-            "-q",
-        ]
+        self._command = [sys.executable, "-m", "pytest", *(str(ROOT / name) for name in TESTS)]
+        self._command += ["-m", "gpu", "-q"]
         # Not the project's own options: they ask for plugins that a bare machine may lack.
         self._command += ["-p", f"{PACKAGE}.journal", "-p", "no:cacheprovider", "-o", "addopts="]
         self._command += ["--continue-on-collection-errors", *options]
@@ -73,16 +66,18 @@ class _Shard:
 
     def look(self, records: journal.Records) -> bool:
         """Ends it where it hangs, and starts it again where that is worth it; whether it goes on."""
-        outcomes, now = self._outcomes(records), time.monotonic()
+        code, now = self.process.poll(), time.monotonic()
+        if code is not None:
+            records = journal.read(self._file)  # with all that it wrote
+        outcomes = self._outcomes(records)
         if outcomes != self._seen:
             new = {test for test, o in outcomes.items() if o != "waiting" and self._before.get(test) != o}
             self._begun |= any("::" in test for test in new)  # others are modules that cannot be imported
             self._since, self._seen = now, outcomes
-        code = self.process.poll()
-        late = now - self._since > (self._patience if self._begun else START_LIMIT)
-        if code is None and not late:
+        hangs = code is None and now - self._since > (self._patience if self._begun else START_LIMIT)
+        if code is None and not hangs:
             return True
-        if code is None:
+        if hangs:
             with suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGABRT)  # pytest writes into the log where it is
             with suppress(subprocess.TimeoutExpired):
@@ -90,7 +85,7 @@ class _Shard:
             stop(self.process)
         died = [test for test, r in self._outcomes(journal.read(self._file)).items() if r == "begun"]
         for test in died:
-            says = f"it took more than {self._patience:.0f} s" if late else f"its process died ({code})"
+            says = f"it took more than {self._patience:.0f} s" if hangs else f"its process died ({code})"
             journal.write(self._file, self.by, test, "failed", says)
         # 0, 1, 5: done, with failures, with nothing to do; 2: interrupted, as by a lost device.
         if not died and code in (0, 1, 5):
@@ -99,7 +94,7 @@ class _Shard:
         if self._deaths < DEATHS and self._starts < STARTS and (died or (code == 2 and self._begun)):
             self.start()
             return True
-        what = "hung" if late else f"ended with exit code {code}"
+        what = "hung" if hangs else f"ended with exit code {code}"
         self.problem = f"shard {self.by.partition('/')[0]} of the tests {what}"
         return False
 
