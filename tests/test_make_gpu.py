@@ -181,6 +181,29 @@ def test_predictions_follow_what_was_measured() -> None:
     assert cases.corrected(large, [(small, 1e6)]) == 32
 
 
+def test_neither_failures_nor_what_is_not_there_change_a_prediction(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do tests that this installation does not have keep a run from its end."""
+
+    def answer(kind: str, request: Mapping[str, Any]) -> Row:
+        if kind == "ntt":
+            raise Failed("wrong")
+        return {"skipped": "not here"} if kind == "msm" else good(kind, request)
+
+    def missing(*_: object, **options: object) -> Row:
+        raise rates.Skipped("no tests")
+
+    scripted.answer = staticmethod(answer)
+    monkeypatch.setattr(command, "run_tests", missing)
+    assert gpu() == EXIT_INVALID
+    found = {row["case"]: row["predicted_s"] for row in written(tmp_path) if "predicted_s" in row}
+    plan = {case.name: case for case in cases.plan(cases.SIZES["tiny"])}
+    for name in ("ntt bls12-381 2^5", "msm G1 bls12-381 2^5 full width"):
+        assert found[name] == round(plan[name].seconds, 1)
+    assert found["proof bits bls12-381 2^3"] < plan["proof bits bls12-381 2^3"].seconds
+
+
 def test_nothing_waits_for_code_that_it_does_not_need(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,8 +183,9 @@ class _Run:
                 yield case
 
     def took(self) -> list[tuple[Case, float]]:
-        """What was measured so far, with its seconds."""
-        took = {row["case"]: row["took_s"] for row in (*self.known, *self.rows.all) if "took_s" in row}
+        """What was measured so far, with its seconds; not what failed, or was passed over."""
+        rows = (row for row in (*self.known, *self.rows.all) if "took_s" in row)
+        took = {row["case"]: row["took_s"] for row in rows if not {"error", "skipped"} & row.keys()}
         return [(self.plan[name], took[name]) for name in took.keys() & self.plan.keys()]
 
     def fitting(self, todo: Sequence[Case]) -> list[Case]:
@@ -233,8 +234,8 @@ class _Run:
 
     def tests_left(self) -> int:
         """How many tests the last run of them left."""
-        left = [row["left"] for row in (*self.known, *self.rows.all) if row["operation"] == "tests"]
-        return int(left[-1]) if left else 0
+        rows = [row for row in (*self.known, *self.rows.all) if row["operation"] == "tests"]
+        return int(rows[-1].get("left", 0)) if rows else 0
 
     def limit(self, case: Case) -> float:
         """Seconds after which a case counts as hanging; tests see to that one by one."""
