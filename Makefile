@@ -12,6 +12,9 @@ WORKERS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
+# make cubins: what for.
+ARCH ?= sm_90
+
 # make gpu: seconds it may take, where rows go, where keys and cubins are kept, rows of other machines' calls,
 # some cases only, and the commit where there is no .git.
 DEADLINE ?= 540
@@ -21,7 +24,7 @@ RESUME ?=
 ONLY ?=
 COMMIT ?=
 
-.PHONY: help setup demo test test-full lint format warm lock gpu clean
+.PHONY: help setup demo test test-full lint format warm lock cubins gpu clean
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
@@ -31,6 +34,7 @@ help:
 	@echo "make format     let ruff rewrite the layout"
 	@echo "make lock       versions and hashes of what the images install, made anew"
 	@echo "make setup      the environment of the tests, without running them"
+	@echo "make cubins     the CUDA kernels compiled for ARCH=sm_90, to carry to a machine with a GPU"
 	@echo "make gpu        on a machine with a GPU: its tests and measurements, within DEADLINE=540 seconds"
 	@echo "make clean      remove all that make has made"
 
@@ -69,6 +73,10 @@ lock: .venv/full
 	@echo 'setuptools>=77' | .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-annotate - --output-file deploy/locks/build.txt
 
+# To be carried to a machine with a GPU: no kernel is compiled there. What fits the sources already is kept.
+cubins: .venv/test
+	@$(PY) -m gpuprover.cuda.build --arch "$(ARCH)" --output kernels/cubins
+
 # Installs nothing and makes no environment: for machines that have what is needed, and no network.
 gpu:
 	@GPUPROVER_COMMIT="$${GPUPROVER_COMMIT:-$(COMMIT)}" $(if $(findstring command,$(origin PYTHON)),$(PYTHON),python3) \
@@ -76,7 +84,7 @@ gpu:
 		$(addprefix --resume ,$(RESUME)) $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv .node .tools demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf kernels/cubins .venv .node .tools demo-out build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

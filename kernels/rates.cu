@@ -35,10 +35,10 @@ KERNEL wide_multiplies(const u64* in, u64* out, i64 rounds) {
     out[i] = all;
 }
 
-constexpr int ROWS = 4;
+constexpr int ROWS = 4, TURNS = 16;
 
-// The same with carries from one to the next, in rows as products of field elements have them: ROWS·LIMBS/2 wide
-// multiply-adds a round.
+// The same with carries from one to the next, in rows as products of field elements have them: TURNS·ROWS·LIMBS/2
+// wide multiply-adds a round. So many, because the assembler moves the sums to other registers at a round's end.
 KERNEL wide_rows(const Fq* in, Fq* out, i64 rounds) {
     constexpr int LIMBS = Fq::LIMBS;
     const i64 i = first_index(0);
@@ -49,10 +49,13 @@ KERNEL wide_rows(const Fq* in, Fq* out, i64 rounds) {
 #pragma unroll
         for (int j = 0; j < LIMBS; j++) sum[k].limb[j] = k * LIMBS + j;
     }
-#pragma unroll 4
+#pragma unroll 1
     for (i64 r = 0; r < rounds; r++) {
 #pragma unroll
-        for (int k = 0; k < ROWS; k++) add_row<LIMBS>(sum[k].limb, factor.limb, 0, factor.limb[k]);
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int k = 0; k < ROWS; k++) add_row<LIMBS>(sum[k].limb, factor.limb, 0, factor.limb[k]);
+        }
     }
 #pragma unroll
     for (int k = 1; k < ROWS; k++) {

@@ -12,13 +12,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gpuprover.bench import rows
-from gpuprover.bench.gpu import cases, checks, command, journal, processes
+from gpuprover.bench.gpu import cases, checks, command, journal, measures, preparing, processes, rates
+from gpuprover.bench.gpu import worker as worker_module
 from gpuprover.bench.measure import Failed
 
+import fake_cupy
+from emulator import EmulatedDevice
+from gpuprover.backend import Group
+from gpuprover.cpu import warm
+from gpuprover.cuda import compile, cupy_device, devices
+from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda.device import Program
+from gpuprover.cuda.probe import Gpu, Survey
+from gpuprover.cuda.source import programs
+from gpuprover.curves import BN254, CURVES
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
 from running import Run
 
@@ -57,6 +69,21 @@ class Scripted:
         pass
 
 
+class Nothing:
+    """In place of what compiles: all is there."""
+
+    said, row, complete = "", None, True
+
+    def look(self) -> list[str]:
+        return []
+
+    def there(self, need: cases.Need) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 def good(kind: str, request: Mapping[str, Any]) -> Row:
     words = request["arguments"]
     if kind == "rate":
@@ -69,10 +96,12 @@ def good(kind: str, request: Mapping[str, Any]) -> Row:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     Scripted.asked, Scripted.limits, Scripted.answer = [], {}, staticmethod(good)
     monkeypatch.setattr(command, "Worker", Scripted)
-    monkeypatch.setattr(command._Run, "warm", lambda self: None)
-    monkeypatch.setattr(command._Run, "build", lambda self: None)
-    monkeypatch.setattr(command, "run_tests", lambda *_: {"operation": "tests", "passed": 1})
+    monkeypatch.setattr(command, "Cubins", lambda *_: Nothing())
+    monkeypatch.setattr(command, "HostCode", lambda *_: Nothing())
+    row = {"operation": "tests", "passed": 1, "left": 0}
+    monkeypatch.setattr(command, "run_tests", lambda *_, **options: row)
     monkeypatch.setattr(command, "run_sanitizer", lambda *_: {"operation": "sanitizer", "found": 0})
+    monkeypatch.setattr(command, "run_profiler", lambda **_: {"operation": "profile", "metrics": {}})
     return Scripted
 
 
@@ -94,23 +123,117 @@ def names(tmp_path: Path) -> list[str]:
     return [row["case"] for row in written(tmp_path)]
 
 
+def planned(sizes: str = "tiny") -> list[str]:
+    """What a run does whose tests leave nothing over."""
+    return [case.name for case in cases.plan(cases.SIZES[sizes]) if case.name != cases.REST]
+
+
 def test_cases_have_names_of_their_own_and_come_in_order() -> None:
     for sizes in cases.SIZES.values():
-        plan = list(cases.plan(sizes))
-        assert len({case.name for case in plan}) == len(plan)
-        kinds = [case.kind for case in plan]
-        assert kinds.index("tests") > max(i for i, kind in enumerate(kinds) if kind == "rate")
-        assert [case.name for case in plan[:2]] == ["rate wide multiplies", "rate wide rows"]
-    last = [case.name for case in cases.plan(cases.SIZES["full"])][-7:]
-    assert last[0] == "ntt bn254 2^26"
-    assert all("2^26" in name or "G2 bls12-381" in name for name in last)
+        plan = [case.name for case in cases.plan(sizes)]
+        assert len(set(plan)) == len(plan)
+        assert plan[:2] == ["rate wide multiplies", "rate wide rows"]
+    at = {case.name: i for i, case in enumerate(cases.plan(cases.SIZES["full"]))}
+    # First figures of every operation, then tests and tools, then the large sizes.
+    figures = [f"{what} 2^20" for what in ("ntt bn254", "proof bits bn254", "proof chain bn254")]
+    figures += [f"msm {group} bn254 2^20 full width" for group in ("G1", "G2")]
+    assert max(at[name] for name in figures) < at["tests"] < at["sanitizer memcheck"]
+    larger = [i for name, i in at.items() if re.search(r"2\^2[2-6]|, runs|profile|bls12-381 2", name)]
+    assert at["tests"] < at["sanitizer racecheck"] < min(larger)
+    # What decides about constants comes before what takes minutes.
+    minutes = [
+        at[case.name]
+        for case in cases.plan(cases.SIZES["full"])
+        if case.kind == "proof" and case.seconds > 60
+    ]
+    assert max(i for name, i in at.items() if re.search(", (runs|tile|block)|profile|rate", name)) < min(
+        minutes
+    )
+    first = list(cases.plan(cases.SIZES["full"]))[: at["tests"]]
+    assert sum(case.seconds for case in first) < 90
+    last = r"2\^26|G2 bls|rest|proof \w+ bn254 2\^24"
+    assert [name for name in at if re.search(last, name)] == [*at][-10:]
+
+
+def test_what_cases_need_has_a_name_that_compiles_it() -> None:
+    assert {*cases.CPU_STEPS} == {*warm.steps(BN254)}
+    for case in cases.plan(cases.SIZES["full"]):
+        needs = {(need.kind, need.step) for need in case.needs}
+        assert needs
+        if case.kind in ("tests", "proof", "sanitizer"):
+            assert (cases.CPU_CODE, "") in needs
+        if case.kind == "rate":
+            assert cases.CPU_CODE not in {kind for kind, _ in needs}
+    kinds = {step for case in cases.plan(cases.SIZES["full"]) for _, _, step in case.needs}
+    assert kinds <= {"", *cases.CPU_STEPS}
+
+
+def test_predictions_follow_what_was_measured() -> None:
+    small, large, other = (
+        cases.Case(name, kind, s) for name, kind, s in [("a", "k", 2), ("b", "k", 8), ("c", "l", 8)]
+    )
+    assert cases.corrected(large, []) == 8
+    assert cases.corrected(large, [(small, 1.0)]) == 4
+    assert cases.corrected(large, [(small, 1.0), (large, 9.0)]) == 8
+    assert cases.corrected(other, [(small, 1.0)]) == 8
+    # One odd case does not decide alone.
+    assert cases.corrected(large, [(small, 0.001)]) == 2
+    assert cases.corrected(large, [(small, 1e6)]) == 32
+
+
+def test_neither_failures_nor_what_is_not_there_change_a_prediction(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do tests that this installation does not have keep a run from its end."""
+
+    def answer(kind: str, request: Mapping[str, Any]) -> Row:
+        if kind == "ntt":
+            raise Failed("wrong")
+        return {"skipped": "not here"} if kind == "msm" else good(kind, request)
+
+    def missing(*_: object, **options: object) -> Row:
+        raise rates.Skipped("no tests")
+
+    scripted.answer = staticmethod(answer)
+    monkeypatch.setattr(command, "run_tests", missing)
+    assert gpu() == EXIT_INVALID
+    found = {row["case"]: row["predicted_s"] for row in written(tmp_path) if "predicted_s" in row}
+    plan = {case.name: case for case in cases.plan(cases.SIZES["tiny"])}
+    for name in ("ntt bls12-381 2^5", "msm G1 bls12-381 2^5 full width"):
+        assert found[name] == round(plan[name].seconds, 1)
+    assert found["proof bits bls12-381 2^3"] < plan["proof bits bls12-381 2^3"].seconds
+
+
+def test_nothing_waits_for_code_that_it_does_not_need(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Nothing):
+        """Sums are compiled last, once there is nothing else to do."""
+
+        looks = 0
+
+        def look(self) -> list[str]:
+            self.looks += 1
+            return []
+
+        def there(self, need: cases.Need) -> bool:
+            return need.step != "sums G1" or self.looks > 12
+
+    monkeypatch.setattr(command, "HostCode", lambda *_: Slow())
+    assert gpu("--only", "wide,ntt bn254,msm G1 bn254 2^4 full") == EXIT_OK
+    found = names(tmp_path)
+    assert found[:2] == ["rate wide multiplies", "rate wide rows"]
+    # Transforms, of which one stands behind the sums in the plan.
+    assert [name.split()[0] for name in found[2:5]] == ["ntt", "ntt", "ntt"]
+    assert len(found) > 5
+    assert {name.split()[0] for name in found[5:]} == {"msm"}
 
 
 def test_all_that_fits_is_measured_once(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gpu() == EXIT_OK
-    plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
+    plan = planned()
     assert names(tmp_path) == plan
     origin = {"gpu": "Imagined GPU", "driver": "1", "tree": command.tree()}
     assert all(origin.items() <= row.items() for row in written(tmp_path))
@@ -134,7 +257,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
     scripted.answer = staticmethod(answer)
     assert gpu() == EXIT_INVALID
     found = written(tmp_path)
-    assert [row["case"] for row in found] == [case.name for case in cases.plan(cases.SIZES["tiny"])]
+    assert [row["case"] for row in found] == planned()
     assert {row.get("error") for row in found if row["case"].startswith("msm")} == {"cuda:0: illegal address"}
     scripted.asked.clear()
     scripted.answer = staticmethod(good)
@@ -145,19 +268,47 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
 
 
 def test_what_does_not_fit_the_time_is_left_for_the_next_call(
-    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripted: type[Scripted],
+    gpu: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # The sanitizer is predicted to take longer than this; the tests, too, but what they do is kept.
-    assert gpu("--deadline", 60) == EXIT_OK
-    left = {f"sanitizer {tool}" for tool in cases.TOOLS}
-    assert "3 cases are left for another call" in capsys.readouterr().out
-    assert not left & set(names(tmp_path))
-    assert "tests" in names(tmp_path)
-    assert all(limit <= 60 for limit in scripted.limits.values())
-    before = set(names(tmp_path))
+    # Half of what a tool is predicted to take, and of the tests, of which a part is worth a third.
+    monkeypatch.setattr(command._Run, "remaining", property(lambda self: 8.0))
     assert gpu() == EXIT_OK
-    assert {row["case"] for row in written(tmp_path)} - before == left
+    tools = [f"sanitizer {tool}" for tool in (*cases.EARLY_TOOLS, *cases.LATE_TOOLS)]
+    left = {"tests", *tools, *(f"profile {kernel}" for kernel in cases.PROFILED)}
+    assert f"{len(left) + 1} cases are left for another call" in capsys.readouterr().out
+    assert not left & set(names(tmp_path))
+    assert all(limit <= 8 for limit in scripted.limits.values())
+    before = set(names(tmp_path))
+    # What nearly fits is begun when nothing else is there.
+    monkeypatch.setattr(command._Run, "remaining", property(lambda self: 11.0))
+    assert gpu() == EXIT_OK
+    assert {row["case"] for row in written(tmp_path)} - before == {n for n in left if "profile" in n}
+    monkeypatch.undo()
     assert len(names(tmp_path)) == len(set(names(tmp_path)))
+
+
+def test_tests_that_time_does_not_suffice_for_go_on_at_the_end_and_in_the_next_call(
+    scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [7, 3, 0]
+    limits = []
+
+    def run(file: Path, shards: int, limit: float, *_: object, **options: object) -> Row:
+        limits.append(limit)
+        return {"operation": "tests", "passed": 1, "left": left.pop(0)}
+
+    monkeypatch.setattr(command, "run_tests", run)
+    assert gpu("--only", "tests") == EXIT_OK
+    assert names(tmp_path) == ["tests", cases.REST]
+    assert limits[0] == cases.TESTS_SECONDS < limits[1]
+    assert gpu("--only", "tests") == EXIT_OK
+    assert names(tmp_path) == ["tests", cases.REST, "tests"]
+    assert gpu("--only", "tests") == EXIT_OK
+    assert left == []
 
 
 def test_a_case_that_the_deadline_cuts_off_leaves_no_row(
@@ -184,7 +335,7 @@ def test_a_case_that_hangs_has_failed(
     scripted.answer = staticmethod(late)
     assert gpu("--only", "ntt bn254 2^4") == EXIT_INVALID
     (row,) = written(tmp_path)
-    assert row["error"] == f"took more than {command.LEAST_LIMIT:.0f} s"
+    assert row["error"] == f"took more than {checks.TEST_LIMIT:.0f} s"
 
 
 def test_rows_of_other_sources_or_gpus_do_not_count(
@@ -230,45 +381,114 @@ def test_the_report_takes_the_rows(
 # Tests in shards ---------------------------------------------------------------------------------------
 
 SUITE = """
-import os, pytest
+import os, time, pytest
 pytestmark = pytest.mark.gpu
 
-@pytest.mark.parametrize("i", range(6))
+@pytest.mark.parametrize("i", range(3))
 def test_good(i): pass
 
 def test_bad(): assert 1 == 2, "one is not two"
 
 def test_skipped(): pytest.skip("device 'cuda' is not there")
 
-def test_dies(): os._exit(9)
+@pytest.mark.parametrize("i", range(3))
+def test_dies(i): time.sleep(100) if i == 2 else os._exit(9)
 
 def test_after_it(): pass
 """
 
 
-def test_outcomes_survive_a_test_that_kills_its_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite = tmp_path / "tests"
-    suite.mkdir()
-    (suite / "conftest.py").write_text("")
-    (suite / "test_suite.py").write_text(SUITE)
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of tests in place of ours, with a module that wants what is not installed."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "conftest.py").write_text("")
+    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "test_wants.py").write_text("import no_such_package")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     monkeypatch.setattr(checks, "ROOT", tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    with (out / "log.txt").open("a") as log:
-        row = checks.run_tests(out / "j", 2, 60, log, [])
-        assert (row["passed"], row["failed"], row["skipped"]) == (7, 2, 1)
+    monkeypatch.setattr(checks, "TESTS", ("suite",))
+    return folder
+
+
+def test_outcomes_survive_tests_that_kill_their_process_or_hang(suite: Path, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(file, 1, 60, log, [])
         says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
         assert "one is not two" in says["test_bad"]
-        assert says["test_dies"] == "its process died (9)"
-        assert row["error"].startswith("2 tests failed")
-        # What is known is not run again.
+        assert "no_such_package" in says["suite/test_wants.py"]
+        assert says["test_dies[0]"] == says["test_dies[1]"] == "its process died (9)"
+        # What came after the first death went before its like; the second one was the last.
+        assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 4, 1, 1)
+        assert row["error"].startswith("4 tests failed")
+        assert row["error"].endswith("shard 0 of the tests ended with exit code 9; 1 tests were not run")
+        # What is known is not run again; what hangs costs its limit.
         (suite / "test_suite.py").write_text(SUITE.replace("pass", "assert False"))
-        assert checks.run_tests(out / "j", 2, 60, log, []) == row
-        with pytest.raises(processes.Late):
-            checks.run_tests(out / "other", 1, 0, log, [])
+        row = checks.run_tests(file, 1, 60, log, [], patience=1.0)
+        says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
+        assert says["test_dies[2]"] == "it took more than 1 s"
+        assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 5, 1, 0)
+    assert (
+        "time.sleep(100)" in (tmp_path / "log.txt").read_text()
+        or "in test_dies" in (tmp_path / "log.txt").read_text()
+    )
+
+
+def test_tests_in_shards_are_cut_off_and_run_again(suite: Path, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(file, 2, 0, log, [])
+        assert (row["passed"], row["failed"], row["left"]) == (0, 0, 0)
+        journal.write(file, "0/2/1", "suite/test_suite.py::test_bad", "waiting")
+        row = checks.run_tests(file, 2, 60, log, ["-k", "good or bad or wants"])
+        assert (row["passed"], row["failed"], row["left"]) == (3, 2, 0)
+        by = {record["by"].split("/")[0] for record in journal.read(file).values()}
+        assert by == {"0", "1"}
+        (suite / "test_suite.py").write_text(SUITE.replace("assert 1 == 2", "assert True"))
+        (suite / "test_wants.py").write_text("")
+        row = checks.run_tests(file, 1, 60, log, ["-k", "good or bad"], again=True)
+        assert (row["passed"], row["failed"], row["left"]) == (4, 0, 0)
+        assert "error" not in row
+
+
+def test_a_shard_that_begins_no_test_is_not_started_again(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (suite / "conftest.py").write_text(
+        "import pytest\ndef pytest_sessionstart(): pytest.exit('no', returncode=2)"
+    )
+    started: list[object] = []
+    real = checks.start
+    monkeypatch.setattr(checks, "start", lambda *a, **k: started.append(a) or real(*a, **k))
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(tmp_path / "journal", 1, 60, log, [])
+    assert row["error"] == "shard 0 of the tests ended with exit code 2"
+    assert len(started) == 1
+
+
+def test_a_lost_device_costs_a_start_and_no_test(suite: Path, tmp_path: Path) -> None:
+    """The process ends itself after the test that lost it; the others run in the next one."""
+    (suite / "test_wants.py").unlink()
+    (suite / "conftest.py").write_text(
+        "from gpuprover.bench.gpu import journal\nlost = []\njournal._device_is_lost = lambda: bool(lost)"
+    )
+    lines = ["import pytest, conftest", "pytestmark = pytest.mark.gpu"]
+    lines += ["def test_a(): conftest.lost.append(1); assert False, 'illegal address'", "def test_b(): pass"]
+    (suite / "test_suite.py").write_text("\n".join(lines))
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(tmp_path / "journal", 1, 60, log, [])
+    assert (row["passed"], row["failed"], row["left"]) == (1, 1, 0)
+    assert "test_a: AssertionError: illegal address" in row["error"]
+
+
+def test_all_tests_with_the_marker_lie_where_they_are_looked_for(request: pytest.FixtureRequest) -> None:
+    """In a run of all tests that says something of all of them."""
+    places = [ROOT / name for name in checks.TESTS]
+    assert all(place.exists() for place in places)
+    marked = {item.path for item in request.session.items if item.get_closest_marker("gpu")}
+    assert [path for path in marked if not any(path.is_relative_to(place) for place in places)] == []
 
 
 def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
@@ -281,17 +501,217 @@ def test_a_journal_with_a_torn_line_is_read(tmp_path: Path) -> None:
     assert {t: r["outcome"] for t, r in journal.read(file).items()} == {"a": "passed", "b": "begun"}
 
 
+# Clocks ------------------------------------------------------------------------------------------------
+
+
+class Clocked:
+    """A device whose kernels take a second by its own clock, and whose streams each have their own."""
+
+    def __init__(self) -> None:
+        self.now = {0: 0.0, 1: 0.0}
+        self.waits = 0
+
+    def launch(self, program: object, kernel: str, *words: object, stream: int = 0) -> None:
+        self.now[stream] += 1
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def mark(self, stream: int = 0) -> float:
+        return self.now[stream]
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+def test_kernels_are_timed_by_the_devices_clock() -> None:
+    device = Clocked()
+    with measures._profile(device) as seconds:
+        for kernel, stream in (("a", 0), ("b", 1), ("a", 0)):
+            device.launch(None, kernel, stream=stream)
+    assert seconds == {"a": 2.0, "b": 1.0}
+    assert device.waits == 3  # nothing else runs beside a kernel
+    device.launch(None, "c")
+    assert "c" not in seconds
+
+
+def test_waits_of_a_measurement_do_not_nap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cupy_device, "SPIN_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "SPIN_SECONDS", 60.0)
+    machine = fake_cupy.Machine()
+    machine.install(monkeypatch)
+    machine.lazy = 200  # queries until a stream is done
+    naps: list[float] = []
+    monkeypatch.setattr(cupy_device.time, "sleep", naps.append)
+    gpu = Gpu("cuda:0", "0", "fake", "sm_90", 1 << 30, 1 << 30)
+    monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(gpu,)))
+    monkeypatch.setattr(devices, "_open", {})
+    device = worker_module._machine(tmp_path, 1).device
+    address = device.allocate(256)
+    device.fill(address, 0, 256)
+    device.synchronize()
+    assert naps == []
+    device.release(address)
+
+
+# Tunings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases.TUNINGS)
+def test_sums_are_measured_with_another_tuning(name: str) -> None:
+    changes, device = cases.TUNINGS[name], EmulatedDevice()
+
+    def found() -> dict[str, Any]:
+        plan = gpu_module.choose(BN254, (Group.G1,), 1 << 12, device.properties)
+        return {field: getattr(plan.tuning, field) for field in changes}
+
+    before = found()
+    with measures._tuned(changes):
+        assert found() == changes != before
+    assert found() == before
+
+
+def test_a_tuning_that_this_version_does_not_have_is_passed_over() -> None:
+    with pytest.raises(rates.Skipped, match="no tuning called spam"), measures._tuned({"spam": 1}):
+        raise AssertionError
+
+
+# What is compiled meanwhile ------------------------------------------------------------------------------
+
+ARCHITECTURE = "sm_90"
+RATES = Program(BN254, rates.SOURCE)
+PROGRAMS = [program for curve in CURVES for program in programs(curve)]
+
+
+@pytest.fixture
+def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cubins that come with the sources; nothing else has any."""
+    folder = tmp_path / "carried"
+    folder.mkdir()
+    monkeypatch.setattr(compile, "package_folder", lambda: folder)
+    monkeypatch.setenv("GPUPROVER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(compile.CUBIN_VARIABLE, raising=False)
+    return folder
+
+
+def compiled(folder: Path, name: str) -> None:
+    compile.write_cubin(folder / name, b"cubin")
+
+
+def test_carried_cubins_are_found_and_nothing_is_compiled(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in PROGRAMS:
+        compiled(carried, compile.file_name(program, ARCHITECTURE))
+    monkeypatch.setattr(preparing, "start", None)
+    with (tmp_path / "log").open("a") as log:
+        cubins = preparing.Cubins(ARCHITECTURE, None, 1, log)
+    assert cubins.said == f"cubins: {len(PROGRAMS)} of {len(PROGRAMS)} are there"
+    assert cubins.complete
+    assert cubins.row is not None
+    assert (cubins.row["cubins"], cubins.row["compiled"]) == (len(PROGRAMS), 0)
+
+
+def test_what_is_missing_is_compiled_to_where_every_process_looks(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvrtc = SimpleNamespace(version=(13, 0))
+    monkeypatch.setattr(preparing, "find_nvrtc", {13: nvrtc}.get)
+    compiled(carried, f"{compile.program_name(PROGRAMS[0])}.{ARCHITECTURE}.{'0' * 20}.cubin")
+    process = SimpleNamespace(poll=lambda: None)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(preparing, "start", lambda command, log: commands.append(command) or process)
+    with (tmp_path / "log").open("a") as log:
+        cubins = preparing.Cubins(ARCHITECTURE, 13, 3, log)
+    said = f"cubins: 0 of {len(PROGRAMS)} are there; those in {carried} are of other sources: "
+    assert said in cubins.said
+    (command,) = commands
+    folder = Path(command[command.index("--output") + 1])
+    rates, others = (cases.Need(kind, "bn254") for kind in (cases.RATES_CODE, cases.CUDA_CODE))
+    assert not cubins.there(rates)
+    for program in programs(BN254):
+        name = compile.file_name(program, ARCHITECTURE)
+        compiled(folder, name)
+        assert cubins.there(rates) is (folder / compile.file_name(RATES, ARCHITECTURE)).exists()
+    assert cubins.there(others)
+    assert not cubins.there(cases.Need(cases.CUDA_CODE, "bls12-381"))
+    # No variable tells it, which only processes that are started later would have.
+    for program in programs(BN254):
+        assert compile.find_cubin(program, ARCHITECTURE, nvrtc) == b"cubin"
+    cubins.look()
+    assert cubins.row is None
+    process.poll = lambda: 1
+    cubins.look()
+    assert cubins.row is not None
+    assert cubins.row["error"].startswith("not all kernels could be compiled")
+    assert cubins.there(cases.Need(cases.CUDA_CODE, "bls12-381"))
+    assert not cubins.complete
+
+
+def test_the_cpus_code_is_compiled_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "go"
+    os.mkfifo(pipe)
+    # A step, then the others once the test says so, of which the last fails.
+    script = "import sys; print('hello', sys.argv[1], sep='\\n', flush=True)\n"
+    script += f"open({str(pipe)!r}).read(); print(sys.argv[3]); sys.exit(3)"
+    monkeypatch.setattr(preparing, "WARM", script)
+    needs = tuple(cases.Need(cases.CPU_CODE, "bn254", step) for step in cases.CPU_STEPS[:3])
+    with (tmp_path / "log").open("a") as log:
+        host = preparing.HostCode([cases.Case("a", "ntt", 1, needs=needs)], 1, log)
+        try:
+            said: list[str] = []
+            wait_for(lambda: said.extend(host.look()) or host.there(needs[0]))
+            assert not host.there(needs[1])
+            assert not host.there(cases.Need(cases.CPU_CODE, "bn254"))
+            assert host.there(cases.Need(cases.CUDA_CODE, "bn254"))
+            pipe.write_text("")
+            wait_for(lambda: said.extend(host.look()) or host.there(needs[2]))
+            assert said == ["the CPU's code was not compiled: bn254 sums G1: exit code 3, see log.txt"]
+        finally:
+            host.close()
+
+
 # compute-sanitizer ---------------------------------------------------------------------------------------
 
 TOOL = """#!/bin/sh
-# --tool NAME --log-file FILE COMMAND...
-log=$4; shift 4
+# OPTION... --log-file FILE OPTION... COMMAND...
+while [ "$1" != --log-file ]; do shift; done
+log=$2; shift 2
+while [ "${1#-}" != "$1" ]; do [ "$1" = --section ] && shift; shift; done
 "$@"
 code=$?
 echo "========= COMPUTE-SANITIZER" > "$log"
 {lines}
 exit $code
 """
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes a tool that writes these lines once the worker under it has done nothing, for ever if told."""
+
+    def make(name: str, lines: str, worker: str = "") -> None:
+        path = tmp_path / name
+        path.write_text(TOOL.replace("{lines}", lines))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        program = tmp_path / "worker.py"
+        program.write_text(
+            f"import sys, json, time\n{worker}\n"
+            "for line in sys.stdin:\n"
+            "    end = json.loads(line)['kind'] == 'end'\n"
+            "    print(json.dumps({} if end else {'rows': []}), flush=True)\n"
+            "    if end: break\n"
+        )
+        init = processes.Worker.__init__
+
+        def scripted(self: processes.Worker, folder: Path, threads: int, log: Any, prefix: Any = ()) -> None:
+            init(self, folder, threads, log, prefix)
+            self._command = [*prefix, sys.executable, str(program)]
+
+        monkeypatch.setattr(processes.Worker, "__init__", scripted)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -307,30 +727,54 @@ exit $code
     ],
 )
 def test_what_the_sanitizer_says_is_a_row(
-    lines: str, expected: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lines: str, expected: Row, tmp_path: Path, tool: Callable[..., None]
 ) -> None:
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text(TOOL.replace("{lines}", lines))
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    worker = tmp_path / "worker.py"
-    worker.write_text(
-        "import sys, json\n"
-        "for line in sys.stdin:\n"
-        "    end = json.loads(line)['kind'] == 'end'\n"
-        "    print(json.dumps({} if end else {'rows': []}), flush=True)\n"
-        "    if end: break\n"
-    )
-    init = processes.Worker.__init__
-
-    def scripted(self: processes.Worker, folder: Path, threads: int, log: Any, prefix: Any = ()) -> None:
-        init(self, folder, threads, log, prefix)
-        self._command = [*prefix, sys.executable, str(worker)]
-
-    monkeypatch.setattr(processes.Worker, "__init__", scripted)
+    tool("compute-sanitizer", lines)
     with (tmp_path / "log").open("a") as log:
         row = checks.run_sanitizer("memcheck", cases.SIZES["tiny"], tmp_path, log, 30)
     assert expected.items() <= row.items()
+
+
+PROFILE = """
+==PROF== Disconnected
+"ID","Kernel Name","Block Size","gpu__time_duration.sum","launch__registers_per_thread","l1tex__other"
+"","","","ns","register/thread","byte"
+"0","accumulate","(128, 1, 1)","1,234,567","116","7"
+"""
+
+
+def test_what_the_profiler_says_is_a_row(tmp_path: Path, tool: Callable[..., None]) -> None:
+    tool("ncu", f"cat >> $log <<'END'\n{PROFILE}END")
+    with (tmp_path / "log").open("a") as log:
+        row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
+        assert row["metrics"] == {"gpu__time_duration.sum": 1234567.0, "launch__registers_per_thread": 116.0}
+        assert row["operation"] == "profile accumulate"
+    assert "accumulate l1tex__other 7.0" in (tmp_path / "log").read_text()
+    tool("ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - no permission" >> $log')
+    with (tmp_path / "log").open("a") as log:
+        row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
+    assert row["error"] == "ERROR== ERR_NVGPUCTRPERM - no permission"
+
+
+def test_a_tool_that_hangs_is_ended(tmp_path: Path, tool: Callable[..., None]) -> None:
+    for name, run in (
+        ("compute-sanitizer", lambda log: checks.run_sanitizer("x", cases.SIZES["tiny"], tmp_path, log, 0.3)),
+        ("ncu", lambda log: checks.run_profiler("x", "msm", 4, tmp_path, log, 0.3)),
+    ):
+        tool(name, "", worker="time.sleep(1000)")
+        with (
+            (tmp_path / "log").open("a") as log,
+            pytest.raises(Failed, match=r"took more than 0 s; the tool said nothing"),
+        ):
+            run(log)
+
+
+def test_tools_that_are_not_there_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    if not [*Path("/usr/local").glob("cuda*"), *Path("/opt").glob("nvidia")]:
+        for find in (checks.find_sanitizer, checks.find_profiler):
+            with pytest.raises(rates.Skipped, match="is not on PATH"):
+                find()
 
 
 # Whole runs on the emulated device ------------------------------------------------------------------------
@@ -341,13 +785,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REHEARSAL, ROOT)))}
 
 
-def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
+def started(
+    tmp_path: Path, *arguments: str, python: Path = Path(sys.executable), **environment_: str
+) -> subprocess.Popen[str]:
+    program = [str(python), "-m", "gpuprover.bench.gpu", "--sizes", "tiny", *arguments]
     folders = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     return subprocess.Popen(
         [*program, *folders],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **environment_},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -379,6 +825,10 @@ def lines(tmp_path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def wait_for_lines(tmp_path: Path, count: int) -> None:
+    wait_for(lambda: lines(tmp_path) >= count)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_without_a_device_it_ends_with_one_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -393,23 +843,22 @@ def test_without_a_device_it_ends_with_one_line(tmp_path: Path) -> None:
     assert row["error"] == said[0].removeprefix("make gpu: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_loses_no_row_and_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
-    process = started(tmp_path, "--only", "rate")
-    wait_for(lambda: lines(tmp_path) > 3)
-    process.send_signal(number)
-    code = process.wait(20)
-    said = process.stdout.read() if process.stdout else ""
-    assert code == (command.EXIT_STOPPED if number == signal.SIGTERM else -number), said
-    wait_for(lambda: not workers(tmp_path))
-    kept = names(tmp_path)
-    assert kept
-    second = started(tmp_path, "--only", "rate")
-    said, _ = second.communicate(timeout=60)
-    assert second.returncode == EXIT_OK, said
+def test_a_killed_run_loses_no_row_and_leaves_no_process(tmp_path: Path) -> None:
     rates = [case.name for case in cases.plan(cases.SIZES["tiny"]) if case.kind == "rate"]
-    assert names(tmp_path) == ["cubins", *rates]
-    assert names(tmp_path)[: len(kept)] == kept
+    kept: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = started(tmp_path, "--only", "rate")
+        wait_for_lines(tmp_path, len(kept) + 4)
+        process.send_signal(number)
+        code = process.wait(20)
+        said = process.stdout.read() if process.stdout else ""
+        assert code == (command.EXIT_STOPPED if number == signal.SIGTERM else -number), said
+        wait_for(lambda: not workers(tmp_path))
+        assert names(tmp_path)[: len(kept)] == kept
+        kept = names(tmp_path)
+    # The second run went on from the rows of the first.
+    assert kept == ["cubins", *rates][: len(kept)]
+    assert len(kept) <= len(rates)
 
 
 @pytest.fixture
@@ -442,48 +891,92 @@ def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp
     wait_for(lambda: not workers(tmp_path))
 
 
-def rehearsed(tmp_path: Path, *arguments: str) -> list[Row]:
-    """The rows of a run; a second one finds nothing to do."""
-    process = started(tmp_path, *arguments)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == EXIT_OK, said
-    found = written(tmp_path)
-    again = started(tmp_path, *arguments)
-    again.communicate(timeout=60)
-    assert again.returncode == EXIT_OK
-    assert written(tmp_path) == found
-    return found
+def rehearsed(tmp_path: Path, *arguments: str, **options: Any) -> list[Row]:
+    """The rows of a run; no case of it counts as hanging."""
+    process = started(tmp_path, "--patience", "500", *arguments, **options)
+    said, _ = process.communicate(timeout=900)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert process.returncode == EXIT_OK, f"{said}\n{log[-3000:]}"
+    return written(tmp_path)
 
 
-def test_a_rehearsal(tmp_path: Path, run: Run) -> None:
-    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width"
-    found = rehearsed(tmp_path, "--only", only)
+def test_a_rehearsal_on_a_bare_machine(tmp_path: Path, run: Run) -> None:
+    """Neither packages beyond what it is said to need, nor a network, nor make, nor git."""
+    only = "wide rows,ntt bn254 2^4,msm G1 bn254 2^4 full width,tests"
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for name in ("make", "git"):
+        (hidden / name).write_text("#!/bin/sh\nexit 127\n")
+        (hidden / name).chmod(0o755)
+    bare = {"REHEARSAL_BARE": "1", "PATH": f"{hidden}:{os.environ['PATH']}"}
+    found = rehearsed(tmp_path, "--only", only, "--tests", "upload and bn254", **bare)
     measured = [(row["operation"], row["device"]) for row in found if "took_s" in row]
-    assert measured == [
-        ("rate wide rows", "cuda"),
-        ("ntt", "cuda"),
-        ("ntt", "cpu"),
-        ("msm G1", "cuda"),
+    assert sorted(measured) == [
         ("msm G1", "cpu"),
-        ("msm G1, no tables", "cuda"),
+        ("msm G1", "cuda"),
+        ("ntt", "cpu"),
+        ("ntt", "cuda"),
+        ("rate wide rows", "cuda"),
+        ("tests", "cuda"),
     ]
-    on_gpu = [row for row in found if row["device"] == "cuda" and row["operation"] in ("ntt", "msm G1")]
-    for row in on_gpu:
-        assert sum(row["kernels"].values()) > 0
-        assert row["checked"]
-        assert row["share"] > 0
-    assert on_gpu[1]["depth"] > 1
+    on_gpu = {row["operation"]: row for row in found if row["device"] == "cuda"}
+    for operation in ("ntt", "msm G1"):
+        assert sum(on_gpu[operation]["kernels"].values()) > 0
+        assert on_gpu[operation]["checked"]
+        assert on_gpu[operation]["share"] > 0
+    assert on_gpu["msm G1"]["depth"] > 1
+    assert on_gpu["tests"]["passed"] > 3
+    assert (on_gpu["tests"]["left"], on_gpu["tests"]["skipped"]) == (0, 0)
     made = run("bench", "report", tmp_path / "out" / "rows.jsonl", "--output", tmp_path / "r.html", "--json")
     assert made.code == EXIT_OK
 
 
+def another_python() -> Path:
+    """Python 3.12 or 3.13, on PATH or beside this one, else this one; each with venv and pip."""
+    names = ("python3.12", "python3.13")
+    found = [Path(path) for path in map(shutil.which, names) if path is not None]
+    beside = Path(sys.base_prefix).parent
+    found += [path for name in names for path in sorted(beside.glob(f"*/bin/{name}"))]
+    for path in found:
+        if subprocess.run([path, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0:
+            return path
+    return Path(sys.executable)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_rehearsal_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    """The newest NumPy and Numba, pytest, hypothesis, and nothing else; the CPU's code is compiled there."""
+    subprocess.run([another_python(), "-m", "venv", tmp_path / "env"], check=True, timeout=120)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    packages = ["numpy", "numba", "pytest", "hypothesis"]
+    if subprocess.run([*install, *packages], capture_output=True, timeout=600).returncode:
+        pytest.skip("no index to install packages from")
+    script = "import importlib.util as i, sys; print([n for n in sys.argv[1:] if i.find_spec(n)])"
+    unwanted = ["httpx", "fastapi", "py_ecc", "wasmtime", "rich", "cupy", "pytest_timeout", "numpy"]
+    said = subprocess.run([python, "-c", script, *unwanted], capture_output=True, text=True).stdout
+    assert said == "['numpy']\n"
+    only = ["--only", "wide rows,ntt bn254 2^4,tests", "--tests", "upload and bn254", "--deadline", "1500"]
+    found = rehearsed(tmp_path, *only, python=python)
+    assert {row["case"] for row in found} == {"cubins", "rate wide rows", "ntt bn254 2^4", "tests"}
+    (row,) = (row for row in found if row["operation"] == "tests")
+    assert (row["passed"] > 3, row["left"]) == (True, 0)
+    version = subprocess.run([python, "--version"], capture_output=True, text=True).stdout.split()[1]
+    assert {row["python"] for row in found} == {version}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_rehearsal(tmp_path: Path) -> None:
     """With proofs, and with the tests, of which the emulated device does the short ones."""
     tests = "upload or (byte_for_byte and one and bn254)"
     found = rehearsed(tmp_path, "--deadline", "1000", "--tests", tests)
-    plan = [case.name for case in cases.plan(cases.SIZES["tiny"])]
-    assert list(dict.fromkeys(row["case"] for row in found)) == ["cubins", *plan]
+    assert {row["case"] for row in found} == {"cubins", *planned()}
+    again = started(tmp_path, "--tests", tests)
+    again.communicate(timeout=60)
+    assert again.returncode == EXIT_OK
+    assert written(tmp_path) == found
     (row,) = (row for row in found if row["operation"] == "tests")
     assert row["passed"] > 3
     assert row["skipped"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from gpuprover.bench.gpu import rates
 
 from emulator import EmulatedDevice
+from fake_cupy import Machine
 from gpuprover.backend import Group
+from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import sources
 from gpuprover.curves import BN254, CurveParams
 from gpuprover.limbs import Words, ints_to_words, words_to_field, words_to_ints
-from nvrtc import compile_cubin, disassemble
+from nvrtc import _file, compile_cubin, disassemble
 from samples import point, to_words
 
 pytestmark = pytest.mark.kernels_offline
@@ -62,7 +65,7 @@ def test_wide_multiplies_and_their_rows(
         expected = 0
         for k in range(rates.ROWS):
             sum_ = sum((k * limbs + j) << width * j for j in range(limbs))
-            sum_ += 2 * sum(words[j] * words[k] << width * j for j in range(0, limbs, 2))
+            sum_ += 2 * rates.TURNS * sum(words[j] * words[k] << width * j for j in range(0, limbs, 2))
             expected ^= sum_ % 2 ** (width * limbs)
         assert result == expected
 
@@ -133,6 +136,47 @@ def test_every_rate_has_a_row(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_bus_is_measured_from_pinned_memory_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine()
+    machine.install(monkeypatch)
+    runtime, freed, copied = machine.runtime, [], set()
+    runtime.freeHost, runtime.streamDestroy = freed.append, lambda stream: None
+    runtime.streamSynchronize = lambda stream: sum(iter(lambda: runtime.streamQuery(stream), 0))
+    copy = runtime.memcpyAsync
+    runtime.memcpyAsync = lambda *words: copied.add(words[1:3]) or copy(*words)
+    row = rates.measure(CupyDevice(0), BN254, "pinned host to device", 0.0, tmp_path)
+    assert row["per_second"] > 0
+    assert copied == {(freed[0], 1 << 14)}
+    assert machine.pinned == 1 << 14  # no buffer of the device's
+    assert (machine.used, len(freed)) == (0, 1)
+
+
+def test_additions_are_measured_at_the_occupancy_of_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the two kernels, whichever leaves room for fewer blocks of those that sums have."""
+    asked = {}
+
+    def resident(self: EmulatedDevice, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
+        asked[kernel] = threads, shared
+        return 5 if kernel == "additions_g1" else 4
+
+    monkeypatch.setattr(EmulatedDevice, "resident_blocks", resident)
+    grids = []
+    launch = EmulatedDevice.launch
+    monkeypatch.setattr(
+        EmulatedDevice,
+        "launch",
+        lambda self, *words, **o: grids.append(words[2]) or launch(self, *words, **o),
+    )
+    row = rates.measure(EmulatedDevice(), BN254, "additions G1", 0.0, tmp_path)
+    assert asked == {"accumulate": (128, 128 * 128), "additions_g1": (128, 0)}
+    assert set(grids) == {4 * 4}
+    assert row["warps"] == 16
+
+
 def test_a_rate_is_measured_for_long_enough(tmp_path: Path) -> None:
     bench = rates._Bench(EmulatedDevice(), BN254, 0.01, tmp_path)
     rounds: list[int] = []
@@ -146,16 +190,35 @@ def test_a_rate_is_measured_for_long_enough(tmp_path: Path) -> None:
 def test_the_loops_hold_what_is_counted(tmp_path: Path) -> None:
     """The assembler has neither split a multiply-add nor taken it out of its loop."""
     built = compile_cubin(BN254, rates.SOURCE, sources(BN254)[rates.SOURCE], "sm_90")
-    kernels = disassemble(built.cubin, tmp_path)
+    kernels, tool = disassemble(built.cubin, tmp_path), _file("nvidia-cuda-nvdisasm", "nvdisasm")
 
     def count(kernel: str, pattern: str) -> int:
         found: Counter[str] = kernels[kernel]
         return sum(n for name, n in found.items() if re.match(pattern, name))
 
+    def rounds(kernel: str) -> dict[str, int]:
+        """What the kernel's longest loop gives the multiplier, by opcode."""
+        listing = subprocess.run(
+            [tool, "-c", tmp_path / "kernels.cubin"], capture_output=True, text=True
+        ).stdout
+        text = listing.split(f".section\t.text.{kernel},")[1].split(".section\t")[0]
+        labels = {m[1]: m.start() for m in re.finditer(r"^(\.L_x_\d+):", text, re.MULTILINE)}
+        loops = [
+            text[labels[m[1]] : m.start()]
+            for m in re.finditer(r"BRA `\((\.L_x_\d+)\)", text)
+            if labels.get(m[1], m.start()) < m.start()
+        ]
+        found = re.findall(
+            r"\b(IMAD(?:\.WIDE|\.MOV|\.X|\.IADD|\.SHL|\.HI)?|HFMA2|FFMA)\b", max(loops, key=len)
+        )
+        return dict(Counter(found))
+
     # Loops of four rounds, one of one round for the rest, and an address.
     assert count("wide_multiplies", "IMAD.WIDE") >= 5 * rates.CHAINS
     assert count("double_multiplies", "DFMA") >= 5 * rates.CHAINS
-    assert count("wide_rows", "IMAD.WIDE") >= 5 * rates.ROWS * 4
+    assert count("wide_rows", "IMAD.WIDE") == rates.TURNS * rates.ROWS * 4 + 1
+    # What rows are held against is the multiplier alone: nothing else of a round takes it.
+    assert rounds("wide_rows") == {"IMAD.WIDE": rates.TURNS * rates.ROWS * 4}
     assert count("gather_64", "LDG.E.128") >= 4
     assert count("products_fq", "IMAD.WIDE") <= 130
     for name, kernel in built.kernels.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,89 +23,158 @@ from .cases import BITS, Sizes
 from .processes import PACKAGE, ROOT, Late, Worker, start, stop
 from .rates import Skipped
 
-CUDA = "cuda"
-STARTS = 6
-"""Of one shard of the tests: it starts again after a test that killed its process, or lost the device."""
-TEST_LIMIT = 90
-"""Seconds for a test, where pytest-timeout is installed."""
+TESTS = ("tests/gpu", "tests/test_backend.py")
+"""What holds tests with the marker ``gpu``: other modules need packages that a bare machine lacks."""
+STARTS, DEATHS = 6, 2
+"""Of one shard of the tests: it starts again after a test lost the device, or killed its process."""
+TEST_LIMIT, START_LIMIT = 20.0, 60.0
+"""Seconds for a test, unless told otherwise, and from a shard's start to its first one; then it hangs."""
 SHOWN = 20
 """Failures in a row; the others stand in the journal."""
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 
 
 # Tests ---------------------------------------------------------------------------------------------
 
 
-def _shard(by: str, file: Path, log: IO[str], options: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "-m", "gpu", "-q"]
-    # Not the project's own options: they ask for plugins that a bare machine may lack.
-    command += ["-p", f"{PACKAGE}.journal", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += ["-o", f"timeout={TEST_LIMIT}", *options]
-    names = {journal.JOURNAL: str(file), journal.SHARD: by, "GPUPROVER_REQUIRE": "gpu"}
-    return start(command, log, names, cwd=ROOT)
+class _Shard:
+    """Every n-th test, in a process after the other."""
+
+    def __init__(self, by: str, file: Path, log: IO[str], options: list[str], patience: float) -> None:
+        self.by, self._file, self._patience = by, file, patience
+        self._command = [sys.executable, "-m", "pytest", *(str(ROOT / name) for name in TESTS)]
+        self._command += ["-m", "gpu", "-q"]
+        # Not the project's own options: they ask for plugins that a bare machine may lack.
+        self._command += ["-p", f"{PACKAGE}.journal", "-p", "no:cacheprovider", "-o", "addopts="]
+        self._command += ["--continue-on-collection-errors", *options]
+        self._log = log
+        self._deaths = self._starts = 0
+        self.problem: str | None = None
+        """Why it ended before its tests did."""
+        self.start()
+
+    def start(self) -> None:
+        names = {journal.JOURNAL: str(self._file), journal.SHARD: self.by, "GPUPROVER_REQUIRE": "gpu"}
+        names["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else a machine has installed
+        self.process = start(self._command, self._log, names, cwd=ROOT)
+        self._starts += 1
+        self._since, self._seen = time.monotonic(), self._outcomes(journal.read(self._file))
+        self._before, self._begun = self._seen, False
+
+    def _outcomes(self, records: journal.Records) -> dict[str, str]:
+        return {test: r["outcome"] for test, r in records.items() if r["by"] == self.by}
+
+    def look(self, records: journal.Records) -> bool:
+        """Ends it where it hangs, and starts it again where that is worth it; whether it goes on."""
+        code, now = self.process.poll(), time.monotonic()
+        if code is not None:
+            records = journal.read(self._file)  # with all that it wrote
+        outcomes = self._outcomes(records)
+        if outcomes != self._seen:
+            new = {test for test, o in outcomes.items() if o != "waiting" and self._before.get(test) != o}
+            self._begun |= any("::" in test for test in new)  # others are modules that cannot be imported
+            self._since, self._seen = now, outcomes
+        hangs = code is None and now - self._since > (self._patience if self._begun else START_LIMIT)
+        if code is None and not hangs:
+            return True
+        if hangs:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGABRT)  # pytest writes into the log where it is
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+            stop(self.process)
+        died = [test for test, r in self._outcomes(journal.read(self._file)).items() if r == "begun"]
+        for test in died:
+            says = f"it took more than {self._patience:.0f} s" if hangs else f"its process died ({code})"
+            journal.write(self._file, self.by, test, "failed", says)
+        # 0, 1, 5: done, with failures, with nothing to do; 2: interrupted, as by a lost device.
+        if not died and code in (0, 1, 5):
+            return False
+        self._deaths += bool(died)
+        if self._deaths < DEATHS and self._starts < STARTS and (died or (code == 2 and self._begun)):
+            self.start()
+            return True
+        what = "hung" if hangs else f"ended with exit code {code}"
+        self.problem = f"shard {self.by.partition('/')[0]} of the tests {what}"
+        return False
 
 
-def run_tests(file: Path, shards: int, limit: float, log: IO[str], options: list[str]) -> Row:
-    """The row of all tests; ``file`` keeps the outcomes, from which a later call goes on.
+def run_tests(
+    file: Path,
+    shards: int,
+    limit: float,
+    log: IO[str],
+    options: list[str],
+    *,
+    patience: float = TEST_LIMIT,
+    again: bool = False,
+) -> Row:
+    """The row of all tests; what ``limit`` seconds do not suffice for is ``left``.
+
+    A test that takes more than ``patience`` seconds hangs, and is ended.
+    ``file`` keeps the outcomes, from which a later call goes on; with ``again`` what failed runs once more.
 
     Raises:
-        Late: not all are done after ``limit`` seconds.
         Skipped: there are no tests in this installation.
     """
-    if not (ROOT / "tests" / "conftest.py").exists():
+    if not all((ROOT / name).exists() for name in TESTS):
         raise Skipped("the tests are not part of an installation; run them in a checkout")
+    if again:
+        journal.forget(file, "failed")
     end = time.monotonic() + limit
-    left = {f"{k}/{shards}/{os.getpid()}": STARTS for k in range(shards)}
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    codes: dict[str, int] = {}
+    run = os.getpid()
+    all_ = [_Shard(f"{k}/{shards}/{run}", file, log, options, patience) for k in range(shards)]
+    running = [*all_]
     try:
-        while left:
-            for by in left.keys() - running.keys():
-                running[by] = _shard(by, file, log, options)
+        while running and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-            for by in [by for by, process in running.items() if process.poll() is not None]:
-                code = codes[by] = running.pop(by).returncode
-                left[by] -= 1
-                died = [t for t, r in journal.read(file).items() if (r["outcome"], r["by"]) == ("begun", by)]
-                for test in died:
-                    journal.write(file, by, test, "failed", f"its process died ({code})")
-                # 2: interrupted, as by a lost device; 0, 1, 5: done, with failures, with nothing to do.
-                if left[by] == 0 or (code in (0, 1, 5) and not died):
-                    del left[by]
-            if left and time.monotonic() > end:
-                raise Late
+            records = journal.read(file)
+            running = [shard for shard in running if shard.look(records)]
     finally:
-        for process in running.values():
-            stop(process)
-    return _row([*journal.read(file).values()], [*codes.values()])
+        for shard in running:
+            stop(shard.process)
+    problems = [shard.problem for shard in all_ if shard.problem is not None]
+    return _row([*journal.read(file).values()], problems)
 
 
-def _row(records: list[dict[str, str]], codes: list[int]) -> Row:
+def _row(records: list[dict[str, str]], problems: list[str]) -> Row:
     counts = {o: sum(r["outcome"] == o for r in records) for o in ("passed", "failed", "skipped")}
+    counts["left"] = sum(r["outcome"] in ("begun", "waiting") for r in records)
     failures = [{"test": r["test"], "says": r["says"]} for r in records if r["outcome"] == "failed"]
     row: Row = {"operation": "tests", "mode": "once", **counts, "failures": failures[:SHOWN]}
-    odd = [code for code in codes if code not in (0, 1, 5)]
-    if failures:
-        row["error"] = f"{counts['failed']} tests failed, {failures[0]['test']}: {failures[0]['says']}"
-    elif odd:
-        row["error"] = f"pytest ended with exit code {odd[0]}"
-    elif not counts["passed"]:
-        row["error"] = f"no test passed, {counts['skipped']} were skipped"
+    said = [f"{len(failures)} tests failed, {r['test']}: {r['says']}" for r in failures[:1]] + problems[:1]
+    if said and counts["left"]:
+        said.append(f"{counts['left']} tests were not run")
+    if not said and not counts["passed"] and not counts["left"]:
+        said.append(f"no test passed, {counts['skipped']} were skipped")
+    if said:
+        row["error"] = "; ".join(said)
     return row
 
 
 # compute-sanitizer --------------------------------------------------------------------------------------
 
 
+def _find(name: str, *places: str) -> str:
+    """A tool's path. Raises Skipped where it is not."""
+    found = [path for place in places for path in sorted(Path("/").glob(place))]
+    if path := shutil.which(name) or next(map(str, reversed(found)), None):
+        return path
+    raise Skipped(f"{name} is not on PATH, nor where CUDA's toolkit puts it")
+
+
 def find_sanitizer() -> str:
-    """Its path. Raises Skipped where it is not."""
-    found = shutil.which("compute-sanitizer")
-    places = [*Path("/usr/local").glob("cuda*/bin/compute-sanitizer")]
-    places += Path("/opt/nvidia").glob("**/compute-sanitizer/compute-sanitizer")
-    found = found or next(map(str, places), None)
-    if found is None:
-        raise Skipped("compute-sanitizer is not on PATH, nor where CUDA's toolkit puts it")
-    return found
+    """The path of compute-sanitizer. Raises Skipped where it is not."""
+    return _find(
+        "compute-sanitizer",
+        "opt/nvidia/**/compute-sanitizer/compute-sanitizer",
+        "usr/local/cuda*/bin/compute-sanitizer",
+    )
+
+
+def find_profiler() -> str:
+    """The path of Nsight Compute's command. Raises Skipped where it is not."""
+    return _find("ncu", "opt/nvidia/nsight-compute/*/ncu", "usr/local/cuda*/bin/ncu")
 
 
 _SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
@@ -112,7 +184,7 @@ def run_sanitizer(tool: str, sizes: Sizes, folder: Path, log: IO[str], limit: fl
     """The row of a transform, a multiplication and a proof under one of the tools.
 
     Raises:
-        Late, Failed: as :meth:`Worker.ask`; the message holds what the tool said.
+        Failed: as :meth:`Worker.ask`, or there was no end; the message holds what the tool said.
     """
     command, report = find_sanitizer(), folder / f"{tool}.log"
     report.unlink(missing_ok=True)
@@ -131,8 +203,9 @@ def run_sanitizer(tool: str, sizes: Sizes, folder: Path, log: IO[str], limit: fl
             request = {"kind": kind, "arguments": {**arguments, "rounds": 1, "cpu": False}}
             worker.ask({**request, "multiplier": None}, end - time.monotonic())
         worker.finish(end - time.monotonic())
-    except Failed as failure:
-        raise Failed(f"{failure}; {_complaint(report) or 'the tool said nothing'}") from None
+    except (Failed, Late) as failure:
+        what = str(failure) or f"took more than {limit:.0f} s"
+        raise Failed(f"{what}; {_complaint(report) or 'the tool said nothing'}") from None
     finally:
         worker.close()
     text = report.read_text(errors="replace") if report.exists() else ""
@@ -151,3 +224,58 @@ def _complaint(report: Path) -> str:
     lines = report.read_text(errors="replace").splitlines() if report.exists() else []
     said = (line.lstrip("= ").strip() for line in lines)
     return next((line for line in said if line and not line.startswith("COMPUTE-SANITIZER")), "")
+
+
+# Nsight Compute ------------------------------------------------------------------------------------------
+
+SECTIONS = (
+    "SpeedOfLight", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "Occupancy", "LaunchStats",
+    "MemoryWorkloadAnalysis",
+)  # fmt: skip
+KEPT = re.compile(
+    r"gpu__time_duration|pipe_(fma|alu|fp64|lsu)|issue_(active|slot|stalled)|inst_issued|warps_active|warps_eligible|"
+    r"registers_per_thread|(dram|lts|sm)__throughput"
+)
+"""Which metrics of a profile become part of the row; all of them stand in the log."""
+
+
+def run_profiler(kernel: str, operation: str, size: int, folder: Path, log: IO[str], limit: float) -> Row:
+    """The row of one launch of a kernel under Nsight Compute, with the clocks left as they are.
+
+    Raises:
+        Failed: as :meth:`Worker.ask`, or there was no end; the message holds what the tool said.
+    """
+    command, report = find_profiler(), folder / f"{kernel}.csv"
+    report.unlink(missing_ok=True)
+    prefix = [command, "--clock-control", "none", "--kernel-name", kernel, "--launch-count", "1"]
+    prefix += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(report)]
+    prefix += [word for name in SECTIONS for word in ("--section", name)]
+    worker, end = Worker(folder, 1, log, prefix), time.monotonic() + limit
+    arguments = {"operation": operation, "curve": CURVES[0].name, "log": size}
+    try:
+        worker.ask({"kind": "once", "arguments": arguments, "multiplier": None}, end - time.monotonic())
+        worker.finish(end - time.monotonic())
+    except (Failed, Late) as failure:
+        what = str(failure) or f"took more than {limit:.0f} s"
+        raise Failed(f"{what}; {_complaint(report) or 'the tool said nothing'}") from None
+    finally:
+        worker.close()
+    row: Row = {"operation": f"profile {kernel}", "mode": "once", "curve": CURVES[0].name, "log": size}
+    metrics = read_profile(report.read_text(errors="replace") if report.exists() else "")
+    if not metrics:
+        return {**row, "error": _complaint(report) or "it wrote no profile"}
+    log.write("".join(f"{kernel} {name} {value}\n" for name, value in metrics.items()))
+    return {**row, "metrics": {name: value for name, value in metrics.items() if KEPT.search(name)}}
+
+
+def read_profile(text: str) -> dict[str, float]:
+    """Metric -> value of the first kernel in a table: a line of names, one of units, one a kernel."""
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    table = [*csv.reader(lines)]
+    if len(table) < 3:
+        return {}
+    found = {}
+    for name, value in zip(table[0], table[2], strict=False):
+        with suppress(ValueError):
+            found[name] = float(value.replace(",", ""))
+    return found

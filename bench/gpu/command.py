@@ -14,42 +14,43 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import gpuprover
 from gpuprover.config import available_cpus, seconds
-from gpuprover.curves import CURVES
 from gpuprover.errors import EXIT_INVALID, EXIT_OK, EXIT_RESOURCES, InvalidInput, ProverError
 
 from .. import pictures
 from ..measure import Failed
 from ..rows import OURS, ROOT, Row, Rows, read_rows
 from ..targets import matches
-from .cases import SIZES, Case, plan
-from .checks import run_sanitizer, run_tests
-from .processes import Late, NoDevice, Worker, start, stop
+from .cases import REST, SIZES, Case, corrected, plan
+from .checks import TEST_LIMIT, run_profiler, run_sanitizer, run_tests
+from .preparing import Cubins, HostCode
+from .processes import Late, NoDevice, Worker
 from .rates import WIDE, Skipped
 
 DEADLINE = 540.0
 RESERVE = 4.0
 """Seconds that are kept to end in: what runs then is cut off."""
-PATIENCE, LEAST_LIMIT = 5.0, 60.0
-"""A case may take so many times what is predicted, or so many seconds; then it hangs, and has failed."""
-OPEN_LIMIT = 120.0
+PATIENCE = 4.0
+"""A case may take so many times what is predicted, or the seconds of ``--patience``; then it has failed."""
+COMPILE_LIMIT = 120.0
+"""Seconds more where kernels are compiled on the way, since not all cubins are there."""
+OPEN_LIMIT = 60.0
+SHORT = 5.0
+"""A case that is predicted to take less may run while an earlier one waits for compiled code."""
 SHARDS = 8
 """Of the tests, at most: each is a process with a context on the GPU, which is not what they wait for."""
+POLL_SECONDS = 0.02
 EXIT_STOPPED = 128 + signal.SIGTERM
-CUBINS = "GPUPROVER_CUBIN_DIR"
-WARM = """
-import sys
-from gpuprover.cpu.warm import compile_curve
-from gpuprover.curves import curve_by_name
-from gpuprover.job import Job
-compile_curve(curve_by_name(sys.argv[1]), Job(threads=1))
-"""
+SMI = (
+    "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,ecc.mode.current,"
+    "mig.mode.current"
+)
 
 
 class Stopped(BaseException):
@@ -76,11 +77,22 @@ def _mend(path: Path) -> None:
             os.truncate(path, data.rfind(b"\n") + 1)
 
 
+def smi() -> list[str]:
+    """What ``nvidia-smi`` says of clocks, power and modes, a line a GPU; nothing where it is not."""
+    command = ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
 class _Run:
     def __init__(self, args: Namespace, log: IO[str], resources: ExitStack) -> None:
         self.args, self.log = args, log
         self.begun = time.monotonic()
         self.sizes = SIZES[args.sizes]
+        self.plan = {case.name: case for case in plan(self.sizes)}
         self.folder, self.work = Path(args.output).resolve(), Path(args.work).resolve()
         self.threads = available_cpus()
         self.tree = tree()
@@ -88,7 +100,6 @@ class _Run:
         self.worker = Worker(self.work, self.threads, log)
         resources.callback(self.worker.close)
         self.resources = resources
-        self.warming: list[subprocess.Popen[bytes]] = []
         self.known: list[Row] = []
         self.rows: Rows
 
@@ -120,56 +131,34 @@ class _Run:
             return False
         self.rows = Rows(path, {**origin, **{k: v for k, v in _origin(found).items() if v is not None}})
         self.environment = found
-        self.rows.add({**found, "case": "environment", "implementation": OURS, "mode": "once"})
+        self.rows.add({**found, "smi": smi(), "case": "environment", "implementation": OURS, "mode": "once"})
         self.say(f"{found.get('name')}, driver {found.get('driver')}, sources {self.tree}")
         same = {**origin, "gpu": found.get("name")}
         self.known = [row for row in self.known if matches(row, same)]
         return True
 
-    def warm(self) -> None:
-        """Compiles the CPU's code in the background: tests, proofs and ratios need it."""
-        for curve in CURVES:
-            self.warming.append(start([sys.executable, "-c", WARM, curve.name], self.log))
-            self.resources.callback(stop, self.warming[-1])
+    def prepare(self, todo: Sequence[Case]) -> None:
+        """Begins to compile what is not there."""
+        others = max(1, self.threads - 1)  # one for the process that launches
+        found = self.environment
+        release = found["runtime"] // 1000 if "runtime" in found else None
+        self.cubins = Cubins(str(found["architecture"]), release, others, self.log)
+        self.resources.callback(self.cubins.close)
+        self.say(self.cubins.said)
+        self.host = HostCode(todo, others, self.log)
+        self.resources.callback(self.host.close)
 
-    def warmed(self) -> None:
-        """Waits for that. Raises Late."""
-        while self.warming:
-            with suppress(subprocess.TimeoutExpired):
-                code = self.warming[-1].wait(max(0.1, self.remaining))
-                self.warming.pop()
-                if code:
-                    self.say(
-                        f"the CPU's code could not be compiled in advance: exit code {code}, see log.txt"
-                    )
-            if self.warming and self.remaining <= 0:
-                raise Late
+    def look(self) -> None:
+        """Looks after what is compiled meanwhile."""
+        for failure in self.host.look():
+            self.say(failure)
+        self.cubins.look()
+        row, self.cubins.row = self.cubins.row, None
+        if row and ("error" in row or not any(r.get("case") == row["case"] for r in self.known)):
+            self.add({"implementation": OURS, **row})
 
-    def build(self) -> None:
-        """Cubins of all programs: those that were built before, or made now by all CPUs."""
-        from gpuprover.cuda.compile import find_cubin, find_nvrtc
-        from gpuprover.cuda.source import programs
-
-        folder = os.environ.setdefault(CUBINS, str(self.work / "cubins"))
-        architecture, nvrtc = str(self.environment["architecture"]), find_nvrtc()
-        wanted = [program for curve in CURVES for program in programs(curve)]
-        missing = [program for program in wanted if find_cubin(program, architecture, nvrtc) is None]
-        row: Row = {"operation": "build cubins", "implementation": OURS, "device": "cuda", "mode": "once"}
-        row |= {"case": "cubins", "cubins": len(wanted), "compiled": len(missing)}
-        if missing:
-            begun = time.monotonic()
-            command = [sys.executable, "-m", "gpuprover.cuda.build", "--arch", architecture]
-            command += ["--output", folder, "--jobs", str(self.threads)]
-            process = start(command, self.log)
-            try:
-                code = process.wait(max(0.1, self.remaining))
-            finally:
-                stop(process)
-            row["seconds"] = round(time.monotonic() - begun, 1)
-            if code:
-                row["error"] = f"not all kernels could be compiled: exit code {code}, see log.txt"
-        if row.get("error") or not any(r.get("case") == "cubins" for r in self.known):
-            self.add(row)
+    def ready(self, case: Case) -> bool:
+        return all(self.cubins.there(need) and self.host.there(need) for need in case.needs)
 
     # Cases ------------------------------------------------------------------------------------
 
@@ -181,39 +170,83 @@ class _Run:
             self.say(f"{row['case']}: {_brief(row)}")
 
     def todo(self) -> Iterator[Case]:
-        done = {row.get("case") for row in self.known if not (self.args.again and "error" in row)}
+        done = {
+            row.get("case")
+            for row in self.known
+            if not row.get("left") and not (self.args.again and "error" in row)
+        }
         wanted = [text.strip() for text in self.args.only.split(",") if text.strip()]
-        for case in plan(self.sizes):
+        if "tests" in done and not self.tests_left():
+            done.add(REST)
+        for case in self.plan.values():
             if case.name not in done and (not wanted or any(text in case.name for text in wanted)):
                 yield case
+
+    def took(self) -> list[tuple[Case, float]]:
+        """What was measured so far, with its seconds; not what failed, or was passed over."""
+        rows = (row for row in (*self.known, *self.rows.all) if "took_s" in row)
+        took = {row["case"]: row["took_s"] for row in rows if not {"error", "skipped"} & row.keys()}
+        return [(self.plan[name], took[name]) for name in took.keys() & self.plan.keys()]
+
+    def fitting(self, todo: Sequence[Case]) -> list[Case]:
+        """What may be begun: what fits; in the end that which nearly does, rather than nothing."""
+        took, remaining = self.took(), self.remaining
+        left = {case: corrected(case, took) for case in todo}
+        near = min(todo, key=left.__getitem__, default=None)
+        fits = [case for case in todo if min(left[case], case.least) <= remaining]
+        return fits or ([near] if near is not None and left[near] <= 2 * remaining else [])
+
+    def chosen(self, fitting: Sequence[Case]) -> Case | None:
+        """The first of them, or a short one while that one waits for code; None where none can begin yet."""
+        if self.ready(fitting[0]):
+            return fitting[0]
+        short = (case for case in fitting if case.seconds <= SHORT)
+        return next(filter(self.ready, short), None)
 
     def everything(self) -> int:
         """Runs what fits -> the exit code."""
         if not self.open():
             return EXIT_RESOURCES
-        self.build()
         todo = list(self.todo())
-        if any(case.kind != "rate" for case in todo):
-            self.warm()
-        for case in todo:
-            if case.kind != "rate":
-                with suppress(Late):
-                    self.warmed()
-            if min(case.seconds, case.least) > self.remaining:
-                self.left += 1
+        if todo:
+            self.prepare(todo)
+        while todo:
+            self.look()
+            fitting = self.fitting(todo)
+            if not fitting:
+                break
+            case = self.chosen(fitting)
+            if case is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            todo.remove(case)
+            if case.name == REST and not self.tests_left():
                 continue
             try:
                 self.add(*self.measured(case))
             except Late:
                 self.left += 1
+        self.left += len(todo)
         if self.left:
             self.say(f"{self.left} cases are left for another call")
         self.say(f"rows in {self.folder / 'rows.jsonl'}")
         return EXIT_INVALID if self.failed else EXIT_OK
 
+    def tests_left(self) -> int:
+        """How many tests the last run of them left."""
+        rows = [row for row in (*self.known, *self.rows.all) if row["operation"] == "tests"]
+        return int(rows[-1].get("left", 0)) if rows else 0
+
+    def limit(self, case: Case) -> float:
+        """Seconds after which a case counts as hanging; tests see to that one by one."""
+        if case.kind == "tests":
+            return case.most
+        limit = max(float(self.args.patience), PATIENCE * corrected(case, self.took()))
+        return min(case.most, limit + (0.0 if self.cubins.complete else COMPILE_LIMIT))
+
     def measured(self, case: Case) -> list[Row]:
         """The rows of a case, of its failure, too. Raises Late at the deadline."""
-        limit = max(LEAST_LIMIT, PATIENCE * case.seconds)
+        limit, predicted = self.limit(case), corrected(case, self.took())
         begun = time.monotonic()
         try:
             rows = self._rows(case, min(limit, self.remaining))
@@ -225,7 +258,7 @@ class _Run:
             if self.remaining <= 1:
                 raise
             rows = [{"operation": case.name, "error": f"took more than {limit:.0f} s"}]
-        took: Row = {"case": case.name, "predicted_s": round(case.seconds, 1)}
+        took: Row = {"case": case.name, "predicted_s": round(predicted, 1)}
         took["took_s"] = round(time.monotonic() - begun, 2)
         return [{"implementation": OURS, "device": "cuda", **row, **took} for row in rows]
 
@@ -235,10 +268,14 @@ class _Run:
             options = ["-k", self.args.tests] if self.args.tests else []
             shards = max(1, min(SHARDS, self.threads // 2))
             file = self.folder / f"tests-{self.tree}.jsonl"
-            return [run_tests(file, shards, limit, self.log, options)]
+            patience, again = float(self.args.patience), self.args.again
+            return [run_tests(file, shards, limit, self.log, options, patience=patience, again=again)]
         if case.kind == "sanitizer":
             self.worker.close()
             return [run_sanitizer(case.arguments["tool"], self.sizes, self.work, self.log, limit)]
+        if case.kind == "profile":
+            self.worker.close()
+            return [run_profiler(**case.arguments, folder=self.work, log=self.log, limit=limit)]
         request = {"kind": case.kind, "arguments": dict(case.arguments), "multiplier": self.multiplier()}
         answer = self.worker.ask(request, limit)
         if "skipped" in answer:
@@ -272,7 +309,9 @@ def _brief(row: Row) -> str:
         parts.append(pictures.format_time(row["wall"]["median_s"]))
     if "share" in row:
         parts.append(f"{100 * row['share']:.0f} % of the multiplier")
-    parts += [f"{row[name]} {name}" for name in ("passed", "skipped", "compiled", "found") if name in row]
+    parts += [
+        f"{row[name]} {name}" for name in ("passed", "skipped", "left", "compiled", "found") if name in row
+    ]
     return " ".join(
         [*parts, f"({row['took_s']} s, predicted {row['predicted_s']})" if "took_s" in row else ""]
     )
@@ -283,16 +322,16 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     option = parser.add_argument
     option("--deadline", default=str(DEADLINE), metavar="S", help="seconds until everything has ended (540)")
     option("--output", default="gpu-out", metavar="DIR", help="rows, outcomes of the tests, a log")
-    option(
-        "--work", default=".cache/gpu", metavar="DIR", help="keys, witnesses and cubins, kept for other calls"
-    )
+    option("--work", default=".cache/gpu", metavar="DIR", help="keys and witnesses, kept for other calls")
     option("--resume", action="append", default=[], metavar="FILE.jsonl", help="more rows of what is done")
     option("--only", default="", metavar="TEXT,TEXT", help="cases whose names contain one of these")
     option("--again", action="store_true", help="measure again what has failed")
     option("--tests", default="", metavar="EXPRESSION", help="as pytest's -k")
+    option("--patience", default=str(TEST_LIMIT), metavar="S", help="no case and no test hangs before (20)")
     option("--sizes", default="full", choices=SIZES, help="tiny: a rehearsal")
     args = parser.parse_args(argv)
     args.deadline = seconds(args.deadline, "--deadline")
+    args.patience = seconds(args.patience, "--patience")
     return args
 
 

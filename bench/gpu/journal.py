@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 JOURNAL, SHARD = "GPUPROVER_JOURNAL", "GPUPROVER_SHARD"
-BEGUN = {"outcome": "begun"}
+Records = dict[str, dict[str, Any]]
+OPEN = ("waiting", "begun")
+"""Outcomes of tests that are to be run."""
 LONGEST = 300
 """Characters of a failure's line."""
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
+def read(path: Path) -> Records:
     """Test -> the last line about it; a torn line is passed over."""
     outcomes = {}
     if path.exists():
@@ -33,12 +35,27 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return outcomes
 
 
-def write(path: Path, by: str, test: str, outcome: str, says: str = "") -> None:
-    line = {"test": test, "outcome": outcome, "says": says[:LONGEST], "by": by}
+def _line(by: str, test: str, outcome: str, says: str = "") -> str:
+    return json.dumps({"test": test, "outcome": outcome, "says": says[:LONGEST], "by": by}) + "\n"
+
+
+def _append(path: Path, text: str) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write(path: Path, by: str, test: str, outcome: str, says: str = "") -> None:
+    _append(path, _line(by, test, outcome, says))
+
+
+def forget(path: Path, outcome: str) -> None:
+    """Tests with this outcome are to be run again; modules that could not be imported, read again."""
+    again = [(r["by"], test) for test, r in read(path).items() if r["outcome"] == outcome]
+    if again:
+        lines = (_line(by, test, "waiting" if "::" in test else "forgotten") for by, test in again)
+        _append(path, "".join(lines))
 
 
 def _says(report: Any) -> str:
@@ -47,7 +64,8 @@ def _says(report: Any) -> str:
         return str(report.longrepr[2])
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
-    return " ".join(text.split())
+    errors = [line[1:] for line in text.splitlines() if line.startswith("E  ")]
+    return " ".join((errors[-1] if errors else text).split())
 
 
 def _device_is_lost() -> bool:
@@ -56,11 +74,19 @@ def _device_is_lost() -> bool:
         return False
     from cupy.cuda import runtime
 
+    from gpuprover.cuda import probe
+    from gpuprover.cuda.devices import gpus
+
     try:
         runtime.deviceSynchronize()
     except RuntimeError:
         return True
-    return False
+    return any(probe.lost(gpu.name) is not None for gpu in gpus())
+
+
+def _function(test: str) -> str:
+    """The test without its parameters."""
+    return test.partition("[")[0]
 
 
 class Journal:
@@ -79,12 +105,22 @@ class Journal:
         mine = [
             item
             for i, item in enumerate(items)
-            if i % self._shards == self._shard and done.get(item.nodeid, BEGUN)["outcome"] == "begun"
+            if i % self._shards == self._shard
+            and (item.nodeid not in done or done[item.nodeid]["outcome"] in OPEN)
         ]
         if len(mine) < len(items):
             kept = set(map(id, mine))
             config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
-            items[:] = mine
+        # What is like a test that failed comes last: it may kill this process, too, and hide the rest.
+        failed = {_function(test) for test, record in done.items() if record["outcome"] == "failed"}
+        items[:] = sorted(mine, key=lambda item: _function(item.nodeid) in failed)
+        new = [item.nodeid for item in items if item.nodeid not in done]
+        if new:
+            _append(self._path, "".join(_line(self._by, test, "waiting") for test in new))
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            write(self._path, self._by, report.nodeid, "failed", _says(report))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         write(self._path, self._by, nodeid, "begun")

@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 import gpuprover
 from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
-from gpuprover.cuda.device import Device
-from gpuprover.cuda.msm import mixed_addition
+from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda.device import MAIN, Device
+from gpuprover.cuda.msm import MsmPlan, Tuning, mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
@@ -35,9 +36,11 @@ from ..peers import python_command
 from ..proofs import CHAIN_ROOM
 from ..rows import OURS, SEED, Row, significant, spread
 from . import rates
+from .cases import TUNINGS
 
 CUDA = "cuda"
 COLD_LIMIT = 120.0
+ONCE_DISTINCT = 12
 MANY, MANY_SECONDS = 200, 0.02
 """Transforms between two waits, at most; and for how long, about."""
 
@@ -93,19 +96,23 @@ def _measured(contest: list[Contestant], rounds: int, job: Job) -> list[Row]:
 
 
 @contextmanager
-def _profile(device: Device) -> Iterator[dict[str, float]]:
-    """Seconds by kernel of what is launched in the block, each launch awaited."""
+def _profile(device: Any) -> Iterator[dict[str, float]]:
+    """Seconds by kernel of what is launched in the block, each launch awaited; by the device's own clock."""
     seconds: dict[str, float] = defaultdict(float)
-    real = device.launch
+    real, clock = device.launch, hasattr(device, "mark")
 
     def launch(program: Any, kernel: str, *words: Any, **options: Any) -> None:
         device.synchronize()
-        begun = time.perf_counter()
+        stream = options.get("stream", MAIN)
+        begun = device.mark(stream) if clock else time.perf_counter()
         real(program, kernel, *words, **options)
-        device.synchronize()
-        seconds[kernel] += time.perf_counter() - begun
+        if clock:
+            seconds[kernel] += device.seconds(begun, device.mark(stream))
+        else:
+            device.synchronize()
+            seconds[kernel] += time.perf_counter() - begun
 
-    device.launch = launch  # type: ignore[method-assign]
+    device.launch = launch
     try:
         yield seconds
     finally:
@@ -217,8 +224,49 @@ def msm(
     cpu: bool,
     distinct: int,
     tables: bool = True,
+    tuning: str = "",
 ) -> list[Row]:
-    """Bases prepared, with multiples in up to half of the free memory, and scalars on the device."""
+    """Bases prepared, with multiples in up to half of the free memory, and scalars on the device.
+
+    ``tuning``: one of :data:`.cases.TUNINGS`.
+    """
+    with _tuned(TUNINGS[tuning] if tuning else {}):
+        return _msm(machine, curve, group, log, scalars, rounds, cpu, distinct, tables, tuning)
+
+
+@contextmanager
+def _tuned(changes: Mapping[str, Any]) -> Iterator[None]:
+    """Plans that are made in the block have these sizes in place of their own."""
+    if unknown := changes.keys() - {field.name for field in fields(Tuning)}:
+        raise rates.Skipped(f"sums have no tuning called {', '.join(sorted(unknown))}")
+    plans: Any = gpu_module
+    real = plans.choose_plan
+
+    def choose(*given: Any) -> MsmPlan:
+        plan: MsmPlan = real(*given)
+        return replace(plan, tuning=replace(plan.tuning, **changes))
+
+    plans.choose_plan = choose
+    plans._choose.cache_clear()
+    try:
+        yield
+    finally:
+        plans.choose_plan = real
+        plans._choose.cache_clear()
+
+
+def _msm(
+    machine: Machine,
+    curve: str,
+    group: str,
+    log: int,
+    scalars: str,
+    rounds: int,
+    cpu: bool,
+    distinct: int,
+    tables: bool,
+    tuning: str,
+) -> list[Row]:
     params, which = curve_by_name(curve), Group(group)
     m = 1 << min(distinct, log)
     few = machine.keep((curve, group, m), lambda: _distinct(machine, params, which, min(distinct, log)))
@@ -227,7 +275,7 @@ def msm(
     expected = host.msm(host.prepare_bases(which, few), _folded(params, words, m))
     points = np.tile(few, ((1 << log) // m, 1))
 
-    operation = f"msm {group}" if tables else f"msm {group}, no tables"
+    operation = f"msm {group}" + ("" if tables else ", no tables") + (f", {tuning}" if tuning else "")
     shape: Row = {"operation": operation, "curve": curve, "log": log, "scalars": scalars}
     gpu = machine.backend(CUDA, params)
     budget = machine.device.free_memory() // 2 if tables else 0
@@ -255,6 +303,21 @@ def msm(
         additions = plan.windows * (1 << log)
         rows[0] |= machine.share(additions, mixed_addition(params, which), rows[0]["wall"]["median_s"])
     return rows
+
+
+def once(machine: Machine, operation: str, curve: str, log: int) -> list[Row]:
+    """A transform or a multi-scalar multiplication in G1, unmeasured: what a profiler looks at."""
+    params, rng = curve_by_name(curve), np.random.default_rng(SEED)
+    gpu, words = machine.backend(CUDA, params), full_width(params, 1 << log, rng)
+    vector = gpu.upload(words)
+    if operation == "ntt":
+        gpu.ntt(vector, Domain(params.scalar, log), Direction.FORWARD)
+    else:
+        few = min(log, ONCE_DISTINCT)
+        points = np.tile(_distinct(machine, params, Group.G1, few), ((1 << log) >> few, 1))
+        gpu.msm(gpu.prepare_bases(Group.G1, points, machine.device.free_memory() // 2), vector)
+    machine.device.synchronize()
+    return []
 
 
 # Proofs ----------------------------------------------------------------------------------------
@@ -343,5 +406,6 @@ KINDS_OF_CASES: dict[str, Callable[..., list[Row]]] = {
     "rate": rate,
     "ntt": ntt,
     "msm": msm,
+    "once": once,
     "proof": proof,
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover.backend import Group
 from gpuprover.cuda.device import Address, Device, Program
+from gpuprover.cuda.msm import BLOCK, WARP, point_bytes
 from gpuprover.curves import CurveParams
 from gpuprover.limbs import g1_to_words
 from gpuprover.reference import g1
@@ -22,7 +25,7 @@ from ..rows import SEED, Row, significant, spread
 
 SOURCE = "rates.cu"
 THREADS = 256
-CHAINS, ROWS = 8, 4
+CHAINS, ROWS, TURNS = 8, 4, 16
 """Those of the source."""
 REPEATS = 5
 TABLE = 1 << 10
@@ -40,11 +43,15 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Rate:
-    """``measure`` -> (what it counts, how many of it a second, by each run)."""
+    """``measure`` -> how many of ``unit`` a second, by each run.
+
+    ``of_sums``: it launches, or asks about, kernels of multi-scalar multiplications as well.
+    """
 
     unit: str
     measure: Callable[[_Bench], Iterator[float]]
     every_curve: bool = False
+    of_sums: bool = False
 
 
 class _Bench:
@@ -54,6 +61,7 @@ class _Bench:
         self.device, self.curve, self.enough, self.folder = device, curve, enough, folder
         self.program = Program(curve, SOURCE)
         self.rng = np.random.default_rng(SEED)
+        self.notes: Row = {}
 
     @property
     def small(self) -> bool:
@@ -129,18 +137,33 @@ def _in_registers(
 
 
 def _additions(bench: _Bench) -> Iterator[float]:
-    curve, words = bench.curve, bench.curve.g1_words
+    """At the occupancy of the kernel that does them in multi-scalar multiplications, or nearly."""
+    curve, words, device = bench.curve, bench.curve.g1_words, bench.device
     points: list[Any] = [curve.g1]
     for _ in range(16 if bench.small else TABLE - 1):
         points.append(g1(curve).add(points[-1], curve.g1))
-    kernel, threads = "additions_g1", 32 if bench.small else THREADS
-    blocks = bench.grid(kernel)
+    kernel, threads = "additions_g1", 32 if bench.small else BLOCK
+    each = min(
+        device.resident_blocks(sums_program(curve, Group.G1), "accumulate", BLOCK, accumulator_bytes(curve)),
+        device.resident_blocks(bench.program, kernel, BLOCK),
+    )
+    blocks = device.properties.multiprocessors * each
+    bench.notes["warps"] = each * BLOCK // WARP
     with bench.memory(g1_to_words(curve, points), 16 * words * blocks * threads) as (given, out):
 
         def call(rounds: int) -> None:
-            bench.device.launch(bench.program, kernel, blocks, threads, given, len(points), out, rounds)
+            device.launch(bench.program, kernel, blocks, threads, given, len(points), out, rounds)
 
         yield from bench.runs(call, blocks * threads)
+
+
+def sums_program(curve: CurveParams, group: Group) -> Program:
+    return Program(curve, "msm.cu", (("GROUP", group.name[1]),))
+
+
+def accumulator_bytes(curve: CurveParams) -> int:
+    """Shared memory of a block of ``accumulate`` in G1: an XYZZ point a lane."""
+    return BLOCK * 2 * point_bytes(curve, Group.G1)
 
 
 def _copy(bench: _Bench) -> Iterator[float]:
@@ -207,18 +230,31 @@ def _host_to_device(bench: _Bench) -> Iterator[float]:
 
 
 def _pinned_to_device(bench: _Bench) -> Iterator[float]:
+    """The bus alone: straight from pinned memory, where a write goes through buffers of ours."""
     try:
-        from cupyx import empty_pinned
+        from cupy.cuda import runtime
     except ImportError:
         raise Skipped("pinned memory comes from CuPy, which is not here") from None
-    size = bench.size(COPIED >> 2)
-    try:
-        data = empty_pinned(size, np.uint8)
-    except RuntimeError as error:  # CuPy's, where there is no driver
-        raise Skipped(f"no pinned memory: {error}") from None
-    data[:] = 1
-    with bench.memory(size) as (to,):
-        yield from bench.runs(_times(lambda: bench.device.write(to, data)), size, 1)
+    size, index = bench.size(COPIED >> 2), int(bench.device.name.partition(":")[2])
+    with bench.memory(size) as (to,), ExitStack() as stack:
+        try:
+            before = runtime.getDevice()
+            runtime.setDevice(index)
+            stack.callback(runtime.setDevice, before)
+            start = runtime.hostAlloc(size, runtime.hostAllocPortable)
+            stack.callback(runtime.freeHost, start)
+            stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+            stack.callback(runtime.streamDestroy, stream)
+        except RuntimeError as error:  # CuPy's, where there is no driver
+            raise Skipped(f"no pinned memory: {error}") from None
+        ctypes.memset(start, 1, size)
+
+        def copy(times: int) -> None:
+            for _ in range(times):
+                runtime.memcpyAsync(to, start, size, runtime.memcpyHostToDevice, stream)
+            runtime.streamSynchronize(stream)
+
+        yield from bench.runs(copy, size, 1)
 
 
 def _file_to_device(bench: _Bench) -> Iterator[float]:
@@ -256,13 +292,13 @@ def _fr(curve: CurveParams) -> int:
 
 RATES: dict[str, Rate] = {
     "wide multiplies": Rate("IMAD.WIDE", _in_registers("wide_multiplies", lambda _: CHAINS, _one)),
-    WIDE: Rate("IMAD.WIDE", _in_registers("wide_rows", lambda c: ROWS * c.base.limbs, _fq)),
+    WIDE: Rate("IMAD.WIDE", _in_registers("wide_rows", lambda c: TURNS * ROWS * c.base.limbs, _fq)),
     "double multiplies": Rate("DFMA", _in_registers("double_multiplies", lambda _: CHAINS, _one)),
     "products Fq": Rate("products", _in_registers("products_fq", _one, _fq), True),
     "squares Fq": Rate("squares", _in_registers("squares_fq", _one, _fq), True),
     "products Fr": Rate("products", _in_registers("products_fr", _one, _fr), True),
     "products Fq, one warp": Rate("products in turn", _in_registers("products_fq", _one, _fq, True), True),
-    "additions G1": Rate("mixed additions", _additions, True),
+    "additions G1": Rate("mixed additions", _additions, True, of_sums=True),
     "copy": Rate("bytes", _copy),
     "copy by a kernel": Rate("bytes", _copy_quads),
     "gather 64 bytes": Rate("bytes", _gather(64)),
@@ -276,11 +312,26 @@ RATES: dict[str, Rate] = {
 }
 
 
+def clock() -> Row:
+    """What the GPU's multiprocessors run at, just after work; nothing where NVML does not tell."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        if pynvml.nvmlDeviceGetCount() == 1:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            return {"clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)}
+    return {}
+
+
 def measure(device: Device, curve: CurveParams, name: str, seconds: float, folder: Path) -> Row:
     """The fields of a rate's row."""
     rate = RATES[name]
-    values = list(rate.measure(_Bench(device, curve, seconds, folder)))
-    row: Row = {"operation": f"rate {name}", "unit": rate.unit, "mode": "warm"}
+    bench = _Bench(device, curve, seconds, folder)
+    values = list(rate.measure(bench))
+    row: Row = {"operation": f"rate {name}", "unit": rate.unit, "mode": "warm", **bench.notes, **clock()}
     if rate.every_curve:
         row["curve"] = curve.name
     figures = spread([1 / value for value in values])

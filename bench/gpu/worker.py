@@ -20,10 +20,15 @@ from ..measure import Failed
 from .measures import CUDA, KINDS_OF_CASES, Machine
 from .rates import Skipped
 
+SPIN_SECONDS = 0.02
+"""Waits ask again and again for so long: the steps in which they do it later are no part of a measurement."""
+
 
 def _machine(folder: Path, threads: int) -> Machine:
+    from gpuprover.cuda import cupy_device
     from gpuprover.cuda.devices import open_device, resolve
 
+    cupy_device.SPIN_SECONDS = SPIN_SECONDS
     return Machine(open_device(resolve(CUDA)), folder, threads)
 
 

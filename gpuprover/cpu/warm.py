@@ -17,6 +17,19 @@ from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> None:
     """All kernels for one curve, or those of proofs; reports progress in the job's current phase."""
+    chosen = [step for name, step in steps(curve).items() if not (proofs_only and name in SET_UPS)]
+    for i, step in enumerate(chosen):
+        job.check()
+        step()
+        job.report((i + 1) / len(chosen))
+
+
+SET_UPS = ("combinations G1", "combinations G2")
+"""Steps that proofs do without."""
+
+
+def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
+    """Name -> a call that compiles a part of the curve's kernels; processes may do different ones at once."""
     inner = Job(threads=1)
     backend = CpuBackend(curve, inner)
     words = ints_to_words(range(1, 5), curve.scalar.limbs)
@@ -69,17 +82,13 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
             g1, g2 = (np.tile(points[group][:1], (n, 1)) for group in (Group.G1, Group.G2))
             backend.pairing_check(g1, g2)
 
-    steps: list[Callable[[], object]] = [
-        vectors,
-        sums(Group.G1),
-        checks(Group.G1),
-        sums(Group.G2),
-        checks(Group.G2),
-        pairings,
-    ]
-    if not proofs_only:
-        steps += [combinations(Group.G1), combinations(Group.G2)]
-    for i, step in enumerate(steps):
-        job.check()
-        step()
-        job.report((i + 1) / len(steps))
+    return {
+        "vectors": vectors,
+        "sums G1": sums(Group.G1),
+        "checks G1": checks(Group.G1),
+        "sums G2": sums(Group.G2),
+        "checks G2": checks(Group.G2),
+        "pairings": pairings,
+        "combinations G1": combinations(Group.G1),
+        "combinations G2": combinations(Group.G2),
+    }

@@ -1,15 +1,19 @@
 """Every Python process with this folder on its path has one GPU: the emulated one of tests/emulator.py.
 
-Nothing in the package knows of it: whole programs run as they would on a machine with a GPU.
+Nothing in the package knows of it: whole programs run as they would on a machine with a GPU. With
+``REHEARSAL_BARE`` that machine has little else (bare.py).
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import bare  # noqa: F401 (before everything else)
+
 from emulator import EmulatedDevice
-from gpuprover.cuda import compile, devices, probe
+from gpuprover.cuda import compile, devices, gpu, msm, probe
 
 _NAME = "cuda:0"
 _gpu = probe.Gpu(_NAME, "0", "emulated", "sm_90", 1 << 30, 1 << 30)
@@ -18,3 +22,6 @@ devices._survey = lambda: _survey
 devices._open[_NAME] = EmulatedDevice(_NAME)
 # The host's compiler makes what runs: there are no cubins to build.
 compile.find_cubin = lambda *_: b"emulated"
+# As quick_sums of tests/conftest.py: few buckets and small blocks.
+msm.MAX_WINDOW = 4
+gpu.choose_plan = lambda *given: replace(msm.choose_plan(*given), tuning=replace(msm.TUNING, block=32))
