@@ -58,30 +58,39 @@ DEVICE Fr joined(const u32 (&even)[Fr::LIMBS], const u32 (&odd)[Fr::LIMBS]) {
     return sum;
 }
 
+// sum += Σ x[i]·y·2^(32(i − shift)) over i = first, first + 2, … below `end`. Leaves a carry.
+template <int WORDS>
+DEVICE void add_chain(u32 (&sum)[WORDS], const Fr& x, int first, int end, u32 y, int shift) {
+#pragma unroll
+    for (int i = first; i < end; i += 2) add_product(sum, i - shift, x.limb[i], y, i == first);
+}
+
 // ⌊x·y/R⌋, or 1 less: products of limbs i + j < LIMBS − 2 are left out, which are below LIMBS·2^-32·R together.
 DEVICE Fr upper_half(const Fr& x, const Fr& y) {
     constexpr int LIMBS = Fr::LIMBS, FIRST = LIMBS - 2;
     // Words from FIRST on; those of odd lie one higher.
     u32 even[LIMBS + 2] = {}, odd[LIMBS + 2] = {};
+    // Carries of rows go to q at its end. Among the rows each would be the lower half of a pair of words, whose upper one
+    // the multiplier would set to 0.
+    u32 carry[LIMBS] = {};
 #pragma unroll
     for (int j = 0; j < LIMBS; j++) {
-        const int least = FIRST - j > 0 ? FIRST - j : 0;
-        const int e = least + (least + j) % 2, o = least + (least + j + 1) % 2;
-#pragma unroll
-        for (int i = e; i < LIMBS; i += 2) add_product(even, i + j - FIRST, x.limb[i], y.limb[j], i == e);
-        // The last limb of a chain is number LIMBS − 1 or the one before; its carry goes to a word of its own.
-        const int after_e = LIMBS + 1 - (LIMBS - 1 - e) % 2 + j - FIRST;
-        if (after_e < LIMBS + 2) even[after_e] = addc(even[after_e], 0);
-#pragma unroll
-        for (int i = o; i < LIMBS; i += 2) add_product(odd, i + j - FIRST - 1, x.limb[i], y.limb[j], i == o);
-        const int after_o = LIMBS - (LIMBS - 1 - o) % 2 + j - FIRST;
-        odd[after_o] = addc(odd[after_o], 0);
+        const int least = FIRST > j ? FIRST - j : 0;
+        // Chain of even limbs: ends where the chain before it of the same words did, but for the first one.
+        add_chain(j % 2 ? odd : even, x, least + least % 2, LIMBS, y.limb[j], FIRST + j % 2 - j);
+        if (j > 0) carry[j] = addc(0, 0);
+        // Chain of odd limbs: ends in words that nothing was added to, and leaves no carry.
+        add_chain(j % 2 ? even : odd, x, least + 1 - least % 2, LIMBS, y.limb[j], FIRST + 1 - j % 2 - j);
     }
     Fr q;
     add_cc(even[1], odd[0]);
 #pragma unroll
     for (int k = 0; k < LIMBS - 1; k++) q.limb[k] = addc_cc(even[k + 2], odd[k + 1]);
     q.limb[LIMBS - 1] = addc(even[LIMBS + 1], odd[LIMBS]);
+    q.limb[1] = add_cc(q.limb[1], carry[1]);
+#pragma unroll
+    for (int k = 2; k < LIMBS - 1; k++) q.limb[k] = addc_cc(q.limb[k], carry[k]);
+    q.limb[LIMBS - 1] = addc(q.limb[LIMBS - 1], carry[LIMBS - 1]);
     return q;
 }
 

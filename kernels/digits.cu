@@ -47,6 +47,7 @@ DEVICE u32 sum_before(u32 value, u32* shared, u32& total) {
             const u32 below = __shfl_up_sync(WHOLE_WARP, of_warps, delta);
             if (lane >= delta) of_warps += below;
         }
+        __syncwarp();  // shuffles order no accesses to memory
         shared[lane + 1] = of_warps;
         if (lane == 0) shared[0] = 0;
     }
@@ -120,7 +121,7 @@ KERNEL count_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 share, i64
     }
     __syncthreads();
     for (i64 k = threadIdx.x; k < bins; k += blockDim.x) {
-        if (counters[k]) places[blockIdx.x * bins + k] = atomicAdd(&counts[k], counters[k]);
+        places[blockIdx.x * bins + k] = counters[k] ? atomicAdd(&counts[k], counters[k]) : 0;
     }
 }
 
@@ -195,7 +196,7 @@ KERNEL count_buckets(const unsigned short* keys, const u32* starts, const u32* t
     }
     __syncthreads();
     for (i64 k = threadIdx.x; k < width; k += blockDim.x) {
-        if (counters[k]) places[blockIdx.x * width + k] = atomicAdd(&counts[bin * width + k], counters[k]);
+        places[blockIdx.x * width + k] = counters[k] ? atomicAdd(&counts[bin * width + k], counters[k]) : 0;
     }
 }
 

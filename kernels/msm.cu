@@ -30,6 +30,9 @@ constexpr u32 WARP = 32 / E::LANES;
 constexpr int ACCUMULATING = Fq::LIMBS == 8 ? 5 - E::LANES : 4 - E::LANES;
 constexpr int COMBINING = Fq::LIMBS == 8 ? 5 - E::LANES : 2;
 
+// Of the lanes that hold a point together, the one that writes what they both know.
+DEVICE bool is_first_lane() { return threadIdx.x % E::LANES == 0; }
+
 DEVICE u32 thread_in_block() { return threadIdx.x / E::LANES; }
 DEVICE i64 thread_in_grid() { return (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / E::LANES; }
 DEVICE i64 threads_of_grid() { return static_cast<i64>(gridDim.x) * blockDim.x / E::LANES; }
@@ -50,7 +53,7 @@ KERNEL __launch_bounds__(128, ACCUMULATING)
     const u32 length = static_cast<u32>(max((entries + segments - 1) / segments, shortest));
     const i64 begin = t * length;
     const bool busy = t < segments && begin < entries;
-    if (t < segments) head_keys[t] = NONE;
+    if (t < segments && is_first_lane()) head_keys[t] = NONE;
     if (!__any_sync(WHOLE_WARP, busy)) return;
 
     u32 i = busy ? static_cast<u32>(begin) : 0;
@@ -59,7 +62,7 @@ KERNEL __launch_bounds__(128, ACCUMULATING)
     bool began_before = busy && starts[bucket] < i;
     const auto finish_bucket = [&]() {
         put_point(began_before ? heads : sums, began_before ? t : bucket, sum.get());
-        if (began_before) head_keys[t] = bucket;
+        if (began_before && is_first_lane()) head_keys[t] = bucket;
     };
 
     u32 value = busy ? sorted[i] : 0;
@@ -98,7 +101,7 @@ DEVICE void merge_heads(Fq* heads, const u32* keys, i64 count, Fq* sums, Fq* nex
     // Where runs begin; a run's own beginning is the last one at or below this lane.
     const u32 starts = __ballot_sync(WHOLE_WARP, lane % E::LANES == 0 && (place == 0 || before != key));
     const u32 start = (31 - __clz(static_cast<int>(starts & ((2u << lane) - 1)))) / E::LANES;
-    if (place == 0 && t < count) next_keys[t / WARP] = NONE;
+    if (lane == 0 && t < count) next_keys[t / WARP] = NONE;
     if (!__any_sync(WHOLE_WARP, present)) return;
 
     for (u32 distance = 1; distance < WARP; distance *= 2) {
@@ -112,7 +115,7 @@ DEVICE void merge_heads(Fq* heads, const u32* keys, i64 count, Fq* sums, Fq* nex
     const bool continues = leads && place == 0 && t > 0 && keys[t - 1] == key;
     if (continues) {
         put_point(next, t / WARP, get_point<E>(heads, t));
-        next_keys[t / WARP] = key;
+        if (is_first_lane()) next_keys[t / WARP] = key;
     }
     add_to<E>(sums, key, heads, t, leads && !continues);
 }
@@ -170,8 +173,8 @@ DEVICE void finish_sets(Fq* plain, Fq* weighted, i64 runs, i64 run, Fq* out) {
     for (u32 distance = 1; distance < bits; distance *= 2) {
         double_at<E>(x, 1ll << k, k % (2 * distance) == distance && k < bits, distance);
         __syncthreads();
+        // What a thread changes is its own until the next barrier.
         add_to<E>(x, 1ll << k, x, 1ll << (k + distance), k % (2 * distance) == 0 && k + distance < bits);
-        __syncthreads();
     }
     const bool leads = k == 0;
     double_at<E>(x, 1, leads && bits > 0, doublings);

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pytest
 
 import emulator
-from emulator import EmulatedDevice, Faults
+from emulator import EmulatedDevice, Faults, WatchedDevice
 from gpuprover.cuda.device import Program
 from gpuprover.curves import CURVES
 from gpuprover.errors import DeviceError, OutOfMemory
@@ -104,6 +107,102 @@ def test_writes_outside_are_seen(device: EmulatedDevice) -> None:
     out = device.allocate(8)
     with pytest.raises(AssertionError, match="past the end"):
         device.launch(PROGRAM, "writes_past", 1, 1, out, 8)
+
+
+# A watched device ---------------------------------------------------------------------------------
+
+NOTHING, SHUFFLE, SYNC_WARP, SYNC_THREADS = range(4)
+
+
+def put_words(device: EmulatedDevice, *words: int) -> int:
+    return put(device, np.array(words, np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("threads", "barrier", "races", "loosely"),
+    [
+        (32, NOTHING, True, True),
+        (32, SHUFFLE, True, False),
+        (32, SYNC_WARP, False, False),
+        (64, SYNC_WARP, True, True),
+        (64, SYNC_THREADS, False, False),
+    ],
+)
+def test_races_between_barriers(threads: int, barrier: int, races: bool, loosely: bool, seed: str) -> None:
+    for strict, expected in ((True, races), (False, loosely)):
+        device = WatchedDevice(strict=strict, seed=seed)
+        out = device.allocate(4 * threads)
+        with fails("race in shared memory") if expected else nullcontext():
+            device.launch(PROGRAM, "neighbours", 1, threads, out, barrier, shared=4 * threads)
+
+
+def fails(what: str) -> Any:
+    return pytest.raises(AssertionError, match=f"{what}.*emulator_check.cu:[0-9]+")
+
+
+def test_races_between_blocks(seed: str) -> None:
+    """Blocks are ordered by nothing, launches are."""
+    device = WatchedDevice(seed=seed)
+    word, out = device.allocate(4), device.allocate(4 * 64)
+    device.launch(PROGRAM, "one_writes", 1, 32, word, out)
+    device.launch(PROGRAM, "one_writes", 1, 32, word, out)
+    with fails("race in global memory"):
+        device.launch(PROGRAM, "one_writes", 2, 32, word, out)
+    device.launch(PROGRAM, "half_words", 2, 32, out)
+
+
+def test_atomics_race_with_what_is_none(seed: str) -> None:
+    device = WatchedDevice(seed=seed)
+    counter, out = put_words(device, 0), device.allocate(4)
+    device.launch(PROGRAM, "counts_and_reads", 1, 64, counter, out, 1)
+    with fails("atomic by"):
+        device.launch(PROGRAM, "counts_and_reads", 1, 64, counter, out, 0)
+    with fails("atomic by"):
+        device.launch(PROGRAM, "counts_and_reads", 2, 64, counter, out, 1)
+
+
+def test_what_has_ended_is_at_no_barrier(seed: str) -> None:
+    device = WatchedDevice(seed=seed)
+    word, out = put_words(device, 0), device.allocate(4)
+    with fails("race in global memory"):
+        device.launch(PROGRAM, "writes_and_ends", 1, 64, word, out)
+
+
+def test_reads_of_what_nobody_wrote_or_has(seed: str) -> None:
+    """Never written, a copy of that, past the end, released; in shared memory; and read by the host."""
+    device = WatchedDevice(seed=seed)
+    out, written, never = device.allocate(4), put_words(device, 1, 2), device.allocate(8)
+    device.launch(PROGRAM, "reads_at", 1, 1, written, out, 1)
+    for at, index, what in ((never, 0, "global, memory that nobody wrote"), (written, 2, "global, outside")):
+        with fails(what):
+            device.launch(PROGRAM, "reads_at", 1, 1, at, out, index)
+    device.copy(written, never, 8)
+    with fails("nobody wrote"):
+        device.launch(PROGRAM, "reads_at", 1, 1, written, out, 0)
+    with pytest.raises(AssertionError, match="the host reads"):
+        get(device, written, np.zeros(1, np.uint32))
+    for index, what in ((0, "shared, memory that nobody wrote"), (8, "shared, outside")):
+        with fails(what):
+            device.launch(PROGRAM, "reads_shared", 1, 1, out, index, shared=32)
+    device.release(written)
+    with fails("global, outside"):
+        device.launch(PROGRAM, "reads_at", 1, 1, written, out, 0)
+
+
+def test_orders_come_from_the_seed(seed: str) -> None:
+    """The same seed gives the same orders of threads and blocks, another one others."""
+
+    def last(seed: str) -> list[int]:
+        device, found = WatchedDevice(seed=seed), []
+        out = device.allocate(4)
+        for _ in range(8):
+            with pytest.raises(AssertionError, match="race"):
+                device.launch(PROGRAM, "races", 1, 64, out)
+            found.append(int(get(device, out, np.zeros(1, np.uint32))[0]))
+        return found
+
+    assert last(seed) == last(seed) != last(seed + "'")
+    assert len(set(last(seed))) > 2
 
 
 def test_memory_has_an_end() -> None:

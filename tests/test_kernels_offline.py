@@ -1,6 +1,7 @@
 """The CUDA sources without a GPU: computed on the host, compiled by NVRTC, run as PTX, read as assembly.
 
-What this cannot show: races, launches, memory, and what the machine makes of the assembly.
+What this cannot show: races (tests/test_kernel_races.py), launches, memory, and what the machine makes of
+the assembly.
 """
 
 from __future__ import annotations

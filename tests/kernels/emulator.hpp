@@ -1,11 +1,13 @@
 // A GPU's grid on one host thread: included before a kernel file, it gives that file CUDA's built-in names.
 //
 // Blocks run one after another. In a block every thread is a coroutine that runs until it ends or waits at a
-// barrier, so that __syncthreads, __syncwarp, shuffles and votes work as written. Nothing runs at the same time:
-// races do not show as such, but threads and blocks can be taken in reverse order, and a result that changes with
-// it depends on what a device does not promise. Dynamic shared memory starts as garbage in every block.
+// barrier, so that __syncthreads, __syncwarp, shuffles and votes work as written. Nothing runs at the same time, but
+// threads and blocks can be taken in reverse or in random order, and a result that changes with it depends on what
+// a device does not promise. Dynamic shared memory starts as garbage in every block.
 //
 // A barrier that not every live thread reaches would hang a device; here the launch fails (DEADLOCK).
+//
+// Compiled with -fsanitize=thread, kernels report every access to memory to watch.cpp, which finds races.
 
 #pragma once
 
@@ -20,7 +22,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
+
+#include "watch.hpp"
 
 #define __global__
 #define __device__
@@ -59,6 +64,8 @@ struct Warp {
     unsigned arrived_mask = 0;
     // What each lane that has arrived waits for.
     unsigned masks[32];
+    // Whether the barrier that its lanes are at orders their accesses: __syncwarp does, shuffles and votes do not.
+    bool orders = false;
 };
 
 // A coroutine starts by its context and is left and entered by its jump, which makes no system call.
@@ -78,7 +85,6 @@ struct Launch {
     void (*kernel)();
     const uint64_t* arguments;
     int count;
-    bool reversed;
 };
 
 static jmp_buf scheduler;
@@ -88,11 +94,30 @@ static Launch launch_state;
 static std::vector<Warp> warps;
 static Barrier block_barrier;
 static unsigned next_thread, live_threads;
+static std::vector<unsigned> block_order, thread_order;
+static uint64_t chance;
+static bool by_chance;
 static std::vector<unsigned char> shared_bytes;
 static unsigned char* shared_start;
 
+// Any order (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014; Fisher and Yates).
+template <class T>
+UNSEEN inline void shuffle(std::vector<T>& all) {
+    for (size_t n = all.size(); n > 1; n--) {
+        uint64_t z = chance += 0x9E3779B97F4A7C15;
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+        z = (z ^ z >> 27) * 0x94D049BB133111EB;
+        std::swap(all[n - 1], all[(z ^ z >> 31) % n]);
+    }
+}
+
+UNSEEN inline void put_in_order(std::vector<unsigned>& all, unsigned n, bool reversed) {
+    all.resize(n);
+    for (unsigned i = 0; i < n; i++) all[i] = reversed ? n - 1 - i : i;
+}
+
 // From the scheduler into a coroutine, until that waits or ends.
-inline void enter(Fiber* fiber) {
+UNSEEN inline void enter(Fiber* fiber) {
     current = fiber;
     if (_setjmp(scheduler)) return;
     if (fiber->started) _longjmp(fiber->jump, 1);
@@ -101,11 +126,11 @@ inline void enter(Fiber* fiber) {
 }
 
 // And back.
-inline void leave(Fiber* fiber) {
+UNSEEN inline void leave(Fiber* fiber) {
     if (!_setjmp(fiber->jump)) _longjmp(scheduler, 1);
 }
 
-inline void call() {
+UNSEEN inline void call() {
     const uint64_t* a = launch_state.arguments;
     void (*k)() = launch_state.kernel;
     using u = uint64_t;
@@ -125,36 +150,43 @@ inline void call() {
 }
 
 
-inline void release(Barrier& barrier) {
+UNSEEN inline void release(Barrier& barrier) {
     barrier.arrived = 0;
     barrier.generation++;
 }
 
-inline void release_if_complete() {
-    if (live_threads && block_barrier.arrived == live_threads) release(block_barrier);
+UNSEEN inline void release_if_complete() {
+    if (!live_threads || block_barrier.arrived != live_threads) return;
+    release(block_barrier);
+    watch::block_barrier();
 }
 
-inline unsigned live_in(const Warp& warp) {
+UNSEEN inline unsigned live_in(const Warp& warp) {
     unsigned mask = 0;
     for (int lane = 0; lane < 32; lane++) mask |= unsigned(warp.live[lane]) << lane;
     return mask;
 }
 
-// Lanes that have ended are not waited for, as on a device.
-inline void release_if_complete(Warp& warp, unsigned mask) {
+// Lanes that have ended are not waited for, as on a device. A barrier of a part of a warp orders no accesses for
+// watch.cpp: no kernel has one.
+UNSEEN inline void release_if_complete(Warp& warp, unsigned mask) {
     if ((warp.arrived_mask & mask) != (live_in(warp) & mask)) return;
+    const bool whole = (live_in(warp) & ~mask) == 0;
     warp.arrived_mask &= ~mask;
     release(warp.barrier);
+    if (whole) watch::warp_barrier(static_cast<unsigned>(&warp - warps.data()), warp.orders);
 }
 
 // Coroutines take threads until one of them waits; then another coroutine takes the rest.
-inline void fiber_main() {
+UNSEEN inline void fiber_main() {
     Fiber* self = current;
     while (next_thread < blockDim.x) {
         const unsigned i = next_thread++;
-        self->thread = launch_state.reversed ? blockDim.x - 1 - i : i;
+        self->thread = thread_order[i];
         threadIdx.x = self->thread;
+        watch::thread(self->thread);
         call();
+        watch::thread_ends();
         Warp& warp = warps[self->thread / 32];
         warp.live[self->thread % 32] = false;
         for (int lane = 0; lane < 32; lane++) {
@@ -167,16 +199,18 @@ inline void fiber_main() {
     leave(self);
 }
 
-inline void wait_for(const Barrier& barrier, unsigned generation) {
+UNSEEN inline void wait_for(const Barrier& barrier, unsigned generation) {
     Fiber* self = current;
     self->waits_for = &barrier;
     self->generation = generation;
+    watch::thread_waits();
     leave(self);
     self->waits_for = nullptr;
     threadIdx.x = self->thread;
+    watch::thread(self->thread);
 }
 
-inline void sync_block() {
+UNSEEN inline void sync_block() {
     const unsigned generation = block_barrier.generation;
     block_barrier.arrived++;
     release_if_complete();
@@ -184,9 +218,10 @@ inline void sync_block() {
 }
 
 // All live lanes of the mask have to come. Several groups of a warp may wait at once.
-inline void sync_warp(unsigned mask) {
+UNSEEN inline void sync_warp(unsigned mask, bool orders) {
     const unsigned lane = threadIdx.x % 32;
     Warp& warp = warps[threadIdx.x / 32];
+    warp.orders = orders;
     unsigned generation = warp.barrier.generation;
     warp.arrived_mask |= 1u << lane;
     warp.masks[lane] = mask;
@@ -199,42 +234,45 @@ inline void sync_warp(unsigned mask) {
 
 // What lane `from` has.
 template <class T>
-inline T exchange(unsigned mask, T value, unsigned from) {
+UNSEEN inline T exchange(unsigned mask, T value, unsigned from) {
     static_assert(sizeof(T) <= sizeof(Warp::slots[0]), "more than a lane's slot holds");
     Warp& warp = warps[threadIdx.x / 32];
     memcpy(warp.slots[threadIdx.x % 32], &value, sizeof(T));
-    sync_warp(mask);
+    sync_warp(mask, false);
     T result;
     memcpy(&result, warp.slots[from % 32], sizeof(T));
-    sync_warp(mask);
+    sync_warp(mask, false);
     return result;
 }
 
 template <class Predicate>
-inline unsigned vote(unsigned mask, uint64_t value, Predicate holds) {
+UNSEEN inline unsigned vote(unsigned mask, uint64_t value, Predicate holds) {
     Warp& warp = warps[threadIdx.x / 32];
     memcpy(warp.slots[threadIdx.x % 32], &value, sizeof(value));
-    sync_warp(mask);
+    sync_warp(mask, false);
     unsigned result = 0;
     for (unsigned lane = 0; lane < 32; lane++) {
         uint64_t other;
         memcpy(&other, warp.slots[lane], sizeof(other));
         if (mask >> lane & 1 && warp.live[lane] && holds(other)) result |= 1u << lane;
     }
-    sync_warp(mask);
+    sync_warp(mask, false);
     return result;
 }
 
-inline bool run_block() {
+UNSEEN inline bool run_block() {
     const unsigned n = blockDim.x;
     warps.assign((n + 31) / 32, Warp{});
     for (unsigned t = 0; t < n; t++) warps[t / 32].live[t % 32] = true;
     block_barrier = Barrier{};
     next_thread = 0;
     live_threads = n;
+    if (by_chance) shuffle(thread_order);
+    watch::block(blockIdx.x, n);
     for (size_t i = 0; i < shared_bytes.size(); i++) shared_bytes[i] = static_cast<unsigned char>(0xA5 + i);
     while (live_threads) {
         bool moved = false;
+        if (by_chance) shuffle(fibers);
         for (size_t i = 0; i < fibers.size(); i++) {
             Fiber* fiber = fibers[i].get();
             if (!fiber->busy || fiber->waits_for->generation == fiber->generation) continue;
@@ -271,20 +309,27 @@ inline bool run_block() {
 
 }  // namespace emulator
 
-// Runs a kernel whose parameters are all words of eight bytes; `reversed` takes blocks and threads from the last.
-extern "C" int emulate(void (*kernel)(), const uint64_t* arguments, int count, unsigned blocks, unsigned threads,
-                       size_t shared, int reversed) {
+// Runs a kernel whose parameters are all words of eight bytes. Blocks and threads come in their order (0), from the
+// last to the first (1), or, by any other `order`, in a random one that it is the seed of.
+extern "C" UNSEEN int emulate(void (*kernel)(), const uint64_t* arguments, int count, unsigned blocks, unsigned threads,
+                       size_t shared, uint64_t order) {
     using namespace emulator;
     if (!blocks || !threads || threads > 1024 || count > 16) return BAD_LAUNCH;
     uint64_t padded[16] = {};
     memcpy(padded, arguments, sizeof(uint64_t) * static_cast<size_t>(count));
-    launch_state = {kernel, padded, count, reversed != 0};
+    launch_state = {kernel, padded, count};
+    by_chance = order > 1;
+    chance = order;
+    put_in_order(block_order, blocks, order == 1);
+    put_in_order(thread_order, threads, order == 1);
+    if (by_chance) shuffle(block_order);
     gridDim.x = blocks;
     blockDim.x = threads;
-    shared_bytes.resize(shared + 256);
+    shared_bytes.resize(shared + 256 + watch::SHARED_MARGIN);
     shared_start = shared_bytes.data() + (256 - reinterpret_cast<uintptr_t>(shared_bytes.data()) % 256) % 256;
-    for (unsigned b = 0; b < blocks; b++) {
-        blockIdx.x = reversed ? blocks - 1 - b : b;
+    watch::launch(shared_start, shared);
+    for (const unsigned block : block_order) {
+        blockIdx.x = block;
         if (!run_block()) return DEADLOCK;
     }
     return DONE;
@@ -293,7 +338,7 @@ extern "C" int emulate(void (*kernel)(), const uint64_t* arguments, int count, u
 // CUDA's functions -------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { emulator::sync_block(); }
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulator::sync_warp(mask); }
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulator::sync_warp(mask, true); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -329,25 +374,29 @@ inline unsigned __match_any_sync(unsigned mask, T value) {
 
 // One thread runs at a time, so that plain code is atomic.
 template <class T, class V>
-inline T atomicAdd(T* at, V value) {
+UNSEEN __attribute__((noinline)) T atomicAdd(T* at, V value) {
+    watch::atomic(at, sizeof(T), __builtin_return_address(0));
     const T old = *at;
     *at = static_cast<T>(old + static_cast<T>(value));
     return old;
 }
 template <class T, class V>
-inline T atomicMax(T* at, V value) {
+UNSEEN __attribute__((noinline)) T atomicMax(T* at, V value) {
+    watch::atomic(at, sizeof(T), __builtin_return_address(0));
     const T old = *at;
     if (static_cast<T>(value) > old) *at = static_cast<T>(value);
     return old;
 }
 template <class T, class V>
-inline T atomicExch(T* at, V value) {
+UNSEEN __attribute__((noinline)) T atomicExch(T* at, V value) {
+    watch::atomic(at, sizeof(T), __builtin_return_address(0));
     const T old = *at;
     *at = static_cast<T>(value);
     return old;
 }
 template <class T, class V>
-inline T atomicOr(T* at, V value) {
+UNSEEN __attribute__((noinline)) T atomicOr(T* at, V value) {
+    watch::atomic(at, sizeof(T), __builtin_return_address(0));
     const T old = *at;
     *at = old | static_cast<T>(value);
     return old;

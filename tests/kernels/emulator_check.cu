@@ -61,4 +61,49 @@ KERNEL hangs() {
 // Depends on the order of threads.
 KERNEL races(u32* out) { *out = threadIdx.x; }
 
+enum { NOTHING, SHUFFLE, SYNC_WARP, SYNC_THREADS };
+
+// Each thread reads what its neighbour in the block has written to shared memory.
+KERNEL neighbours(u32* out, i64 barrier) {
+    SHARED_MEMORY(u32, shared);
+    shared[threadIdx.x] = threadIdx.x;
+    if (barrier == SHUFFLE) __shfl_sync(WHOLE_WARP, 0, 0);
+    if (barrier == SYNC_WARP) __syncwarp();
+    if (barrier == SYNC_THREADS) __syncthreads();
+    out[first_index(0)] = shared[(threadIdx.x + 1) % blockDim.x];
+}
+
+// Half words, each of another thread.
+KERNEL half_words(unsigned short* out) { out[first_index(0)] = 1; }
+
+// The first thread of each block writes, and all read.
+KERNEL one_writes(u32* word, u32* out) {
+    if (threadIdx.x == 0) *word = 1;
+    __syncthreads();
+    out[first_index(0)] = *word;
+}
+
+// Threads add atomically, and one reads.
+KERNEL counts_and_reads(u32* counter, u32* out, i64 barrier) {
+    atomicAdd(counter, 1u);
+    if (barrier) __syncthreads();
+    if (threadIdx.x == 0) *out = *counter;
+}
+
+// A thread writes and ends, and another one reads after a barrier that the first has not seen.
+KERNEL writes_and_ends(u32* word, u32* out) {
+    if (threadIdx.x == 0) {
+        *word = 1;
+        return;
+    }
+    __syncthreads();
+    if (threadIdx.x == 1) *out = *word;
+}
+
+KERNEL reads_at(const u32* in, u32* out, i64 index) { *out = in[index]; }
+KERNEL reads_shared(u32* out, i64 index) {
+    SHARED_MEMORY(u32, shared);
+    *out = shared[index];
+}
+
 KERNEL writes_past(unsigned char* out, i64 size) { out[size] = 1; }
