@@ -443,6 +443,17 @@ class Msm:
         """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
         return [_digits_program(curve), *(_sums_program(curve, group) for group in Group)]
 
+    def _allocate(self, size: int, stream: Stream = MAIN) -> Address:
+        """Memory for work of a stream.
+
+        It may have been given back with work of the main stream on it still to be done. Other work of that
+        stream comes after it by itself; another stream waits.
+        """
+        address = self.memory.allocate(size)
+        if stream != MAIN:
+            self.device.wait(stream, MAIN)
+        return address
+
     # Bases -------------------------------------------------------------------------------------
 
     def bases(self, plan: MsmPlan, group: Group, points: Words | Address, n: int | None = None) -> Bases:
@@ -455,7 +466,7 @@ class Msm:
         count = len(points) if isinstance(points, np.ndarray) else n
         assert count is not None
         assert count <= plan.n
-        address = self.memory.allocate(max(1, plan.depth * count * size))
+        address = self._allocate(max(1, plan.depth * count * size))
         try:
             if isinstance(points, np.ndarray):
                 self._write(address, points, MAIN)
@@ -505,7 +516,7 @@ class Msm:
         share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
         at_once = share * blocks * BLOCK // _lanes(group)
-        scratch = self.memory.allocate(3 * at_once * size // 2)
+        scratch = self._allocate(3 * at_once * size // 2)
         try:
             for lo in range(0, n, at_once):
                 self.job.check()
@@ -549,7 +560,7 @@ class Msm:
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
         kept = _Layout(_digit_sizes(plan, n))
-        memory = self.memory.allocate(kept.size)
+        memory = self._allocate(kept.size)
         result = Digits(plan, n, memory, **kept.at(memory), stream=MAIN)
         try:
             if n:
@@ -565,7 +576,7 @@ class Msm:
         plan, n, launch = out.plan, out.n, self.device.launch
         program, share = _digits_program(self.curve), _share(plan, n, self.device.properties)
         parts = _Layout(_sort_sizes(plan, n, share))
-        memory = self.memory.allocate(parts.size)
+        memory = self._allocate(parts.size)
         try:
             at = parts.at(memory)
             counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
@@ -625,7 +636,7 @@ class Msm:
         plan, group = digits.plan, bases.group
         assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
         xyzz = 2 * point_bytes(self.curve, group)
-        out = self.memory.allocate(plan.sets * xyzz)
+        out = self._allocate(plan.sets * xyzz, stream)
         try:
             if stream != digits.stream:
                 self.device.wait(stream, digits.stream)
@@ -642,7 +653,7 @@ class Msm:
             )
             segments = plan.tuning.segments or _segments(plan, digits.n, threads)
             parts = _Layout(_sum_sizes(plan, group, segments))
-            scratch = self.memory.allocate(parts.size)
+            scratch = self._allocate(parts.size, stream)
         except BaseException:
             self.memory.release(out)
             raise
@@ -807,9 +818,9 @@ class Msm:
             return sent
 
         try:
-            staged += [self.memory.allocate(room)]
+            staged += [self._allocate(room, copies)]
             if len(starts) > 1:
-                staged += [self.memory.allocate(room)]
+                staged += [self._allocate(room, copies)]
             slices = send(0) if n else []
             for k, start in enumerate(starts):
                 self.device.wait(copies, MAIN)
