@@ -118,7 +118,8 @@ class Machine:
     """The GPUs, and all that was asked of them.
 
     Attributes:
-        used: bytes allocated, and pinned on the host.
+        used: bytes allocated, and ``pinned`` on the host.
+        timed: events that were made for their times.
         lost: every call fails from now on.
         lazy: a query finds unfinished work this many times before it gets done.
         calls: how often each function was called.
@@ -130,7 +131,7 @@ class Machine:
         self.schedule, self._rng = schedule, random.Random(seed)
         self.calls: Counter[str] = Counter()
         self.beside: Counter[str] = Counter()
-        self.used = self.pinned = 0
+        self.used = self.pinned = self.timed = 0
         self.lost = False
         self.lazy = 1
         self._patience, self._handle = 0, 1000
@@ -140,7 +141,7 @@ class Machine:
         self.handles: dict[int, Any] = {}
         self.blocks: dict[int, Any] = {}
         self.launches: list[tuple[str, int, int, int]] = []
-        self.attributes: list[tuple[int, int]] = []
+        self.attributes: list[tuple[int, int, int]] = []
         self.runtime = self._runtime()
         self.driver = self._driver()
 
@@ -259,6 +260,10 @@ class Machine:
             first, self._started = self.current not in self._started, self._started | {self.current}
             return self._new(Stream(first))
 
+        def new_event(flags: int) -> int:
+            self.timed += not flags & 2
+            return self._new(Event())
+
         def record(event: int, stream: int) -> None:
             # Who waits for the event as it was recorded before does not wait for this.
             one = self.handles[event] = Event(False, self.handles[stream])
@@ -298,7 +303,7 @@ class Machine:
             "memsetAsync": memset,
             "streamCreateWithFlags": new_stream,
             "streamWaitEvent": stream_wait,
-            "eventCreateWithFlags": lambda flags: self._new(Event()),
+            "eventCreateWithFlags": new_event,
             "eventRecord": record,
             "eventDestroy": lambda event: self.handles.pop(event) and None,
             "eventElapsedTime": elapsed,
@@ -371,7 +376,7 @@ class Machine:
             "moduleLoadData": load,
             "moduleGetFunction": function,
             "launchKernel": launch,
-            "funcSetAttribute": lambda f, attribute, value: self.attributes.append((f, value)),
+            "funcSetAttribute": lambda f, attribute, value: self.attributes.append((f, attribute, value)),
             "occupancyMaxActiveBlocksPerMultiprocessor": lambda f, threads, shared: 2048 // threads,
         }
         return SimpleNamespace(
@@ -381,7 +386,9 @@ class Machine:
         )
 
     def _allowed(self, function: int) -> int:
-        return max([48 << 10, *(value for f, value in self.attributes if f == function)])
+        asked = (value for f, attribute, value in self.attributes if (f, attribute) == (function, 8))
+        # A little less than CUDA's 48 KiB: what it reserves in each block counts, too.
+        return max([47 << 10, *asked])
 
 
 PROGRAMS: dict[bytes, Program] = {}

@@ -25,6 +25,7 @@ exponentiation with precomputation" (1992); shared inversions by Montgomery's tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ from gpuprover import reference
 from gpuprover.backend import Form, Group, HostPoint
 from gpuprover.cuda.device import MAIN, Address, Device, Program, Properties, Stream
 from gpuprover.curves import CurveParams
-from gpuprover.errors import InvalidInput, OutOfMemory
+from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field
 
@@ -450,8 +451,12 @@ class Msm:
         stream comes after it by itself; another stream waits.
         """
         address = self.memory.allocate(size)
-        if stream != MAIN:
-            self.device.wait(stream, MAIN)
+        try:
+            if stream != MAIN:
+                self.device.wait(stream, MAIN)
+        except BaseException:
+            self.memory.release(address)
+            raise
         return address
 
     # Bases -------------------------------------------------------------------------------------
@@ -663,7 +668,8 @@ class Msm:
             self._merge(group, stream, at, segments)
             self._reduce(plan, group, digits, stream, at, out)
         except BaseException:
-            self.device.synchronize()
+            with suppress(DeviceError):
+                self.device.synchronize()
             self.memory.release(scratch)
             self.memory.release(out)
             raise
@@ -836,8 +842,12 @@ class Msm:
             while results:
                 finished.append(self.finish(results.pop(0)))
             return finished
+        except BaseException:
+            # Slices may be on their way. After the last sum nothing is.
+            with suppress(DeviceError):
+                self.device.synchronize()
+            raise
         finally:
-            self.device.synchronize()
             for address in staged:
                 self.memory.release(address)
             for s in (s for pending in results for s in pending):
