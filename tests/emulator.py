@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpuprover.cuda.device import MAIN, Address, Program, Properties, Stream
+from gpuprover.cuda.device import MAIN, Address, Mark, Program, Properties, Stream
 from gpuprover.cuda.source import sources
 from gpuprover.errors import DeviceError, OutOfMemory
 
@@ -107,11 +108,13 @@ class Faults:
     Attributes:
         allocation: this allocation, counted from 1, finds no memory.
         launch: this launch fails, and the device with it.
+        refused: this launch fails, and others go on.
         lost: after this many calls of any kind, every call fails.
     """
 
     allocation: int | None = None
     launch: int | None = None
+    refused: int | None = None
     lost: int | None = None
 
 
@@ -145,6 +148,10 @@ class EmulatedDevice:
         self._streams = 1
         self._dead = False
         self._lock = threading.RLock()
+
+    @property
+    def lost(self) -> bool:
+        return self._dead
 
     def _call(self) -> None:
         self.calls += 1
@@ -246,6 +253,8 @@ class EmulatedDevice:
             if self.launches == self.faults.launch:
                 self._dead = True
                 raise DeviceError(f"{self.name}: launch of {kernel} failed")
+            if self.launches == self.faults.refused:
+                raise DeviceError(f"{self.name}: launch of {kernel} failed")
             assert 0 < blocks < 1 << 31
             assert 0 < threads <= 1024
             assert 0 <= shared <= self.properties.shared
@@ -291,6 +300,18 @@ class EmulatedDevice:
         with self._lock:
             self._call()
             assert 0 <= max(stream, other) < self._streams
+
+    def mark(self, stream: Stream = MAIN) -> Mark:
+        with self._lock:
+            self._call()
+            moment = Mark()
+            moment.time = time.perf_counter()  # type: ignore[attr-defined]
+            return moment
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        with self._lock:
+            self._call()
+            return end.time - start.time  # type: ignore[attr-defined,no-any-return]
 
     def synchronize(self) -> None:
         with self._lock:

@@ -1,8 +1,10 @@
 """Stands in for the parts of CuPy, and of NVML, that the package uses; names and signatures are CuPy's.
 
-Work of streams is put off until somebody waits for it or asks: what a device may do as late as it likes
-happens as late as it can, so that memory that is used again too soon, or a missing wait, shows in the data.
-Memory is the host's. A module is bytes that name a program; kernels are what tests/emulator.py builds.
+Work of streams is done when a :class:`Schedule` says so, within what streams and events promise: as late as
+it can be, each kind of stream before the other, or at random. Memory that is used again too soon, or a
+missing wait, shows in the data of one of them. A copy or a kernel is done whole: what two of them do to each
+other while both run does not show. Memory is the host's. A module is bytes that name a program; kernels are
+what tests/emulator.py builds.
 
 tests/test_cuda_device.py compares the names with the real CuPy, where that is installed.
 """
@@ -10,11 +12,14 @@ tests/test_cuda_device.py compares the names with the real CuPy, where that is i
 from __future__ import annotations
 
 import ctypes
+import random
 import sys
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -44,25 +49,59 @@ class CUDADriverError(CUDARuntimeError):
     pass
 
 
-@dataclass
-class Stream:
-    """Work that is put off: each entry says whether it could be done."""
+class Schedule(Enum):
+    """When a stream does what it was asked for."""
 
-    work: deque[Callable[[], bool]] = field(default_factory=deque)
-
-    def run(self) -> bool:
-        """Does what can be done now; whether that was all."""
-        while self.work and self.work[0]():
-            self.work.popleft()
-        return not self.work
+    LATE = "nothing before somebody waits for it"
+    SIDES_FIRST = "side streams at once, the main one late"
+    MAIN_FIRST = "the main stream at once, side streams late"
+    RANDOM = "a few things of any stream, now and then"
 
 
-@dataclass
+@dataclass(eq=False)
 class Event:
-    """Done once its stream has come to it; the first query of each finds it not ready."""
+    """A place in a stream, once it has been recorded; done when the stream has come to it."""
 
     done: bool = True
     stream: Stream | None = None
+    time: float = 0.0
+
+
+@dataclass
+class Work:
+    """What a stream does next, and the event that it waits for before."""
+
+    do: Callable[[], object]
+    needs: Event | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.needs is None or self.needs.done
+
+
+@dataclass(eq=False)
+class Stream:
+    """Work in order; ``main`` is the first stream of a device."""
+
+    main: bool
+    eager: float = 0
+    work: deque[Work] = field(default_factory=deque)
+
+    def step(self) -> bool:
+        """Does the first thing, if it can be done now."""
+        if not self.work or not self.work[0].ready:
+            return False
+        self.work.popleft().do()
+        return True
+
+    def force(self, until: Event | None = None) -> None:
+        """Does all, or what stands before an event; others are made to do what that waits for."""
+        while self.work and not (until is not None and until.done):
+            needs = self.work[0].needs
+            if needs is not None and not needs.done:
+                assert needs.stream is not None
+                needs.stream.force(needs)
+            assert self.step(), "the stream waits for work that nobody asked for"
 
 
 @dataclass
@@ -79,23 +118,30 @@ class Machine:
     """The GPUs, and all that was asked of them.
 
     Attributes:
-        used: bytes allocated, and pinned on the host.
+        used: bytes allocated, and ``pinned`` on the host.
+        timed: events that were made for their times.
         lost: every call fails from now on.
         lazy: a query finds unfinished work this many times before it gets done.
+        calls: how often each function was called.
+        beside: kernels and copies that side streams were asked for.
     """
 
-    def __init__(self, *gpus: Gpu) -> None:
+    def __init__(self, *gpus: Gpu, schedule: Schedule = Schedule.LATE, seed: int = 0) -> None:
         self.gpus = list(gpus) or [Gpu()]
-        self.used = self.pinned = 0
+        self.schedule, self._rng = schedule, random.Random(seed)
+        self.calls: Counter[str] = Counter()
+        self.beside: Counter[str] = Counter()
+        self.used = self.pinned = self.timed = 0
         self.lost = False
         self.lazy = 1
-        self._patience = 0
+        self._patience, self._handle = 0, 1000
+        self._started: frozenset[int] = frozenset()
         self._lock = threading.RLock()
         self.current = 0
         self.handles: dict[int, Any] = {}
         self.blocks: dict[int, Any] = {}
         self.launches: list[tuple[str, int, int, int]] = []
-        self.attributes: list[tuple[int, int]] = []
+        self.attributes: list[tuple[int, int, int]] = []
         self.runtime = self._runtime()
         self.driver = self._driver()
 
@@ -111,9 +157,10 @@ class Machine:
 
     # What every call does ----------------------------------------------------------------
 
-    def _checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             with self._lock:
+                self.calls[name] += 1
                 if self.lost:
                     raise CUDARuntimeError(STICKY)
                 return function(*arguments)
@@ -121,23 +168,41 @@ class Machine:
         return call
 
     def _new(self, thing: Any) -> int:
-        handle = 1000 + len(self.handles)
-        self.handles[handle] = thing
-        return handle
+        self._handle += 8
+        self.handles[self._handle] = thing
+        return self._handle
 
     def _query(self, handle: int) -> int:
         with self._lock:
             if self.lost:
                 return STICKY
+            self._advance()
             thing = self.handles[handle]
-            stream = thing if isinstance(thing, Stream) else thing.stream
-            if not stream.work if isinstance(thing, Stream) else thing.done:
+            if not thing.work if isinstance(thing, Stream) else thing.done:
                 return 0
             self._patience += 1
             if self._patience > self.lazy:
                 self._patience = 0
-                assert stream.run(), "the stream waits for work that nobody asked for"
+                if isinstance(thing, Stream):
+                    thing.force()
+                else:
+                    thing.stream.force(thing)
             return 600
+
+    def _advance(self) -> None:
+        """Does what the schedule has done by now."""
+        streams = self._streams()
+        if self.schedule is Schedule.RANDOM:
+            # Each stream has its moods, and keeps one for a while.
+            for stream in self._rng.sample(streams, len(streams)):
+                if self._rng.random() < 0.1:
+                    stream.eager = self._rng.choice((0, 0, 0.3, 0.6, 1))
+                while self._rng.random() < stream.eager and stream.step():
+                    pass
+        elif self.schedule is not Schedule.LATE:
+            first = [s for s in streams if s.main is (self.schedule is Schedule.MAIN_FIRST)]
+            while sum(stream.step() for stream in first):
+                pass
 
     # cupy.cuda.runtime -------------------------------------------------------------------------
 
@@ -175,6 +240,7 @@ class Machine:
             return address
 
         def free(address: int) -> None:
+            # CUDA waits for all of its work by itself, which nobody here relies on.
             assert not any(stream.work for stream in self._streams()), "freed under work that is not done"
             self.used -= self.blocks.pop(address)[1]
 
@@ -185,22 +251,36 @@ class Machine:
             return int(block.ctypes.data)
 
         def memcpy(to: int, start: int, size: int, kind: int, stream: int) -> None:
-            self._later(stream, lambda: ctypes.memmove(to, start, size))
+            self._later(stream, f"copy {kind}", lambda: ctypes.memmove(to, start, size))
 
         def memset(to: int, value: int, size: int, stream: int) -> None:
-            self._later(stream, lambda: ctypes.memset(to, value, size))
+            self._later(stream, "fill", lambda: ctypes.memset(to, value, size))
+
+        def new_stream(flags: int) -> int:
+            first, self._started = self.current not in self._started, self._started | {self.current}
+            return self._new(Stream(first))
+
+        def new_event(flags: int) -> int:
+            self.timed += not flags & 2
+            return self._new(Event())
 
         def record(event: int, stream: int) -> None:
+            # Who waits for the event as it was recorded before does not wait for this.
             one = self.handles[event] = Event(False, self.handles[stream])
-            self._later(stream, lambda: setattr(one, "done", True))
+
+            def happen() -> None:
+                one.done, one.time = True, time.perf_counter()
+
+            self._later(stream, None, happen)
 
         def stream_wait(stream: int, event: int, flags: int = 0) -> None:
-            one = self.handles[event]
+            self.handles[stream].work.append(Work(lambda: None, self.handles[event]))
+            self._advance()
 
-            def ready() -> bool:
-                return one.done or (one.stream.run() and one.done)
-
-            self.handles[stream].work.append(ready)
+        def elapsed(start: int, end: int) -> float:
+            if not (self.handles[start].done and self.handles[end].done):
+                raise CUDARuntimeError(600)
+            return 1e3 * (self.handles[end].time - self.handles[start].time)
 
         def check_status(status: int) -> None:
             if status:
@@ -221,14 +301,15 @@ class Machine:
             "hostAlloc": host_alloc,
             "memcpyAsync": memcpy,
             "memsetAsync": memset,
-            "streamCreateWithFlags": lambda flags: self._new(Stream()),
+            "streamCreateWithFlags": new_stream,
             "streamWaitEvent": stream_wait,
-            "eventCreateWithFlags": lambda flags: self._new(Event()),
+            "eventCreateWithFlags": new_event,
             "eventRecord": record,
-            "eventDestroy": lambda event: None,
+            "eventDestroy": lambda event: self.handles.pop(event) and None,
+            "eventElapsedTime": elapsed,
         }
         return SimpleNamespace(
-            **{name: self._checked(function) for name, function in checked.items()},
+            **{name: self._checked(name, function) for name, function in checked.items()},
             CUDARuntimeError=CUDARuntimeError,
             check_status=check_status,
             driverGetVersion=lambda: self.driver_version,
@@ -239,6 +320,7 @@ class Machine:
             memcpyDeviceToHost=2,
             memcpyDeviceToDevice=3,
             streamNonBlocking=1,
+            eventDefault=0,
             eventDisableTiming=2,
             hostAllocPortable=1,
         )
@@ -246,12 +328,12 @@ class Machine:
     def _streams(self) -> list[Stream]:
         return [thing for thing in self.handles.values() if isinstance(thing, Stream)]
 
-    def _later(self, stream: int, work: Callable[[], object]) -> None:
-        def done() -> bool:
-            work()
-            return True
-
-        self.handles[stream].work.append(done)
+    def _later(self, stream: int, what: str | None, work: Callable[[], object]) -> None:
+        one = self.handles[stream]
+        if what is not None and not one.main:
+            self.beside[what] += 1
+        one.work.append(Work(work))
+        self._advance()
 
     # cupy.cuda.driver ----------------------------------------------------------------------------
 
@@ -288,23 +370,25 @@ class Machine:
                 )  # fmt: skip
                 assert outcome == 0
 
-            self._later(stream, run)
+            self._later(stream, name, run)
 
         checked = {
             "moduleLoadData": load,
             "moduleGetFunction": function,
             "launchKernel": launch,
-            "funcSetAttribute": lambda f, attribute, value: self.attributes.append((f, value)),
+            "funcSetAttribute": lambda f, attribute, value: self.attributes.append((f, attribute, value)),
             "occupancyMaxActiveBlocksPerMultiprocessor": lambda f, threads, shared: 2048 // threads,
         }
         return SimpleNamespace(
-            **{name: self._checked(function) for name, function in checked.items()},
+            **{name: self._checked(name, function) for name, function in checked.items()},
             CUDADriverError=CUDADriverError,
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
         )
 
     def _allowed(self, function: int) -> int:
-        return max([48 << 10, *(value for f, value in self.attributes if f == function)])
+        asked = (value for f, attribute, value in self.attributes if (f, attribute) == (function, 8))
+        # A little less than CUDA's 48 KiB: what it reserves in each block counts, too.
+        return max([47 << 10, *asked])
 
 
 PROGRAMS: dict[bytes, Program] = {}

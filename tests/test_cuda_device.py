@@ -165,12 +165,13 @@ def test_large_shared_memory_is_asked_for_once(device: CupyDevice, machine: Mach
     def launch(shared: int) -> None:
         device.launch(VECTOR, "convert", 1, 32, 0, address, address, 0, 0, shared=shared)
 
-    for shared in (0, 48 << 10, 100 << 10, 64 << 10, 100 << 10, 200 << 10):
+    for shared in (0, 40 << 10, 48 << 10, 100 << 10, 64 << 10, 100 << 10, 200 << 10):
         launch(shared)
-    assert [value for _, value in machine.attributes] == [100 << 10, 200 << 10]
+    asked = [(9, 100), (8, 48 << 10), (8, 100 << 10), (8, 200 << 10)]  # the whole cache for it, first
+    assert [(attribute, value) for _, attribute, value in machine.attributes] == asked
     assert device.resident_blocks(VECTOR, "convert", 256) == 8
     assert device.resident_blocks(VECTOR, "convert", 256, shared=220 << 10) == 8
-    assert machine.attributes[-1][1] == 220 << 10
+    assert machine.attributes[-1][2] == 220 << 10
 
 
 def test_memory_comes_from_the_device_and_goes_back(device: CupyDevice, machine: Machine) -> None:
@@ -242,7 +243,43 @@ def test_programs_are_compiled_side_by_side(
     both = [Program(curve, "vector.cu") for curve in CURVES]
     device.prepare(both)
     assert built == [(program, "sm_90") for program in both]
-    assert len(device._modules) == 2
+    assert not device._modules, "a program is loaded when it is first launched"
+
+
+def test_one_program_that_cannot_be_had_hides_no_other(
+    device: CupyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(program: Program, *_: object) -> bytes:
+        if program == SMALL:
+            raise DeviceError("sparse.cu: does not compile")
+        return fake_cupy.fake_cubin(program)
+
+    monkeypatch.setattr(cupy_device, "load_cubin", load)
+    monkeypatch.setattr(cupy_device, "find_cubin", lambda *_: None)
+    monkeypatch.setattr(device, "_nvrtc", None)
+    device.prepare([SMALL, VECTOR])
+    device.launch(VECTOR, "convert", 1, 32, 0, 0, 0, 0, 0)
+    with pytest.raises(DeviceError, match="does not compile"):
+        device.launch(SMALL, "add_chunks", 1, 32)
+    with pytest.raises(DeviceError, match="does not compile"):
+        device.prepare([SMALL])
+    monkeypatch.setattr(cupy_device, "find_cubin", lambda *_: b"not even a cubin")
+    device.prepare([SMALL])
+    device.synchronize()
+
+
+def test_moments_of_streams(device: CupyDevice, machine: Machine) -> None:
+    """Times by the device's clock; events are used again."""
+    address, side = device.allocate(1 << 20), device.new_stream()
+    for _ in range(3):
+        marks = [device.mark(), device.mark(side)]
+        device.fill(address, 1, 1 << 20)
+        device.wait(side, MAIN)
+        marks += [device.mark(), device.mark(side)]
+        assert 0 < device.seconds(marks[0], marks[2]) < 10
+        assert 0 < device.seconds(marks[1], marks[3]) < 10
+        del marks
+    assert machine.timed == 4
 
 
 def test_the_real_cupy_has_what_the_stand_in_has() -> None:

@@ -101,13 +101,27 @@ def test_a_launch_fails(curve: CurveParams, samples: int, rng: random.Random) ->
         assert clean(gpu), n
 
 
+def test_a_launch_is_refused(curve: CurveParams, rng: random.Random) -> None:
+    """That proof fails, at its first or at its second; the next ones are right, of this key and of others."""
+    _, total, _ = counts(curve)
+    for n in sample(rng, total, 2):
+        outcome, gpu, key = attempt(Faults(refused=n), curve)
+        assert outcome == "DeviceError", n
+        for one in (key, chain_key(curve)):
+            assert prove(one, chain_witness(curve), gpu) == expected(curve)
+        assert gpu.leaked == 0
+        del one, key
+        gc.collect()
+        assert clean(gpu), n
+
+
 def test_the_device_is_lost(curve: CurveParams, samples: int, rng: random.Random) -> None:
     _, _, total = counts(curve)
     key = None
-    for n in [0, *sample(rng, total, samples)]:
+    for n in [0, total - 2, total - 1, *sample(rng, total, samples)]:
         outcome, gpu, key = attempt(Faults(lost=n), curve)
-        # The last two calls wait for work that is done and wipe memory: with its sums read, a proof stands.
-        assert outcome == ("DeviceError" if n < total - 2 else "proof"), n
+        # The last call wipes memory: with its sums read, a proof stands.
+        assert outcome == ("DeviceError" if n < total - 1 else "proof"), n
         assert clean(gpu) or n >= total, n
     # A key that was on a lost device serves on another one.
     assert key is not None

@@ -66,6 +66,41 @@ def test_blocks_come_back() -> None:
     assert pool.used == 0
 
 
+def test_what_is_released_serves_the_next_allocation_of_its_size() -> None:
+    device = EmulatedDevice()
+    pool = Pool(device, limit=10 * MIB)
+    a, b = pool.allocate(MIB), pool.allocate(MIB // 8)
+    pool.release(a)
+    pool.release(b)
+    assert (pool.used, pool.kept, pool.held, pool.available) == (0, device.used, device.used, 10 * MIB)
+    calls = device.calls
+    assert (pool.allocate(MIB - 1), pool.allocate(MIB // 8)) == (a, b)
+    assert device.calls == calls, "the device is asked for nothing"
+    assert pool.kept == 0
+
+
+def test_what_nobody_asks_for_again_goes() -> None:
+    """Before other sizes are refused, before entries are given up, and when it has become much."""
+    pool, kept = residents(8 * MIB)
+    device, owner = pool.device, Owner()
+    device.memory = 20 * MIB  # type: ignore[attr-defined]
+    kept.unpin(kept.add(owner, "a", MIB, False))
+    for address in [pool.allocate(MIB // 2) for _ in range(2)]:
+        pool.release(address)
+    assert pool.kept == MIB
+    pool.release(pool.allocate(7 * MIB))  # not beside what is kept
+    assert (pool.kept, device.used) == (7 * MIB, 8 * MIB)  # type: ignore[attr-defined]
+    assert kept.of(owner)
+    pool.release(pool.allocate(MIB))
+    assert pool.kept == MIB, "more than a quarter of the limit is not kept for long"
+    assert pool.trim()
+    assert not pool.trim()
+    assert device.used == MIB  # type: ignore[attr-defined]
+    pool.release(pool.allocate(MIB))
+    kept.clear()
+    assert (pool.held, device.used) == (0, 0)  # type: ignore[attr-defined]
+
+
 def test_blocks_swap() -> None:
     pool = Pool(EmulatedDevice())
     a, b = Block(pool, 10), Block(pool, 10)
@@ -88,7 +123,7 @@ def test_a_device_without_memory_and_a_lost_one() -> None:
     with pytest.raises(DeviceError):
         pool.allocate(1)
     pool.release(address)
-    assert pool.used == 0
+    assert pool.held == 0
 
 
 # The arena --------------------------------------------------------------------------

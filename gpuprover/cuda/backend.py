@@ -243,7 +243,7 @@ class CudaBackend:
                 self._session, self._memory = None, self._gpu.pool
                 self._gpu.end(session, done)
         except DeviceError as error:
-            self._gpu.fail(error)
+            self._gpu.fail(error)  # if the device is lost with it
             raise
 
     def _rehearse(self, header: KeyHeader, layout: Layout) -> int:

@@ -26,7 +26,7 @@ from gpuprover.config import available_cpus
 from gpuprover.cuda import probe, source
 from gpuprover.cuda.build import build
 from gpuprover.cuda.compile import find_cubin, find_nvrtc, load_cubin, program_name, store
-from gpuprover.cuda.device import MAIN, Address, Program, Properties, Stream
+from gpuprover.cuda.device import MAIN, Address, Mark, Program, Properties, Stream
 from gpuprover.errors import DeviceError, OutOfMemory
 
 P = ParamSpec("P")
@@ -34,8 +34,12 @@ R = TypeVar("R")
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 NOT_READY = 600  # cudaErrorNotReady
-STATIC_SHARED = 48 << 10
-"""Bytes of dynamic shared memory that a kernel may have without asking."""
+STATIC_SHARED = 40 << 10
+"""Bytes of dynamic shared memory that a kernel gets without asking: what the system reserves in a block, and
+what the kernel itself declares, count towards the 48 KiB that CUDA has for that."""
+CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+ALL_SHARED = 100
+"""Of a multiprocessor's cache, in percent, for kernels whose blocks have more shared memory than that."""
 MAX_ARGUMENTS = 64
 
 # Predictions, to be replaced by rows of a benchmark on a GPU.
@@ -53,6 +57,18 @@ class _Buffer(NamedTuple):
     address: int
     bytes: NDArray[np.uint8]
     event: int
+
+
+class _Moment(Mark):
+    """An event that goes back to its device."""
+
+    __slots__ = ("_events", "event")
+
+    def __init__(self, event: int, events: deque[int]) -> None:
+        self.event, self._events = event, events
+
+    def __del__(self) -> None:
+        self._events.append(self.event)
 
 
 class _Function:
@@ -124,6 +140,7 @@ class CupyDevice:
         self._functions: dict[tuple[Any, ...], _Function] = {}
         self._modules: dict[str, int] = {}
         self._words = _Words()
+        self._events: deque[int] = deque()
         self._free: deque[_Buffer] = deque()
         self._buffers = 0
         self._returned = threading.Condition()
@@ -154,6 +171,10 @@ class CupyDevice:
             probe.mark_lost(self.name, problem)
         return DeviceError(f"{self.name}: {problem}")
 
+    @property
+    def lost(self) -> bool:
+        return probe.lost(self.name) is not None
+
     # Memory --------------------------------------------------------------------------
 
     @_on_device
@@ -165,7 +186,7 @@ class CupyDevice:
         return Address(self._runtime.malloc(size))
 
     def release(self, address: Address) -> None:
-        if probe.lost(self.name) is None:  # else it went with the context
+        if not self.lost:  # else it went with the context
             self._release(address)
 
     @_on_device
@@ -288,6 +309,8 @@ class CupyDevice:
             function = self._functions.setdefault(key, _Function(handle))
         if shared > function.shared:
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            if function.shared == STATIC_SHARED:
+                driver.funcSetAttribute(function.handle, CARVEOUT, ALL_SHARED)
             driver.funcSetAttribute(function.handle, attribute, shared)
             function.shared = shared
         return function.handle
@@ -309,9 +332,17 @@ class CupyDevice:
             units = [(program, architecture) for program in missing]
             with suppress(DeviceError):  # no room for them, say: what is missing is compiled below
                 build(units, folder, nvrtc, processes=available_cpus(), check=check)
-        for program in programs:
+        problems: list[DeviceError] = []
+        for program in missing:
             check()
-            self._module(program)
+            # What nobody keeps is compiled here and loaded, or it would be compiled again.
+            if find_cubin(program, architecture, nvrtc) is None:
+                try:
+                    self._module(program)
+                except DeviceError as error:
+                    problems.append(error)
+        if problems and len(problems) == len(programs):
+            raise problems[0]
 
     @_on_device
     def new_stream(self) -> Stream:
@@ -332,6 +363,25 @@ class CupyDevice:
             runtime.streamWaitEvent(self._streams[stream], event)
         finally:
             runtime.eventDestroy(event)  # takes effect once the event has happened
+
+    @_on_device
+    def mark(self, stream: Stream = MAIN) -> Mark:
+        runtime = self._runtime
+        try:
+            event = self._events.popleft()
+        except IndexError:
+            event = runtime.eventCreateWithFlags(runtime.eventDefault)
+        moment = _Moment(event, self._events)
+        runtime.eventRecord(event, self._streams[stream])
+        return moment
+
+    @_on_device
+    def seconds(self, start: Mark, end: Mark) -> float:
+        assert isinstance(start, _Moment)
+        assert isinstance(end, _Moment)
+        for moment in (start, end):
+            self._wait_until(self._runtime.eventQuery, moment.event)
+        return float(self._runtime.eventElapsedTime(start.event, end.event)) / 1e3
 
     @_on_device
     def synchronize(self) -> None:

@@ -21,6 +21,10 @@ Stream = NewType("Stream", int)
 MAIN = Stream(0)
 
 
+class Mark:
+    """A moment of a stream, by the device's clock; see :meth:`Device.mark`."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A file of ``kernels/`` compiled for a curve.
@@ -60,8 +64,8 @@ class Device(Protocol):
     """One GPU.
 
     Launches and copies return before they are done; :meth:`synchronize` waits, and so does :meth:`read`.
-    Any method may raise DeviceError, for this work or for earlier work of any stream; after that the
-    device is used no more.
+    Any method may raise DeviceError, for this work or for earlier work of any stream. Some of them are final:
+    the device is then :attr:`lost`, and every later call raises.
 
     Attributes:
         name: ``cuda:0``, say.
@@ -69,6 +73,11 @@ class Device(Protocol):
 
     name: str
     properties: Properties
+
+    @property
+    def lost(self) -> bool:
+        """Whether this process can do nothing with the device any more."""
+        ...
 
     # Memory --------------------------------------------------------------------------
 
@@ -127,9 +136,12 @@ class Device(Protocol):
         ...
 
     def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
-        """Compiles and loads programs now instead of at their first launch.
+        """Compiles what was not built before; programs are loaded at their first launch.
 
         ``check`` is called now and then; an exception of its ends it.
+
+        Raises:
+            DeviceError: none of the programs can be had. Where only some cannot, their launches will tell.
         """
         ...
 
@@ -137,6 +149,14 @@ class Device(Protocol):
 
     def wait(self, stream: Stream, other: Stream) -> None:
         """Work that ``stream`` is asked for from now on starts after what ``other`` was asked for so far."""
+        ...
+
+    def mark(self, stream: Stream = MAIN) -> Mark:
+        """The moment at which the stream will have done what it was asked for so far."""
+        ...
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """From one moment to another, to about a microsecond; waits for both."""
         ...
 
     def synchronize(self) -> None:

@@ -17,6 +17,7 @@ way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ MOST_HALVINGS = 6
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
+SETTLED_SECONDS = 10.0
+"""A key whose layout has been chosen keeps it for so long, whatever memory becomes free meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,22 @@ class Session:
         return next((e for e in self.entries if e.kind == part), None)
 
 
+def fits(entry: Resident, arena: int) -> bool:
+    """Whether an arena of so many bytes may lie in an entry that was made for another one."""
+    return arena <= entry.size <= 2 * arena
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What a key's last proof asked for and got."""
+
+    asked: tuple[object, ...]
+    layout: Layout
+    arena: int
+    until: float
+    """By the monotonic clock."""
+
+
 class Gpu:
     """What proofs on one device share; any number of backends in any threads.
 
@@ -372,6 +391,10 @@ class Gpu:
         with self.pool.lock:
             if self._failure is not None:
                 raise DeviceError(self._failure)
+            asked = header, frozenset(host_groups), budget
+            session = self._as_before(asked, owner)
+            if session is not None:
+                return session
             own, everything = self.residents.of(owner), self.residents.all()
             idle = [e for e in everything if not e.pins]
             mine = [e for e in everything if e in own or (e in idle and e in self.residents.of(self))]
@@ -389,12 +412,31 @@ class Gpu:
                 if need > total:
                     continue
                 try:
-                    return self._take(layout, arena, owner)
+                    session = self._take(layout, arena, owner)
                 except OutOfMemory as refused:
                     error = refused
+                    continue
+                # At a first proof nobody knows whether the key comes again, and a later one may have tables.
+                if lies:
+                    until = time.monotonic() + SETTLED_SECONDS
+                    self.residents.note(owner, _Settled(asked, layout, arena, until))
+                return session
             if error is None:
                 error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
             raise error
+
+    def _as_before(self, asked: tuple[object, ...], owner: object) -> Session | None:
+        """What the last proof had, while all of it lies there unused; nothing is asked of the device."""
+        settled = self.residents.noted(owner)
+        if settled is None or settled.asked != asked or settled.until < time.monotonic():
+            return None
+        layout, arena = settled.layout, settled.arena
+        own, common = self.residents.of(owner), self.residents.of(self)
+        if any(e.pins for e in own):
+            return None
+        there = {e.kind for e in (*own, *common)}
+        room = any(isinstance(e.kind, ArenaPart) and not e.pins and fits(e, arena) for e in common)
+        return self._take(layout, arena, owner) if room and there.issuperset(layout.resident()) else None
 
     def _take(self, layout: Layout, arena: int, owner: object) -> Session:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
@@ -410,7 +452,7 @@ class Gpu:
                 else:
                     wanted.append((whose, part))
             arenas = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
-            arenas = [e for e in arenas if arena <= e.size <= 2 * arena]
+            arenas = [e for e in arenas if fits(e, arena)]
             if arenas:
                 self._pin(min(arenas, key=lambda e: e.size), entries)
             else:
@@ -449,8 +491,10 @@ class Gpu:
     def end(self, session: Session, done: bool) -> None:
         """Gives back what :meth:`begin` took."""
         with suppress(DeviceError):
-            # What is on its way must not write into memory that is somebody else's by then.
-            self.device.synchronize()
+            # What is on its way must not write into memory that is somebody else's by then. After all sums of
+            # a proof only the main stream has anything to do.
+            if not done:
+                self.device.synchronize()
             # A witness, and what comes of it, is secret: nobody who gets this memory next shall find it.
             self.device.fill(session.arena.start, 0, session.arena.size)
         left = session.arena.close()
@@ -473,6 +517,7 @@ class Gpu:
             return self.residents.add(self, part, size_of(curve, part), table=True)
 
     def fail(self, error: DeviceError) -> None:
-        """The device is used no more."""
+        """What went wrong; a device that is lost is used no more."""
         with self.pool.lock:
-            self._failure = self._failure or error.message
+            if self.device.lost:
+                self._failure = self._failure or error.message

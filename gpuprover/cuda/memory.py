@@ -20,6 +20,9 @@ from gpuprover.errors import DeviceError, OutOfMemory
 
 MIB = 1 << 20
 ALIGNMENT = 256
+KEPT = 4
+"""What was released goes back to the device before another size is taken, if it is more than a quarter of the
+limit. A prediction."""
 SHARE = 0.95
 """Of the memory that is free, what a pool takes at most: launches need some, too. A prediction."""
 
@@ -40,7 +43,7 @@ class Allocator(Protocol):
         ...
 
     def release(self, address: Address) -> None:
-        """Gives back what :meth:`allocate` returned, after the work that was asked for so far."""
+        """Gives back what :meth:`allocate` returned; the main stream may still have work there."""
         ...
 
 
@@ -93,27 +96,36 @@ class Pool:
     """What one process may take of a GPU's memory.
 
     The limit is hard: what a caller set, and never more than a share of what is free on the device, where
-    other processes work too.
+    other processes work too. What is released is kept for the next allocation of its size: neither asks the
+    device for anything then, or waits for it. It goes back to the device when other sizes need the room.
 
     Attributes:
-        used, peak: bytes.
+        used: bytes that are allocated.
+        kept: bytes that were released, and that the pool still has.
+        peak: the most that both have been together.
         lock: held by whoever changes what lies in the pool; reentrant.
         reclaim: called where memory is missing; gives something up and returns True, or returns False.
     """
 
     def __init__(self, device: Device, limit: int | None = None) -> None:
         self.device = device
-        self.used = self.peak = 0
+        self.used = self.kept = self.peak = 0
         self.reclaim: Callable[[], bool] = lambda: False
         self._setting = limit
         self._sizes: dict[Address, int] = {}
+        self._free: dict[int, list[Address]] = {}
         self._discarded: deque[Address] = deque()
         self.lock = threading.RLock()
 
     @property
+    def held(self) -> int:
+        """Bytes of the device that the pool has."""
+        return self.used + self.kept
+
+    @property
     def limit(self) -> int:
         """Bytes that may be taken in all, now."""
-        room = self.used + int(SHARE * self.device.free_memory())
+        room = self.held + int(SHARE * self.device.free_memory())
         return room if self._setting is None else min(self._setting, room)
 
     @property
@@ -124,32 +136,65 @@ class Pool:
             return max(0, self.limit - self.used)
 
     def allocate(self, size: int) -> Address:
-        """See :class:`Allocator`; gives idle entries up for it."""
+        """See :class:`Allocator`; gives idle entries up for it.
+
+        Work of the main stream may still be on its way there. Another stream has to wait for that one.
+        """
         size = aligned(size)
         with self.lock:
             self._collect()
-            while True:
-                left = max(0, self.limit - self.used)
-                if size <= left:
-                    try:
-                        address = self.device.allocate(size)
-                        break
-                    except OutOfMemory:  # another process was faster, or what is free lies in pieces
-                        if not self.reclaim():
-                            raise
-                elif not self.reclaim():
-                    raise OutOfMemory(needs(self.device.name, "an allocation", size, left))
+            address = self._again(size)
+            if address is None:
+                address = self._new(size)
             self._sizes[address] = size
             self.used += size
-            self.peak = max(self.peak, self.used)
+            self.peak = max(self.peak, self.held)
             return address
 
+    def _again(self, size: int) -> Address | None:
+        """What was released last of this size."""
+        addresses = self._free.get(size)
+        if not addresses or self.device.lost:
+            return None
+        self.kept -= size
+        return addresses.pop()
+
+    def _new(self, size: int) -> Address:
+        if self.kept > self.limit // KEPT:
+            self.trim()
+        while True:
+            left = max(0, self.limit - self.held)
+            if size <= left:
+                try:
+                    return self.device.allocate(size)
+                except OutOfMemory:  # another process was faster, or what is free lies in pieces
+                    if not (self.trim() or self.reclaim()):
+                        raise
+            elif not (self.trim() or self.reclaim()):
+                raise OutOfMemory(needs(self.device.name, "an allocation", size, left))
+
     def release(self, address: Address) -> None:
+        """See :class:`Allocator`; side streams have done what they were asked for there."""
         with self.lock:
-            self.used -= self._sizes.pop(address)
-            # A device that is lost has lost its memory; why is known already.
-            with suppress(DeviceError):
-                self.device.release(address)
+            size = self._sizes.pop(address)
+            self.used -= size
+            self.kept += size
+            self._free.setdefault(size, []).append(address)
+            if self.device.lost:
+                self.trim()
+
+    def trim(self) -> bool:
+        """Gives what was released back to the device, after all of its work; False if there is nothing."""
+        with self.lock:
+            some = bool(self.kept)
+            while self._free:
+                size, addresses = self._free.popitem()
+                for address in addresses:
+                    self.kept -= size
+                    # A device that is lost has lost its memory; why is known already.
+                    with suppress(DeviceError):
+                        self.device.release(address)
+            return some
 
     def discard(self, address: Address) -> None:
         self._discarded.append(address)
@@ -159,7 +204,7 @@ class Pool:
             self.release(self._discarded.popleft())
 
     def collect(self) -> None:
-        """Gives back what finalisers have left."""
+        """Takes back what finalisers have left."""
         with self.lock:
             self._collect()
 
@@ -294,6 +339,7 @@ class Residents:
         self._pool = pool
         self._entries: dict[int, list[Resident]] = {}
         self._owners: dict[int, weakref.ref[object]] = {}
+        self._notes: dict[int, Any] = {}
         self._dead: deque[int] = deque()
         self._clock = 0
 
@@ -324,6 +370,18 @@ class Residents:
             self.pin(entry)
             return entry
 
+    def note(self, owner: object, what: Any) -> None:
+        """Keeps something beside the owner's entries, as long as it has some."""
+        with self._pool.lock:
+            if id(owner) in self._owners:
+                self._notes[id(owner)] = what
+
+    def noted(self, owner: object) -> Any:
+        """What :meth:`note` was given last; None for nothing."""
+        with self._pool.lock:
+            self._bury()
+            return self._notes.get(id(owner))
+
     def pin(self, entry: Resident) -> None:
         """A proof uses the entry, until :meth:`unpin`."""
         with self._pool.lock:
@@ -335,13 +393,14 @@ class Residents:
             entry.pins -= 1
 
     def drop(self, entry: Resident) -> None:
-        """Gives an entry up; once more does nothing."""
+        """Gives an entry up, and its memory back to the device; once more does nothing."""
         with self._pool.lock:
             for entries in self._entries.values():
                 if entry in entries:
                     entries.remove(entry)
             entry.value = None
             entry.block.free()
+            self._pool.trim()
 
     def reclaim(self) -> bool:
         """Gives up one entry that no proof uses; False if there is none."""
@@ -356,6 +415,7 @@ class Residents:
         """Gives up all that no proof uses: the device is lost, or is handed back."""
         while self.reclaim():
             pass
+        self._pool.trim()
 
     def _bury(self) -> None:
         """Gives up what dead owners have left."""
@@ -364,6 +424,8 @@ class Residents:
             # A new owner may have the old one's id.
             if key in self._owners and self._owners[key]() is None:
                 del self._owners[key]
+                self._notes.pop(key, None)
                 for entry in self._entries.pop(key, []):
                     entry.value = None
                     entry.block.free()
+                self._pool.trim()

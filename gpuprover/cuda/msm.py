@@ -25,6 +25,7 @@ exponentiation with precomputation" (1992); shared inversions by Montgomery's tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ from gpuprover import reference
 from gpuprover.backend import Form, Group, HostPoint
 from gpuprover.cuda.device import MAIN, Address, Device, Program, Properties, Stream
 from gpuprover.curves import CurveParams
-from gpuprover.errors import InvalidInput, OutOfMemory
+from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field
 
@@ -443,6 +444,21 @@ class Msm:
         """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
         return [_digits_program(curve), *(_sums_program(curve, group) for group in Group)]
 
+    def _allocate(self, size: int, stream: Stream = MAIN) -> Address:
+        """Memory for work of a stream.
+
+        It may have been given back with work of the main stream on it still to be done. Other work of that
+        stream comes after it by itself; another stream waits.
+        """
+        address = self.memory.allocate(size)
+        try:
+            if stream != MAIN:
+                self.device.wait(stream, MAIN)
+        except BaseException:
+            self.memory.release(address)
+            raise
+        return address
+
     # Bases -------------------------------------------------------------------------------------
 
     def bases(self, plan: MsmPlan, group: Group, points: Words | Address, n: int | None = None) -> Bases:
@@ -455,7 +471,7 @@ class Msm:
         count = len(points) if isinstance(points, np.ndarray) else n
         assert count is not None
         assert count <= plan.n
-        address = self.memory.allocate(max(1, plan.depth * count * size))
+        address = self._allocate(max(1, plan.depth * count * size))
         try:
             if isinstance(points, np.ndarray):
                 self._write(address, points, MAIN)
@@ -505,7 +521,7 @@ class Msm:
         share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
         at_once = share * blocks * BLOCK // _lanes(group)
-        scratch = self.memory.allocate(3 * at_once * size // 2)
+        scratch = self._allocate(3 * at_once * size // 2)
         try:
             for lo in range(0, n, at_once):
                 self.job.check()
@@ -549,7 +565,7 @@ class Msm:
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
         kept = _Layout(_digit_sizes(plan, n))
-        memory = self.memory.allocate(kept.size)
+        memory = self._allocate(kept.size)
         result = Digits(plan, n, memory, **kept.at(memory), stream=MAIN)
         try:
             if n:
@@ -565,7 +581,7 @@ class Msm:
         plan, n, launch = out.plan, out.n, self.device.launch
         program, share = _digits_program(self.curve), _share(plan, n, self.device.properties)
         parts = _Layout(_sort_sizes(plan, n, share))
-        memory = self.memory.allocate(parts.size)
+        memory = self._allocate(parts.size)
         try:
             at = parts.at(memory)
             counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
@@ -625,7 +641,7 @@ class Msm:
         plan, group = digits.plan, bases.group
         assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
         xyzz = 2 * point_bytes(self.curve, group)
-        out = self.memory.allocate(plan.sets * xyzz)
+        out = self._allocate(plan.sets * xyzz, stream)
         try:
             if stream != digits.stream:
                 self.device.wait(stream, digits.stream)
@@ -642,7 +658,7 @@ class Msm:
             )
             segments = plan.tuning.segments or _segments(plan, digits.n, threads)
             parts = _Layout(_sum_sizes(plan, group, segments))
-            scratch = self.memory.allocate(parts.size)
+            scratch = self._allocate(parts.size, stream)
         except BaseException:
             self.memory.release(out)
             raise
@@ -652,7 +668,8 @@ class Msm:
             self._merge(group, stream, at, segments)
             self._reduce(plan, group, digits, stream, at, out)
         except BaseException:
-            self.device.synchronize()
+            with suppress(DeviceError):
+                self.device.synchronize()
             self.memory.release(scratch)
             self.memory.release(out)
             raise
@@ -807,9 +824,9 @@ class Msm:
             return sent
 
         try:
-            staged += [self.memory.allocate(room)]
+            staged += [self._allocate(room, copies)]
             if len(starts) > 1:
-                staged += [self.memory.allocate(room)]
+                staged += [self._allocate(room, copies)]
             slices = send(0) if n else []
             for k, start in enumerate(starts):
                 self.device.wait(copies, MAIN)
@@ -825,8 +842,12 @@ class Msm:
             while results:
                 finished.append(self.finish(results.pop(0)))
             return finished
+        except BaseException:
+            # Slices may be on their way. After the last sum nothing is.
+            with suppress(DeviceError):
+                self.device.synchronize()
+            raise
         finally:
-            self.device.synchronize()
             for address in staged:
                 self.memory.release(address)
             for s in (s for pending in results for s in pending):

@@ -25,7 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gpuprover.cuda.device import MAIN, Address, Device, Program, Stream
+from gpuprover.cuda.device import Address, Device, Program
 from gpuprover.curves import CURVES, FieldParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.limbs import Words, field_to_words, ints_to_words
@@ -169,7 +169,6 @@ class Transform:
         *,
         levels: Sequence[int] | None = None,
         log_tile: int = LOG_TILE,
-        stream: Stream = MAIN,
     ) -> None:
         if domain.log_n > LOG_LARGEST:
             raise OutOfMemory(
@@ -188,7 +187,7 @@ class Transform:
         self._program = Program(curve, "ntt.cu", defines)
         self._table = memory.allocate(table_bytes(domain, compact))
         try:
-            self._fill(stream)
+            self._fill()
         except BaseException:
             self.close()
             raise
@@ -197,20 +196,20 @@ class Transform:
         """Gives the table's memory back; no other method works afterwards."""
         self._memory.release(self._table)
 
-    def _fill(self, stream: Stream) -> None:
+    def _fill(self) -> None:
         contents, start = self._contents, self._table
         first, roots = start + contents.element(0), start + contents.element(1)
-        self._device.write(first, contents.elements(), stream)
-        self._each("ntt_table", 1 << contents.log_w, roots, first, start, stream=stream)
+        self._device.write(first, contents.elements())
+        self._each("ntt_table", 1 << contents.log_w, roots, first, start)
         if contents.multiples:
             roots += contents.log_w * contents.field.bytes
             at = start + contents.constant(1 << contents.log_w)
-            self._each("ntt_table", contents.multiples, roots, first, at, stream=stream)
+            self._each("ntt_table", contents.multiples, roots, first, at)
 
-    def _each(self, kernel: str, count: int, *arguments: int, stream: Stream) -> None:
+    def _each(self, kernel: str, count: int, *arguments: int) -> None:
         """A kernel with a thread for each of ``count`` elements, or with threads that take several."""
         blocks = min(BLOCKS, -(-count // THREADS))
-        self._device.launch(self._program, kernel, blocks, THREADS, *arguments, count, stream=stream)
+        self._device.launch(self._program, kernel, blocks, THREADS, *arguments, count)
 
     # Transforms -----------------------------------------------------------------------
 
@@ -221,7 +220,6 @@ class Transform:
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
         coset: Coset = Coset.NONE,
-        stream: Stream = MAIN,
     ) -> Address:
         """Transforms one vector; see :meth:`gpuprover.backend.Backend.ntt`.
 
@@ -236,21 +234,21 @@ class Transform:
         forward = direction is Direction.FORWARD
         apart = coset is not Coset.NONE and bool(self._contents.factors)
         if apart and forward:
-            self._scale(v, 1, order is Order.REVERSED_TO_NATURAL, stream)
+            self._scale(v, 1, order is Order.REVERSED_TO_NATURAL)
         inside = coset if not apart else Coset.NONE
         if order is Order.REVERSED_TO_NATURAL:
-            self._up([v], direction, inside, stream)
+            self._up([v], direction, inside)
         elif order is Order.NATURAL_TO_REVERSED:
-            self._down([v], direction, inside, stream)
+            self._down([v], direction, inside)
         else:
             assert scratch is not None, "from natural to natural order a transform needs scratch"
-            self._down([v], direction, inside, stream, natural=scratch)
+            self._down([v], direction, inside, natural=scratch)
             v = scratch
         if apart and not forward:
-            self._scale(v, -1, order is Order.NATURAL_TO_REVERSED, stream)
+            self._scale(v, -1, order is Order.NATURAL_TO_REVERSED)
         return v
 
-    def to_coset(self, vectors: Sequence[Address], coset: Coset = Coset.ODD, stream: Stream = MAIN) -> None:
+    def to_coset(self, vectors: Sequence[Address], coset: Coset = Coset.ODD) -> None:
         """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset, in place.
 
         Both in natural order; see :meth:`gpuprover.backend.Backend.to_coset_in_place`. Several vectors are
@@ -261,22 +259,21 @@ class Transform:
         for i in range(0, len(vectors), MOST_VECTORS):
             some = vectors[i : i + MOST_VECTORS]
             if self._contents.factors:
-                self._down(some, Direction.INVERSE, Coset.NONE, stream)
+                self._down(some, Direction.INVERSE, Coset.NONE)
                 for v in some:
-                    self._scale(v, 1, True, stream)
-                self._up(some, Direction.FORWARD, Coset.NONE, stream)
+                    self._scale(v, 1, True)
+                self._up(some, Direction.FORWARD, Coset.NONE)
             else:
                 last = len(self._levels) - 1
-                self._down(some, Direction.INVERSE, Coset.NONE, stream, range(last))
-                self._pass("ntt_middle", some, [], [self._levels[last]], stream)
-                self._up(some, Direction.FORWARD, Coset.NONE, stream, range(last))
+                self._down(some, Direction.INVERSE, Coset.NONE, range(last))
+                self._pass("ntt_middle", some, [], [self._levels[last]])
+                self._up(some, Direction.FORWARD, Coset.NONE, range(last))
 
     def _down(
         self,
         vectors: Sequence[Address],
         direction: Direction,
         coset: Coset,
-        stream: Stream,
         passes: range | None = None,
         natural: Address | None = None,
     ) -> None:
@@ -284,39 +281,36 @@ class Transform:
         last = len(self._levels) - 1
         for i in passes if passes is not None else range(last + 1):
             out = natural if natural is not None and i == last else 0
-            self._pass("ntt_down", vectors, [out], self._place(i, direction, coset), stream)
+            self._pass("ntt_down", vectors, [out], self._place(i, direction, coset))
 
     def _up(
         self,
         vectors: Sequence[Address],
         direction: Direction,
         coset: Coset,
-        stream: Stream,
         passes: range | None = None,
     ) -> None:
         """From reversed to natural order; passes are counted as on the way down."""
         for i in reversed(passes if passes is not None else range(len(self._levels))):
-            self._pass("ntt_up", vectors, [], self._place(i, direction, coset), stream)
+            self._pass("ntt_up", vectors, [], self._place(i, direction, coset))
 
     def _place(self, i: int, direction: Direction, coset: Coset) -> list[int]:
         """Pass i of a transform, in the words of kernels/ntt.cu."""
         done = sum(self._levels[:i])
         return [done, self._levels[i], DIRECTIONS.index(direction), int(coset is not Coset.NONE)]
 
-    def _pass(
-        self, kernel: str, vectors: Sequence[Address], out: list[int], place: list[int], stream: Stream
-    ) -> None:
+    def _pass(self, kernel: str, vectors: Sequence[Address], out: list[int], place: list[int]) -> None:
         size = 1 << self._log_tile
         blocks = len(vectors) << (self.domain.log_n - self._log_tile if self.domain.size > size else 0)
         addresses = [*vectors, *[vectors[0]] * (MOST_VECTORS - len(vectors))]
         table = [self._table, self._contents.log_w, self.domain.log_n]
         self._device.launch(
             self._program, kernel, blocks, size >> LOG_OWN, *addresses, *out, *table, *place,
-            shared=(2 * size + 4) * 16, stream=stream,
+            shared=(2 * size + 4) * 16,
         )  # fmt: skip
 
-    def _scale(self, v: Address, sign: int, in_reverse: bool, stream: Stream) -> None:
+    def _scale(self, v: Address, sign: int, in_reverse: bool) -> None:
         """v[i] ← v[i]·g^(sign·i), i being the coefficient's index, where g is not in the table."""
         which = (0 if sign > 0 else 2) + in_reverse
         factors = self._table + self._contents.factor(which * self.domain.log_n)
-        self._each("ntt_scale", self.domain.size, v, factors, stream=stream)
+        self._each("ntt_scale", self.domain.size, v, factors)

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gpuprover.cuda.device import MAIN, Address, Device, Program, Stream
+from gpuprover.cuda.device import MAIN, Address, Device, Mark, Program, Stream
 
 
 class Nothing:
@@ -20,6 +20,10 @@ class Nothing:
     def __init__(self, real: Device) -> None:
         self.name, self.properties = real.name, real.properties
         self._real, self._next = real, 1 << 62
+
+    @property
+    def lost(self) -> bool:
+        return False
 
     def free_memory(self) -> int:
         return 1 << 60
@@ -66,6 +70,12 @@ class Nothing:
 
     def wait(self, stream: Stream, other: Stream) -> None:
         pass
+
+    def mark(self, stream: Stream = MAIN) -> Mark:
+        return Mark()
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        return 0.0
 
     def synchronize(self) -> None:
         pass

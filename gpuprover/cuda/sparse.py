@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form
-from gpuprover.cuda.device import MAIN, Address, Device, Program
+from gpuprover.cuda.device import Address, Device, Program
 from gpuprover.cuda.memory import ALIGNMENT, aligned
 from gpuprover.curves import CurveParams
 from gpuprover.limbs import Words
@@ -314,4 +314,4 @@ class SparseMatrices:
             self._launch(self._program, "add_chunks", s.n, s.chunks, s.n, outs[s.matrix], sums, self.rows)
 
     def _launch(self, program: Program, kernel: str, n: int, *arguments: int) -> None:
-        self._device.launch(program, kernel, -(-n // THREADS), THREADS, *arguments, stream=MAIN)
+        self._device.launch(program, kernel, -(-n // THREADS), THREADS, *arguments)

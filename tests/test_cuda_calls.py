@@ -1,0 +1,127 @@
+"""What operations ask of CUDA once they are warm: launches, and nothing that takes the driver long."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import cuda_proofs
+import fake_cupy
+from fake_cupy import Machine
+from gpuprover.backend import Group
+from gpuprover.cuda import cupy_device, probe
+from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda.backend import CudaBackend
+from gpuprover.cuda.cupy_device import CupyDevice
+from gpuprover.cuda.gpu import Gpu
+from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.curves import BN254
+from gpuprover.formats.zkey import load_key
+from gpuprover.job import Job
+from gpuprover.limbs import ints_to_words
+from gpuprover.polynomial import Direction, Domain, Order
+from samples import point_words, random_logs
+
+pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
+CURVE = BN254
+SLOW = ("malloc", "free", "memGetInfo", "hostAlloc", "streamQuery", "streamCreateWithFlags", "moduleLoadData")
+"""What takes the driver's time, or waits for all of a stream."""
+LAUNCHES = {True: 55, False: 54}
+"""Of a warm proof, with tables and without: 5 sums with 3 sorts, the products and the quotient."""
+ROOM = 1700 << 10
+"""Bytes of a pool where the larger key of the tests has short tables."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(probe, "_lost", {})
+    monkeypatch.setattr(cupy_device, "load_cubin", lambda program, *_: fake_cupy.fake_cubin(program))
+    machine = Machine()
+    machine.install(monkeypatch)
+    return machine
+
+
+@pytest.fixture
+def gpu(machine: Machine) -> Gpu:
+    return Gpu(CupyDevice(0))
+
+
+def warm(machine: Machine, call: Callable[[], object], before: int = 1) -> Counter[str]:
+    """What the calls after the first ones ask of CUDA; the same each time."""
+    for _ in range(before):
+        call()
+    counts = []
+    for _ in range(2):
+        machine.calls.clear()
+        call()
+        counts.append(Counter(machine.calls))
+    a, b = ({name: count for name, count in c.items() if name != "eventQuery"} for c in counts)
+    assert a == b
+    return counts[1]
+
+
+def nothing_slow(calls: Counter[str]) -> bool:
+    return not any(calls[name] for name in SLOW)
+
+
+@pytest.mark.parametrize("order", Order)
+def test_a_transform(machine: Machine, gpu: Gpu, order: Order) -> None:
+    backend, domain = CudaBackend(CURVE, Job(threads=1), gpu), Domain(CURVE.scalar, 5)
+    v = backend.upload(np.zeros((32, CURVE.scalar.limbs), np.uint64))
+    calls = warm(machine, lambda: backend.ntt(v, domain, Direction.FORWARD, order))
+    assert nothing_slow(calls)
+    assert calls["launchKernel"] == 1
+    assert not calls["eventQuery"], "many are asked for without a wait between them"
+
+
+@pytest.mark.parametrize("group", Group)
+def test_a_sum(machine: Machine, gpu: Gpu, group: Group, rng: random.Random) -> None:
+    backend, n = CudaBackend(CURVE, Job(threads=1), gpu), 24
+    scalars = ints_to_words([rng.randrange(CURVE.r) for _ in range(n)], CURVE.scalar.limbs)
+    bases = backend.prepare_bases(group, point_words(CURVE, group, random_logs(rng, n)))
+    v = backend.upload(scalars)
+    assert nothing_slow(warm(machine, lambda: backend.msm(bases, v)))
+    assert nothing_slow(warm(machine, lambda: backend.msm(bases, scalars)))
+    for handle in (v, bases):
+        backend.free(handle)
+    assert gpu.pool.used == 0
+    assert gpu.pool.kept == machine.used
+    gpu.residents.clear()
+    assert machine.used == 0
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1 if tables else 1 << 30)
+    data, witness = cuda_proofs.larger(CURVE)
+    gpu, key = Gpu(CupyDevice(0), ROOM), load_key(data)
+    calls = warm(machine, lambda: cuda_proofs.prove(key, witness, gpu), before=2)
+    assert any(map(gpu_module.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
+    assert nothing_slow(calls)
+    assert calls["launchKernel"] == LAUNCHES[tables]
+
+
+def test_what_was_settled_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that had no room for tables gets them when there is; not at once, and not never."""
+    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
+    key = load_key(cuda_proofs.larger(CURVE)[0])
+    gpu = Gpu(Nothing(cuda_proofs.opened().device))
+    backend = CudaBackend(CURVE, Job(threads=1), gpu)
+
+    def has_tables() -> bool:
+        with backend.proof(key.plan_header, key):
+            assert backend._session is not None
+            return any(map(gpu_module.has_multiples, backend._session.layout.resident()))
+
+    assert not has_tables()
+    gpu.pool._setting = gpu.pool.used
+    assert not has_tables()
+    gpu.pool._setting = ROOM
+    assert not has_tables()
+    later = gpu_module.time.monotonic() + gpu_module.SETTLED_SECONDS
+    monkeypatch.setattr(gpu_module.time, "monotonic", lambda: later)
+    assert has_tables()
