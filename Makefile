@@ -24,11 +24,11 @@ RESUME ?=
 ONLY ?=
 COMMIT ?=
 
-.PHONY: help setup demo test test-full lint format warm lock cubins gpu clean
+.PHONY: help setup ready demo test test-full lint format warm lock cubins gpu clean
 
 help:
 	@echo "make demo       prove and verify a real circuit (sets up what it needs)"
-	@echo "make test       lint, types and the tests; about nine minutes at first, later seven"
+	@echo "make test       lint, types and the tests: a quarter of an hour on two cores"
 	@echo "make test-full  the long tests too"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the layout"
@@ -52,11 +52,17 @@ format: .venv/test
 	@.venv/bin/ruff check --quiet --fix .
 	@.venv/bin/ruff format --quiet .
 
-test: setup lint warm
+test: ready
 	@$(PY) -m pytest -n $(WORKERS) -m "not slow" $(TESTS)
 
-test-full: setup lint warm .venv/full
+test-full: ready
+	@$(MAKE) --no-print-directory .venv/full
 	@$(PY) -m pytest -n $(WORKERS) $(TESTS)
+
+# What waits for the network side by side, then what needs a core.
+ready:
+	@$(MAKE) --no-print-directory -j3 setup
+	@$(MAKE) --no-print-directory -j2 lint warm
 
 # Both curves at once: else every worker of the tests would compile the same code.
 warm: .venv/core
