@@ -96,6 +96,11 @@ def _memory(what: str) -> Iterator[None]:
         raise OutOfMemory(f"the machine refused memory for {what}: {error}") from None
 
 
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name}: expected True or False, found {type(value).__name__}")
+
+
 @about("witness")
 def _load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
     if isinstance(source, bytes | bytearray | memoryview | str | PathLike):
@@ -190,8 +195,7 @@ def prove(
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
     resolve_device(device)
     fixed = _checked_blinding(blinding)
-    if not isinstance(verify, bool):
-        raise InvalidInput(f"verify: expected True or False, found {type(verify).__name__}")
+    _check_switch("verify", verify)
     if fixed is not None:
         problem = "a proof with fixed blinding gives the witness away: for tests only"
         warn(problem, InsecureBlindingWarning, stacklevel=2)
@@ -433,6 +437,7 @@ def verify(
     """
     from gpuprover.groth16 import verifier
 
+    _check_switch("strict", strict)
     with _memory("the verification"):
         key = _verification_key(verification_key)
         signals, signals_source = _document(public_signals, "public signals")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gpuprover
@@ -163,6 +164,7 @@ def test_arguments_that_cannot_be_used(prover: Prover) -> None:
         ({"priority": 1.5}, "priority"),
         ({"priority": 1001}, "priority"),
         ({"queue": "jump"}, "queue"),
+        ({"queue": np.zeros(3)}, "queue"),
     ]:
         with pytest.raises(InvalidInput, match=f"^{message}: expected"):
             prover.submit("chain", WITNESS, **options)  # type: ignore[arg-type]

@@ -438,7 +438,7 @@ class Prover:
             raise InvalidInput(
                 f"priority: expected a whole number from -{PRIORITIES} to {PRIORITIES}, found {priority!r}"
             )
-        if queue not in ("wait", "refuse"):
+        if not isinstance(queue, str) or queue not in ("wait", "refuse"):
             raise InvalidInput(f"queue: expected 'wait' or 'refuse', found {queue!r}")
         if not isinstance(tenant, str) or len(tenant) > MAX_TENANT:
             raise InvalidInput(f"tenant: expected a text of at most {MAX_TENANT} characters")
