@@ -338,6 +338,19 @@ def test_a_case_that_hangs_has_failed(
     assert row["error"] == f"took more than {checks.TEST_LIMIT:.0f} s"
 
 
+def test_code_that_could_not_be_compiled_in_advance_may_take_its_time(
+    scripted: type[Scripted], gpu: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu("--only", "ntt bn254 2^4") == EXIT_OK
+    for name in ("Cubins", "HostCode"):
+        late = Nothing()
+        late.complete = False
+        with monkeypatch.context() as patch:
+            patch.setattr(command, name, lambda *_, late=late: late)
+            assert gpu("--only", f"ntt bn254 2^{5 if name == 'Cubins' else 6}") == EXIT_OK
+        assert scripted.limits["ntt"] == checks.TEST_LIMIT + command.COMPILE_LIMIT
+
+
 def test_rows_of_other_sources_or_gpus_do_not_count(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -663,12 +676,15 @@ def test_the_cpus_code_is_compiled_step_by_step(tmp_path: Path, monkeypatch: pyt
         try:
             said: list[str] = []
             wait_for(lambda: said.extend(host.look()) or host.there(needs[0]))
+            assert host.complete
             assert not host.there(needs[1])
             assert not host.there(cases.Need(cases.CPU_CODE, "bn254"))
             assert host.there(cases.Need(cases.CUDA_CODE, "bn254"))
-            pipe.write_text("")
-            wait_for(lambda: said.extend(host.look()) or host.there(needs[2]))
+            pipe.write_text("")  # lets it go on
+            wait_for(lambda: said.extend(host.look()) or said)
+            assert all(map(host.there, needs))
             assert said == ["the CPU's code was not compiled: bn254 sums G1: exit code 3, see log.txt"]
+            assert not host.complete
         finally:
             host.close()
 
