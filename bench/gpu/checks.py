@@ -93,8 +93,8 @@ class _Shard:
         # 0, 1, 5: done, with failures, with nothing to do; 2: interrupted, as by a lost device.
         if not died and code in (0, 1, 5):
             return False
-        self._deaths += bool(died)
-        if self._deaths < DEATHS and self._starts < STARTS and (died or (code == 2 and self._begun)):
+        self._deaths += bool(died) or code != 2
+        if self._begun and self._deaths < DEATHS and self._starts < STARTS:
             self.start()
             return True
         what = "hung" if hangs else f"ended with exit code {code}"
