@@ -622,6 +622,12 @@ def compiled(folder: Path, name: str) -> None:
     compile.write_cubin(folder / name, b"cubin")
 
 
+def test_cubins_are_made_where_they_are_looked_for() -> None:
+    assert compile.package_folder() == ROOT / preparing.CARRIED
+    assert f"--output {preparing.CARRIED}\n" in (ROOT / "Makefile").read_text()
+    assert f"/{preparing.CARRIED}/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_carried_cubins_are_found_and_nothing_is_compiled(
     carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
