@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,9 @@ from gpuprover.cpu import warm
 from gpuprover.cuda import compile, cupy_device, devices
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import Program
+from gpuprover.cuda.msm import Tuning
 from gpuprover.cuda.probe import Gpu, Survey
-from gpuprover.cuda.source import programs
+from gpuprover.cuda.source import programs, sources
 from gpuprover.curves import BN254, CURVES
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
 from running import Run
@@ -138,17 +140,15 @@ def test_cases_have_names_of_their_own_and_come_in_order() -> None:
     figures = [f"{what} 2^20" for what in ("ntt bn254", "proof bits bn254", "proof chain bn254")]
     figures += [f"msm {group} bn254 2^20 full width" for group in ("G1", "G2")]
     assert max(at[name] for name in figures) < at["tests"] < at["sanitizer memcheck"]
-    larger = [i for name, i in at.items() if re.search(r"2\^2[2-6]|, runs|profile|bls12-381 2", name)]
+    larger = [
+        i for name, i in at.items() if re.search(r"2\^2[2-6]|, .*(runs|rounds)|profile|bls12-381 2", name)
+    ]
     assert at["tests"] < at["sanitizer racecheck"] < min(larger)
     # What decides about constants comes before what takes minutes.
-    minutes = [
-        at[case.name]
-        for case in cases.plan(cases.SIZES["full"])
-        if case.kind == "proof" and case.seconds > 60
-    ]
-    assert max(i for name, i in at.items() if re.search(", (runs|tile|block)|profile|rate", name)) < min(
-        minutes
-    )
+    plan = [case for case in cases.plan(cases.SIZES["full"]) if case.kind == "proof"]
+    minutes = [at[case.name] for case in plan if case.seconds > 60]
+    decides = r", (runs|tile|block|. rounds)|profile|rate"
+    assert max(i for name, i in at.items() if re.search(decides, name)) < min(minutes)
     first = list(cases.plan(cases.SIZES["full"]))[: at["tests"]]
     assert sum(case.seconds for case in first) < 90
     last = r"2\^26|G2 bls|rest|proof \w+ bn254 2\^24"
@@ -338,6 +338,19 @@ def test_a_case_that_hangs_has_failed(
     assert row["error"] == f"took more than {checks.TEST_LIMIT:.0f} s"
 
 
+def test_code_that_could_not_be_compiled_in_advance_may_take_its_time(
+    scripted: type[Scripted], gpu: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu("--only", "ntt bn254 2^4") == EXIT_OK
+    for name in ("Cubins", "HostCode"):
+        late = Nothing()
+        late.complete = False
+        with monkeypatch.context() as patch:
+            patch.setattr(command, name, lambda *_, late=late: late)
+            assert gpu("--only", f"ntt bn254 2^{5 if name == 'Cubins' else 6}") == EXIT_OK
+        assert scripted.limits["ntt"] == checks.TEST_LIMIT + command.COMPILE_LIMIT
+
+
 def test_rows_of_other_sources_or_gpus_do_not_count(
     scripted: type[Scripted], gpu: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,9 +439,9 @@ def test_outcomes_survive_tests_that_kill_their_process_or_hang(suite: Path, tmp
         assert row["error"].endswith("shard 0 of the tests ended with exit code 9; 1 tests were not run")
         # What is known is not run again; what hangs costs its limit.
         (suite / "test_suite.py").write_text(SUITE.replace("pass", "assert False"))
-        row = checks.run_tests(file, 1, 60, log, [], patience=1.0)
+        row = checks.run_tests(file, 1, 60, log, [], patience=3.0)
         says = {entry["test"].rpartition("::")[2]: entry["says"] for entry in row["failures"]}
-        assert says["test_dies[2]"] == "it took more than 1 s"
+        assert says["test_dies[2]"] == "it took more than 3 s"
         assert (row["passed"], row["failed"], row["skipped"], row["left"]) == (4, 5, 1, 0)
     assert (
         "time.sleep(100)" in (tmp_path / "log.txt").read_text()
@@ -481,6 +494,15 @@ def test_a_lost_device_costs_a_start_and_no_test(suite: Path, tmp_path: Path) ->
         row = checks.run_tests(tmp_path / "journal", 1, 60, log, [])
     assert (row["passed"], row["failed"], row["left"]) == (1, 1, 0)
     assert "test_a: AssertionError: illegal address" in row["error"]
+    # Where asking the device is what hangs, that is a death, and what is left runs all the same.
+    (suite / "conftest.py").write_text(
+        "from gpuprover.bench.gpu import journal\nimport time\n"
+        "journal._device_is_lost = lambda: time.sleep(100)"
+    )
+    (suite / "test_suite.py").write_text("\n".join(lines).replace("conftest.lost.append(1); ", ""))
+    with (tmp_path / "log.txt").open("a") as log:
+        row = checks.run_tests(tmp_path / "other", 1, 60, log, [], patience=3.0)
+    assert (row["passed"], row["failed"], row["left"]) == (1, 1, 0)
 
 
 def test_all_tests_with_the_marker_lie_where_they_are_looked_for(request: pytest.FixtureRequest) -> None:
@@ -560,6 +582,8 @@ def test_waits_of_a_measurement_do_not_nap(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize("name", cases.TUNINGS)
 def test_sums_are_measured_with_another_tuning(name: str) -> None:
     changes, device = cases.TUNINGS[name], EmulatedDevice()
+    if not changes.keys() <= {field.name for field in fields(Tuning)}:
+        pytest.skip("this version has no such tuning: the case is passed over")
 
     def found() -> dict[str, Any]:
         plan = gpu_module.choose(BN254, (Group.G1,), 1 << 12, device.properties)
@@ -596,6 +620,12 @@ def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compiled(folder: Path, name: str) -> None:
     compile.write_cubin(folder / name, b"cubin")
+
+
+def test_cubins_are_made_where_they_are_looked_for() -> None:
+    assert compile.package_folder() == ROOT / preparing.CARRIED
+    assert f"--output {preparing.CARRIED}\n" in (ROOT / "Makefile").read_text()
+    assert f"/{preparing.CARRIED}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_carried_cubins_are_found_and_nothing_is_compiled(
@@ -661,12 +691,15 @@ def test_the_cpus_code_is_compiled_step_by_step(tmp_path: Path, monkeypatch: pyt
         try:
             said: list[str] = []
             wait_for(lambda: said.extend(host.look()) or host.there(needs[0]))
+            assert host.complete
             assert not host.there(needs[1])
             assert not host.there(cases.Need(cases.CPU_CODE, "bn254"))
             assert host.there(cases.Need(cases.CUDA_CODE, "bn254"))
-            pipe.write_text("")
-            wait_for(lambda: said.extend(host.look()) or host.there(needs[2]))
+            pipe.write_text("")  # lets it go on
+            wait_for(lambda: said.extend(host.look()) or said)
+            assert all(map(host.there, needs))
             assert said == ["the CPU's code was not compiled: bn254 sums G1: exit code 3, see log.txt"]
+            assert not host.complete
         finally:
             host.close()
 
@@ -733,6 +766,12 @@ def test_what_the_sanitizer_says_is_a_row(
     with (tmp_path / "log").open("a") as log:
         row = checks.run_sanitizer("memcheck", cases.SIZES["tiny"], tmp_path, log, 30)
     assert expected.items() <= row.items()
+    assert (tmp_path / "log").read_text().startswith("========= COMPUTE-SANITIZER\n=========")
+
+
+def test_profiled_kernels_are_there() -> None:
+    text = "".join(text for name, text in sources(BN254).items() if name.endswith(".cu"))
+    assert all(re.search(rf"\b{kernel}\(", text) for kernel in cases.PROFILED)
 
 
 PROFILE = """
@@ -749,8 +788,10 @@ def test_what_the_profiler_says_is_a_row(tmp_path: Path, tool: Callable[..., Non
         row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
         assert row["metrics"] == {"gpu__time_duration.sum": 1234567.0, "launch__registers_per_thread": 116.0}
         assert row["operation"] == "profile accumulate"
-    assert "accumulate l1tex__other 7.0" in (tmp_path / "log").read_text()
-    tool("ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - no permission" >> $log')
+    assert "l1tex__other" in (tmp_path / "log").read_text()
+    tool(
+        "ncu", 'echo "==PROF== Connected" >> $log; echo "==ERROR== ERR_NVGPUCTRPERM - no permission" >> $log'
+    )
     with (tmp_path / "log").open("a") as log:
         row = checks.run_profiler("accumulate", "msm", 4, tmp_path, log, 30)
     assert row["error"] == "ERROR== ERR_NVGPUCTRPERM - no permission"
@@ -813,7 +854,7 @@ def workers(tmp_path: Path) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], limit: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], limit: float = 120.0) -> None:
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, "it does not happen"
@@ -877,15 +918,15 @@ def rate(name: str) -> Row:
 
 
 def test_a_worker_that_dies_is_followed_by_another(worker: processes.Worker, tmp_path: Path) -> None:
-    (row,) = worker.ask(rate("launches"), 60)["rows"]
+    (row,) = worker.ask(rate("launches"), 200)["rows"]
     assert row["per_second"] > 0
     assert worker._process is not None
     os.kill(worker._process.pid, signal.SIGKILL)
     with pytest.raises(Failed, match="the process died: SIGKILL"):
-        worker.ask(rate("launches"), 60)
+        worker.ask(rate("launches"), 200)
     with pytest.raises(Failed, match="KeyError: 'no such rate'"):
-        worker.ask(rate("no such rate"), 60)
-    assert worker.ask(rate("launches"), 60)["rows"]
+        worker.ask(rate("no such rate"), 200)
+    assert worker.ask(rate("launches"), 200)["rows"]
     with pytest.raises(processes.Late):
         worker.ask(rate("additions G1"), 0.0)
     wait_for(lambda: not workers(tmp_path))

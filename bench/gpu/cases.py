@@ -29,6 +29,7 @@ PROFILED = {"accumulate": "msm", "ntt_down": "ntt", "scatter_bins": "msm"}
 CHAIN, BITS = "chain", "bits"
 """Circuits: a witness of full width, and one of zeros and ones as most are."""
 TUNINGS: dict[str, dict[str, Any]] = {
+    **{f"{k} rounds of pairs": {"rounds": k} for k in (1, 2, 3)},
     "runs 2^14": {"runs": 1 << 14},
     "runs 2^16": {"runs": 1 << 16},
     "tile 4096": {"tile": 4096},
@@ -234,8 +235,9 @@ def _other_sums(sizes: Sizes, curve: CurveParams) -> Iterator[Case]:
 
 def _tunings(sizes: Sizes, curve: CurveParams) -> Iterator[Case]:
     for log in sizes.scalars:
-        for name in TUNINGS:
-            yield _msm(sizes, curve, "G1", log, tuning=name)
+        for name, changes in TUNINGS.items():
+            for group in ("G1", "G2") if "rounds" in changes else ("G1",):
+                yield _msm(sizes, curve, group, log, tuning=name)
 
 
 def _ntt(sizes: Sizes, curve: CurveParams, log: int) -> Case:

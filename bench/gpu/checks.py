@@ -17,6 +17,7 @@ from typing import IO, Any
 from gpuprover.curves import CURVES
 
 from ..measure import Failed
+from ..operations import FULL_WIDTH
 from ..rows import Row
 from . import journal
 from .cases import BITS, Sizes
@@ -32,6 +33,8 @@ TEST_LIMIT, START_LIMIT = 20.0, 60.0
 SHOWN = 20
 """Failures in a row; the others stand in the journal."""
 POLL_SECONDS = 0.1
+LOGGED = 1 << 16
+"""Characters of a tool's report that go into the log: files of the folder of keys stay on the machine."""
 
 
 # Tests ---------------------------------------------------------------------------------------------
@@ -90,8 +93,8 @@ class _Shard:
         # 0, 1, 5: done, with failures, with nothing to do; 2: interrupted, as by a lost device.
         if not died and code in (0, 1, 5):
             return False
-        self._deaths += bool(died)
-        if self._deaths < DEATHS and self._starts < STARTS and (died or (code == 2 and self._begun)):
+        self._deaths += bool(died) or code != 2
+        if self._begun and self._deaths < DEATHS and self._starts < STARTS:
             self.start()
             return True
         what = "hung" if hangs else f"ended with exit code {code}"
@@ -177,53 +180,70 @@ def find_profiler() -> str:
     return _find("ncu", "opt/nvidia/nsight-compute/*/ncu", "usr/local/cuda*/bin/ncu")
 
 
-_SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+def _under(
+    prefix: list[str],
+    requests: list[tuple[str, dict[str, Any]]],
+    report: Path,
+    log: IO[str],
+    limit: float,
+) -> str:
+    """What a tool writes about a worker that it watches; into the log, too.
 
-
-def run_sanitizer(tool: str, sizes: Sizes, folder: Path, log: IO[str], limit: float) -> Row:
-    """The row of a transform, a multiplication and a proof under one of the tools.
+    Args:
+        prefix: the tool's command, which writes into ``report``, in the folder of keys.
 
     Raises:
         Failed: as :meth:`Worker.ask`, or there was no end; the message holds what the tool said.
     """
-    command, report = find_sanitizer(), folder / f"{tool}.log"
     report.unlink(missing_ok=True)
-    prefix = [command, "--tool", tool, "--log-file", str(report)]
-    worker = Worker(folder, 1, log, prefix)
-    end = time.monotonic() + limit
-    log_ntt, log_msm, log_proof = sizes.sanitizer
-    curve = CURVES[0].name
-    small: list[tuple[str, dict[str, Any]]] = [
-        ("ntt", {"curve": curve, "log": log_ntt}),
-        ("msm", {"curve": curve, "group": "G1", "log": log_msm, "scalars": "full width", "distinct": 3}),
-        ("proof", {"curve": curve, "circuit": BITS, "log": log_proof, "cold": False}),
-    ]
+    worker, end = Worker(report.parent, 1, log, prefix), time.monotonic() + limit
+    problem: str | None = None
     try:
-        for kind, arguments in small:
-            request = {"kind": kind, "arguments": {**arguments, "rounds": 1, "cpu": False}}
-            worker.ask({**request, "multiplier": None}, end - time.monotonic())
+        for kind, arguments in requests:
+            request = {"kind": kind, "arguments": arguments, "multiplier": None}
+            worker.ask(request, end - time.monotonic())
         worker.finish(end - time.monotonic())
     except (Failed, Late) as failure:
-        what = str(failure) or f"took more than {limit:.0f} s"
-        raise Failed(f"{what}; {_complaint(report) or 'the tool said nothing'}") from None
+        problem = str(failure) or f"took more than {limit:.0f} s"
     finally:
         worker.close()
     text = report.read_text(errors="replace") if report.exists() else ""
+    log.write(text[:LOGGED])
+    log.flush()
+    if problem is not None:
+        raise Failed(f"{problem}; {_complaint(text) or 'the tool said nothing'}")
+    return text
+
+
+_SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+
+
+def run_sanitizer(tool: str, sizes: Sizes, folder: Path, log: IO[str], limit: float) -> Row:
+    """The row of a transform, a multiplication and a proof under one of the tools. Raises Failed, Skipped."""
+    report = folder / f"{tool}.log"
+    prefix = [find_sanitizer(), "--tool", tool, "--log-file", str(report)]
+    log_ntt, log_msm, log_proof = sizes.sanitizer
+    common = {"curve": CURVES[0].name, "rounds": 1, "cpu": False}
+    small: list[tuple[str, dict[str, Any]]] = [
+        ("ntt", {**common, "log": log_ntt}),
+        ("msm", {**common, "group": "G1", "log": log_msm, "scalars": FULL_WIDTH, "distinct": 3}),
+        ("proof", {**common, "circuit": BITS, "log": log_proof, "cold": False}),
+    ]
+    text = _under(prefix, small, report, log, limit)
     found = _SUMMARY.search(text)
     row: Row = {"operation": f"sanitizer {tool}", "mode": "once", "found": None}
     if found is None:
-        return {**row, "error": _complaint(report) or "it wrote no summary"}
+        return {**row, "error": _complaint(text) or "it wrote no summary"}
     row["found"] = int(found[1] or found[2])
     if row["found"]:
-        row["error"] = f"{row['found']} found; the first: {_complaint(report)}"
+        row["error"] = f"{row['found']} found; the first: {_complaint(text)}"
     return row
 
 
-def _complaint(report: Path) -> str:
-    """The first line that the tool wrote, after its own name."""
-    lines = report.read_text(errors="replace").splitlines() if report.exists() else []
-    said = (line.lstrip("= ").strip() for line in lines)
-    return next((line for line in said if line and not line.startswith("COMPUTE-SANITIZER")), "")
+def _complaint(report: str) -> str:
+    """The first line that the tool wrote, after its own name and progress."""
+    said = (line.lstrip("= ").strip() for line in report.splitlines())
+    return next((line for line in said if line and not line.startswith(("COMPUTE-SANITIZER", "PROF="))), "")
 
 
 # Nsight Compute ------------------------------------------------------------------------------------------
@@ -240,31 +260,17 @@ KEPT = re.compile(
 
 
 def run_profiler(kernel: str, operation: str, size: int, folder: Path, log: IO[str], limit: float) -> Row:
-    """The row of one launch of a kernel under Nsight Compute, with the clocks left as they are.
-
-    Raises:
-        Failed: as :meth:`Worker.ask`, or there was no end; the message holds what the tool said.
-    """
-    command, report = find_profiler(), folder / f"{kernel}.csv"
-    report.unlink(missing_ok=True)
-    prefix = [command, "--clock-control", "none", "--kernel-name", kernel, "--launch-count", "1"]
+    """The row of one launch of a kernel under Nsight Compute, clocks left alone. Raises Failed, Skipped."""
+    report, curve = folder / f"{kernel}.csv", CURVES[0].name
+    prefix = [find_profiler(), "--clock-control", "none", "--kernel-name", kernel, "--launch-count", "1"]
     prefix += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(report)]
     prefix += [word for name in SECTIONS for word in ("--section", name)]
-    worker, end = Worker(folder, 1, log, prefix), time.monotonic() + limit
-    arguments = {"operation": operation, "curve": CURVES[0].name, "log": size}
-    try:
-        worker.ask({"kind": "once", "arguments": arguments, "multiplier": None}, end - time.monotonic())
-        worker.finish(end - time.monotonic())
-    except (Failed, Late) as failure:
-        what = str(failure) or f"took more than {limit:.0f} s"
-        raise Failed(f"{what}; {_complaint(report) or 'the tool said nothing'}") from None
-    finally:
-        worker.close()
-    row: Row = {"operation": f"profile {kernel}", "mode": "once", "curve": CURVES[0].name, "log": size}
-    metrics = read_profile(report.read_text(errors="replace") if report.exists() else "")
+    arguments = {"operation": operation, "curve": curve, "log": size}
+    text = _under(prefix, [("once", arguments)], report, log, limit)
+    row: Row = {"operation": f"profile {kernel}", "mode": "once", "curve": curve, "log": size}
+    metrics = read_profile(text)
     if not metrics:
-        return {**row, "error": _complaint(report) or "it wrote no profile"}
-    log.write("".join(f"{kernel} {name} {value}\n" for name, value in metrics.items()))
+        return {**row, "error": _complaint(text) or "it wrote no profile"}
     return {**row, "metrics": {name: value for name, value in metrics.items() if KEPT.search(name)}}
 
 

@@ -39,7 +39,7 @@ RESERVE = 4.0
 PATIENCE = 4.0
 """A case may take so many times what is predicted, or the seconds of ``--patience``; then it has failed."""
 COMPILE_LIMIT = 120.0
-"""Seconds more where kernels are compiled on the way, since not all cubins are there."""
+"""Seconds more where code is compiled on the way, since it was not in advance."""
 OPEN_LIMIT = 60.0
 SHORT = 5.0
 """A case that is predicted to take less may run while an earlier one waits for compiled code."""
@@ -242,7 +242,8 @@ class _Run:
         if case.kind == "tests":
             return case.most
         limit = max(float(self.args.patience), PATIENCE * corrected(case, self.took()))
-        return min(case.most, limit + (0.0 if self.cubins.complete else COMPILE_LIMIT))
+        complete = self.cubins.complete and self.host.complete
+        return min(case.most, limit + (0.0 if complete else COMPILE_LIMIT))
 
     def measured(self, case: Case) -> list[Row]:
         """The rows of a case, of its failure, too. Raises Late at the deadline."""

@@ -299,7 +299,8 @@ def _msm(
     plan = bases.plan
     rows[0] |= {"window": plan.c, "windows": plan.windows, "depth": plan.depth}
     rows[0] |= _kernels(kernels) | {"prepare_s": significant(prepared)}
-    if scalars == FULL_WIDTH:  # an addition for each digit; few of them are zero
+    # A mixed addition for each digit, of which few are zero; rounds of pairs are made of others.
+    if scalars == FULL_WIDTH and not getattr(plan.tuning, "rounds", 0):
         additions = plan.windows * (1 << log)
         rows[0] |= machine.share(additions, mixed_addition(params, which), rows[0]["wall"]["median_s"])
     return rows

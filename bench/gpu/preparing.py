@@ -103,11 +103,16 @@ class Cubins:
 
 
 class HostCode:
-    """The CPU's code, compiled in processes side by side, in the order in which cases need it."""
+    """The CPU's code, compiled in processes side by side, in the order in which cases need it.
+
+    Attributes:
+        complete: whether none of it failed.
+    """
 
     def __init__(self, cases: Iterable[Case], processes: int, log: IO[str]) -> None:
         steps = (each for case in cases for need in case.needs for each in _steps(need))
         waiting = list(dict.fromkeys(steps))
+        self.complete = True
         self._running: dict[subprocess.Popen[bytes], list[Need]] = {}
         for i in range(min(processes, len(waiting))):
             share = waiting[i::processes]
@@ -128,6 +133,7 @@ class HostCode:
                 process.stdout.close()
                 del self._running[process]
                 if share:
+                    self.complete = False
                     what = ", ".join(f"{need.curve} {need.step}" for need in share)
                     yield f"the CPU's code was not compiled: {what}: exit code {code}, see log.txt"
 
