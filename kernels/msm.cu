@@ -1,27 +1,10 @@
 // Sums of buckets for multi-scalar multiplication: phases 3 to 5 of gpuprover/cuda/msm.py, and the tables of bases.
 //
-// Compiled for one group, GROUP being 1 or 2. A point of G2 lies in two neighbouring lanes, so that "thread" below
-// means a thread or a pair of them; all lanes of a warp go through the same additions, with points at infinity where
-// one has nothing to add. Points in memory: affine ones as files hold them, XYZZ ones not reduced, since nobody but
-// these kernels reads them.
+// All lanes of a warp go through the same additions, with points at infinity where one has nothing to add. Points in
+// memory: affine ones as files hold them, XYZZ ones not reduced, since nobody but these kernels reads them.
 
-#include "curve.cuh"
-#include "launch.cuh"
+#include "group.cuh"
 
-#ifndef GROUP
-#define GROUP 1
-#endif
-
-#if GROUP == 1
-using E = Fq;
-#else
-#include "fp2_lanes.cuh"
-using E = Fq2Lane;
-#endif
-
-#include "points.cuh"
-
-constexpr u32 SIGN = 1u << 31;
 constexpr u32 NONE = ~0u;
 // Threads of a warp.
 constexpr u32 WARP = 32 / E::LANES;
@@ -29,13 +12,6 @@ constexpr u32 WARP = 32 / E::LANES;
 // register spilled.
 constexpr int ACCUMULATING = Fq::LIMBS == 8 ? 5 - E::LANES : 4 - E::LANES;
 constexpr int COMBINING = Fq::LIMBS == 8 ? 5 - E::LANES : 2;
-
-// Of the lanes that hold a point together, the one that writes what they both know.
-DEVICE bool is_first_lane() { return threadIdx.x % E::LANES == 0; }
-
-DEVICE u32 thread_in_block() { return threadIdx.x / E::LANES; }
-DEVICE i64 thread_in_grid() { return (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / E::LANES; }
-DEVICE i64 threads_of_grid() { return static_cast<i64>(gridDim.x) * blockDim.x / E::LANES; }
 
 // Buckets ---------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,9 @@ class SharedPoint {
     Part* parts;
 
 public:
-    DEVICE explicit SharedPoint(unsigned char* memory) : parts(reinterpret_cast<Part*>(memory) + threadIdx.x) {}
+    // Of the block's thread `lane`.
+    DEVICE explicit SharedPoint(unsigned char* memory, u32 lane = threadIdx.x)
+        : parts(reinterpret_cast<Part*>(memory) + lane) {}
 
     // Coordinate k: X, Y, ZZ or ZZZ.
     DEVICE E get(int k) const {

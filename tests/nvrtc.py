@@ -60,14 +60,38 @@ def compile_cubin(curve: CurveParams, name: str, text: str, arch: str, *options:
     return Compiled(done.cubin, done.ptx, kernels)
 
 
-def disassemble(cubin: bytes, folder: Path) -> dict[str, Counter[str]]:
-    """Kernel -> how often each opcode occurs, with its modifiers (``IMAD.WIDE.U32.X``)."""
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*)")
+
+
+def _listings(cubin: bytes, folder: Path) -> dict[str, list[str]]:
+    """Kernel -> lines of its assembly."""
     path = folder / "kernels.cubin"
     path.write_bytes(cubin)
     tool = _file("nvidia-cuda-nvdisasm", "nvdisasm")
     text = subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
-    kernels = {}
-    for section in text.split(".section\t.text.")[1:]:
-        lines = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", section, re.MULTILINE)
-        kernels[section.split(",", 1)[0]] = Counter(lines)
-    return kernels
+    sections = text.split(".section\t.text.")[1:]
+    return {section.split(",", 1)[0]: section.splitlines() for section in sections}
+
+
+def disassemble(cubin: bytes, folder: Path) -> dict[str, Counter[str]]:
+    """Kernel -> how often each opcode occurs, with its modifiers (``IMAD.WIDE.U32.X``)."""
+    return {
+        kernel: Counter(found[1] for found in map(INSTRUCTION.match, lines) if found)
+        for kernel, lines in _listings(cubin, folder).items()
+    }
+
+
+def loops(cubin: bytes, kernel: str, folder: Path) -> list[Counter[str]]:
+    """The opcodes from the target of each backward branch of a kernel to the branch, in their order."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    found = []
+    for line in _listings(cubin, folder)[kernel]:
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(opcodes)
+        elif instruction := INSTRUCTION.match(line):
+            opcodes.append(instruction[1])
+            target = re.search(r"`\((\.L_\w+)\)", instruction[2])
+            if instruction[1].startswith("BRA") and target and target[1] in labels:
+                found.append(Counter(opcodes[labels[target[1]] :]))
+    return found

@@ -10,6 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,11 @@ from gpuprover.cuda.msm import (
     MsmPlan,
     choose_plan,
     mixed_addition,
+    paired_addition,
     predicted_seconds,
     windows_for,
 )
-from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.curves import BN254, CURVES, CurveParams, curve_by_name
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, field_to_words, ints_to_words
@@ -36,10 +38,12 @@ from samples import (
     POINT_KINDS,
     SCALAR_KINDS,
     combination,
+    curve_point,
     point,
     point_words,
     random_logs,
     spec,
+    square_root,
     to_words,
 )
 
@@ -229,6 +233,75 @@ def test_heads_in_g2(curve: CurveParams, device: EmulatedDevice, rng: random.Ran
     n = 60
     plan = MsmPlan(curve, (Group.G2,), n, 8, 1, replace(SMALL, segments=60))
     check(device, plan, random_logs(rng, n), [1] * 9 + [2] * 48 + [3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("which", "group", "rounds"),
+    [
+        pytest.param(c.name, g, n, marks=[] if (c, g, n) == (BN254, Group.G1, 2) else [pytest.mark.slow])
+        for c, g, n in product(CURVES, Group, (1, 2, 5))
+    ],
+)
+def test_pairs(which: str, group: Group, rounds: int, rng: random.Random) -> None:
+    """Rounds of affine additions: every kind of points meets in pairs, and their sums in later ones.
+
+    Buckets are empty, short, odd, or hold all points; threads share inversions over several warps and blocks,
+    take several places, or none.
+    """
+    curve, n = curve_by_name(which), 33
+    tuning = replace(SMALL, rounds=rounds, shortest=1 if rounds == 1 else 5)
+    plan = MsmPlan(curve, (group,), n, 4, 1, tuning)
+    assert plan.rounds == min(rounds, 2), "two points a bucket"
+    device = EmulatedDevice(reversed=rounds == 2)
+    check(device, plan, random_logs(rng, n), [rng.randrange(curve.r) for _ in range(n)])
+    for kind in POINT_KINDS.values():
+        check(device, plan, kind(rng, n), [rng.choice((0, 1, 3 << 200)) for _ in range(n)], kind)
+    check(device, plan, random_logs(rng, n), [0] * n)
+    full = replace(plan, n=9, depth=plan.windows)
+    assert full.rounds == min(rounds, 5)
+    check(device, full, random_logs(rng, 9), [rng.randrange(curve.r) for _ in range(9)])
+    assert device.kernels.count("list_pairs") == len(POINT_KINDS) + 3
+
+
+@pytest.mark.slow
+def test_pairs_outside_of_the_subgroup(curve: CurveParams, group: Group, rng: random.Random) -> None:
+    """Points with x = 0, which is no mark of infinity, and any others of the curve."""
+    E = spec(curve, group)
+    root = square_root(curve, group, E.b)
+    zeros = [] if root is None else [(E.field.zero, root), (E.field.zero, E.field.neg(root))]
+    points = [p for p in (*zeros, curve_point(curve, group, rng)) for _ in range(4)]
+    rng.shuffle(points)
+    n = len(points)
+    plan = MsmPlan(curve, (group,), n, 2, 1, replace(SMALL, rounds=1))
+    scalars = [rng.randrange(1, 4) for _ in range(n)]
+    (got,) = run(EmulatedDevice(), replace(plan, n=n), [to_words(curve, group, points)], scalars)
+    assert got == E.msm(points, scalars)
+
+
+def test_pairs_come_in_pieces_and_take_no_more_than_planned(rng: random.Random) -> None:
+    n, device = 40, EmulatedDevice()
+    piece = paired_addition(BN254, Group.G1) * 1e-9
+    plan = MsmPlan(BN254, (Group.G1,), n, 5, 1, replace(TUNING, rounds=1, piece=piece, shortest=1))
+    check(device, plan, random_logs(rng, n), [rng.randrange(BN254.r) for _ in range(n)])
+    assert device.kernels.count("add_pairs") > 2
+    for rounds in (1, 2):
+        plan, device = replace(plan, tuning=replace(TUNING, rounds=rounds)), EmulatedDevice()
+        check(device, plan, random_logs(rng, n), [rng.randrange(BN254.r) for _ in range(n)])
+        planned = plan.bytes(device.properties)
+        assert device.peak <= planned + 8 * BN254.scalar.limbs * n
+        assert planned > replace(plan, tuning=TUNING).bytes(device.properties) + plan.places(1) * 64
+
+
+def test_pairs_are_planned_for_what_they_take() -> None:
+    """A third less of a sum's multiplications, for room; none where a list's places do not fit 31 bits."""
+    plan = choose_plan(BN254, (Group.G1,), 1 << 20, 1 << 37, H200)
+    paired = replace(plan, tuning=replace(TUNING, rounds=3))
+    assert (plan.rounds, paired.rounds) == (0, 3)
+    assert predicted_seconds(paired, H200) < 0.85 * predicted_seconds(plan, H200)
+    assert paired.bytes(H200) > plan.bytes(H200) + 64 * (paired.places(1) + paired.places(2))
+    large = MsmPlan(BN254, (Group.G1,), (1 << 26) - 1, 4, 1, replace(TUNING, rounds=3))
+    assert large.places(1) >= 1 << 31 > large.n
+    assert large.rounds == 0
 
 
 def test_against_the_specification_and_the_cpu(curve: CurveParams, group: Group, rng: random.Random) -> None:

@@ -279,8 +279,8 @@ def test_split(log_n: int) -> None:
 
 # Compilation ------------------------------------------------------------------------------
 
-# (wide multiplications, carries and moves by the multiplier, registers) a kernel may take: the four products of
-# a level, down, up or both, one of the scaling, some addresses; and two blocks of 256 threads share a
+# (wide multiplications, carries and moves by the multiplier, registers) a kernel may take: the four products
+# of a level, down, up or both, one of the scaling, some addresses; and two blocks of 256 threads share a
 # multiprocessor. Of the carries 12 a product are narrow multiplications that take one.
 BUDGETS = {"ntt_down": (560, 160, 128), "ntt_up": (560, 160, 128), "ntt_middle": (960, 280, 128)}
 

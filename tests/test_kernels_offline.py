@@ -11,6 +11,7 @@ import itertools
 import random
 import shutil
 import subprocess
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import header, sources
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
-from nvrtc import Compiled, compile_cubin, disassemble
+from nvrtc import Compiled, compile_cubin, disassemble, loops
 from samples import curve_point, field_edges, generator, spec, square_root, to_words
 
 pytestmark = pytest.mark.kernels_offline
@@ -284,7 +285,17 @@ def compiled(curve: CurveParams, path: str, arch: str) -> Compiled:
 
 
 # What budgets are read of below, and in tests/test_cuda_ntt.py, is compiled there.
-@pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("msm.cu", "ntt.cu")])
+BUDGETED = ("msm.cu", "ntt.cu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "pairs.cu" else [])
+        for name in KERNELS
+        if name not in BUDGETED
+    ],
+)
 def test_compiles(curve: CurveParams, name: str) -> None:
     assert compiled(curve, f"kernels/{name}", DEFAULT_ARCH).cubin.startswith(b"\x7fELF")
 
@@ -382,11 +393,25 @@ SUM_BUDGETS_G2 = {
 }
 
 
+# add_pairs of kernels/pairs.cu: wide multiplications of one lane; registers with which as many blocks are
+# resident as the source says.
+PAIR_BUDGETS = {
+    ("bn254", 1): (1550, 128),
+    ("bn254", 2): (2650, 128),
+    ("bls12-381", 1): (3450, 168),
+    ("bls12-381", 2): (5900, 255),
+}
+
+
+def wide_multiplications(opcodes: Counter[str]) -> int:
+    return sum(n for o, n in opcodes.items() if o.startswith(("IMAD.WIDE", "IMAD.HI")))
+
+
 def check_budgets(budgets: dict[str, tuple[int, int]], done: Compiled, folder: Path) -> None:
     opcodes = disassemble(done.cubin, folder)
     for name, (multiplications, registers) in budgets.items():
         kernel = done.kernels[name]
-        wide = sum(n for o, n in opcodes[name].items() if o.startswith(("IMAD.WIDE", "IMAD.HI")))
+        wide = wide_multiplications(opcodes[name])
         print(f"{name}: {wide} wide of {opcodes[name].total()} instructions, {kernel.registers} registers")
         assert 0 < wide <= multiplications, name
         # One for each multiple of p; more are lower halves that were not paired with their upper ones.
@@ -419,3 +444,39 @@ def test_budgets_of_sums_in_g2(curve: CurveParams, tmp_path: Path) -> None:
     path = "kernels/msm.cu"
     done = compile_cubin(curve, path, (ROOT / path).read_text(), DEFAULT_ARCH, "-DGROUP=2")
     check_budgets(SUM_BUDGETS_G2[curve.name], done, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [1, 2])
+def test_budgets_of_pairs(curve: CurveParams, group: int, tmp_path: Path) -> None:
+    path = "kernels/pairs.cu"
+    done = compile_cubin(curve, path, (ROOT / path).read_text(), DEFAULT_ARCH, f"-DGROUP={group}")
+    wide, registers = PAIR_BUDGETS[curve.name, group]
+    counts, kernel = disassemble(done.cubin, tmp_path)["add_pairs"], done.kernels["add_pairs"]
+    found = wide_multiplications(counts)
+    print(f"add_pairs: {found} wide of {counts.total()} instructions, {kernel.registers} registers")
+    assert 0 < found <= wide
+    assert kernel.registers <= registers
+    assert kernel.spilled == 0
+
+
+@pytest.mark.slow
+def test_an_addition_in_pairs_takes_two_thirds(curve: CurveParams, tmp_path: Path) -> None:
+    """Wide multiplications in the loops of the kernels in G1, without what rarely runs: doublings."""
+    limbs = 2 * curve.base.limbs
+    product, square = 2 * limbs**2, limbs**2 + limbs * (limbs + 1) // 2
+    path, found = "kernels/pairs.cu", {}
+    pairs = compile_cubin(curve, path, (ROOT / path).read_text(), DEFAULT_ARCH, "-DGROUP=1")
+    for kernel, cubin in (
+        ("add_pairs", pairs.cubin),
+        ("accumulate", compiled(curve, "kernels/msm.cu", DEFAULT_ARCH).cubin),
+    ):
+        found[kernel] = [*map(wide_multiplications, loops(cubin, kernel, tmp_path))]
+    # Those of add_pairs: divisors, products of a block, powers for an inverse, inverses of a block, sums.
+    divisors, _, power, _, sums = (n for n in found["add_pairs"] if n >= square)
+    (accumulate,) = (n for n in found["accumulate"] if n >= square)
+    doubling = 2 * product + 3 * square + 3 * product // 2
+    paired, mixed = divisors + sums - square, accumulate - doubling
+    print(f"{paired} in pairs, {mixed} in accumulate; a step of a power {power}")
+    assert 5 * product + square <= paired <= 5 * product + square + 25
+    assert paired < 0.67 * mixed

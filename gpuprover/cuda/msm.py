@@ -10,6 +10,8 @@ buckets:
    entries.
 3. Accumulate: every thread takes equally many entries, wherever buckets begin and end; up to n·W mixed
    additions. What a thread has of a bucket that began before it is its head; trees merge the heads.
+   With ``Tuning.rounds``, rounds of affine additions in pairs come first, whose divisions share inversions:
+   each halves the points of every bucket.
 4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes.
    2·G·2^(c−1) additions, and some 20 + c more one after another.
 5. The host adds Σ 2^(cg)·S_g over the sets.
@@ -26,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -46,6 +48,8 @@ ALIGNMENT = 256
 WARP = 32
 BLOCK = 128
 """Lanes of a block of the kernels over points."""
+PAIRING = 256
+"""Lanes of a block of add_pairs, as in kernels/pairs.cu."""
 TREE = 32
 """Threads of a block that sums a tree; in G2 a thread is two lanes."""
 
@@ -90,6 +94,7 @@ class Tuning:
         span: points that a block adds up in a tree; a power of 2.
         inversions: points that share an inversion.
         segments: threads that accumulate; None: as many as the device holds at once.
+        rounds: of additions in pairs before the accumulation, at most; each halves the points of a bucket.
         piece: seconds of predicted work in one launch, after which cancellation is looked at.
     """
 
@@ -100,6 +105,7 @@ class Tuning:
     span: int = 64
     inversions: int = 16
     segments: int | None = None
+    rounds: int = 0
     piece: float = 0.05
 
 
@@ -113,6 +119,10 @@ def _digits_program(curve: CurveParams) -> Program:
 
 def _sums_program(curve: CurveParams, group: Group) -> Program:
     return Program(curve, "msm.cu", (("GROUP", group.name[1]),))
+
+
+def _pairs_program(curve: CurveParams, group: Group) -> Program:
+    return Program(curve, "pairs.cu", (("GROUP", group.name[1]),))
 
 
 class Allocator(Protocol):
@@ -199,6 +209,20 @@ class MsmPlan:
         wanted = max(1, self.buckets // self.tuning.runs)
         return min(1 << (self.c - 1), max(4, 1 << (wanted.bit_length() - 1)))
 
+    @property
+    def rounds(self) -> int:
+        """Of additions in pairs: as many as leave buckets a point on average; places fit 31 bits."""
+        if self.places(1) >= MAX_ROWS:
+            return 0
+        return min(self.tuning.rounds, max(0, (self.n * self.windows // self.buckets).bit_length() - 1))
+
+    def places(self, rounds: int) -> int:
+        """Of points after so many rounds, at most; see kernels/pairs.cu."""
+        places = self.n * self.windows
+        for _ in range(rounds):
+            places = (places + self.buckets) // 2
+        return places
+
     def table_bytes(self, group: Group) -> int:
         return self.depth * self.n * point_bytes(self.curve, group)
 
@@ -226,6 +250,12 @@ def mixed_addition(curve: CurveParams, group: Group) -> int:
     """Wide multiplications of an XYZZ point + an affine one: 6 products, 2 squares, a sum of two products."""
     product, square, pair = _multiplications(curve, group)
     return 6 * product + 2 * square + pair
+
+
+def paired_addition(curve: CurveParams, group: Group) -> int:
+    """Of two affine points whose division shares an inversion: 5 products and a square."""
+    product, square, _ = _multiplications(curve, group)
+    return 5 * product + square
 
 
 def full_addition(curve: CurveParams, group: Group) -> int:
@@ -266,7 +296,14 @@ def predicted_seconds(plan: MsmPlan, properties: Properties) -> float:
 
 
 def _accumulate_seconds(plan: MsmPlan, group: Group, properties: Properties) -> float:
-    return plan.n * plan.windows * mixed_addition(plan.curve, group) / _rate(properties)
+    left = plan.n * plan.windows >> plan.rounds
+    pairs = sum(_pairs_seconds(plan, group, k, properties) for k in range(plan.rounds))
+    return pairs + left * mixed_addition(plan.curve, group) / _rate(properties)
+
+
+def _pairs_seconds(plan: MsmPlan, group: Group, k: int, properties: Properties) -> float:
+    """The round after k others, without its inversions."""
+    return (plan.n * plan.windows >> (k + 1)) * paired_addition(plan.curve, group) / _rate(properties)
 
 
 def _launches(plan: MsmPlan, group: Group, properties: Properties) -> int:
@@ -372,6 +409,9 @@ def _sum_sizes(plan: MsmPlan, group: Group, segments: int) -> dict[str, int]:
     xyzz = 2 * point_bytes(plan.curve, group)
     runs = plan.buckets // plan.run
     merged = -(-segments * _lanes(group) // WARP)
+    pairs = {"list starts": 4 * (plan.buckets + 1), "list": 4 * plan.places(plan.rounds)}
+    # Two rounds take turns.
+    pairs |= {f"pairs {k}": xyzz // 2 * plan.places(k + 1) for k in range(min(2, plan.rounds))}
     return {
         "sums": xyzz * plan.buckets,
         "plain": xyzz * runs,
@@ -380,6 +420,7 @@ def _sum_sizes(plan: MsmPlan, group: Group, segments: int) -> dict[str, int]:
         "merged": xyzz * merged,
         "head keys": 4 * segments,
         "merged keys": 4 * merged,
+        **(pairs if plan.rounds else {}),
     }
 
 
@@ -664,7 +705,7 @@ class Msm:
             raise
         try:
             at = parts.at(scratch)
-            self._accumulate(bases, digits, stream, at, segments, launches)
+            self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
             self._merge(group, stream, at, segments)
             self._reduce(plan, group, digits, stream, at, out)
         except BaseException:
@@ -677,6 +718,41 @@ class Msm:
             return Sum(plan, group, stream, out, scratch)
         self.memory.release(scratch)
         return Sum(plan, group, stream, out, None)
+
+    def _paired(
+        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int]
+    ) -> tuple[Bases, Digits]:
+        """What is left to accumulate after the rounds of additions in pairs."""
+        plan, group = digits.plan, bases.group
+        if not plan.rounds:
+            return bases, digits
+        program, lanes = _pairs_program(self.curve, group), _lanes(group)
+        shared = 2 * PAIRING * 8 * self.curve.base.limbs
+        resident = self.device.resident_blocks(program, "add_pairs", PAIRING, shared)
+        resident *= self.device.properties.multiprocessors
+        points, entries = int(bases.address), digits.sorted
+        for k in range(plan.rounds):
+            seconds = _pairs_seconds(plan, group, k, self.device.properties)
+            launches = max(1, round(seconds / plan.tuning.piece))
+            needed = -(-plan.places(k + 1) // plan.tuning.shortest)
+            blocks = max(1, min(launches * resident, -(-needed * lanes // PAIRING)))
+            threads, out = blocks * PAIRING // lanes, at[f"pairs {k % 2}"]
+            common = points, entries, digits.starts, plan.buckets, k, threads
+            for piece in range(launches):
+                first, end = blocks * piece // launches, blocks * (piece + 1) // launches
+                if first < end:
+                    self.job.check()
+                    self.device.launch(
+                        program, "add_pairs", end - first, PAIRING, *common, first * PAIRING // lanes, out,
+                        shared=shared, stream=stream,
+                    )  # fmt: skip
+            points, entries = out, 0
+        self.device.launch(
+            program, "list_pairs", resident, PAIRING, digits.starts, plan.buckets, plan.rounds,
+            at["list starts"], at["list"], stream=stream,
+        )  # fmt: skip
+        left = replace(digits, sorted=at["list"], starts=at["list starts"])
+        return replace(bases, address=Address(points)), left
 
     def _accumulator_bytes(self, group: Group) -> int:
         """Shared memory of a block of accumulate: an XYZZ point a thread."""

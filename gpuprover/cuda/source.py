@@ -16,6 +16,7 @@ CONSTANTS = "curve_constants.cuh"
 LIMB_BITS = 32
 VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "msm.cu": ((("GROUP", "2"),), (("GROUP", "1"),)),
+    "pairs.cu": ((("GROUP", "2"),), (("GROUP", "1"),)),
     "ntt.cu": ((), (("COMPACT", "1"),)),
 }
 """File of ``kernels/`` -> the macros of each of its programs; any other file is one program, without any."""

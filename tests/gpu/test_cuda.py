@@ -6,8 +6,10 @@ What is small and has edges is in the shared suites, which take the backend ``cu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from gpuprover.bench.operations import KINDS, full_width
 import gpuprover
 from gpuprover.backend import Backend, Form, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
+from gpuprover.cuda import gpu, msm
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
@@ -112,6 +115,38 @@ def test_sums(
         assert cuda.msm(multiples, vector) == expected, f"{kind}, with tables"
         cuda.free(vector)
     cuda.free(ours, multiples)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_sums_in_pairs(
+    rounds: int,
+    curve: CurveParams,
+    group: Group,
+    cuda: Backend,
+    cpu: Backend,
+    points: Words,
+    numbers: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With rounds of affine additions before the accumulation."""
+
+    def choose(*given: Any) -> msm.MsmPlan:
+        plan = msm.choose_plan(*given)
+        return replace(plan, tuning=replace(plan.tuning, rounds=rounds))
+
+    monkeypatch.setattr(gpu, "choose_plan", choose)
+    gpu._choose.cache_clear()
+    try:
+        bases = points.copy()
+        bases[::5] = bases[5]
+        bases[3::7] = 0
+        ours, theirs = cuda.prepare_bases(group, bases), cpu.prepare_bases(group, bases)
+        for kind, make in KINDS.items():
+            scalars = make(curve, len(bases), numbers)
+            assert cuda.msm(ours, scalars) == cpu.msm(theirs, scalars), kind
+        cuda.free(ours)
+    finally:
+        gpu._choose.cache_clear()
 
 
 def test_sums_do_not_change_from_run_to_run(
