@@ -21,7 +21,7 @@ import pytest
 import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
-from fake_cupy import Gpu, Machine
+from fake_cupy import Gpu, Machine, Schedule
 from gpuprover import backend
 from gpuprover import cache as folders
 from gpuprover.cache import CACHE_VARIABLE
@@ -122,6 +122,22 @@ def test_threads_write_at_once(device: CupyDevice) -> None:
     found = np.zeros_like(data)
     device.read(found, address)
     assert (found == data).all()
+
+
+def test_a_read_leaves_transfers_alone(device: CupyDevice, machine: Machine) -> None:
+    """Where every pinned buffer has a transfer to do, none of them serves another one before that is done."""
+    small, large, side = device.allocate(3000), device.allocate(5000), device.new_stream()
+    device.fill(large, 9, 5000)
+    device.synchronize()
+    data = np.arange(3000, dtype=np.uint32).view(np.uint8)[:3000]
+    device.write(small, data, side)
+    machine.schedule = Schedule.MAIN_FIRST
+    found = np.zeros(5000, np.uint8)
+    device.read(found, large)
+    assert (found == 9).all()
+    got = np.zeros(3000, np.uint8)
+    device.read(got, small, side)
+    assert (got == data).all()
 
 
 def test_streams_wait_for_each_other_when_told(device: CupyDevice) -> None:

@@ -215,7 +215,7 @@ class CupyDevice:
         flying: deque[tuple[_Buffer, NDArray[np.uint8]]] = deque()
         try:
             # One transfer runs while the one before it is copied out; without waiting for the second buffer.
-            if len(target) > CHUNK and (second := self._spare()) is not None:
+            if len(target) > CHUNK and (second := self._spare(idle=True)) is not None:
                 buffers.append(second)
             for i, offset in enumerate(range(0, len(target), CHUNK)):
                 if len(flying) == len(buffers):
@@ -254,12 +254,15 @@ class CupyDevice:
         self._wait_until(self._runtime.eventQuery, buffer.event)
         return buffer
 
-    def _spare(self) -> _Buffer | None:
-        """The buffer that was given back first, or a new one rather than one whose transfer still runs."""
+    def _spare(self, idle: bool = False) -> _Buffer | None:
+        """The buffer that was given back first, or a new one rather than one whose transfer still runs.
+
+        Where there can be no new one, such a one after all; with ``idle``, none then.
+        """
         runtime = self._runtime
         with self._returned:
             full = self._buffers == MAX_BUFFERS
-            if self._free and (full or runtime.eventQuery(self._free[0].event) == 0):
+            if self._free and ((full and not idle) or runtime.eventQuery(self._free[0].event) == 0):
                 return self._free.popleft()
             if full:
                 return None

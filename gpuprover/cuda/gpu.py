@@ -3,13 +3,15 @@
 A :class:`Layout` says for each part of a key whether it stays on the device, and how. :func:`layouts` lists
 them from the best to the leanest, in the order in which a proof gives things up:
 
-1. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
-   nobody holds;
-2. sums over all points at once: they are taken a half, then a quarter at a time;
-3. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
-4. the matrices, likewise;
-5. the transforms' tables, for compact ones;
-6. the length of slices.
+1. memory of their own for the sums, in which they are sorted and reduced beside each other, if that leaves
+   room for tables;
+2. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
+   nobody holds; and, without them, the former again;
+3. sums over all points at once: they are taken a half, then a quarter at a time;
+4. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
+5. the matrices, likewise;
+6. the transforms' tables, for compact ones;
+7. the length of slices.
 
 A proof takes the first that fits beside what other proofs use; what merely lies there, of other keys, gives
 way.
@@ -22,6 +24,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import product
 
 from gpuprover.backend import Group, KeyHeader
 from gpuprover.cuda import sparse
@@ -40,6 +43,8 @@ MOST_HALVINGS = 6
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
+SIDE_STREAMS = 6
+"""Of a proof: its reductions in G1, four of them, may all run at once."""
 SETTLED_SECONDS = 10.0
 """A key whose layout has been chosen keeps it for so long, whatever memory becomes free meanwhile."""
 
@@ -112,12 +117,18 @@ class SumsPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a key lie during a proof."""
+    """Where the parts of a key lie during a proof.
+
+    Attributes:
+        beside: whether sums over all points at once are sorted and reduced on streams of their own, in memory
+            that is held until all are known.
+    """
 
     curve: CurveParams
     sums: tuple[SumsPlan, ...]
     matrices: MatricesPart
     twiddles: TwiddlesPart
+    beside: bool = True
 
     def resident(self) -> list[Part]:
         """What lies in the pool, besides the arena."""
@@ -241,23 +252,27 @@ def layouts(
             same = all(plan == kept[0] for plan in kept)
             as_it_lies.append(replace(sums, plan=kept[0]) if kept[0] is not None and same else sums)
         yield sized(replace(plain, sums=tuple(as_it_lies)))
+        yield sized(replace(plain, sums=tuple(as_it_lies), beside=False))
     # 1. What is left beside all that a proof needs is shared out by the bases' own sizes.
-    _, held, arena = sized(plain)
     sizes = [sum(size_of(curve, part) for part in sums.rows()) for sums in plain.sums]
-    for share in (1, 2, 4) if lies and free > held + arena else ():
+    for beside, share in product((True, False), (1, 2, 4)) if lies else ():
+        _, held, arena = sized(replace(plain, beside=beside))
         left = (free - held - arena) // share
+        if left <= 0:
+            continue
         with_tables = []
         for sums, own in zip(plain.sums, sizes, strict=True):
             room = sums.plan.bytes(properties) + left * own // sum(sizes)
             plan = choose(curve, sums.plan.groups, sums.n, properties, room, keep=True)
             with_tables.append(replace(sums, plan=plan) if plan.n >= sums.n >= SHORTEST_TABLE else sums)
-        layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables)))
-        if held_now + arena_now <= free:
+        layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables), beside=beside))
+        if held_now + arena_now <= free and any(sums.plan.depth > 1 for sums in layout.sums):
             yield layout, held_now, arena_now
-    # 2. to 6.
+    # 2. to 7.
+    yield sized(plain)
     layout = plain
     for halvings in range(3):
-        layout = replace(plain, sums=tuple(cut(sums, halvings) for sums in plain.sums))
+        layout = replace(plain, beside=False, sums=tuple(cut(sums, halvings) for sums in plain.sums))
         yield sized(layout)
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         sent = replace(layout.sums[i], resident=False)
@@ -285,14 +300,14 @@ class Session:
         layout: where the parts of its key lie.
         arena: memory for all else.
         entries: the resident parts, and what the arena lies in, pinned.
-        stream: beside the main one.
+        streams: beside the main one: for sums in G2, for sorts, and for reductions; SIDE_STREAMS.
         taken: places of bases that have been prepared.
     """
 
     layout: Layout
     arena: Arena
     entries: list[Resident]
-    stream: Stream
+    streams: list[Stream]
     taken: set[int] = field(default_factory=set)
 
     def next_bases(self, group: Group, n: int) -> tuple[SumsPlan, RowsPart]:
@@ -442,6 +457,7 @@ class Gpu:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
         entries: list[Resident] = []
         added: list[Resident] = []
+        streams: list[Stream] = []
         try:
             wanted: list[tuple[object, Part]] = []
             for part in layout.resident():
@@ -462,8 +478,10 @@ class Gpu:
                     self.residents.drop(entry)
             for whose, part in wanted:
                 added.append(self.residents.add(whose, part, size_of(layout.curve, part), gives_way(part)))
-            stream = self._streams.pop() if self._streams else self.device.new_stream()
+            while len(streams) < SIDE_STREAMS:
+                streams.append(self._streams.pop() if self._streams else self.device.new_stream())
         except BaseException:
+            self._streams += streams
             for entry in (*entries, *added):
                 self.residents.unpin(entry)
             for entry in added:
@@ -471,7 +489,7 @@ class Gpu:
             raise
         entries += added
         (place,) = (e for e in entries if isinstance(e.kind, ArenaPart))
-        return Session(layout, Arena(place.block.address, arena), entries, stream)
+        return Session(layout, Arena(place.block.address, arena), entries, streams)
 
     @contextmanager
     def stream(self) -> Iterator[Stream]:
@@ -503,7 +521,7 @@ class Gpu:
                 self.leaked += left
             for entry in session.entries:
                 self.residents.unpin(entry)
-            self._streams.append(session.stream)
+            self._streams += session.streams
             if self._failure is not None:
                 self.residents.clear()
 
