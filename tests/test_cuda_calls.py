@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -19,25 +20,27 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.rehearsal import Nothing
-from gpuprover.curves import BN254
+from gpuprover.curves import BN254, FieldParams
 from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
 from gpuprover.polynomial import Direction, Domain, Order
 from samples import point_words, random_logs
 
-pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
+pytestmark = pytest.mark.kernels_offline
 CURVE = BN254
 SLOW = ("malloc", "free", "memGetInfo", "hostAlloc", "streamQuery", "streamCreateWithFlags", "moduleLoadData")
 """What takes the driver's time, or waits for all of a stream."""
 LAUNCHES = {True: 55, False: 54}
 """Of a warm proof, with tables and without: 5 sums with 3 sorts, the products and the quotient."""
+HOST_CALLS = 2600
+"""Of functions, in Python, C or between them, for a warm proof: some 2 ms."""
 ROOM = 2100 << 10
 """Bytes of a pool where the larger key of the tests has short tables."""
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(monkeypatch: pytest.MonkeyPatch, quick_sums: None) -> Machine:
     monkeypatch.setattr(probe, "_lost", {})
     monkeypatch.setattr(cupy_device, "load_cubin", lambda program, *_: fake_cupy.fake_cubin(program))
     machine = Machine()
@@ -103,6 +106,27 @@ def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch
     assert any(map(gpu_module.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
     assert nothing_slow(calls)
     assert calls["launchKernel"] == LAUNCHES[tables]
+
+
+def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of functions, which do not become more with the circuit's size, and no arithmetic for tables."""
+    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
+    data, witness = cuda_proofs.larger(CURVE)
+    gpu, key = Gpu(Nothing(cuda_proofs.opened().device)), load_key(data)
+    for _ in range(3):
+        cuda_proofs.prove(key, witness, gpu)
+
+    def refuse(*_: object) -> int:
+        raise AssertionError("a root of unity is taken")
+
+    monkeypatch.setattr(FieldParams, "root_of_unity", refuse)
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, argument: calls.update([event]))
+    try:
+        cuda_proofs.prove(key, witness, gpu)
+    finally:
+        sys.setprofile(None)
+    assert calls["call"] + calls["c_call"] < HOST_CALLS
 
 
 def test_what_was_settled_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

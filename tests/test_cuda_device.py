@@ -114,6 +114,24 @@ def test_pinned_memory_is_bounded_and_used_again(device: CupyDevice, machine: Ma
     assert machine.pinned == 3 * 1000
 
 
+@pytest.mark.parametrize("buffers", [0, 1, 2])
+def test_little_pinned_memory_or_none(device: CupyDevice, machine: Machine, buffers: int) -> None:
+    """Slower, and right; nothing of it is asked for again and again."""
+    machine.pinnable = 1000 * buffers
+    data = np.frombuffer(random.Random(7).randbytes(9_500), dtype=np.uint8).copy()
+    address, expected = device.allocate(len(data)), data.copy()
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda i: device.write(address + i, data[i : i + 2500]), range(0, 9_500, 2500)))
+        data[:] = 0
+        found = np.zeros_like(data)
+        device.read(found, address)
+        assert (found == expected).all()
+        data[:] = expected
+    assert machine.pinned == 1000 * buffers
+    assert machine.calls["hostAlloc"] <= buffers + 3
+
+
 def test_threads_write_at_once(device: CupyDevice) -> None:
     data = np.frombuffer(random.Random(5).randbytes(64_000), dtype=np.uint8).copy()
     address = device.allocate(len(data))

@@ -60,6 +60,8 @@ FEWEST_MULTIPLES = 1 << 12
 """Multiples of a point below which the CPU has them before the GPU's table is made. A prediction."""
 MOST_MULTIPLES = 1 << 20
 """Multiples of a point at a time."""
+SENT = 2 << 20
+"""Bytes that one thread sends, at least. A prediction."""
 ADD, SUB, MUL = range(3)
 TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
 """As kernels/vector.cu numbers them."""
@@ -536,7 +538,13 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
-        self._device.write(block.address, words)
+        if words.nbytes < 2 * SENT:
+            self._device.write(block.address, words)
+            return block
+        # One thread copies into pinned memory more slowly than the bus takes it from there.
+        start, row = block.address, words.nbytes // len(words)
+        pieces = self.job.ranges(len(words), smallest=SENT // row)
+        self.job.map(lambda r: self._device.write(start + r[0] * row, words[r[0] : r[1]]), pieces)
         return block
 
     # Points ------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 from gpuprover.backend import Group, KeyHeader
@@ -107,7 +107,9 @@ class SumsPlan:
     plan: MsmPlan
     resident: bool = True
 
+    @cached_property
     def rows(self) -> tuple[RowsPart, ...]:
+        """Its bases."""
         kept = self.plan if self.plan.depth > 1 else None
         return tuple(
             RowsPart(place, group, self.n, kept)
@@ -132,7 +134,7 @@ class Layout:
 
     def resident(self) -> list[Part]:
         """What lies in the pool, besides the arena."""
-        rows = [part for sums in self.sums if sums.resident for part in sums.rows()]
+        rows = [part for sums in self.sums if sums.resident for part in sums.rows]
         parts: list[Part] = [self.twiddles, self.matrices, *rows]
         return [part for part in parts if size_of(self.curve, part)]
 
@@ -254,7 +256,7 @@ def layouts(
         yield sized(replace(plain, sums=tuple(as_it_lies)))
         yield sized(replace(plain, sums=tuple(as_it_lies), beside=False))
     # 1. What is left beside all that a proof needs is shared out by the bases' own sizes.
-    sizes = [sum(size_of(curve, part) for part in sums.rows()) for sums in plain.sums]
+    sizes = [sum(size_of(curve, part) for part in sums.rows) for sums in plain.sums]
     for beside, share in product((True, False), (1, 2, 4)) if lies else ():
         _, held, arena = sized(replace(plain, beside=beside))
         left = (free - held - arena) // share
@@ -315,7 +317,7 @@ class Session:
         sums, part = next(
             (sums, part)
             for sums in self.layout.sums
-            for part in sums.rows()
+            for part in sums.rows
             if (part.group, part.n) == (group, n) and part.place not in self.taken
         )
         self.taken.add(part.place)
@@ -326,11 +328,6 @@ class Session:
         return next((e for e in self.entries if e.kind == part), None)
 
 
-def fits(entry: Resident, arena: int) -> bool:
-    """Whether an arena of so many bytes may lie in an entry that was made for another one."""
-    return arena <= entry.size <= 2 * arena
-
-
 @dataclass(frozen=True)
 class _Settled:
     """What a key's last proof asked for and got."""
@@ -338,6 +335,7 @@ class _Settled:
     asked: tuple[object, ...]
     layout: Layout
     arena: int
+    entries: list[Resident]
     until: float
     """By the monotonic clock."""
 
@@ -434,7 +432,8 @@ class Gpu:
                 # At a first proof nobody knows whether the key comes again, and a later one may have tables.
                 if lies:
                     until = time.monotonic() + SETTLED_SECONDS
-                    self.residents.note(owner, _Settled(asked, layout, arena, until))
+                    entries = [e for e in session.entries if not isinstance(e.kind, ArenaPart)]
+                    self.residents.note(owner, _Settled(asked, layout, arena, entries, until))
                 return session
             if error is None:
                 error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
@@ -445,19 +444,37 @@ class Gpu:
         settled = self.residents.noted(owner)
         if settled is None or settled.asked != asked or settled.until < time.monotonic():
             return None
-        layout, arena = settled.layout, settled.arena
-        own, common = self.residents.of(owner), self.residents.of(self)
-        if any(e.pins for e in own):
+        shared = any(e.gone or (e.pins and not isinstance(e.kind, TwiddlesPart)) for e in settled.entries)
+        place = self._idle_arena(settled.arena)
+        if shared or place is None:
             return None
-        there = {e.kind for e in (*own, *common)}
-        room = any(isinstance(e.kind, ArenaPart) and not e.pins and fits(e, arena) for e in common)
-        return self._take(layout, arena, owner) if room and there.issuperset(layout.resident()) else None
+        entries = [*settled.entries, place]
+        streams = self._take_streams()
+        for entry in entries:
+            self.residents.pin(entry)
+        return Session(settled.layout, Arena(place.block.address, settled.arena), entries, streams)
+
+    def _idle_arena(self, size: int) -> Resident | None:
+        """The smallest entry in which such an arena may lie."""
+        found = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
+        # Not in one that is far too large: others could do with it.
+        return min((e for e in found if size <= e.size <= 2 * size), key=lambda e: e.size, default=None)
+
+    def _take_streams(self) -> list[Stream]:
+        """Those of a proof, with nothing left to do."""
+        streams: list[Stream] = []
+        try:
+            while len(streams) < SIDE_STREAMS:
+                streams.append(self._streams.pop() if self._streams else self.device.new_stream())
+        except BaseException:
+            self._streams += streams
+            raise
+        return streams
 
     def _take(self, layout: Layout, arena: int, owner: object) -> Session:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
         entries: list[Resident] = []
         added: list[Resident] = []
-        streams: list[Stream] = []
         try:
             wanted: list[tuple[object, Part]] = []
             for part in layout.resident():
@@ -467,10 +484,9 @@ class Gpu:
                     self._pin(found[0], entries)
                 else:
                     wanted.append((whose, part))
-            arenas = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
-            arenas = [e for e in arenas if fits(e, arena)]
-            if arenas:
-                self._pin(min(arenas, key=lambda e: e.size), entries)
+            place = self._idle_arena(arena)
+            if place is not None:
+                self._pin(place, entries)
             else:
                 wanted.append((self, ArenaPart(arena)))
             for entry in self.residents.of(owner):
@@ -478,10 +494,8 @@ class Gpu:
                     self.residents.drop(entry)
             for whose, part in wanted:
                 added.append(self.residents.add(whose, part, size_of(layout.curve, part), gives_way(part)))
-            while len(streams) < SIDE_STREAMS:
-                streams.append(self._streams.pop() if self._streams else self.device.new_stream())
+            streams = self._take_streams()
         except BaseException:
-            self._streams += streams
             for entry in (*entries, *added):
                 self.residents.unpin(entry)
             for entry in added:

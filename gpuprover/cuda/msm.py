@@ -500,11 +500,14 @@ class Msm:
         return Bases(plan, group, count, address)
 
     def _write(self, to: int, points: Words, stream: Stream) -> None:
-        """In pieces, since the host's array may be a strided view and a long one."""
-        row, piece = 8 * points.shape[1], 1 << 18
-        for lo in range(0, len(points), piece):
-            self.job.check()
-            self.device.write(to + lo * row, np.ascontiguousarray(points[lo : lo + piece]), stream)
+        """In pieces, since the host's array may be a strided view and a long one; by the job's threads."""
+        row = 8 * points.shape[1]
+
+        def send(bounds: tuple[int, int]) -> None:
+            lo, hi = bounds
+            self.device.write(to + lo * row, np.ascontiguousarray(points[lo:hi]), stream)
+
+        self.job.map(send, self.job.ranges(len(points), smallest=1 << 15, largest=1 << 18))
 
     def _fill_table(self, plan: MsmPlan, group: Group, n: int, table: int) -> None:
         size, doublings = point_bytes(self.curve, group), plan.c * plan.sets
