@@ -280,7 +280,7 @@ def least(key: Any, gpu: Gpu) -> int:
     return hi
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to the least there is the same proof; below, the exception; the limit is never passed."""
     monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 32)

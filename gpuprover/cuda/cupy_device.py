@@ -140,8 +140,10 @@ class CupyDevice:
         self._streams: list[int] = []
         self._functions: dict[tuple[Any, ...], _Function] = {}
         self._modules: dict[str, int] = {}
+        self._resident: dict[tuple[int, int, int], int] = {}
         self._words = _Words()
         self._events: deque[int] = deque()
+        self._waits: deque[int] = deque()
         self._free: deque[_Buffer] = deque()
         self._buffers, self._most = 0, MAX_BUFFERS
         self._returned = threading.Condition()
@@ -319,7 +321,11 @@ class CupyDevice:
     @_on_device
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
         function = self._function(program, kernel, shared)
-        return max(1, int(self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)))
+        key = function, threads, shared
+        if key not in self._resident:
+            blocks = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)
+            self._resident[key] = max(1, int(blocks))
+        return self._resident[key]
 
     def _function(self, program: Program, kernel: str, shared: int) -> int:
         """The kernel's handle, loaded at its first use and allowed ``shared`` bytes."""
@@ -379,12 +385,16 @@ class CupyDevice:
     @_on_device
     def wait(self, stream: Stream, other: Stream) -> None:
         runtime = self._runtime
-        event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
+        try:
+            event = self._waits.popleft()
+        except IndexError:
+            event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
         try:
             runtime.eventRecord(event, self._streams[other])
             runtime.streamWaitEvent(self._streams[stream], event)
         finally:
-            runtime.eventDestroy(event)  # takes effect once the event has happened
+            # Who waits already waits for the event as it was recorded then.
+            self._waits.append(event)
 
     @_on_device
     def mark(self, stream: Stream = MAIN) -> Mark:
