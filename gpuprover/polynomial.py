@@ -45,7 +45,8 @@ class Domain:
     log_n: int
 
     def __post_init__(self) -> None:
-        self.field.root_of_unity(self.log_n)
+        if not 0 <= self.log_n <= self.field.two_adicity:
+            self.field.root_of_unity(self.log_n)  # raises
 
     @property
     def size(self) -> int:

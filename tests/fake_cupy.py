@@ -119,8 +119,10 @@ class Machine:
 
     Attributes:
         used: bytes allocated, and ``pinned`` on the host.
+        pinnable: bytes of the host that can be pinned; ``buffers`` has what is.
         timed: events that were made for their times.
         lost: every call fails from now on.
+        threads: whether several ask at once, so that one adds to the work that another has waited for.
         lazy: a query finds unfinished work this many times before it gets done.
         calls: how often each function was called.
         beside: kernels and copies that side streams were asked for.
@@ -132,8 +134,10 @@ class Machine:
         self.calls: Counter[str] = Counter()
         self.beside: Counter[str] = Counter()
         self.used = self.pinned = self.timed = 0
-        self.lost = False
+        self.lost = self.threads = False
         self.lazy = 1
+        self.pinnable = 1 << 40
+        self.buffers: list[Any] = []
         self._patience, self._handle = 0, 1000
         self._started: frozenset[int] = frozenset()
         self._lock = threading.RLock()
@@ -240,18 +244,31 @@ class Machine:
             return address
 
         def free(address: int) -> None:
-            # CUDA waits for all of its work by itself, which nobody here relies on.
-            assert not any(stream.work for stream in self._streams()), "freed under work that is not done"
+            # CUDA waits for all work by itself, where Ctrl-C does not reach it; nobody here relies on that.
+            busy = any(stream.work for stream in self._streams())
+            assert not busy or self.threads, "freed under work that is not done"
+            for stream in self._streams():
+                stream.force()
             self.used -= self.blocks.pop(address)[1]
 
         def host_alloc(size: int, flags: int) -> int:
+            if self.pinned + size > self.pinnable:
+                raise CUDARuntimeError(2)
             block = np.full(size, 0xA5, dtype=np.uint8)
             self.blocks[block.ctypes.data] = block, size
+            self.buffers.append(block)
             self.pinned += size
             return int(block.ctypes.data)
 
         def memcpy(to: int, start: int, size: int, kind: int, stream: int) -> None:
+            # As CUDA has it: with memory of the host that is not pinned, the copy is over when this returns.
+            host = {1: start, 2: to}.get(kind)
+            over = host is not None and not any(
+                block.ctypes.data <= host < block.ctypes.data + len(block) for block in self.buffers
+            )
             self._later(stream, f"copy {kind}", lambda: ctypes.memmove(to, start, size))
+            if over:
+                self.handles[stream].force()
 
         def memset(to: int, value: int, size: int, stream: int) -> None:
             self._later(stream, "fill", lambda: ctypes.memset(to, value, size))

@@ -121,6 +121,30 @@ def test_only_the_witness_and_the_sums_cross_the_bus() -> None:
     assert device.read_back < 128 << 10
 
 
+def test_several_threads_send_a_large_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte once, whatever the number of rows."""
+    senders: set[int] = set()
+
+    class Noting(Watched):
+        def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
+            senders.add(threading.get_ident())
+            super().write(to, data, stream)
+
+    monkeypatch.setattr(backend_module, "SENT", 256)
+    device = Noting()
+    backend = CudaBackend(BN254, Job(threads=3), Gpu(device))
+    for n in (1, 15, 16, 17, 101):
+        words = np.arange(4 * n, dtype=np.uint64).reshape(n, 4)
+        device.written = 0
+        block = backend._send(words)
+        found = np.empty_like(words)
+        device.read(found, block.address)
+        assert (found == words).all()
+        assert device.written == words.nbytes
+    assert threading.get_ident() in senders
+    assert len(senders) > 1
+
+
 def test_a_false_witness_is_refused(curve: CurveParams) -> None:
     key, good = chain_key(curve), chain_witness(curve)
     values = good.values.copy()
@@ -256,7 +280,7 @@ def least(key: Any, gpu: Gpu) -> int:
     return hi
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to the least there is the same proof; below, the exception; the limit is never passed."""
     monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 32)

@@ -21,7 +21,7 @@ import pytest
 import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
-from fake_cupy import Gpu, Machine
+from fake_cupy import Gpu, Machine, Schedule
 from gpuprover import backend
 from gpuprover import cache as folders
 from gpuprover.cache import CACHE_VARIABLE
@@ -114,6 +114,24 @@ def test_pinned_memory_is_bounded_and_used_again(device: CupyDevice, machine: Ma
     assert machine.pinned == 3 * 1000
 
 
+@pytest.mark.parametrize("buffers", [0, 1, 2])
+def test_little_pinned_memory_or_none(device: CupyDevice, machine: Machine, buffers: int) -> None:
+    """Slower, and right; nothing of it is asked for again and again."""
+    machine.pinnable = 1000 * buffers
+    data = np.frombuffer(random.Random(7).randbytes(9_500), dtype=np.uint8).copy()
+    address, expected = device.allocate(len(data)), data.copy()
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda i: device.write(address + i, data[i : i + 2500]), range(0, 9_500, 2500)))
+        data[:] = 0
+        found = np.zeros_like(data)
+        device.read(found, address)
+        assert (found == expected).all()
+        data[:] = expected
+    assert machine.pinned == 1000 * buffers
+    assert machine.calls["hostAlloc"] <= buffers + 3
+
+
 def test_threads_write_at_once(device: CupyDevice) -> None:
     data = np.frombuffer(random.Random(5).randbytes(64_000), dtype=np.uint8).copy()
     address = device.allocate(len(data))
@@ -122,6 +140,22 @@ def test_threads_write_at_once(device: CupyDevice) -> None:
     found = np.zeros_like(data)
     device.read(found, address)
     assert (found == data).all()
+
+
+def test_a_read_leaves_transfers_alone(device: CupyDevice, machine: Machine) -> None:
+    """Where every pinned buffer has a transfer to do, none of them serves another one before that is done."""
+    small, large, side = device.allocate(3000), device.allocate(5000), device.new_stream()
+    device.fill(large, 9, 5000)
+    device.synchronize()
+    data = np.arange(3000, dtype=np.uint32).view(np.uint8)[:3000]
+    device.write(small, data, side)
+    machine.schedule = Schedule.MAIN_FIRST
+    found = np.zeros(5000, np.uint8)
+    device.read(found, large)
+    assert (found == 9).all()
+    got = np.zeros(3000, np.uint8)
+    device.read(got, small, side)
+    assert (got == data).all()
 
 
 def test_streams_wait_for_each_other_when_told(device: CupyDevice) -> None:

@@ -201,10 +201,11 @@ def sums(device: CupyDevice) -> None:
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
         for _ in range(2):
             assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
-        if n <= at_once:
+        other, last = device.new_stream(), device.new_stream()
+        for sorts, reductions in ((MAIN, None), (other, last)) if n <= at_once else ():
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]
-            digits = msm.digits(plan, at, n)
-            begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN) for b in bases]
+            digits = msm.digits(plan, at, n, stream=sorts)
+            begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, reductions) for b in bases]
             assert [msm.finish([s]) for s in begun] == want
             msm.release(digits, *bases)
         device.release(at)
@@ -259,5 +260,6 @@ def test_every_case_under_every_schedule(
     schedule: Schedule, case: Callable[[CupyDevice], None], rng: random.Random
 ) -> None:
     for _ in range(SEEDS if schedule is Schedule.RANDOM else 1):
-        _, device = opened(schedule, rng.randrange(1 << 32))
+        machine, device = opened(schedule, rng.randrange(1 << 32))
+        machine.threads = case is proofs_of_several_threads
         case(device)

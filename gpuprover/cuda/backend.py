@@ -20,10 +20,20 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form, Group, HostPoint, KeyHeader, MemoryPlan, open_backend
 from gpuprover.cuda import sparse
-from gpuprover.cuda.device import MAIN, Address, Program
-from gpuprover.cuda.gpu import Gpu, Layout, RowsPart, Session, TwiddlesPart, choose, sets_of, size_of
+from gpuprover.cuda.device import MAIN, Address, Program, Stream
+from gpuprover.cuda.gpu import (
+    SIDE_STREAMS,
+    Gpu,
+    Layout,
+    RowsPart,
+    Session,
+    TwiddlesPart,
+    choose,
+    sets_of,
+    size_of,
+)
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
-from gpuprover.cuda.msm import Bases, Msm, MsmPlan, Sum, fixed_multiples, point_bytes
+from gpuprover.cuda.msm import Bases, Digits, Msm, MsmPlan, Sum, fixed_multiples, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.sparse import (
@@ -50,6 +60,8 @@ FEWEST_MULTIPLES = 1 << 12
 """Multiples of a point below which the CPU has them before the GPU's table is made. A prediction."""
 MOST_MULTIPLES = 1 << 20
 """Multiples of a point at a time."""
+SENT = 2 << 20
+"""Bytes that one thread sends, at least. A prediction."""
 ADD, SUB, MUL = range(3)
 TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
 """As kernels/vector.cu numbers them."""
@@ -122,6 +134,53 @@ class Done(NamedTuple):
     """A sum that is known already."""
 
     point: HostPoint
+
+
+@dataclass
+class _Part:
+    """Sums of the same scalars over bases of one plan, which all lie on the device, or are all sent there.
+
+    Attributes:
+        bases: by their place in the request.
+        at, form, words: the scalars on the device, as :meth:`Msm.digits` takes them.
+        digits: of all scalars, where they have been made already.
+    """
+
+    plan: MsmPlan
+    bases: dict[int, DeviceBases]
+    at: Address
+    form: Form
+    words: int
+    digits: Digits | None = None
+
+    @property
+    def n(self) -> int:
+        return len(next(iter(self.bases.values())))
+
+    def sort(self, msm: Msm, lo: int, count: int, stream: Stream = MAIN) -> Digits:
+        """The digits of ``count`` scalars from ``lo`` on."""
+        return msm.digits(self.plan, self.at + 8 * self.words * lo, count, self.form, self.words, stream)
+
+
+@dataclass
+class _Lanes:
+    """Streams for the sums of one call.
+
+    Attributes:
+        beside: whether sorts and reductions are not on the main one.
+        side: of sums in G2.
+    """
+
+    beside: bool = False
+    side: Stream = MAIN
+    sorts: Stream = MAIN
+    reductions: Sequence[Stream] = ()
+    used: int = 0
+
+    def reduction(self) -> Stream:
+        """The stream for a reduction; they take turns."""
+        self.used += 1
+        return self.reductions[self.used % len(self.reductions)]
 
 
 @dataclass
@@ -254,7 +313,8 @@ class CudaBackend:
         gpu = Gpu(Nothing(self._device))
         double = CudaBackend(self.curve, self.job, gpu, self._host_groups)
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
-        double._session = Session(layout, arena, [], gpu.device.new_stream())
+        streams = [gpu.device.new_stream() for _ in range(SIDE_STREAMS)]
+        double._session = Session(layout, arena, [], streams)
         limbs = self.curve.scalar.limbs
         domain, m = layout.twiddles.domain, layout.matrices
         shape = MatricesShape(2, m.rows, sparse.partials_bound(m.entries), m.size, m.resident)
@@ -478,7 +538,13 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
-        self._device.write(block.address, words)
+        if words.nbytes < 2 * SENT:
+            self._device.write(block.address, words)
+            return block
+        # One thread copies into pinned memory more slowly than the bus takes it from there.
+        start, row = block.address, words.nbytes // len(words)
+        pieces = self.job.ranges(len(words), smallest=SENT // row)
+        self.job.map(lambda r: self._device.write(start + r[0] * row, words[r[0] : r[1]]), pieces)
         return block
 
     # Points ------------------------------------------------------------------------------
@@ -528,7 +594,11 @@ class CudaBackend:
     def msm_many(
         self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
     ) -> list[list[HostPoint]]:
-        """Sums in G1 on the main stream, in G2 on another; those of the host while the device works."""
+        """Sums in G1 on the main stream, in G2 on another; those of the host while the device works.
+
+        Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
+        and the reduction of each sum beside the next ones. All is done when this returns.
+        """
         for bases, scalars in requests:
             for b in bases:
                 if len(b) != len(scalars):
@@ -537,7 +607,7 @@ class CudaBackend:
         with Scope(self._memory) as memory:
             msm = Msm(self._device, self.curve, self.job, memory)
             try:
-                sums = [self._start(msm, *request) for request in requests]
+                sums = self._start_all(msm, requests)
                 for i, (bases, scalars) in enumerate(requests):
                     places = [j for j, b in enumerate(bases) if b.host is not None]
                     if places:
@@ -555,53 +625,77 @@ class CudaBackend:
                 raise
         return found
 
-    def _start(
-        self, msm: Msm, bases: Sequence[DeviceBases], scalars: Words | DeviceVector
-    ) -> dict[int, list[Sum] | Done]:
-        """Launches the sums of a request -> for each place in it a sum on its way, or what it is.
+    def _start_all(
+        self, msm: Msm, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+    ) -> list[dict[int, list[Sum] | Done]]:
+        """Launches the sums of all requests -> for each place in each a sum on its way, or what it is.
 
-        Memory that the main stream works with may be taken again by later work of that stream, and by the
-        other one, which waits for it each time. What the other stream works with is held to the end.
+        Memory that the main stream alone works with may be taken again by its later work, and by other
+        streams, which wait for it each time (:class:`Msm`). What others work with is held to the end.
         """
-        mine = {j: b for j, b in enumerate(bases) if b.plan is not None}
-        if not mine:
-            return {}
-        form = Form.MONTGOMERY if isinstance(scalars, DeviceVector) else Form.CANONICAL
-        given = scalars if isinstance(scalars, DeviceVector) else self._given(scalars)
-        words = self.curve.scalar.limbs if isinstance(scalars, DeviceVector) else scalars.shape[1]
-        started: dict[int, list[Sum] | Done] = {}
-        for plan in dict.fromkeys(b.plan for b in mine.values()):
-            assert plan is not None
-            sent = {
-                j: (b.group, b.points) for j, b in mine.items() if b.plan == plan and b.points is not None
-            }
-            if sent:
-                with self._gpu.stream() as copies:
-                    points = msm.sum_slices(plan, [*sent.values()], given.address, copies, form, words)
-                started.update(zip(sent, map(Done, points), strict=True))
-            here = {j: b for j, b in mine.items() if b.plan == plan and b.points is None}
-            if here:
-                started.update(self._start_here(msm, plan, here, given.address, form, words))
-        if not isinstance(scalars, DeviceVector):
-            given.free()
+        started: list[dict[int, list[Sum] | Done]] = [{} for _ in requests]
+        given: list[Given] = []
+        here: list[tuple[int, _Part]] = []
+        sent: list[tuple[int, _Part]] = []
+        for i, (bases, scalars) in enumerate(requests):
+            plans: list[MsmPlan] = []
+            for b in bases:
+                if b.plan is not None and b.plan not in plans:
+                    plans.append(b.plan)
+            if not plans:
+                continue
+            if isinstance(scalars, DeviceVector):
+                at, form, words = scalars.address, Form.MONTGOMERY, self.curve.scalar.limbs
+            else:
+                given.append(self._given(scalars))
+                at, form, words = given[-1].address, Form.CANONICAL, scalars.shape[1]
+            for plan in plans:
+                for parts, where in ((here, False), (sent, True)):
+                    mine = {
+                        j: b
+                        for j, b in enumerate(bases)
+                        if b.plan == plan and (b.points is not None) is where
+                    }
+                    if mine:
+                        parts.append((i, _Part(plan, mine, at, form, words)))
+        lanes = self._lanes([part for _, part in here])
+        if lanes.beside:
+            # Nothing runs beside the first sort, and the others beside sums.
+            for k, (_, part) in enumerate(here):
+                part.digits = part.sort(msm, 0, part.n, lanes.sorts if k else MAIN)
+        for i, part in here:
+            started[i].update(self._start_part(msm, part, lanes))
+        for i, part in sent:
+            points = [(b.group, b.points) for b in part.bases.values() if b.points is not None]
+            with self._gpu.stream() as copies:
+                found = msm.sum_slices(part.plan, points, part.at, copies, part.form, part.words)
+            started[i].update(zip(part.bases, map(Done, found), strict=True))
+        for one in given:
+            one.free()
         return started
 
-    def _start_here(
-        self, msm: Msm, plan: MsmPlan, bases: dict[int, DeviceBases], scalars: int, form: Form, words: int
-    ) -> dict[int, list[Sum]]:
+    def _lanes(self, parts: Sequence[_Part]) -> _Lanes:
+        """Streams for the sums of a proof, if one piece of each is all; others come one after another."""
+        session = self._session
+        if session is None or any(part.n > part.plan.n for part in parts):
+            return _Lanes()
+        side, sorts, *reductions = session.streams
+        return _Lanes(session.layout.beside, side, sorts, reductions)
+
+    def _start_part(self, msm: Msm, part: _Part, lanes: _Lanes) -> dict[int, list[Sum]]:
         """Sums over bases of one plan that lie on the device, ``plan.n`` points at a time."""
-        n = len(next(iter(bases.values())))
-        started: dict[int, list[Sum]] = {j: [] for j in bases}
-        # The longest first, and beside the others, if one piece is all.
-        side = self._session.stream if self._session is not None and n <= plan.n else MAIN
-        for lo in range(0, n, plan.n):
-            count = min(plan.n, n - lo)
-            digits = msm.digits(plan, scalars + 8 * words * lo, count, form, words)
-            for j, b in sorted(bases.items(), key=lambda item: item[1].group is Group.G1):
+        plan = part.plan
+        started: dict[int, list[Sum]] = {j: [] for j in part.bases}
+        for lo in range(0, part.n, plan.n):
+            count = min(plan.n, part.n - lo)
+            digits = part.digits or part.sort(msm, lo, count)
+            # The longest first.
+            for j, b in sorted(part.bases.items(), key=lambda item: item[1].group is Group.G1):
                 at = Address(b.at + lo * point_bytes(self.curve, b.group))
-                stream = side if b.group is Group.G2 else MAIN
-                started[j].append(msm.sum(Bases(plan, b.group, count, at), digits, stream))
-            if side == MAIN or all(b.group is Group.G1 for b in bases.values()):
+                stream = lanes.side if b.group is Group.G2 else MAIN
+                reductions = lanes.reduction() if stream == MAIN and lanes.beside else None
+                started[j].append(msm.sum(Bases(plan, b.group, count, at), digits, stream, reductions))
+            if all(s[-1].stream == MAIN for s in started.values()):
                 msm.release(digits)
         return started
 

@@ -117,7 +117,8 @@ class CupyDevice:
     """See :class:`gpuprover.cuda.device.Device`.
 
     ``write`` may run in several threads at once, for disjoint ranges: each copies through a pinned buffer of
-    its own.
+    its own. Where the system pins fewer than MAX_BUFFERS of them, those serve; where it pins none, CUDA
+    copies through memory of its own, more slowly.
     """
 
     def __init__(self, index: int) -> None:
@@ -139,10 +140,12 @@ class CupyDevice:
         self._streams: list[int] = []
         self._functions: dict[tuple[Any, ...], _Function] = {}
         self._modules: dict[str, int] = {}
+        self._resident: dict[tuple[int, int, int], int] = {}
         self._words = _Words()
         self._events: deque[int] = deque()
+        self._waits: deque[int] = deque()
         self._free: deque[_Buffer] = deque()
-        self._buffers = 0
+        self._buffers, self._most = 0, MAX_BUFFERS
         self._returned = threading.Condition()
         self._lock = threading.RLock()
         self._start()
@@ -197,12 +200,16 @@ class CupyDevice:
     @_on_device
     def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
         runtime, handle, source = self._runtime, self._streams[stream], _bytes(data)
+        kind = runtime.memcpyHostToDevice
         for start in range(0, len(source), CHUNK):
             part = source[start : start + CHUNK]
             buffer = self._take()
+            if buffer is None:
+                # From memory that is not pinned, a copy returns once it has been read.
+                runtime.memcpyAsync(to + start, part.ctypes.data, len(part), kind, handle)
+                continue
             try:
                 buffer.bytes[: len(part)] = part
-                kind = runtime.memcpyHostToDevice
                 runtime.memcpyAsync(to + start, buffer.address, len(part), kind, handle)
                 runtime.eventRecord(buffer.event, handle)
             finally:
@@ -211,17 +218,23 @@ class CupyDevice:
     @_on_device
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
         runtime, handle, target = self._runtime, self._streams[stream], _bytes(data)
-        buffers = [self._take()]
+        kind = runtime.memcpyDeviceToHost
+        first = self._take()
+        if first is None:
+            if len(target):
+                runtime.memcpyAsync(target.ctypes.data, start, len(target), kind, handle)
+            self._wait_until(runtime.streamQuery, handle)
+            return
+        buffers = [first]
         flying: deque[tuple[_Buffer, NDArray[np.uint8]]] = deque()
         try:
             # One transfer runs while the one before it is copied out; without waiting for the second buffer.
-            if len(target) > CHUNK and (second := self._spare()) is not None:
+            if len(target) > CHUNK and (second := self._spare(idle=True)) is not None:
                 buffers.append(second)
             for i, offset in enumerate(range(0, len(target), CHUNK)):
                 if len(flying) == len(buffers):
                     self._land(*flying.popleft())
                 buffer, part = buffers[i % len(buffers)], target[offset : offset + CHUNK]
-                kind = runtime.memcpyDeviceToHost
                 runtime.memcpyAsync(buffer.address, start + offset, len(part), kind, handle)
                 runtime.eventRecord(buffer.event, handle)
                 flying.append((buffer, part))
@@ -246,24 +259,35 @@ class CupyDevice:
 
     # Pinned buffers --------------------------------------------------------------------
 
-    def _take(self) -> _Buffer:
-        """A buffer that nothing uses any more."""
+    def _take(self) -> _Buffer | None:
+        """A buffer that nothing uses any more; None where there is no pinned memory."""
         with self._returned:
             while (buffer := self._spare()) is None:
+                if not self._most:
+                    return None
                 self._returned.wait()
         self._wait_until(self._runtime.eventQuery, buffer.event)
         return buffer
 
-    def _spare(self) -> _Buffer | None:
-        """The buffer that was given back first, or a new one rather than one whose transfer still runs."""
+    def _spare(self, idle: bool = False) -> _Buffer | None:
+        """The buffer that was given back first, or a new one rather than one whose transfer still runs.
+
+        Where there can be no new one, such a one after all; with ``idle``, none then.
+        """
         runtime = self._runtime
         with self._returned:
-            full = self._buffers == MAX_BUFFERS
-            if self._free and (full or runtime.eventQuery(self._free[0].event) == 0):
+            full = self._buffers >= self._most
+            if self._free and ((full and not idle) or runtime.eventQuery(self._free[0].event) == 0):
                 return self._free.popleft()
             if full:
                 return None
-            address = runtime.hostAlloc(CHUNK, runtime.hostAllocPortable)
+            try:
+                address = runtime.hostAlloc(CHUNK, runtime.hostAllocPortable)
+            except RuntimeError as error:
+                if getattr(error, "status", None) != OUT_OF_MEMORY:
+                    raise
+                self._most = self._buffers
+                return self._spare(idle)
             self._buffers += 1
             memory = (ctypes.c_ubyte * CHUNK).from_address(address)
             event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
@@ -297,7 +321,11 @@ class CupyDevice:
     @_on_device
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
         function = self._function(program, kernel, shared)
-        return max(1, int(self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)))
+        key = function, threads, shared
+        if key not in self._resident:
+            blocks = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)
+            self._resident[key] = max(1, int(blocks))
+        return self._resident[key]
 
     def _function(self, program: Program, kernel: str, shared: int) -> int:
         """The kernel's handle, loaded at its first use and allowed ``shared`` bytes."""
@@ -357,12 +385,16 @@ class CupyDevice:
     @_on_device
     def wait(self, stream: Stream, other: Stream) -> None:
         runtime = self._runtime
-        event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
+        try:
+            event = self._waits.popleft()
+        except IndexError:
+            event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
         try:
             runtime.eventRecord(event, self._streams[other])
             runtime.streamWaitEvent(self._streams[stream], event)
         finally:
-            runtime.eventDestroy(event)  # takes effect once the event has happened
+            # Who waits already waits for the event as it was recorded then.
+            self._waits.append(event)
 
     @_on_device
     def mark(self, stream: Stream = MAIN) -> Mark:

@@ -3,13 +3,15 @@
 A :class:`Layout` says for each part of a key whether it stays on the device, and how. :func:`layouts` lists
 them from the best to the leanest, in the order in which a proof gives things up:
 
-1. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
-   nobody holds;
-2. sums over all points at once: they are taken a half, then a quarter at a time;
-3. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
-4. the matrices, likewise;
-5. the transforms' tables, for compact ones;
-6. the length of slices.
+1. memory of their own for the sums, in which they are sorted and reduced beside each other, if that leaves
+   room for tables;
+2. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
+   nobody holds; and, without them, the former again;
+3. sums over all points at once: they are taken a half, then a quarter at a time;
+4. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
+5. the matrices, likewise;
+6. the transforms' tables, for compact ones;
+7. the length of slices.
 
 A proof takes the first that fits beside what other proofs use; what merely lies there, of other keys, gives
 way.
@@ -21,7 +23,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import product
 
 from gpuprover.backend import Group, KeyHeader
 from gpuprover.cuda import sparse
@@ -40,6 +43,8 @@ MOST_HALVINGS = 6
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
+SIDE_STREAMS = 6
+"""Of a proof: its reductions in G1, four of them, may all run at once."""
 SETTLED_SECONDS = 10.0
 """A key whose layout has been chosen keeps it for so long, whatever memory becomes free meanwhile."""
 
@@ -102,7 +107,9 @@ class SumsPlan:
     plan: MsmPlan
     resident: bool = True
 
+    @cached_property
     def rows(self) -> tuple[RowsPart, ...]:
+        """Its bases."""
         kept = self.plan if self.plan.depth > 1 else None
         return tuple(
             RowsPart(place, group, self.n, kept)
@@ -112,16 +119,22 @@ class SumsPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a key lie during a proof."""
+    """Where the parts of a key lie during a proof.
+
+    Attributes:
+        beside: whether sums over all points at once are sorted and reduced on streams of their own, in memory
+            that is held until all are known.
+    """
 
     curve: CurveParams
     sums: tuple[SumsPlan, ...]
     matrices: MatricesPart
     twiddles: TwiddlesPart
+    beside: bool = True
 
     def resident(self) -> list[Part]:
         """What lies in the pool, besides the arena."""
-        rows = [part for sums in self.sums if sums.resident for part in sums.rows()]
+        rows = [part for sums in self.sums if sums.resident for part in sums.rows]
         parts: list[Part] = [self.twiddles, self.matrices, *rows]
         return [part for part in parts if size_of(self.curve, part)]
 
@@ -241,23 +254,27 @@ def layouts(
             same = all(plan == kept[0] for plan in kept)
             as_it_lies.append(replace(sums, plan=kept[0]) if kept[0] is not None and same else sums)
         yield sized(replace(plain, sums=tuple(as_it_lies)))
+        yield sized(replace(plain, sums=tuple(as_it_lies), beside=False))
     # 1. What is left beside all that a proof needs is shared out by the bases' own sizes.
-    _, held, arena = sized(plain)
-    sizes = [sum(size_of(curve, part) for part in sums.rows()) for sums in plain.sums]
-    for share in (1, 2, 4) if lies and free > held + arena else ():
+    sizes = [sum(size_of(curve, part) for part in sums.rows) for sums in plain.sums]
+    for beside, share in product((True, False), (1, 2, 4)) if lies else ():
+        _, held, arena = sized(replace(plain, beside=beside))
         left = (free - held - arena) // share
+        if left <= 0:
+            continue
         with_tables = []
         for sums, own in zip(plain.sums, sizes, strict=True):
             room = sums.plan.bytes(properties) + left * own // sum(sizes)
             plan = choose(curve, sums.plan.groups, sums.n, properties, room, keep=True)
             with_tables.append(replace(sums, plan=plan) if plan.n >= sums.n >= SHORTEST_TABLE else sums)
-        layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables)))
-        if held_now + arena_now <= free:
+        layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables), beside=beside))
+        if held_now + arena_now <= free and any(sums.plan.depth > 1 for sums in layout.sums):
             yield layout, held_now, arena_now
-    # 2. to 6.
+    # 2. to 7.
+    yield sized(plain)
     layout = plain
     for halvings in range(3):
-        layout = replace(plain, sums=tuple(cut(sums, halvings) for sums in plain.sums))
+        layout = replace(plain, beside=False, sums=tuple(cut(sums, halvings) for sums in plain.sums))
         yield sized(layout)
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         sent = replace(layout.sums[i], resident=False)
@@ -285,14 +302,14 @@ class Session:
         layout: where the parts of its key lie.
         arena: memory for all else.
         entries: the resident parts, and what the arena lies in, pinned.
-        stream: beside the main one.
+        streams: beside the main one: for sums in G2, for sorts, and for reductions; SIDE_STREAMS.
         taken: places of bases that have been prepared.
     """
 
     layout: Layout
     arena: Arena
     entries: list[Resident]
-    stream: Stream
+    streams: list[Stream]
     taken: set[int] = field(default_factory=set)
 
     def next_bases(self, group: Group, n: int) -> tuple[SumsPlan, RowsPart]:
@@ -300,7 +317,7 @@ class Session:
         sums, part = next(
             (sums, part)
             for sums in self.layout.sums
-            for part in sums.rows()
+            for part in sums.rows
             if (part.group, part.n) == (group, n) and part.place not in self.taken
         )
         self.taken.add(part.place)
@@ -311,11 +328,6 @@ class Session:
         return next((e for e in self.entries if e.kind == part), None)
 
 
-def fits(entry: Resident, arena: int) -> bool:
-    """Whether an arena of so many bytes may lie in an entry that was made for another one."""
-    return arena <= entry.size <= 2 * arena
-
-
 @dataclass(frozen=True)
 class _Settled:
     """What a key's last proof asked for and got."""
@@ -323,6 +335,7 @@ class _Settled:
     asked: tuple[object, ...]
     layout: Layout
     arena: int
+    entries: list[Resident]
     until: float
     """By the monotonic clock."""
 
@@ -419,7 +432,8 @@ class Gpu:
                 # At a first proof nobody knows whether the key comes again, and a later one may have tables.
                 if lies:
                     until = time.monotonic() + SETTLED_SECONDS
-                    self.residents.note(owner, _Settled(asked, layout, arena, until))
+                    entries = [e for e in session.entries if not isinstance(e.kind, ArenaPart)]
+                    self.residents.note(owner, _Settled(asked, layout, arena, entries, until))
                 return session
             if error is None:
                 error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
@@ -430,13 +444,32 @@ class Gpu:
         settled = self.residents.noted(owner)
         if settled is None or settled.asked != asked or settled.until < time.monotonic():
             return None
-        layout, arena = settled.layout, settled.arena
-        own, common = self.residents.of(owner), self.residents.of(self)
-        if any(e.pins for e in own):
+        shared = any(e.gone or (e.pins and not isinstance(e.kind, TwiddlesPart)) for e in settled.entries)
+        place = self._idle_arena(settled.arena)
+        if shared or place is None:
             return None
-        there = {e.kind for e in (*own, *common)}
-        room = any(isinstance(e.kind, ArenaPart) and not e.pins and fits(e, arena) for e in common)
-        return self._take(layout, arena, owner) if room and there.issuperset(layout.resident()) else None
+        entries = [*settled.entries, place]
+        streams = self._take_streams()
+        for entry in entries:
+            self.residents.pin(entry)
+        return Session(settled.layout, Arena(place.block.address, settled.arena), entries, streams)
+
+    def _idle_arena(self, size: int) -> Resident | None:
+        """The smallest entry in which such an arena may lie."""
+        found = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
+        # Not in one that is far too large: others could do with it.
+        return min((e for e in found if size <= e.size <= 2 * size), key=lambda e: e.size, default=None)
+
+    def _take_streams(self) -> list[Stream]:
+        """Those of a proof, with nothing left to do."""
+        streams: list[Stream] = []
+        try:
+            while len(streams) < SIDE_STREAMS:
+                streams.append(self._streams.pop() if self._streams else self.device.new_stream())
+        except BaseException:
+            self._streams += streams
+            raise
+        return streams
 
     def _take(self, layout: Layout, arena: int, owner: object) -> Session:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
@@ -451,10 +484,9 @@ class Gpu:
                     self._pin(found[0], entries)
                 else:
                     wanted.append((whose, part))
-            arenas = [e for e in self.residents.of(self) if isinstance(e.kind, ArenaPart) and not e.pins]
-            arenas = [e for e in arenas if fits(e, arena)]
-            if arenas:
-                self._pin(min(arenas, key=lambda e: e.size), entries)
+            place = self._idle_arena(arena)
+            if place is not None:
+                self._pin(place, entries)
             else:
                 wanted.append((self, ArenaPart(arena)))
             for entry in self.residents.of(owner):
@@ -462,7 +494,7 @@ class Gpu:
                     self.residents.drop(entry)
             for whose, part in wanted:
                 added.append(self.residents.add(whose, part, size_of(layout.curve, part), gives_way(part)))
-            stream = self._streams.pop() if self._streams else self.device.new_stream()
+            streams = self._take_streams()
         except BaseException:
             for entry in (*entries, *added):
                 self.residents.unpin(entry)
@@ -471,7 +503,7 @@ class Gpu:
             raise
         entries += added
         (place,) = (e for e in entries if isinstance(e.kind, ArenaPart))
-        return Session(layout, Arena(place.block.address, arena), entries, stream)
+        return Session(layout, Arena(place.block.address, arena), entries, streams)
 
     @contextmanager
     def stream(self) -> Iterator[Stream]:
@@ -503,7 +535,7 @@ class Gpu:
                 self.leaked += left
             for entry in session.entries:
                 self.residents.unpin(entry)
-            self._streams.append(session.stream)
+            self._streams += session.streams
             if self._failure is not None:
                 self.residents.clear()
 

@@ -321,6 +321,7 @@ class Resident:
         value: what was made of it; None until it has been filled.
         table: whether it could do with less: it is given up before others.
         pins: proofs that use it now.
+        gone: whether it has been given up.
     """
 
     def __init__(self, kind: Hashable, block: Block, size: int, table: bool) -> None:
@@ -329,6 +330,7 @@ class Resident:
         self.bound: Hashable = None
         self.pins = 0
         self.used = 0
+        self.gone = False
         self.lock = threading.Lock()
 
 
@@ -398,8 +400,7 @@ class Residents:
             for entries in self._entries.values():
                 if entry in entries:
                     entries.remove(entry)
-            entry.value = None
-            entry.block.free()
+            self._forget(entry)
             self._pool.trim()
 
     def reclaim(self) -> bool:
@@ -417,6 +418,10 @@ class Residents:
             pass
         self._pool.trim()
 
+    def _forget(self, entry: Resident) -> None:
+        entry.value, entry.gone = None, True
+        entry.block.free()
+
     def _bury(self) -> None:
         """Gives up what dead owners have left."""
         while self._dead:
@@ -426,6 +431,5 @@ class Residents:
                 del self._owners[key]
                 self._notes.pop(key, None)
                 for entry in self._entries.pop(key, []):
-                    entry.value = None
-                    entry.block.free()
+                    self._forget(entry)
                 self._pool.trim()

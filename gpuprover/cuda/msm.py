@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,14 +113,6 @@ COSTS = Costs()
 TUNING = Tuning()
 
 
-def _digits_program(curve: CurveParams) -> Program:
-    return Program(curve, "digits.cu")
-
-
-def _sums_program(curve: CurveParams, group: Group) -> Program:
-    return Program(curve, "msm.cu", (("GROUP", group.name[1]),))
-
-
 def _pairs_program(curve: CurveParams, group: Group) -> Program:
     return Program(curve, "pairs.cu", (("GROUP", group.name[1]),))
 
@@ -175,6 +167,13 @@ class MsmPlan:
     depth: int
     tuning: Tuning = field(default=TUNING, repr=False)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.curve.name, len(self.groups), self.n, self.c, self.depth))
+
     def __post_init__(self) -> None:
         if not (2 <= self.c <= MAX_WINDOW and 1 <= self.depth <= self.windows and self.n >= 0):
             raise InvalidInput(f"msm: no plan has c = {self.c}, depth = {self.depth}, n = {self.n}")
@@ -190,20 +189,20 @@ class MsmPlan:
         """Sets of buckets."""
         return -(-self.windows // self.depth)
 
-    @property
+    @cached_property
     def buckets(self) -> int:
         return self.sets << (self.c - 1)
 
-    @property
+    @cached_property
     def low(self) -> int:
         """Bits of a bucket's number that are left to the second level of the sort."""
         return min(self.c - 1, LARGEST_LOW, self.buckets.bit_length() // 2)
 
-    @property
+    @cached_property
     def bins(self) -> int:
         return self.buckets >> self.low
 
-    @property
+    @cached_property
     def run(self) -> int:
         """Buckets that one thread adds up first; a power of 2."""
         wanted = max(1, self.buckets // self.tuning.runs)
@@ -228,17 +227,17 @@ class MsmPlan:
 
     def digits_bytes(self) -> int:
         """Of a Digits once it is made."""
-        return _Layout(_digit_sizes(self, self.n)).size
+        return _digit_parts(self, self.n).size
 
     def sort_bytes(self, properties: Properties) -> int:
         """Beside it, while it is made."""
-        return _Layout(_sort_sizes(self, self.n, _share(self, self.n, properties))).size
+        return _sort_parts(self, self.n, _share(self, self.n, properties)).size
 
     def sum_bytes(self, group: Group, properties: Properties) -> int:
         """Of one sum on the way, at most."""
         threads = properties.multiprocessors * properties.threads // _lanes(group)
         launches = _launches(self, group, properties)
-        return _Layout(_sum_sizes(self, group, _segments(self, self.n, launches * threads))).size
+        return _sum_parts(self, group, _segments(self, self.n, launches * threads)).size
 
     def bytes(self, properties: Properties) -> int:
         """All of the above, with the tables, and with sums that run at the same time."""
@@ -383,13 +382,15 @@ def _tiles(plan: MsmPlan, n: int) -> int:
     return n * plan.windows // plan.tuning.tile + plan.bins
 
 
-def _digit_sizes(plan: MsmPlan, n: int) -> dict[str, int]:
-    return {"sorted": 4 * n * plan.windows, "starts": 4 * (plan.buckets + 1)}
+@lru_cache(maxsize=256)
+def _digit_parts(plan: MsmPlan, n: int) -> _Layout:
+    return _Layout({"sorted": 4 * n * plan.windows, "starts": 4 * (plan.buckets + 1)})
 
 
-def _sort_sizes(plan: MsmPlan, n: int, share: int) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def _sort_parts(plan: MsmPlan, n: int, share: int) -> _Layout:
     entries = n * plan.windows
-    return {
+    sizes = {
         "counts": 4 * plan.bins,
         "bins": 4 * (plan.bins + 1),
         "tiles": 4 * (plan.bins + 1),
@@ -398,6 +399,7 @@ def _sort_sizes(plan: MsmPlan, n: int, share: int) -> dict[str, int]:
         "keys": 2 * entries,
         "values": 4 * entries,
     }
+    return _Layout(sizes)
 
 
 def _segments(plan: MsmPlan, n: int, threads: int) -> int:
@@ -405,14 +407,15 @@ def _segments(plan: MsmPlan, n: int, threads: int) -> int:
     return max(1, min(threads, -(-n * plan.windows // plan.tuning.shortest)))
 
 
-def _sum_sizes(plan: MsmPlan, group: Group, segments: int) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def _sum_parts(plan: MsmPlan, group: Group, segments: int) -> _Layout:
     xyzz = 2 * point_bytes(plan.curve, group)
     runs = plan.buckets // plan.run
     merged = -(-segments * _lanes(group) // WARP)
     pairs = {"list starts": 4 * (plan.buckets + 1), "list": 4 * plan.places(plan.rounds)}
     # Two rounds take turns.
     pairs |= {f"pairs {k}": xyzz // 2 * plan.places(k + 1) for k in range(min(2, plan.rounds))}
-    return {
+    sizes = {
         "sums": xyzz * plan.buckets,
         "plain": xyzz * runs,
         "weighted": xyzz * runs,
@@ -422,6 +425,7 @@ def _sum_sizes(plan: MsmPlan, group: Group, segments: int) -> dict[str, int]:
         "merged keys": 4 * merged,
         **(pairs if plan.rounds else {}),
     }
+    return _Layout(sizes)
 
 
 @dataclass(frozen=True)
@@ -442,6 +446,7 @@ class Digits:
         sorted: u32[entries]: row·n + i, the sign in the highest bit.
         starts: u32[plan.buckets + 1]: where buckets begin; the last is the number of entries.
         stream: of the work that makes them.
+        scratch: of that work, where it is kept until the digits are released.
     """
 
     plan: MsmPlan
@@ -450,6 +455,7 @@ class Digits:
     sorted: int
     starts: int
     stream: Stream
+    scratch: Address | None = None
 
 
 @dataclass
@@ -470,7 +476,8 @@ class Msm:
     """Multi-scalar multiplications on one device over one curve.
 
     What the methods return is made by work that the streams may still have before them. Memory is released
-    while work on it is pending only where the main stream alone uses it.
+    while work on it is pending only where the main stream alone uses it; another stream that gets such memory
+    waits for the main one.
     """
 
     def __init__(
@@ -479,26 +486,34 @@ class Msm:
         """``allocator`` stands in for the device's own allocations."""
         self.device, self.curve, self.job = device, curve, job or Job(threads=1)
         self.memory: Allocator = allocator or device
+        self._digits_program, *sums = self.programs(curve)
+        self._sums_programs = dict(zip(Group, sums, strict=True))
 
     @staticmethod
     def programs(curve: CurveParams) -> list[Program]:
         """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
-        return [_digits_program(curve), *(_sums_program(curve, group) for group in Group)]
+        return [
+            Program(curve, "digits.cu"),
+            *(Program(curve, "msm.cu", (("GROUP", group.name[1]),)) for group in Group),
+        ]
 
-    def _allocate(self, size: int, stream: Stream = MAIN) -> Address:
-        """Memory for work of a stream.
+    def _allocate(self, stream: Stream, *sizes: int) -> list[Address]:
+        """Memory for work of a stream, in so many pieces.
 
         It may have been given back with work of the main stream on it still to be done. Other work of that
         stream comes after it by itself; another stream waits.
         """
-        address = self.memory.allocate(size)
+        found: list[Address] = []
         try:
+            for size in sizes:
+                found.append(self.memory.allocate(size))
             if stream != MAIN:
                 self.device.wait(stream, MAIN)
         except BaseException:
-            self.memory.release(address)
+            for address in found:
+                self.memory.release(address)
             raise
-        return address
+        return found
 
     # Bases -------------------------------------------------------------------------------------
 
@@ -512,7 +527,7 @@ class Msm:
         count = len(points) if isinstance(points, np.ndarray) else n
         assert count is not None
         assert count <= plan.n
-        address = self._allocate(max(1, plan.depth * count * size))
+        (address,) = self._allocate(MAIN, max(1, plan.depth * count * size))
         try:
             if isinstance(points, np.ndarray):
                 self._write(address, points, MAIN)
@@ -526,11 +541,14 @@ class Msm:
         return Bases(plan, group, count, address)
 
     def _write(self, to: int, points: Words, stream: Stream) -> None:
-        """In pieces, since the host's array may be a strided view and a long one."""
-        row, piece = 8 * points.shape[1], 1 << 18
-        for lo in range(0, len(points), piece):
-            self.job.check()
-            self.device.write(to + lo * row, np.ascontiguousarray(points[lo : lo + piece]), stream)
+        """In pieces, since the host's array may be a strided view and a long one; by the job's threads."""
+        row = 8 * points.shape[1]
+
+        def send(bounds: tuple[int, int]) -> None:
+            lo, hi = bounds
+            self.device.write(to + lo * row, np.ascontiguousarray(points[lo:hi]), stream)
+
+        self.job.map(send, self.job.ranges(len(points), smallest=1 << 15, largest=1 << 18))
 
     def _fill_table(self, plan: MsmPlan, group: Group, n: int, table: int) -> None:
         size, doublings = point_bytes(self.curve, group), plan.c * plan.sets
@@ -557,12 +575,12 @@ class Msm:
         """
         if not n:
             return
-        program, size = _sums_program(self.curve, group), point_bytes(self.curve, group)
+        program, size = self._sums_programs[group], point_bytes(self.curve, group)
         threads = self._resident(program, kernel, shared) // _lanes(group)
         share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
         at_once = share * blocks * BLOCK // _lanes(group)
-        scratch = self._allocate(3 * at_once * size // 2)
+        (scratch,) = self._allocate(MAIN, 3 * at_once * size // 2)
         try:
             for lo in range(0, n, at_once):
                 self.job.check()
@@ -596,128 +614,123 @@ class Msm:
     # Scalars -----------------------------------------------------------------------------------
 
     def digits(
-        self, plan: MsmPlan, scalars: int, n: int, form: Form = Form.CANONICAL, words: int | None = None
+        self,
+        plan: MsmPlan,
+        scalars: int,
+        n: int,
+        form: Form = Form.CANONICAL,
+        words: int | None = None,
+        stream: Stream = MAIN,
     ) -> Digits:
-        """Phases 1 and 2 on the main stream for n scalars at an address of the device.
+        """Phases 1 and 2 for n scalars at an address of the device, which the main stream has put there.
 
         Args:
             form: CANONICAL, uint64[n, words] of values below r; or MONTGOMERY, uint64[n, limbs].
+            stream: on another than the main one, scratch is kept until the digits are released.
         """
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
-        kept = _Layout(_digit_sizes(plan, n))
-        memory = self._allocate(kept.size)
-        result = Digits(plan, n, memory, **kept.at(memory), stream=MAIN)
+        kept = _digit_parts(plan, n)
+        share = _share(plan, n, self.device.properties)
+        parts = _sort_parts(plan, n, share) if n else None
+        memory, *scratch = self._allocate(stream, kept.size, *([parts.size] if parts else []))
+        held = scratch[0] if scratch and stream != MAIN else None
+        result = Digits(plan, n, memory, **kept.at(memory), stream=stream, scratch=held)
         try:
-            if n:
-                self._sort(result, scalars, form, words or self.curve.scalar.limbs)
+            if parts is not None:
+                at = parts.at(scratch[0])
+                self._sort(result, scalars, form, words or self.curve.scalar.limbs, share, at, stream)
             else:
-                self.device.fill(result.starts, 0, 4 * (plan.buckets + 1))
+                self.device.fill(result.starts, 0, 4 * (plan.buckets + 1), stream)
         except BaseException:
-            self.memory.release(memory)
+            if stream != MAIN:
+                with suppress(DeviceError):
+                    self.device.synchronize()
+            for address in (memory, *scratch):
+                self.memory.release(address)
             raise
+        if stream == MAIN:
+            for address in scratch:
+                self.memory.release(address)
         return result
 
-    def _sort(self, out: Digits, scalars: int, form: Form, words: int) -> None:
-        plan, n, launch = out.plan, out.n, self.device.launch
-        program, share = _digits_program(self.curve), _share(plan, n, self.device.properties)
-        parts = _Layout(_sort_sizes(plan, n, share))
-        memory = self._allocate(parts.size)
-        try:
-            at = parts.at(memory)
-            counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
-            bin_places, bucket_places = at["bin places"], at["bucket places"]
-            recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
-            recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
-            blocks, cut, tile = -(-n // share), _tiles(plan, n), plan.tuning.tile
-            self.job.check()
-            self.device.fill(counts, 0, 4 * plan.bins)
-            self.device.fill(out.starts, 0, 4 * plan.buckets)
-            launch(
-                program,
-                "count_bins",
-                blocks,
-                plan.tuning.block,
-                *recoding,
-                counts,
-                bin_places,
-                shared=4 * plan.bins,
+    def _sort(
+        self,
+        out: Digits,
+        scalars: int,
+        form: Form,
+        words: int,
+        share: int,
+        at: dict[str, int],
+        stream: Stream,
+    ) -> None:
+        """Into ``out``, with scratch ``at`` the parts of :func:`_sort_parts`."""
+        plan, n, block = out.plan, out.n, out.plan.tuning.block
+        counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
+        bin_places, bucket_places = at["bin places"], at["bucket places"]
+        recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
+        recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
+        blocks, cut, tile = -(-n // share), _tiles(plan, n), plan.tuning.tile
+        for_bins, for_buckets, for_scan = 4 * plan.bins, 4 << plan.low, 4 * (WARP + 1)
+
+        def launch(kernel: str, blocks: int, shared: int, *arguments: int) -> None:
+            self.device.launch(
+                self._digits_program, kernel, blocks, block, *arguments, shared=shared, stream=stream
             )
-            launch(
-                program,
-                "place_bins",
-                1,
-                plan.tuning.block,
-                counts,
-                plan.bins,
-                tile,
-                bins,
-                tiles,
-                shared=4 * (WARP + 1),
-            )
-            launch(
-                program, "scatter_bins", blocks, plan.tuning.block, *recoding, bins, bin_places, keys, values,
-                shared=4 * plan.bins,
-            )  # fmt: skip
-            launch(
-                program, "count_buckets", cut, plan.tuning.block,
-                keys, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, shared=4 << plan.low,
-            )  # fmt: skip
-            launch(
-                program, "place_buckets", plan.bins, plan.tuning.block, bins, plan.bins, plan.low, out.starts,
-                shared=4 * (WARP + 1),
-            )  # fmt: skip
-            launch(
-                program, "scatter_buckets", cut, plan.tuning.block,
-                keys, values, bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places, out.sorted,
-                shared=4 << plan.low,
-            )  # fmt: skip
-        finally:
-            self.memory.release(memory)
+
+        self.job.check()
+        self.device.fill(counts, 0, 4 * plan.bins, stream)
+        self.device.fill(out.starts, 0, 4 * plan.buckets, stream)
+        launch("count_bins", blocks, for_bins, *recoding, counts, bin_places)
+        launch("place_bins", 1, for_scan, counts, plan.bins, tile, bins, tiles)
+        launch("scatter_bins", blocks, for_bins, *recoding, bins, bin_places, keys, values)
+        in_tiles = bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places
+        launch("count_buckets", cut, for_buckets, keys, *in_tiles)
+        launch("place_buckets", plan.bins, for_scan, bins, plan.bins, plan.low, out.starts)
+        launch("scatter_buckets", cut, for_buckets, keys, values, *in_tiles, out.sorted)
 
     # Sums --------------------------------------------------------------------------------------
 
-    def sum(self, bases: Bases, digits: Digits, stream: Stream = MAIN) -> Sum:
-        """Phases 3 and 4. On another stream than the main one, scratch is kept until :meth:`finish`."""
+    def sum(
+        self, bases: Bases, digits: Digits, stream: Stream = MAIN, reductions: Stream | None = None
+    ) -> Sum:
+        """Phases 3 and 4, the latter on a stream of its own if there is one.
+
+        Where another stream than the main one has a part in it, scratch is kept until :meth:`finish`, and the
+        digits have to be.
+        """
         plan, group = digits.plan, bases.group
         assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
-        xyzz = 2 * point_bytes(self.curve, group)
-        out = self._allocate(plan.sets * xyzz, stream)
+        last = stream if reductions is None else reductions
+        size = plan.sets * 2 * point_bytes(self.curve, group)
+        if digits.n == 0:
+            (out,) = self._allocate(last, size)
+            self.device.fill(out, 0, size, last)
+            return Sum(plan, group, last, out, None)
+        launches = _launches(plan, group, self.device.properties)
+        lanes = self._resident(self._sums_programs[group], "accumulate", self._accumulator_bytes(group))
+        segments = plan.tuning.segments or _segments(plan, digits.n, launches * lanes // _lanes(group))
+        parts = _sum_parts(plan, group, segments)
+        out, scratch = self._allocate(stream, size, parts.size)
         try:
-            if stream != digits.stream:
+            if digits.stream not in (stream, MAIN):
                 self.device.wait(stream, digits.stream)
-            if digits.n == 0:
-                self.device.fill(out, 0, plan.sets * xyzz, stream)
-                return Sum(plan, group, stream, out, None)
-            launches = _launches(plan, group, self.device.properties)
-            threads = (
-                launches
-                * self._resident(
-                    _sums_program(self.curve, group), "accumulate", self._accumulator_bytes(group)
-                )
-                // _lanes(group)
-            )
-            segments = plan.tuning.segments or _segments(plan, digits.n, threads)
-            parts = _Layout(_sum_sizes(plan, group, segments))
-            scratch = self._allocate(parts.size, stream)
-        except BaseException:
-            self.memory.release(out)
-            raise
-        try:
             at = parts.at(scratch)
             self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
-            self._merge(group, stream, at, segments)
-            self._reduce(plan, group, digits, stream, at, out)
+            if last != stream:
+                self.device.wait(last, stream)
+            self._merge(group, last, at, segments)
+            self._reduce(plan, group, digits, last, at, out)
         except BaseException:
             with suppress(DeviceError):
                 self.device.synchronize()
             self.memory.release(scratch)
             self.memory.release(out)
             raise
-        if stream != MAIN:
-            return Sum(plan, group, stream, out, scratch)
+        if last != MAIN:
+            return Sum(plan, group, last, out, scratch)
         self.memory.release(scratch)
-        return Sum(plan, group, stream, out, None)
+        return Sum(plan, group, last, out, None)
 
     def _paired(
         self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int]
@@ -769,7 +782,7 @@ class Msm:
             if first < end:
                 self.job.check()
                 self.device.launch(
-                    _sums_program(self.curve, group), "accumulate", end - first, BLOCK,
+                    self._sums_programs[group], "accumulate", end - first, BLOCK,
                     bases.address, digits.sorted, digits.starts, plan.buckets, segments, plan.tuning.shortest,
                     first * threads, at["sums"], at["heads"], at["head keys"],
                     shared=self._accumulator_bytes(group), stream=stream,
@@ -781,7 +794,7 @@ class Msm:
     ) -> None:  # fmt: skip
         self.job.check()
         self.device.launch(
-            _sums_program(self.curve, group), "combine", -(-threads * _lanes(group) // block), block,
+            self._sums_programs[group], "combine", -(-threads * _lanes(group) // block), block,
             step, a, b, c, index, keys, count, size, stream=stream,
         )  # fmt: skip
 
@@ -900,9 +913,7 @@ class Msm:
             return sent
 
         try:
-            staged += [self._allocate(room, copies)]
-            if len(starts) > 1:
-                staged += [self._allocate(room, copies)]
+            staged += self._allocate(copies, *[room] * min(2, max(1, len(starts))))
             slices = send(0) if n else []
             for k, start in enumerate(starts):
                 self.device.wait(copies, MAIN)
@@ -930,8 +941,11 @@ class Msm:
                 self.memory.release(s.address)
 
     def release(self, *handles: Bases | Digits) -> None:
+        """Gives back their memory; of digits, once other streams than the main one are done with them."""
         for handle in handles:
             self.memory.release(handle.address if isinstance(handle, Bases) else handle.memory)
+            if isinstance(handle, Digits) and handle.scratch is not None:
+                self.memory.release(handle.scratch)
 
 
 class _HostPoints:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -98,6 +99,7 @@ class _Table:
     factors: tuple[int, ...]
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, domain: Domain, compact: bool) -> _Table:
         field, log_n, g = domain.field, domain.log_n, domain.coset_generator
         p = field.modulus
