@@ -232,7 +232,8 @@ def test_folders_that_are_exchanged_all_the_time(shared: Path) -> None:
         out, _ = attacker.communicate(timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(out) > 20
-    assert done.stdout == "[b'of the user']\n"
+    # Its own code or none, never the attacker's.
+    assert done.stdout in ("[b'of the user']\n", "[]\n")
 
 
 # What root has made for others ------------------------------------------------------------------------

@@ -163,7 +163,8 @@ def test_many_mutated_messages(rng: random.Random) -> None:
             assert peak < 300e6
         process.terminate()
         assert process.wait(WAIT) == 0
-        assert process.stderr.read() == ""
+        said = process.stderr.read().splitlines()
+        assert [line for line in said if "gamma is not 1" not in line] == []
 
 
 @pytest.mark.slow
