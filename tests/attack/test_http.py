@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 MIB = 1 << 20
 LONGEST_STALL = 0.1
 """Seconds of the service's own time in which the event loop does nothing else. On a busy machine, where a
-probe may have its answer late, the shortest of three attempts counts: what holds the loop does so each time."""
+probe may have its answer late, the shortest of three attempts counts: what holds the loop does so each time.
+"""
 ATTEMPTS = 3
 LONGEST_TURN = 0.3
 """The same for several connections that are served in turns, and in the mean."""
