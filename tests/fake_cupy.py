@@ -277,8 +277,8 @@ class Machine:
             first, self._started = self.current not in self._started, self._started | {self.current}
             return self._new(Stream(first))
 
-        def new_event(flags: int) -> int:
-            self.timed += not flags & 2
+        def new_event(*flags: int) -> int:
+            self.timed += not flags
             return self._new(Event())
 
         def record(event: int, stream: int) -> None:
@@ -320,6 +320,7 @@ class Machine:
             "memsetAsync": memset,
             "streamCreateWithFlags": new_stream,
             "streamWaitEvent": stream_wait,
+            "eventCreate": new_event,
             "eventCreateWithFlags": new_event,
             "eventRecord": record,
             "eventDestroy": lambda event: self.handles.pop(event) and None,
@@ -337,7 +338,6 @@ class Machine:
             memcpyDeviceToHost=2,
             memcpyDeviceToDevice=3,
             streamNonBlocking=1,
-            eventDefault=0,
             eventDisableTiming=2,
             hostAllocPortable=1,
         )
@@ -400,6 +400,7 @@ class Machine:
             **{name: self._checked(name, function) for name, function in checked.items()},
             CUDADriverError=CUDADriverError,
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
+            CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT=9,
         )
 
     def _allowed(self, function: int) -> int:
