@@ -119,7 +119,7 @@ class Machine:
 
     Attributes:
         used: bytes allocated, and ``pinned`` on the host.
-        pinnable: bytes of the host that can be pinned; ``buffers`` has what is.
+        pinnable: bytes of the host that can be pinned.
         timed: events that were made for their times.
         lost: every call fails from now on.
         threads: whether several ask at once, so that one adds to the work that another has waited for.
@@ -137,7 +137,6 @@ class Machine:
         self.lost = self.threads = False
         self.lazy = 1
         self.pinnable = 1 << 40
-        self.buffers: list[Any] = []
         self._patience, self._handle = 0, 1000
         self._started: frozenset[int] = frozenset()
         self._lock = threading.RLock()
@@ -256,19 +255,11 @@ class Machine:
                 raise CUDARuntimeError(2)
             block = np.full(size, 0xA5, dtype=np.uint8)
             self.blocks[block.ctypes.data] = block, size
-            self.buffers.append(block)
             self.pinned += size
             return int(block.ctypes.data)
 
         def memcpy(to: int, start: int, size: int, kind: int, stream: int) -> None:
-            # As CUDA has it: with memory of the host that is not pinned, the copy is over when this returns.
-            host = {1: start, 2: to}.get(kind)
-            over = host is not None and not any(
-                block.ctypes.data <= host < block.ctypes.data + len(block) for block in self.buffers
-            )
             self._later(stream, f"copy {kind}", lambda: ctypes.memmove(to, start, size))
-            if over:
-                self.handles[stream].force()
 
         def memset(to: int, value: int, size: int, stream: int) -> None:
             self._later(stream, "fill", lambda: ctypes.memset(to, value, size))

@@ -204,8 +204,8 @@ class CupyDevice:
             part = source[start : start + CHUNK]
             buffer = self._take()
             if buffer is None:
-                # From memory that is not pinned, a copy returns once it has been read.
                 runtime.memcpyAsync(to + start, part.ctypes.data, len(part), kind, handle)
+                self._wait_until(runtime.streamQuery, handle)
                 continue
             try:
                 buffer.bytes[: len(part)] = part
