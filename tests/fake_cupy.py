@@ -119,7 +119,7 @@ class Machine:
 
     Attributes:
         used: bytes allocated, and ``pinned`` on the host.
-        pinnable: bytes of the host that can be pinned; ``buffers`` has what is.
+        pinnable: bytes of the host that can be pinned.
         timed: events that were made for their times.
         lost: every call fails from now on.
         threads: whether several ask at once, so that one adds to the work that another has waited for.
@@ -137,7 +137,6 @@ class Machine:
         self.lost = self.threads = False
         self.lazy = 1
         self.pinnable = 1 << 40
-        self.buffers: list[Any] = []
         self._patience, self._handle = 0, 1000
         self._started: frozenset[int] = frozenset()
         self._lock = threading.RLock()
@@ -256,19 +255,11 @@ class Machine:
                 raise CUDARuntimeError(2)
             block = np.full(size, 0xA5, dtype=np.uint8)
             self.blocks[block.ctypes.data] = block, size
-            self.buffers.append(block)
             self.pinned += size
             return int(block.ctypes.data)
 
         def memcpy(to: int, start: int, size: int, kind: int, stream: int) -> None:
-            # As CUDA has it: with memory of the host that is not pinned, the copy is over when this returns.
-            host = {1: start, 2: to}.get(kind)
-            over = host is not None and not any(
-                block.ctypes.data <= host < block.ctypes.data + len(block) for block in self.buffers
-            )
             self._later(stream, f"copy {kind}", lambda: ctypes.memmove(to, start, size))
-            if over:
-                self.handles[stream].force()
 
         def memset(to: int, value: int, size: int, stream: int) -> None:
             self._later(stream, "fill", lambda: ctypes.memset(to, value, size))
@@ -277,8 +268,8 @@ class Machine:
             first, self._started = self.current not in self._started, self._started | {self.current}
             return self._new(Stream(first))
 
-        def new_event(flags: int) -> int:
-            self.timed += not flags & 2
+        def new_event(*flags: int) -> int:
+            self.timed += not flags
             return self._new(Event())
 
         def record(event: int, stream: int) -> None:
@@ -320,6 +311,7 @@ class Machine:
             "memsetAsync": memset,
             "streamCreateWithFlags": new_stream,
             "streamWaitEvent": stream_wait,
+            "eventCreate": new_event,
             "eventCreateWithFlags": new_event,
             "eventRecord": record,
             "eventDestroy": lambda event: self.handles.pop(event) and None,
@@ -337,7 +329,6 @@ class Machine:
             memcpyDeviceToHost=2,
             memcpyDeviceToDevice=3,
             streamNonBlocking=1,
-            eventDefault=0,
             eventDisableTiming=2,
             hostAllocPortable=1,
         )
@@ -400,6 +391,7 @@ class Machine:
             **{name: self._checked(name, function) for name, function in checked.items()},
             CUDADriverError=CUDADriverError,
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
+            CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT=9,
         )
 
     def _allowed(self, function: int) -> int:

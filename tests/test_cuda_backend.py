@@ -332,7 +332,7 @@ def test_tables_of_a_key_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> No
     data, witness = larger(BN254)
     probe, key = opened(), load_key(data)
     prove(key, witness, probe)
-    gpu = opened(limit=probe.pool.peak * 3)
+    gpu = opened(limit=probe.pool.peak * 2)
     made: list[int] = []
     for again in range(4):
         assert prove(key, witness, gpu) == expected(data)

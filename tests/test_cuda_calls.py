@@ -38,7 +38,7 @@ LAUNCHES = {True: 55, False: 54}
 """Of a warm proof, with tables and without: 5 sums with 3 sorts, the products and the quotient."""
 HOST_CALLS = 2600
 """Of functions, in Python, C or between them, for a warm proof: some 2 ms."""
-ROOM = 2100 << 10
+ROOM = 2600 << 10
 """Bytes of a pool where the larger key of the tests has short tables."""
 
 
@@ -110,6 +110,17 @@ def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch
     assert any(map(gpu_module.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
     assert nothing_slow(calls)
     assert calls["launchKernel"] == LAUNCHES[tables]
+    machine.beside.clear()
+    cuda_proofs.prove(key, witness, gpu)
+    # The sorts of C and H, the sum in G2, and the reductions of all five.
+    assert [machine.beside[kernel] for kernel in ("scatter_buckets", "accumulate")] == [2, 1]
+    assert machine.beside["combine"] == sum(
+        kernel == "combine" for kernel, *_ in machine.launches[-LAUNCHES[tables] :]
+    )
+    # Where there is little memory, one after another.
+    machine.beside.clear()
+    cuda_proofs.prove(load_key(data), witness, Gpu(gpu.device, gpu.pool.used - (200 << 10)))
+    assert [machine.beside[kernel] for kernel in ("scatter_buckets", "accumulate")] == [0, 1]
 
 
 def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,9 @@ def test_programs_are_compiled_side_by_side(
     built: list[Any] = []
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(cupy_device, "build", lambda units, *_, **__: built.extend(units))
+    monkeypatch.setattr(
+        cupy_device, "find_cubin", lambda program, *_: b"a cubin" if (program, "sm_90") in built else None
+    )
     monkeypatch.setattr(device, "_nvrtc", SimpleNamespace(version=(13, 0)))
     both = [Program(curve, "vector.cu") for curve in CURVES]
     device.prepare(both)

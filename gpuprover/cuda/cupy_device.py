@@ -37,7 +37,6 @@ NOT_READY = 600  # cudaErrorNotReady
 STATIC_SHARED = 40 << 10
 """Bytes of dynamic shared memory that a kernel gets without asking: what the system reserves in a block, and
 what the kernel itself declares, count towards the 48 KiB that CUDA has for that."""
-CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 ALL_SHARED = 100
 """Of a multiprocessor's cache, in percent, for kernels whose blocks have more shared memory than that."""
 MAX_ARGUMENTS = 64
@@ -205,8 +204,8 @@ class CupyDevice:
             part = source[start : start + CHUNK]
             buffer = self._take()
             if buffer is None:
-                # From memory that is not pinned, a copy returns once it has been read.
                 runtime.memcpyAsync(to + start, part.ctypes.data, len(part), kind, handle)
+                self._wait_until(runtime.streamQuery, handle)
                 continue
             try:
                 buffer.bytes[: len(part)] = part
@@ -338,7 +337,8 @@ class CupyDevice:
         if shared > function.shared:
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             if function.shared == STATIC_SHARED:
-                driver.funcSetAttribute(function.handle, CARVEOUT, ALL_SHARED)
+                carveout = driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+                driver.funcSetAttribute(function.handle, carveout, ALL_SHARED)
             driver.funcSetAttribute(function.handle, attribute, shared)
             function.shared = shared
         return function.handle
@@ -402,7 +402,7 @@ class CupyDevice:
         try:
             event = self._events.popleft()
         except IndexError:
-            event = runtime.eventCreateWithFlags(runtime.eventDefault)
+            event = runtime.eventCreate()
         moment = _Moment(event, self._events)
         runtime.eventRecord(event, self._streams[stream])
         return moment

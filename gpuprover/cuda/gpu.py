@@ -4,9 +4,9 @@ A :class:`Layout` says for each part of a key whether it stays on the device, an
 them from the best to the leanest, in the order in which a proof gives things up:
 
 1. memory of their own for the sums, in which they are sorted and reduced beside each other, if that leaves
-   room for tables;
+   room for tables; and only in memory that nobody holds;
 2. tables of multiples of the bases, which are made only for a key that comes again, and only in memory that
-   nobody holds; and, without them, the former again;
+   nobody holds, either; and, without them, the former again;
 3. sums over all points at once: they are taken a half, then a quarter at a time;
 4. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
 5. the matrices, likewise;
@@ -270,9 +270,10 @@ def layouts(
         layout, held_now, arena_now = sized(replace(plain, sums=tuple(with_tables), beside=beside))
         if held_now + arena_now <= free and any(sums.plan.depth > 1 for sums in layout.sums):
             yield layout, held_now, arena_now
-    # 2. to 7.
-    yield sized(plain)
-    layout = plain
+    # 2. to 7. Other keys do not give way to sums beside each other.
+    layout, held, arena = sized(plain)
+    if held + arena <= free:
+        yield layout, held, arena
     for halvings in range(3):
         layout = replace(plain, beside=False, sums=tuple(cut(sums, halvings) for sums in plain.sums))
         yield sized(layout)

@@ -548,7 +548,12 @@ class Msm:
             lo, hi = bounds
             self.device.write(to + lo * row, np.ascontiguousarray(points[lo:hi]), stream)
 
-        self.job.map(send, self.job.ranges(len(points), smallest=1 << 15, largest=1 << 18))
+        pieces = self.job.ranges(len(points), smallest=1 << 15, largest=1 << 18)
+        if len(pieces) > 1:
+            self.job.map(send, pieces)
+        else:
+            self.job.check()
+            send(pieces[0])
 
     def _fill_table(self, plan: MsmPlan, group: Group, n: int, table: int) -> None:
         size, doublings = point_bytes(self.curve, group), plan.c * plan.sets
