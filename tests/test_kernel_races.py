@@ -22,17 +22,20 @@ import emulator
 import test_cuda_sparse
 from emulator import WatchedDevice
 from gpuprover.backend import Form, Group
+from gpuprover.cuda import msm
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm, MsmPlan, windows_for
 from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams
+from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
 from samples import POINT_KINDS, point_words, random_logs
 from test_cuda_msm import SMALL, check, put
 from test_cuda_ntt import OtherCoset, Split, check_all
 
-pytestmark = pytest.mark.kernels_offline
+# Watched programs take a compiler some seconds, and minutes on a machine that does much else.
+pytestmark = [pytest.mark.kernels_offline, pytest.mark.timeout(1200)]
 
 SOURCES = {path.name: path.read_text() for path in (emulator.ROOT / "kernels").glob("*.cu")}
 KERNEL = re.compile(r"^KERNEL(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(", re.MULTILINE)
@@ -73,12 +76,12 @@ def transforms(device: WatchedDevice, curve: CurveParams, rng: random.Random, co
 
 def digits(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
     """Blocks of two warps, bins of several tiles, and more bins than a block has threads."""
-    msm = Msm(device, curve)
+    sums = Msm(device, curve)
     for n, c, form in ((150, 5, Form.CANONICAL), (70, 8, Form.MONTGOMERY)):
         scalars = [rng.choice((3, rng.randrange(curve.r))) for _ in range(n)]
         words = (field_to_words if form is Form.MONTGOMERY else _canonical)(curve.scalar, scalars)
         plan = MsmPlan(curve, (Group.G1,), n, c, 1, replace(SMALL, tile=128))
-        msm.release(msm.digits(plan, put(device, words), n, form))
+        sums.release(sums.digits(plan, put(device, words), n, form))
 
 
 def _canonical(field: FieldParams, values: list[int]) -> Words:
@@ -186,6 +189,15 @@ def test_no_race_in_whole_proofs(curve: CurveParams, seed: str, quick_sums: None
     key, gpu = cuda_proofs.chain_key(curve), Gpu(device)
     for _ in range(2):
         assert cuda_proofs.prove(key, cuda_proofs.chain_witness(curve), gpu) == cuda_proofs.expected(curve)
+
+
+@pytest.mark.slow
+def test_no_race_in_a_proof_with_pairs(seed: str, quick_sums: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msm, "TUNING", replace(msm.TUNING, rounds=2))
+    data, witness = cuda_proofs.larger(BN254)
+    device = WatchedDevice(seed=seed)
+    assert cuda_proofs.prove(load_key(data), witness, Gpu(device)) == cuda_proofs.expected(data)
+    assert "add_pairs" in device.kernels
 
 
 # Controls: what is seen --------------------------------------------------------------------

@@ -171,8 +171,13 @@ def test_sums_of_products(curve: CurveParams, host: ctypes.CDLL, name: str, rng:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_inverses(curve: CurveParams, host: ctypes.CDLL, name: str, rng: random.Random) -> None:
-    E = specification(curve, name)
+    """Besides, numbers with few division steps or many: powers of 2, small ones, inverses of small ones."""
+    E, p = specification(curve, name), params(curve, name).modulus
     raw = sample(curve, name, rng)
+    if degree(name) == 1:
+        raw += [sign * pow(2, k, p) % p for k in range(0, 600, 7) for sign in (1, -1)]
+        raw += [rng.randrange(1 << k) for k in range(1, p.bit_length(), 3)]
+        raw += [pow(k, -1, p) for k in range(1, 200)]
     a = raw_words(curve, name, raw)
     out = np.zeros_like(a)
     call(host[f"inverses_{name}"], a, out, len(raw))
@@ -398,7 +403,7 @@ SUM_BUDGETS_G2 = {
 PAIR_BUDGETS = {
     ("bn254", 1): (1550, 128),
     ("bn254", 2): (2650, 128),
-    ("bls12-381", 1): (3450, 168),
+    ("bls12-381", 1): (3450, 255),
     ("bls12-381", 2): (5900, 255),
 }
 
@@ -414,8 +419,10 @@ def check_budgets(budgets: dict[str, tuple[int, int]], done: Compiled, folder: P
         wide = wide_multiplications(opcodes[name])
         print(f"{name}: {wide} wide of {opcodes[name].total()} instructions, {kernel.registers} registers")
         assert 0 < wide <= multiplications, name
-        # One for each multiple of p; more are lower halves that were not paired with their upper ones.
-        assert opcodes[name]["IMAD"] + opcodes[name]["IMAD.X"] <= wide / 8, name
+        # One for each multiple of p; more are lower halves that were not paired with their upper ones. The
+        # division steps of an inverse have others.
+        inverting = 250 if name.startswith(("multiply_row", "multiply_fixed")) else 0
+        assert opcodes[name]["IMAD"] + opcodes[name]["IMAD.X"] <= wide / 8 + inverting, name
         assert kernel.registers <= registers, name
         assert (kernel.spilled, kernel.stack) == (0, 0), name
 
@@ -472,11 +479,11 @@ def test_an_addition_in_pairs_takes_two_thirds(curve: CurveParams, tmp_path: Pat
         ("accumulate", compiled(curve, "kernels/msm.cu", DEFAULT_ARCH).cubin),
     ):
         found[kernel] = [*map(wide_multiplications, loops(cubin, kernel, tmp_path))]
-    # Those of add_pairs: divisors, products of a block, powers for an inverse, inverses of a block, sums.
-    divisors, _, power, _, sums = (n for n in found["add_pairs"] if n >= square)
+    # Those of add_pairs: divisors, products of a block, matrices of an inverse, inverses of a block, sums.
+    divisors, _, matrix, _, sums = (n for n in found["add_pairs"] if n >= square / 2)
     (accumulate,) = (n for n in found["accumulate"] if n >= square)
     doubling = 2 * product + 3 * square + 3 * product // 2
     paired, mixed = divisors + sums - square, accumulate - doubling
-    print(f"{paired} in pairs, {mixed} in accumulate; a step of a power {power}")
+    print(f"{paired} in pairs, {mixed} in accumulate; a matrix {matrix}")
     assert 5 * product + square <= paired <= 5 * product + square + 25
     assert paired < 0.67 * mixed

@@ -55,7 +55,7 @@ THREADS = 256
 SCALED = 16
 """Elements of a thread that scales by powers: a power by its bits takes it some 40 products."""
 INVERTED = 64
-"""Elements of a thread that share an inversion, of some 330 products."""
+"""Elements of a thread that share an inversion, which takes as long as some 90 products."""
 FEWEST_MULTIPLES = 1 << 12
 """Multiples of a point below which the CPU has them before the GPU's table is made. A prediction."""
 MOST_MULTIPLES = 1 << 20

@@ -60,7 +60,6 @@ def _struct(name: str, field: FieldParams) -> list[str]:
         "bound": 2 * p if lazy else p,
         "one": field.R,
         "r_squared": field.R**2 % p,
-        "p_minus_2": p - 2,
     }
     return [
         "",
