@@ -101,7 +101,13 @@ def calls_with_streams(path: Path) -> set[str]:
     for function in ast.walk(ast.parse(path.read_text())):
         if not isinstance(function, ast.FunctionDef):
             continue
-        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+        inner = {
+            node
+            for f in ast.walk(function)
+            if isinstance(f, ast.FunctionDef) and f is not function
+            for node in ast.walk(f)
+        }
+        for call in (n for n in ast.walk(function) if isinstance(n, ast.Call) and n not in inner):
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             if name in STREAM_AT:
                 at = STREAM_AT[name]
@@ -188,10 +194,12 @@ def proofs_of_several_threads(device: CupyDevice) -> None:
 def sums(device: CupyDevice) -> None:
     """Of several groups and plans, with bases there and bases that are sent; one after another."""
     rng = random.Random(1)
-    for n, at_once in ((0, 1), (8, 8), (8, 3)):
+    for n, at_once, rounds in ((0, 1, 0), (8, 8, 0), (8, 3, 0), (4, 4, 2)):
         groups = (Group.G1, Group.G2)
-        tuning = replace(TUNING, block=32, shortest=1)
-        plan = MsmPlan(CURVE, groups, at_once, 4, 1, tuning)
+        tuning = replace(TUNING, block=32, shortest=1, rounds=rounds)
+        # Additions in pairs are for buckets that many points fall into: of a table of all windows.
+        plan = MsmPlan(CURVE, groups, at_once, 4, 64 if rounds else 1, tuning)
+        assert plan.rounds == rounds
         logs = [random_logs(rng, n) for _ in groups]
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
         msm, words = Msm(device, CURVE), ints_to_words(scalars, CURVE.scalar.limbs)
@@ -199,7 +207,7 @@ def sums(device: CupyDevice) -> None:
         device.write(at, words)
         points = [point_words(CURVE, g, k) for g, k in zip(groups, logs, strict=True)]
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
-        for _ in range(2):
+        for _ in range(0 if rounds else 2):
             assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
         other, last = device.new_stream(), device.new_stream()
         for sorts, reductions in ((MAIN, None), (other, last)) if n <= at_once else ():
