@@ -12,7 +12,7 @@ import gpuprover
 from cuda_proofs import chain_key, chain_witness, device_of, expected, opened, prove
 from emulator import Faults
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
 
@@ -71,6 +71,9 @@ def sample(rng: random.Random, total: int, samples: int) -> list[int]:
     return sorted({1, 2, total, *rng.sample(range(1, total + 1), min(total, samples))})
 
 
+@pytest.mark.parametrize(
+    "curve", [BN254, pytest.param(CURVES[1], marks=pytest.mark.slow)], ids=lambda curve: curve.name
+)
 def test_no_memory(curve: CurveParams) -> None:
     """Every allocation: something is given up, or the proof is. The next one succeeds."""
     total, _, _ = counts(curve)
