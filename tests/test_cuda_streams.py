@@ -96,25 +96,22 @@ def opened(schedule: Schedule, seed: int = 0) -> tuple[Machine, Watched]:
 def calls_with_streams(path: Path) -> set[str]:
     """Functions of a module that hand a stream, and not just the main one, to a device."""
     found: set[str] = set()
-    if path.name in DEVICES:
-        return found
-    for function in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        inner = {
-            node
-            for f in ast.walk(function)
-            if isinstance(f, ast.FunctionDef) and f is not function
-            for node in ast.walk(f)
-        }
-        for call in (n for n in ast.walk(function) if isinstance(n, ast.Call) and n not in inner):
-            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            if name in STREAM_AT:
-                at = STREAM_AT[name]
-                streams = [word.value for word in call.keywords if word.arg == "stream"]
-                streams += [] if at is None else call.args[at : at + 1]
-                if any(getattr(stream, "id", "") != "MAIN" for stream in streams):
-                    found.add(f"{path.name} {function.name}")
+
+    def look(node: ast.AST, function: str) -> None:
+        if isinstance(node, ast.FunctionDef):
+            function = node.name
+        name = getattr(node.func, "attr", None) if isinstance(node, ast.Call) else None
+        if isinstance(node, ast.Call) and name in STREAM_AT:
+            at = STREAM_AT[name]
+            streams = [word.value for word in node.keywords if word.arg == "stream"]
+            streams += [] if at is None else node.args[at : at + 1]
+            if any(getattr(stream, "id", "") != "MAIN" for stream in streams):
+                found.add(f"{path.name} {function}")
+        for child in ast.iter_child_nodes(node):
+            look(child, function)
+
+    if path.name not in DEVICES:
+        look(ast.parse(path.read_text()), "")
     return found
 
 
