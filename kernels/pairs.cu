@@ -49,7 +49,8 @@ struct List {
     }
 };
 
-// Where the points of a pair lie in a list: `count` of them from `first` on, two at most, or none.
+// Where the points of a pair lie in a list: the first two of the `count` points from `first` on, one, or none if it is
+// 0 or less.
 struct Pair {
     u32 first;
     i64 count;
