@@ -399,8 +399,8 @@ DEVICE Prime<C> square(const Prime<C>& x) {
 //
 // Division steps (Bernstein, Yang, "Fast constant-time gcd computation and modular inversion", 2019, sections 8 and 11).
 // From f = p, g = x they go to f = ±1, g = 0; here they are done on the lowest words, STEPS at a time, and then as a
-// matrix on all of f and g, and mod p on d and e, which keep f = d·x and g = e·x. That takes a tenth of the instructions
-// of x^(p − 2), most of them not the multiplier's. Numbers are in limbs of 30 bits, the highest with the sign.
+// matrix on all of f and g, and mod p on d and e, which keep f = d·x and g = e·x. That takes a quarter of the
+// instructions of x^(p − 2), and few of the multiplier's. Numbers are in limbs of 30 bits, the highest with the sign.
 
 constexpr int STEPS = 30;
 constexpr i64 LIMB_MASK = (1 << STEPS) - 1;

@@ -2,8 +2,8 @@
 // a variant of phase 3 of gpuprover/cuda/msm.py.
 //
 // A sum of affine points takes two products, a square and a division; divisions share inversions at three products each
-// (Montgomery's trick). That is five products and a square, where an XYZZ point + an affine one takes six, two and a sum of
-// two products.
+// (Montgomery's trick). That is five products and a square, where an XYZZ point + an affine one takes six, two and a
+// sum of two products.
 //
 // Lists. List 0 holds the entries of digits.cu, list k + 1 the sums of pairs of list k, as affine points that are not
 // reduced. Bucket b has ⌈count/2^k⌉ points in list k, from first_k(b) on:
@@ -49,7 +49,8 @@ struct List {
     }
 };
 
-// Where the points of a pair lie in a list: `count` of them from `first` on, two at most, or none.
+// Where the points of a pair lie in a list: the first two of the `count` points from `first` on, one, or none if it is
+// 0 or less.
 struct Pair {
     u32 first;
     i64 count;
@@ -103,7 +104,7 @@ struct Addition {
     u32 kind;
 };
 
-// All lanes of a warp call this together. `whole`: whether p and q are loaded, or as little of them as tells the divisor.
+// All lanes of a warp call this together. WHOLE: p and q are loaded, not only as much of them as tells the divisor.
 template <bool WHOLE>
 DEVICE Addition addition_of(const Source& source, const Pair& pair) {
     Addition a{{E::zero(), E::zero()}, {E::zero(), E::zero()}, E::zero(), SUM};
@@ -150,8 +151,8 @@ DEVICE Affine<E> added(const Addition& a, const E& inverted) {
     return a.kind == FIRST ? a.p : a.q;
 }
 
-// The inverses of one element of each of the block's threads; none is 0. Each lane of the first warp inverts the product of
-// those that other warps have in the same lane. Shared memory: two elements a thread.
+// The inverses of one element of each of the block's threads; none is 0. Each lane of the first warp inverts the product
+// of those that all warps have in that lane. Shared memory: two elements a thread.
 DEVICE E inverted_in_block(const E& own, unsigned char* memory) {
     SharedPoint<E> here(memory);
     here.put(0, own);
@@ -176,8 +177,8 @@ DEVICE E inverted_in_block(const E& own, unsigned char* memory) {
     return here.get(0);
 }
 
-// List round + 1 from list `round`, or from entries if they are not null. `threads` take equally many places; this launch has
-// those from first_thread on. Shared memory: two elements a thread.
+// List round + 1 from list `round`, or from entries if they are not null. `threads` take equally many places; this launch
+// has those from first_thread on. Shared memory: two elements a thread.
 KERNEL __launch_bounds__(PAIRING, RESIDENT)
     add_pairs(const Fq* points, const u32* entries, const u32* starts, i64 buckets, i64 round, i64 threads,
               i64 first_thread, Fq* out) {

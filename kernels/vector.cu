@@ -44,8 +44,8 @@ KERNEL scale_powers(Fr* v, const Fr* constants, i64 lo, i64 hi) {
 }
 
 // out[i] = 1/a[i], and 0 where a[i] is 0; out is not a. What one thread takes shares one inversion (Montgomery, "Speeding
-// the Pollard and Elliptic Curve Methods of Factorization", 1987, section 10.3.1), which costs it the instructions of some 90 products,
-// and three products an element: launch fewer threads than there are elements.
+// the Pollard and Elliptic Curve Methods of Factorization", 1987, section 10.3.1), which costs it the instructions of
+// some 90 products, and three products an element: launch fewer threads than there are elements.
 KERNEL batch_inverse(const Fr* a, Fr* out, i64 lo, i64 hi) {
     const i64 first = first_index(lo);
     if (first >= hi) return;

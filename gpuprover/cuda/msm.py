@@ -301,7 +301,7 @@ def _accumulate_seconds(plan: MsmPlan, group: Group, properties: Properties) -> 
 
 
 def _pairs_seconds(plan: MsmPlan, group: Group, k: int, properties: Properties) -> float:
-    """The round after k others, without its inversions."""
+    """Of the round after k others; the inversions of its blocks, which run side by side, are left out."""
     return (plan.n * plan.windows >> (k + 1)) * paired_addition(plan.curve, group) / _rate(properties)
 
 
