@@ -785,10 +785,16 @@ class Dispatcher:
         verdict = self._scheduler.finished(active.run, outcome)
         if verdict is Verdict.DELIVER:
             self._end(work, result)
-        elif verdict is Verdict.RETRY and isinstance(result, ProverError) and outcome is not Outcome.LOST:
-            step = ticket.level.name.lower()
-            self._tell(f"retries_{step}", work, result.message)
-            if ticket.level is Degrade.ON_CPU:
+        elif verdict is Verdict.RETRY and isinstance(result, ProverError):
+            placed, level = active.run.placement, ticket.level
+            to_cpu = level is Degrade.ON_CPU and is_gpu(placed.device)
+            if outcome is not Outcome.LOST:
+                self._tell(f"retries_{level.name.lower()}", work, result.message)
+            elif to_cpu:
+                # What the process wrote last stays in the log.
+                result = DeviceError(f"{placed.device}: its process died under the proof, again and again")
+                self._tell("retries_on_cpu", work, result.message)
+            if to_cpu:
                 work.warnings = (*work.warnings, f"{result.message}; the CPU took over")
 
     def _drop(self, active: _Active) -> None:
