@@ -60,10 +60,10 @@ class Device(EmulatedDevice):
         super().launch(*arguments, **options)
 
     def tell(self) -> None:
-        target = self._file(str(os.getpid()))
-        written = target.with_suffix(".new")
-        written.write_text(json.dumps({"peak": self.peak, "at_once": at_once[1]}))
-        written.replace(target)
+        with self._lock:
+            written = self._file("new")
+            written.write_text(json.dumps({"peak": self.peak, "at_once": at_once[1]}))
+            written.replace(self._file(str(os.getpid())))
 
 
 found = {

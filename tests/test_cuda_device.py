@@ -505,6 +505,41 @@ def test_the_command(
     assert (out == f"1 cubins in {tmp_path}\n") is (code == 0)
 
 
+# Waiting --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """In place of the module ``time``: a nap takes what it takes, and a moment more."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.naps: list[float] = []
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(self.now)
+        self.now += seconds + 60e-6
+
+
+def test_waiting_is_exact_and_who_waits_for_ever_takes_no_cpu(
+    device: CupyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor takes a process that hangs for dead, since it does not compute."""
+    for seconds in (1e-4, 1e-3, 0.01, 0.1, 10.0):
+        clock = Clock()
+        monkeypatch.setattr(cupy_device, "time", clock)
+
+        def query(_: int, clock: Clock = clock, seconds: float = seconds) -> int:
+            return cupy_device.NOT_READY if clock.now < seconds else 0
+
+        device._wait_until(query, 0)
+        assert clock.now - seconds < seconds / 50 + 120e-6
+    assert sum(nap > 9 for nap in clock.naps) < 200
+
+
 # The survey ----------------------------------------------------------------------------------------------
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gpu_stage import MIB, SECONDS, Machine, eventually, machine
+from gpu_stage import SECONDS, Machine, eventually, machine
 from gpuprover import ProofJob, Prover
-from gpuprover.errors import Aborted, DeviceError, ProofGenerationFailed, ProverError
+from gpuprover.errors import Aborted, DeviceError, ProverError
 from service_stage import stage
 
 pytestmark = pytest.mark.kernels_offline
@@ -104,18 +104,18 @@ def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
     rest = {"rest": (1.0, 2.0, 4.0, 0.0)}
     with on.prover(keys, pool_settings=rest) as prover, stage(keys, prover=prover) as service:
         load = Load(prover)
-        load.ask(4)
-        assert load.on() == ["cuda:0"] * 4
+        load.ask(3)
+        assert load.on() == ["cuda:0"] * 3
         assert on.seen("cuda:0")[0]["at_once"] > 1, "proofs ran beside each other"
         assert on.seen("cuda:0")[0]["peak"] <= prover.get_status().devices[1]["memory"]
         assert prover.get_status().counters["retries_alone"] == 0
         on.set("cuda:0", "lost")
         # Every new process fails to start the device, until it is there again.
-        load.ask(3)
+        load.ask(1)
         answer = service.post(WITNESS.read_bytes(), wait=SECONDS)
         assert answer.status_code == 200, answer.text
         assert answer.json()["device"] == "cpu"
-        assert load.on()[4:] == ["cpu"] * 3
+        assert load.on()[3:] == ["cpu"]
         eventually(lambda: problem_of(prover))
         assert service.get("/readyz").status_code == 200
         status = service.get("/v1/status").json()
@@ -125,3 +125,119 @@ def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
         eventually(lambda: not problem_of(prover))
         load.ask(1)
         assert load.on()[-1] == "cuda:0"
+
+
+@pytest.mark.slow
+def test_who_asks_for_a_gpu_by_name_gets_it_or_an_error(keys: Path, gpus: Callable[..., Machine]) -> None:
+    on = gpus(1 << 30)
+    rest = {"rest": (2.0, 2.0, 4.0, 0.0)}
+    with on.prover(keys, "cuda:0", pool_settings=rest) as prover:
+        load = Load(prover)
+        load.ask(2)
+        assert load.on() == ["cuda:0"] * 2
+        on.set("cuda:0", "lost")
+        load.ask(6)
+        errors = load.errors()
+        assert errors[:2] == [None] * 2
+        assert {type(error) for error in errors[2:]} == {DeviceError}
+        eventually(lambda: problem_of(prover))
+        assert not prover.get_status().ready, "the CPU is no substitute"
+        on.unset("cuda:0", "lost")
+        eventually(lambda: prover.get_status().ready)
+        assert prover.prove("chain", WITNESS).device == "cuda:0"
+
+
+@pytest.mark.slow
+def test_two_gpus_have_a_process_each_and_one_stands_in_for_the_other(
+    keys: Path, gpus: Callable[..., Machine]
+) -> None:
+    on = gpus(1 << 30, 1 << 30)
+    # A few slow launches, so that one GPU alone has too much to do.
+    with on.prover(keys) as prover:
+        load = Load(prover)
+        load.ask(6)
+        load.ask(6, "other")
+        assert set(load.on()) == {"cuda:0", "cuda:1"}
+        pids = {process_of(prover, device, "idle") for device in ("cuda:0", "cuda:1")}
+        assert len(pids) == 2
+        on.set("cuda:1", "lost")
+        load.ask(6)
+        assert load.on()[12:].count("cuda:1") == 0
+        assert problem_of(prover, "cuda:0") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "hangs"])
+def test_the_process_of_a_gpu_dies_or_hangs_under_load(
+    keys: Path, gpus: Callable[..., Machine], end: str
+) -> None:
+    on = gpus(1 << 30)
+    with on.prover(keys, pool_settings={"stall": 3.0, "rest": (1000.0, 1.0, 1000.0, 0.0)}) as prover:
+        load = Load(prover)
+        on.set("cuda:0", "slow", 0.05)
+        load.ask(5)
+        pid = process_of(prover)
+        if end == "killed":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            on.set("cuda:0", "hangs")
+            eventually(lambda: not Path(f"/proc/{pid}").exists())
+            on.unset("cuda:0", "hangs")
+        assert set(load.on()) == {"cuda:0"}
+        assert problem_of(prover) == ""
+        # Again and again: the CPU takes over, and the GPU rests.
+        on.set("cuda:0", "hangs")
+        load.ask(2)
+        assert load.on()[5:] == ["cpu"] * 2
+        load.ask(2)
+        assert load.on()[7:] == ["cpu"] * 2
+        eventually(lambda: problem_of(prover))
+        assert prover.get_status().ready
+
+
+@pytest.mark.slow
+def test_memory_that_ends_under_load_loses_nothing(keys: Path, gpus: Callable[..., Machine]) -> None:
+    on = gpus(1 << 30)
+    with on.prover(keys, retry_delay=0.01) as prover:
+        load = Load(prover)
+        load.ask(1)
+        assert load.on() == ["cuda:0"]
+        arena = on.seen("cuda:0")[0]["peak"]
+        for allocations in (1, 2, 5, 20):
+            on.set("cuda:0", "full", allocations)
+            load.ask(3)
+            load.on()
+        counters = prover.get_status().counters
+        assert counters["retries_alone"] > 0
+        assert counters["device_failures"] == counters["losses"] == counters["failed"] == 0
+    (on.folder / "gpus").write_text(f'{{"cuda:0": {3 * arena}}}')
+    for path in on.folder.glob("cuda:0.*"):
+        path.unlink()
+    with on.prover(keys) as prover:
+        load = Load(prover)
+        load.ask(6)
+        load.ask(6, "other")
+        assert load.on() == ["cuda:0"] * 12
+        (seen,) = on.seen("cuda:0")
+        assert seen["peak"] <= prover.get_status().devices[1]["memory"] <= 3 * arena
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["drained", "closed"])
+def test_a_prover_ends_while_kernels_run(keys: Path, gpus: Callable[..., Machine], how: str) -> None:
+    on = gpus(1 << 30)
+    with on.prover(keys) as prover:
+        load = Load(prover)
+        on.set("cuda:0", "slow", 0.02)
+        load.ask(4)
+        process_of(prover)
+        if how == "drained":
+            assert prover.drain(SECONDS)
+            assert load.on() == ["cuda:0"] * 4
+            return
+        on.set("cuda:0", "hangs")
+        begun = time.monotonic()
+        prover.close(1.0)
+        assert time.monotonic() - begun < 30
+        assert {type(job.error) for job in load.jobs if job.error is not None} <= {Aborted}
+        assert all(job.done() for job in load.jobs)

@@ -795,7 +795,7 @@ class Dispatcher:
                 result = DeviceError(f"{placed.device}: its process died under the proof, again and again")
                 self._tell("retries_on_cpu", work, result.message)
             if to_cpu:
-                work.warnings = (*work.warnings, f"{result.message}; the CPU took over")
+                work.warnings = (*work.warnings, f"{result.told}; the CPU took over")
 
     def _drop(self, active: _Active) -> None:
         del self._active[active.id]

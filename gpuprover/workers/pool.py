@@ -68,8 +68,8 @@ STUMBLE_SECONDS = (0.01, 2.0, 1.0, 0.2)
 QUIET_SECONDS = 10.0
 """Between two lines in the log about the same thing."""
 DEVICE_TRIES = 3
-"""So many processes in a row may end by a failure of their GPU, or die or hang with proofs on it, before it
-rests."""
+"""So many processes in a row may end by a failure of their GPU, fail to start it, or die or hang with proofs
+on it, before it rests."""
 LOAD_TRIES = 3
 """So many workers may die while they load a key before its loader is told."""
 STEADY_SECONDS = 10.0
@@ -501,8 +501,8 @@ class WorkerPool:
         place.faults = place.faults + 1 if own else 0
         place.problem, place.again = told, max(place.again, now + place.backoff.next())
         ready = any(w.ready for w in self._workers() if w.place.device == place.device)
-        if place.device != "cpu" and (place.faults >= START_TRIES or place.device_failures >= DEVICE_TRIES):
-            place.again = now + place.rest.next()
+        if own and place.device != "cpu":
+            self._count_failure(place, told, now)
         hopeless = place.faults >= START_TRIES or now - place.failing >= self._settings.wait
         if hopeless and not ready:
             self._broken[place.device] = DeviceError(
@@ -639,6 +639,9 @@ class WorkerPool:
         if worker.failed_device or place.device == "cpu":
             return
         worker.failed_device = True
+        self._count_failure(place, told, now)
+
+    def _count_failure(self, place: Place, told: str, now: float) -> None:
         place.device_failures += 1
         if place.device_failures >= DEVICE_TRIES:
             seconds = place.rest.next()

@@ -155,7 +155,7 @@ class Place:
         again: the earliest time of the next start.
         failures: of starts, in a row, the first at ``failing``; ``faults`` of them, in a row up to the
             last, are the workers' own: they would fail again.
-        device_failures: processes in a row that ended with proofs by a failure of the device, or were lost.
+        device_failures: processes in a row that failed with the device, see ``DEVICE_TRIES``.
         rest: before the device is tried again, after too many of them.
         closing: it ends with its worker.
     """
