@@ -387,9 +387,15 @@ def test_a_gpu_whose_process_dies_leaves_the_proof_to_the_cpu_in_the_end(tmp_pat
         stage.end(job, Lost("cuda:0: the process was ended by SIGSEGV: in /secret/place.so"))
     assert stage.run_of(job).request.device == "cpu"
     stage.end(job)
-    told = "cuda:0: its process died under the proof, again and again; the CPU took over"
+    told = "cuda:0: its process died under the proof; the CPU took over"
     assert job.wait(0).warnings == (told,)
-    stage.counted(submitted=1, succeeded=1, losses=2, retries_on_cpu=1)
+    # After the first death as well, where the GPU is not there any more.
+    job = stage.submit()
+    stage.executor.offer(cpu(), gpu(problem="it rests"))
+    stage.end(job, Lost("cuda:0: the process was ended by SIGKILL"))
+    stage.end(job)
+    assert job.wait(0).warnings == (told,)
+    stage.counted(submitted=2, succeeded=2, losses=3, retries_on_cpu=2)
     stage.quiet()
 
 
