@@ -327,6 +327,16 @@ def resolve_device(device: str) -> str:
     raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {brief(device)!r}")
 
 
+def try_device(device: str) -> int:
+    """Opens a GPU by its own name, and moves some bytes there and back -> bytes that proofs may take of it.
+
+    Raises:
+        DeviceError, OutOfMemory: it does not start, or does not do that.
+    """
+    room: int = _family(device).try_device(device)
+    return room
+
+
 def found_gpus() -> list[Any]:
     """The GPUs of every family, those that cannot be used included: records with name, model, architecture,
     total, free, problem and advice."""

@@ -272,7 +272,10 @@ def devices(threads: int, memory: int | None = None) -> list[Device]:
     for gpu in found_gpus():
         problem = "; ".join(filter(None, (gpu.problem, gpu.advice)))
         free = gpu.total if gpu.free is None else gpu.free
-        found.append(Device(gpu.name, "cuda", gpu.model, gpu.architecture, memory=free, problem=problem))
+        record = Device(
+            gpu.name, "cuda", gpu.model, gpu.architecture, memory=free, problem=problem, uuid=gpu.uuid
+        )
+        found.append(record)
     if len(found) == 1:
         try:
             resolve_device("cuda")

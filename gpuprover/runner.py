@@ -289,7 +289,7 @@ class Runner:
         except Exception as error:
             short = shortage(error)
             if short is not None:
-                raise type(short)(f"while proving with {request.zkey}: {short.message}") from None
+                raise type(short)(f"while proving: {short.message}", path=request.zkey, role="key") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
                 f"{type(error).__name__} while proving; this is a bug in gpuprover",

@@ -112,6 +112,7 @@ class Gpu:
     capability: tuple[int, int] = (9, 0)
     memory: int = 1 << 30
     compute_mode: int = 0
+    bus: str = ""
 
 
 class Machine:
@@ -299,7 +300,7 @@ class Machine:
             "setDevice": set_device,
             "getDeviceCount": device_count,
             "getDeviceProperties": properties,
-            "deviceGetPCIBusId": lambda index: f"0000:0{index}:00.0",
+            "deviceGetPCIBusId": lambda index: self.gpus[index].bus or f"0000:0{index}:00.0",
             "memGetInfo": lambda: (
                 self.gpus[self.current].memory - self.used,
                 self.gpus[self.current].memory,

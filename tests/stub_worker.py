@@ -106,7 +106,12 @@ def serve(channel: Channel, device: str) -> None:
                 done(number)
                 done(number)
             elif how == "breaks":
-                done(number, error=DEVICE_ERROR)
+                # With all that runs there.
+                for failed in (*running, number):
+                    done(failed, error=DEVICE_ERROR)
+                running.clear()
+            elif how == "kills":
+                os._exit(1)
             elif how == "warns":
                 for _ in range(2):
                     channel.send({"type": "warning", "text": "there is no room"})

@@ -22,7 +22,7 @@ import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
 from fake_cupy import Gpu, Machine, Schedule
-from gpuprover import backend
+from gpuprover import backend, calibration
 from gpuprover import cache as folders
 from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.cuda import build, compile, cupy_device, devices, probe
@@ -542,6 +542,41 @@ def test_the_command(
     assert (out == f"1 cubins in {tmp_path}\n") is (code == 0)
 
 
+# Waiting --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """In place of the module ``time``: a nap takes what it takes, and a moment more."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.naps: list[float] = []
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(self.now)
+        self.now += seconds + 60e-6
+
+
+def test_waiting_is_exact_and_who_waits_for_ever_takes_no_cpu(
+    device: CupyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor takes a process that hangs for dead, since it does not compute."""
+    for seconds in (1e-4, 1e-3, 0.01, 0.1, 10.0):
+        clock = Clock()
+        monkeypatch.setattr(cupy_device, "time", clock)
+
+        def query(_: int, clock: Clock = clock, seconds: float = seconds) -> int:
+            return cupy_device.NOT_READY if clock.now < seconds else 0
+
+        device._wait_until(query, 0)
+        assert clock.now - seconds < seconds / 50 + 120e-6
+    assert sum(nap > 9 for nap in clock.naps) < 200
+
+
 # The survey ----------------------------------------------------------------------------------------------
 
 
@@ -549,14 +584,28 @@ class NVMLError(Exception):
     pass
 
 
-def fake_nvml(free: dict[str, int], instances: dict[str, int] | None = None) -> Any:
-    """The functions of pynvml that the survey calls. Handles are places on the bus, or names of instances."""
-    mig = {f"MIG-{name}": size for name, size in (instances or {}).items()}
+def fake_nvml(free: dict[str, int], instances: dict[str, dict[str, int]] | None = None) -> Any:
+    """The functions of pynvml that the survey calls. Handles are places on the bus, or names of instances.
+
+    ``instances``: of GPUs in MIG mode, by place on the bus: name -> bytes that are free.
+    """
+    divided = instances or {}
+    mig = {f"MIG-{name}": size for own in divided.values() for name, size in own.items()}
+    parents = {f"MIG-{name}": bus for bus, own in divided.items() for name in own}
 
     def found(name: str) -> str:
         if name not in free and name not in mig:
             raise NVMLError(name)
         return name
+
+    # The first places are empty.
+    def instance(handle: str, i: int) -> str:
+        return found(["", "", *(f"MIG-{name}" for name in divided[handle]), "", "", "", "", ""][i])
+
+    def parent(handle: str) -> str:
+        if handle not in parents:
+            raise NVMLError(handle)
+        return parents[handle]
 
     return SimpleNamespace(
         NVMLError=NVMLError,
@@ -566,11 +615,11 @@ def fake_nvml(free: dict[str, int], instances: dict[str, int] | None = None) -> 
         nvmlDeviceGetHandleByIndex=list(free).__getitem__,
         nvmlDeviceGetHandleByPciBusId=found,
         nvmlDeviceGetHandleByUUID=found,
-        nvmlDeviceGetUUID=lambda handle: f"id of {handle}",
-        nvmlDeviceGetMigMode=lambda handle: (int(instances is not None and handle in free), 0),
+        nvmlDeviceGetUUID=lambda handle: handle if handle in mig else f"GPU-of-{handle}",
+        nvmlDeviceGetMigMode=lambda handle: (int(handle in divided), 0),
         nvmlDeviceGetMaxMigDeviceCount=lambda handle: 7,
-        # The first places are empty.
-        nvmlDeviceGetMigDeviceHandleByIndex=lambda handle, i: found(["", "", *mig, "", "", ""][i]),
+        nvmlDeviceGetMigDeviceHandleByIndex=instance,
+        nvmlDeviceGetDeviceHandleFromMigDeviceHandle=parent,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free={**free, **mig}[handle]),
     )
 
@@ -585,6 +634,8 @@ class World:
         self.nvrtc: Any = SimpleNamespace(version=(13, 0), architectures=lambda: ["sm_80", "sm_90"])
         self.built: list[Path] = []
         self.nvml: Any = fake_nvml({"0000:00:00.0": 1 << 30, "0000:01:00.0": 2 << 30})
+        self.uuids: dict[int, str] = {}
+        """As CUDA knows them."""
         self._patch = monkeypatch
 
     def survey(self) -> probe.Survey:
@@ -592,6 +643,7 @@ class World:
         self.machine.install(patch, self.driver or 0)
         patch.setitem(sys.modules, "pynvml", self.nvml)
         patch.setattr(probe, "driver_cuda", lambda: self.driver)
+        patch.setattr(probe, "_cuda_uuid", self.uuids.get)
         patch.setattr(probe, "_version", self.packages.get)
         patch.setattr(probe, "find_nvrtc", lambda major: self.nvrtc)
         patch.setattr(probe, "built_folders", lambda: self.built)
@@ -657,15 +709,90 @@ def test_memory_is_unknown_without_nvml(world: World) -> None:
     assert [(gpu.free, gpu.uuid, gpu.usable) for gpu in found.gpus] == [(None, "", True)] * 2
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_an_instance_of_a_divided_gpu(world: World, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
-    """CUDA and NVML agree on the place of the whole GPU; the free memory is the instance's."""
+FIRST, OTHER = "0000:00:00.0", "0000:01:00.0"
+
+
+@pytest.mark.parametrize(
+    ("visible", "known", "seen"),
+    [
+        (None, None, "MIG-a"),
+        (None, "b", "MIG-b"),
+        ("0", None, "MIG-a"),
+        ("0", "b", "MIG-b"),
+        ("MIG-b", None, "MIG-b"),
+        (" MIG-b ", None, "MIG-b"),
+        ("MIG-b,MIG-a", None, "MIG-b"),
+        ("MIG-elsewhere,MIG-b", None, "MIG-b"),
+        ("GPU-of-0000:00:00.0,MIG-b", None, "MIG-b"),
+        ("MIG-unknown", None, "MIG-a"),
+        ("MIG-a", "b", "MIG-b"),
+        ("MIG-a", "unknown", "MIG-a"),
+    ],
+)
+def test_an_instance_of_a_divided_gpu(
+    world: World, monkeypatch: pytest.MonkeyPatch, visible: str | None, known: str | None, seen: str
+) -> None:
+    """CUDA and NVML agree on the place of the whole GPU; name and free memory are the instance's."""
     world.machine.gpus = world.machine.gpus[:1]
-    world.nvml = fake_nvml({"0000:00:00.0": 100}, {"first": 10, "other": 20})
-    if named:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-other")
+    free = {"MIG-a": 10, "MIG-b": 20}
+    world.nvml = fake_nvml({FIRST: 100, OTHER: 200}, {FIRST: {"a": 10, "b": 20}, OTHER: {"elsewhere": 30}})
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if known is not None:
+        world.uuids[0] = known
+    found = world.survey()
+    monkeypatch.setattr(devices, "_survey", lambda: found)
+    (gpu,) = devices.gpus()
+    assert (gpu.uuid, gpu.free) == (seen, free[seen])
+    _, device = calibration.devices(1)
+    assert (device.name, device.uuid, device.memory) == ("cuda:0", seen, free[seen])
+
+
+def test_the_memory_of_a_whole_gpu_is_no_instance_s(world: World) -> None:
+    """Where NVML shows no instance, or more than CUDA, memory is what CUDA says."""
+    world.machine.gpus = world.machine.gpus[:1]
+    total = 1 << 30
+    world.nvml = fake_nvml({FIRST: 1 << 40}, {FIRST: {}})
     (gpu,) = world.survey().gpus
-    assert (gpu.free, gpu.uuid) == ((20, "id of MIG-other") if named else (10, "id of MIG-first"))
+    assert (gpu.uuid, gpu.total, gpu.free) == ("", total, None)
+    world.machine.gpus = [Gpu("NVIDIA H200 MIG 1g.18gb")]
+    world.uuids[0] = "a"
+    (gpu,) = world.survey().gpus
+    assert (gpu.uuid, gpu.free) == ("MIG-a", None)
+    world.nvml = fake_nvml({FIRST: 1 << 40}, {FIRST: {"a": 1 << 39}})
+    (gpu,) = world.survey().gpus
+    assert (gpu.uuid, gpu.free) == ("MIG-a", total)
+
+
+def test_gpus_in_another_order_than_nvml_s(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES picks one by its name: it is the first then, and NVML knows it by its place."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"GPU-of-{OTHER}")
+    world.machine.gpus = [Gpu(bus=OTHER)]
+    world.nvml = fake_nvml({FIRST: 100, OTHER: 200})
+    (gpu,) = world.survey().gpus
+    assert (gpu.name, gpu.uuid, gpu.free) == ("cuda:0", f"GPU-of-{OTHER}", 200)
+    world.nvml, world.uuids[0] = None, "its-own"
+    (gpu,) = world.survey().gpus
+    assert (gpu.uuid, gpu.free) == ("GPU-its-own", None)
+
+
+def test_the_driver_says_what_a_gpu_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "01020304-0506-0708-090a-0b0c0d0e0f10"
+
+    def get_uuid(target: Any, device: Any) -> int:
+        target._obj[:] = range(1, 17)
+        return 0 if device.value == 3 else 101
+
+    def get(target: Any, index: Any) -> int:
+        target._obj.value = index.value + 1
+        return 0
+
+    library = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=get, cuDeviceGetUuid_v2=get_uuid)
+    monkeypatch.setattr(probe.ctypes, "CDLL", lambda _: library)
+    assert probe._cuda_uuid(2) == name
+    assert probe._cuda_uuid(1) is None
+    del library.cuDeviceGetUuid_v2
+    assert probe._cuda_uuid(2) is None
 
 
 def no_driver(world: World) -> None:
@@ -718,7 +845,7 @@ def none_visible(world: World) -> None:
 
 def undivided(world: World) -> None:
     world.machine.gpus = []
-    world.nvml = fake_nvml({"0000:00:00.0": 1}, {})
+    world.nvml = fake_nvml({FIRST: 1}, {FIRST: {}})
 
 
 def broken(world: World) -> None:

@@ -370,12 +370,32 @@ def _runs(stage: Stage, job: ProofJob) -> bool:
 def test_a_device_that_fails_leaves_the_proof_to_the_cpu(tmp_path: Path) -> None:
     stage = Stage(tmp_path, cpu(), gpu())
     job = stage.submit()
-    stage.end(job, DeviceError("cuda:0: an illegal address"))
+    stage.end(job, DeviceError("cuda:0: an illegal address", path="/secret/place", role="key"))
     assert stage.run_of(job).request.device == "cpu"
     assert "failed elsewhere before: on cpu" in job.placement
     stage.end(job)
-    assert job.wait(0).warnings == ("cuda:0: an illegal address; the CPU took over",)
+    assert job.wait(0).warnings == ("key: cuda:0: an illegal address; the CPU took over",)
     stage.counted(submitted=1, succeeded=1, device_failures=1, retries_on_cpu=1)
+    stage.quiet()
+
+
+def test_a_gpu_whose_process_dies_leaves_the_proof_to_the_cpu_in_the_end(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, cpu(), gpu())
+    job = stage.submit()
+    for _ in range(2):
+        assert stage.run_of(job).request.device == "cuda:0"
+        stage.end(job, Lost("cuda:0: the process was ended by SIGSEGV: in /secret/place.so"))
+    assert stage.run_of(job).request.device == "cpu"
+    stage.end(job)
+    told = "cuda:0: its process died under the proof; the CPU took over"
+    assert job.wait(0).warnings == (told,)
+    # After the first death as well, where the GPU is not there any more.
+    job = stage.submit()
+    stage.executor.offer(cpu(), gpu(problem="it rests"))
+    stage.end(job, Lost("cuda:0: the process was ended by SIGKILL"))
+    stage.end(job)
+    assert job.wait(0).warnings == (told,)
+    stage.counted(submitted=2, succeeded=2, losses=3, retries_on_cpu=2)
     stage.quiet()
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import gpuprover
-from engine_stage import FakeExecutor, FakeTimes, cpu
+from engine_stage import FakeExecutor, FakeTimes, cpu, gpu
 from gpuprover import (
     Aborted,
     CircuitNotFound,
@@ -513,6 +513,22 @@ def test_what_keeps_it_from_proving_is_told_by_readiness_and_status(folder: Path
         assert wait_until(lambda: not prover.get_status().ready)
         with pytest.raises(DeviceError, match="no worker starts"):
             prover.wait_ready(100)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_the_cpu_is_ready_for_a_gpu_that_was_not_asked_for_by_name(folder: Path, device: str) -> None:
+    executor = FakeExecutor(cpu(), gpu())
+    given = {**SETTINGS, "circuit_keys_path": folder, "policy": "eager", "device": device}
+    with Prover(load_engine_settings(given), executor=executor, times=FakeTimes()) as prover:
+        assert wait_until(lambda: prover.get_status().ready)
+        executor.offer(cpu(), gpu(problem="it was lost"))
+        assert wait_until(lambda: prover.get_status().devices[1]["problem"])
+        assert prover.get_status().ready is (device == "auto")
+        if device != "auto":
+            with pytest.raises(DeviceError, match="it was lost"):
+                prover.wait_ready(100)
+        executor.offer(cpu(), gpu())
+        assert wait_until(lambda: prover.get_status().ready)
 
 
 def test_the_engine_outlives_what_the_system_refuses_it(

@@ -911,6 +911,21 @@ def test_a_proof_that_kills_its_workers_is_given_up() -> None:
     assert list(machine.ended.values()) == ["lost"]
 
 
+def test_a_proof_whose_gpu_kills_its_workers_is_the_cpu_s_in_the_end() -> None:
+    machine = Machine([cpu(), gpu()])
+    machine.outcome = lambda run: Outcome.LOST if run.placement.kind == "cuda" else Outcome.SUCCEEDED
+    machine.submit(shape(1 << 20))
+    machine.run()
+    assert [run.placement.device for run in machine.runs] == ["cuda:0", "cuda:0", "cpu"]
+    assert list(machine.ended.values()) == ["succeeded"]
+    # Where the CPU dies under it, too, there is an end.
+    machine = Machine([cpu(), gpu()], outcome=lambda run: Outcome.LOST)
+    machine.submit(shape(1 << 20))
+    machine.run()
+    assert len(machine.runs) == LOSSES
+    assert list(machine.ended.values()) == ["lost"]
+
+
 def test_a_lost_device_gives_its_proofs_to_the_others_and_late_results_are_discarded() -> None:
     machine = Machine([cpu(), gpu()])
     tickets = [machine.submit(shape(1 << 20)) for _ in range(3)]

@@ -897,22 +897,62 @@ def test_gpus_are_chosen(stub: Callable[[str], None]) -> None:
         assert answer.message == "device 'cuda:0': there are no workers for it"
 
 
-def test_a_gpu_that_fails_gets_new_processes_and_then_no_more(stub: Callable[[str], None]) -> None:
+@pytest.mark.parametrize(("how", "answer"), [("breaks", DeviceError), ("kills", Lost)])
+def test_a_gpu_that_fails_gets_new_processes_rests_and_is_tried_again(
+    stub: Callable[[str], None], how: str, answer: type
+) -> None:
     stub("gpus")
-    with running(gpus=("cuda:0",)) as client:
-        breaks, options = stub_key("breaks", "cuda:0")
+    with running(gpus=("cuda:0",), rest=(1000.0, 2.0, 1e6, 0.0)) as client:
+        fails, options = stub_key(how, "cuda:0")
         works, _ = stub_key("any", "cuda:0")
-        for circuit in (breaks, breaks, works, breaks, breaks):
+        waits, _ = stub_key("waits", "cuda:0")
+
+        def gpu() -> tuple[str, str, int]:
+            (found,) = [w for w in client.pool.workers() if w.device == "cuda:0"]
+            return found.state, found.problem, found.restarts
+
+        for circuit in (fails, fails, works, fails):
             client.answer(client.ask(circuit, **options))
-        gpu = eventually(lambda: [w for w in client.pool.workers() if w.restarts == 4])
-        assert gpu[0].name == "cuda:0"
+        # All that ran beside each other fail: that is one failure.
+        beside = [client.ask(waits, **options) for _ in range(pool.DEVICE_TRIES)]
+        asked = client.ask(fails, **options)
+        assert {type(client.answer(number)) for number in (*beside, asked)} == {answer}
+        eventually(lambda: gpu()[2] == 4)
         assert client.prove(works, **options).device == "cuda:0"
         for _ in range(pool.DEVICE_TRIES):
-            assert isinstance(client.answer(client.ask(breaks, **options)), DeviceError)
+            assert isinstance(client.answer(client.ask(fails, **options)), answer)
+        told = "an illegal address" if how == "breaks" else "the process ended with status 1"
         problems = eventually(lambda: {d.name: d.problem for d in client.pool.devices if d.problem})
-        assert problems == {"cuda:0": "an illegal address"}
-        assert isinstance(client.answer(client.ask(works, **options)), DeviceError)
-        eventually(lambda: [w.name for w in client.pool.workers()] == ["cpu-0"])
+        assert problems == {"cuda:0": told}
+        refused = client.answer(client.ask(works, **options))
+        assert isinstance(refused, DeviceError)
+        assert refused.message == f"device 'cuda:0': {told}"
+        eventually(lambda: gpu()[:2] == ("waiting", told))
+        # It is tried after a while. One more failure is enough then, and it rests for longer.
+        (place,) = [place for place in client.pool._places if place.device == "cuda:0"]
+        for seconds in (1000, 2000):
+            assert seconds - 300 < place.again - time.monotonic() < seconds
+            place.again = 0.0
+            eventually(lambda: not any(d.problem for d in client.pool.devices))
+            assert isinstance(client.answer(client.ask(fails, **options)), answer)
+            eventually(lambda: any(d.problem for d in client.pool.devices))
+        place.again = 0.0
+        eventually(lambda: not any(d.problem for d in client.pool.devices))
+        assert client.prove(works, **options).device == "cuda:0"
+        assert client.pool.problem == ""
+
+
+def test_what_replaces_a_worker_on_a_gpu_finds_its_memory_free(stub: Callable[[str], None]) -> None:
+    stub("gpus")
+    with running(gpus=("cuda:0",), max_proofs=2) as client:
+        works, options = stub_key("any", "cuda:0")
+        seen = set()
+        for _ in range(6):
+            client.prove(works, **options)
+            seen |= {place.successor for place in client.pool._places if place.device != "cpu"}
+        assert seen == {None}
+        eventually(lambda: [w.recycled for w in client.pool.workers() if w.device == "cuda:0"] == [3])
+        assert sum(w.restarts for w in client.pool.workers()) == 0
 
 
 # The end ------------------------------------------------------------------------------------------------

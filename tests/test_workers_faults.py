@@ -254,6 +254,8 @@ def test_what_the_system_refuses_a_proof_is_no_bug(
     with pytest.raises(kind) as caught:
         Runner().prove(request)
     assert "bug" not in caught.value.message
+    assert str(path) in caught.value.message
+    assert str(path) not in caught.value.told
     ours, theirs = socket.socketpair()
     served = worker.Worker(messages.Channel(theirs))
     served._runner = Runner()

@@ -47,7 +47,10 @@ CHUNK = 4 << 20
 MAX_BUFFERS = 8
 SPIN_SECONDS = 200e-6
 NAP_SECONDS = 50e-6
-"""Waiting asks again and again at first, then in steps."""
+NAP_SHARE = 1 / 64
+LONGEST_NAP = 0.01
+"""Waiting asks again and again at first, then in steps that are a share of what it has waited. Who waits for
+ever takes so little of the CPU that it is not seen to compute."""
 
 
 class _Buffer(NamedTuple):
@@ -427,8 +430,9 @@ class CupyDevice:
         """Until a stream or an event is done. Ctrl-C works meanwhile: CUDA's own waiting would block it."""
         begun = time.perf_counter()
         while (status := query(handle)) == NOT_READY:
-            if time.perf_counter() - begun > SPIN_SECONDS:
-                time.sleep(NAP_SECONDS)
+            waited = time.perf_counter() - begun
+            if waited > SPIN_SECONDS:
+                time.sleep(min(max(NAP_SECONDS, NAP_SHARE * waited), LONGEST_NAP))
         self._runtime.check_status(status)
 
     @_on_device

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gpuprover import forks
 from gpuprover.backend import Backend, Group
 from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
+from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
 from gpuprover.cuda.source import programs
 from gpuprover.curves import CurveParams
@@ -22,7 +26,8 @@ from gpuprover.memory import count_pool
 if TYPE_CHECKING:
     from gpuprover.cuda.gpu import Gpu as Shared
 
-__all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve"]
+__all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve", "try_device"]
+TRY_WORDS = 1024
 
 _open: dict[str, Device] = {}
 _loaded: dict[tuple[str, str], Device] = {}
@@ -106,6 +111,27 @@ def open_device(name: str) -> Device:
         if name not in _open:
             _open[name] = CupyDevice(int(name.partition(":")[2]))
         return _open[name]
+
+
+def try_device(name: str) -> int:
+    """Has the device ``cuda:N`` take some bytes and give them back -> bytes that a pool may take of it.
+
+    Raises:
+        DeviceError, OutOfMemory: it does not start, has no memory, or gives back others.
+    """
+    device = open_device(name)
+    sent = np.arange(TRY_WORDS, dtype=np.uint64)
+    back = np.zeros_like(sent)
+    address = device.allocate(sent.nbytes)
+    try:
+        device.write(address, sent)
+        device.read(back, address)
+    finally:
+        with suppress(DeviceError):
+            device.release(address)
+    if not np.array_equal(sent, back):
+        raise DeviceError(f"{name}: its memory gives back other bytes than it was given")
+    return Pool(device, gpu_memory_limit()).limit
 
 
 def open_backend(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from gpuprover.cuda.compile import Nvrtc, built_folders, find_nvrtc
 
@@ -37,9 +38,10 @@ class Gpu:
 
     Attributes:
         name: ``cuda:0``, say.
-        uuid: NVML's, empty where it does not tell.
+        uuid: ``GPU-...``, of a MIG instance its own, ``MIG-...``, as CUDA_VISIBLE_DEVICES takes them; empty
+            where neither CUDA nor NVML tells.
         architecture: ``sm_90``, say.
-        total: bytes of memory.
+        total: bytes of memory, of an instance its own.
         free: bytes that other processes leave, and this one; None where NVML does not tell.
         problem: why it cannot be used, None if it can.
         advice: what to do about it.
@@ -148,6 +150,24 @@ def driver_cuda() -> int | None:
     return None if failed else version.value  # a toolkit's stub of the library fails
 
 
+def _cuda_uuid(index: int) -> str | None:
+    """What CUDA's device ``index`` is called, without a prefix; of a MIG instance the instance's own name.
+
+    None where the driver does not say. Creates no context. CUDA Driver API, ``cuDeviceGetUuid_v2``.
+    """
+    device, found = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        failed = (
+            library.cuInit(0)
+            or library.cuDeviceGet(ctypes.byref(device), ctypes.c_int(index))
+            or library.cuDeviceGetUuid_v2(ctypes.byref(found), device)
+        )
+    except (OSError, AttributeError):
+        return None
+    return None if failed else str(UUID(bytes=bytes(found)))
+
+
 def _no_driver() -> _Unusable:
     if _KERNEL_DRIVER.exists():
         return _Unusable(
@@ -204,7 +224,7 @@ def _count(runtime: Any, nvml: Any) -> int:
     if visible is not None:
         raise _Unusable(
             f"CUDA_VISIBLE_DEVICES={visible[:60]!r} shows no GPU to this process",
-            "unset it, or set it to 0",
+            "unset it, or set it to 0, or to a name of a GPU or MIG instance that `nvidia-smi -L` shows",
         )
     if any(_in_mig_mode(nvml, handle) for handle in _handles(nvml)):
         raise _Unusable(
@@ -223,10 +243,11 @@ def _gpu(index: int, runtime: Any, nvml: Any, nvrtc: Nvrtc | None, extra: str) -
         problem = f"it does not answer: {_first_line(error)}"
         return Gpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
     capability = 10 * properties["major"] + properties["minor"]
+    model = properties["name"].decode(errors="replace")
     gpu = Gpu(
         name,
-        _identity(nvml, bus),
-        properties["name"].decode(errors="replace"),
+        _identity(nvml, bus, _cuda_uuid(index), model),
+        model,
         f"sm_{capability}",
         int(properties["totalGlobalMem"]),
         free=None,
@@ -290,20 +311,49 @@ def _in_mig_mode(nvml: Any, handle: Any) -> bool:
     return False
 
 
-def _identity(nvml: Any, bus: str) -> str:
-    if nvml is None:
-        return ""
-    with suppress(nvml.NVMLError):
-        return _text(nvml.nvmlDeviceGetUUID(_handle(nvml, bus)))
-    return ""
+def _identity(nvml: Any, bus: str, known: str | None, model: str) -> str:
+    """A GPU's or instance's UUID; ``known``: by CUDA."""
+    if nvml is not None:
+        with suppress(nvml.NVMLError):
+            handle = nvml.nvmlDeviceGetHandleByPciBusId(bus)
+            if _in_mig_mode(nvml, handle):
+                handle = _instance(nvml, handle, known)
+            if handle is not None:
+                return _text(nvml.nvmlDeviceGetUUID(handle))
+    # CUDA's name of an instance is that of the GPU, "MIG" and the profile.
+    return "" if known is None else f"{'MIG' if ' MIG ' in model else 'GPU'}-{known}"
 
 
-def _free(nvml: Any, bus: str) -> int | None:
-    """Bytes free on a GPU or a MIG instance."""
+def _instance(nvml: Any, whole: Any, known: str | None) -> Any:
+    """NVML's handle of the one MIG instance of a GPU that this process sees; None if it is not found."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = [f"MIG-{known}"] * (known is not None)
+    names += [name.strip() for name in named if name.strip().startswith("MIG-")]
+    for name in names:
+        with suppress(nvml.NVMLError):
+            instance = nvml.nvmlDeviceGetHandleByUUID(name)
+            parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance)
+            if nvml.nvmlDeviceGetUUID(parent) == nvml.nvmlDeviceGetUUID(whole):
+                return instance
+    # Nobody has named one: then it is the first.
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(whole)):
+        with suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, index)
+    return None
+
+
+def _free(nvml: Any, gpu: Gpu) -> int | None:
+    """Bytes free on a GPU or a MIG instance; None where NVML does not tell."""
     if nvml is None:
         return None
     with suppress(nvml.NVMLError):
-        return int(nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, bus)).free)
+        if gpu.uuid.startswith("MIG-"):
+            instance = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            return min(int(nvml.nvmlDeviceGetMemoryInfo(instance).free), gpu.total)
+        handle = nvml.nvmlDeviceGetHandleByPciBusId(gpu.bus)
+        # What is free of a whole GPU is not free for an instance of it.
+        if not _in_mig_mode(nvml, handle):
+            return int(nvml.nvmlDeviceGetMemoryInfo(handle).free)
     return None
 
 
@@ -311,24 +361,9 @@ def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _handle(nvml: Any, bus: str) -> Any:
-    """NVML's handle of the GPU in a place of the PCI bus, or of its MIG instance that this process sees."""
-    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus)
-    if not _in_mig_mode(nvml, handle):
-        return handle
-    # A process sees one instance: the one that it was given by name, or the first.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    if visible.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(visible)
-    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        with suppress(nvml.NVMLError):
-            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-    return handle
-
-
 def refreshed(gpu: Gpu) -> Gpu:
     """The record with the memory that is free now."""
-    return replace(gpu, free=_free(_open_nvml(), gpu.bus)) if gpu.usable else gpu
+    return replace(gpu, free=_free(_open_nvml(), gpu)) if gpu.usable else gpu
 
 
 def judged(gpu: Gpu) -> Gpu:

@@ -140,6 +140,7 @@ class _Work:
         content: a keyed digest of the witness, where proofs are kept.
         info: what its ticket was made with.
         twin: the job whose proof it waits for.
+        died: which GPU's process died under it, in words, if it has not run elsewhere since.
     """
 
     job: ProofJob
@@ -158,6 +159,7 @@ class _Work:
     deadline: float | None = None
     replans: int = 0
     shrunk: bool = False
+    died: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -728,6 +730,10 @@ class Dispatcher:
         )
         active.launched = True
         self._leave_queue(work)
+        if work.died and not is_gpu(placement.device):
+            self._tell("retries_on_cpu", work, work.died)
+            work.warnings = (*work.warnings, f"{work.died}; the CPU took over")
+            work.died = ""
         job.state, job.device, job.placement = JobState.RUNNING, placement.device, placement.reason
         job.started = job.started or time.time()
         job.attempts += 1
@@ -785,11 +791,15 @@ class Dispatcher:
         verdict = self._scheduler.finished(active.run, outcome)
         if verdict is Verdict.DELIVER:
             self._end(work, result)
-        elif verdict is Verdict.RETRY and isinstance(result, ProverError) and outcome is not Outcome.LOST:
-            step = ticket.level.name.lower()
-            self._tell(f"retries_{step}", work, result.message)
+        elif verdict is Verdict.RETRY and isinstance(result, ProverError):
+            if outcome is Outcome.LOST:
+                # What the process wrote last stays in the log.
+                device = active.run.placement.device
+                work.died = f"{device}: its process died under the proof" if is_gpu(device) else ""
+                return
+            self._tell(f"retries_{ticket.level.name.lower()}", work, result.message)
             if ticket.level is Degrade.ON_CPU:
-                work.warnings = (*work.warnings, f"{result.message}; the CPU took over")
+                work.warnings = (*work.warnings, f"{result.told}; the CPU took over")
 
     def _drop(self, active: _Active) -> None:
         del self._active[active.id]

@@ -19,6 +19,7 @@ from typing import Any
 
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
+from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics, keyed_digest
 from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
@@ -46,7 +47,7 @@ from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of, shortage
-from gpuprover.scheduler import Times
+from gpuprover.scheduler import Device, Times
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool
 
@@ -632,8 +633,9 @@ class Prover:
         workers = tuple(self._executor.workers()) if found.started else ()
         problem = self._engine.problem or (self._executor.problem if found.started else "")
         verifier = self._verification.status()
-        usable = any(not device.problem for device, _ in found.devices)
-        up = policy != "eager" or (usable and found.preloaded)
+        serving = self._serving([device for device, _ in found.devices])
+        usable = any(not device.problem for device in serving)
+        up = usable and found.preloaded if policy == "eager" else usable or not found.devices
         ill = [f"{worker.name}: {worker.problem}" for worker in workers if worker.problem]
         ill += [problem] if problem and problem not in ill else []
         if verifier.problem is not None:
@@ -664,6 +666,11 @@ class Prover:
             verifier=verifier,
         )
 
+    def _serving(self, devices: list[Device]) -> list[Device]:
+        """Those that proofs may be placed on: a GPU that was asked for by name has no substitute."""
+        named = is_gpu(self.settings.device)
+        return [device for device in devices if not named or device.kind != "cpu"]
+
     def wait_ready(self, timeout: float) -> None:
         """Waits until it is ready.
 
@@ -684,8 +691,10 @@ class Prover:
             if self.settings.policy != "eager":
                 return
             devices = [device for device, _ in found.devices]
-            if devices and all(device.problem for device in devices):
-                raise DeviceError(devices[0].problem)
+            serving = self._serving(devices)
+            if devices and all(device.problem for device in serving):
+                gone = f"device {self.settings.device!r} is not there"
+                raise DeviceError(serving[0].problem if serving else gone)
             if devices and found.preloaded and not (self._executor.problem or self._engine.problem):
                 return
             if time.monotonic() >= end:

@@ -54,6 +54,8 @@ LEARNING = 0.3
 """Weight of the latest observation in the factor between a circuit's observed and predicted times."""
 LOSSES = 3
 """A proof whose device or worker died under it so often is not tried again."""
+LOSSES_ON_GPU = 2
+"""After which the CPU takes a proof over whose GPU's worker died, if it may."""
 
 
 class Outcome(Enum):
@@ -422,6 +424,8 @@ class Scheduler:
             again = self._to_cpu(ticket, run.placement)
         else:
             again = outcome is Outcome.LOST and self._survives(ticket)
+            if again and ticket.losses >= LOSSES_ON_GPU:
+                self._to_cpu(ticket, run.placement)
         if again:
             self._enqueue(ticket)
             return Verdict.RETRY

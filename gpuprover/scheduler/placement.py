@@ -58,6 +58,7 @@ class Device:
         memory: bytes that proofs may take here, the least of limits and what is free; None: no limit known.
         proofs: at most so many at once; None: as many as there is memory (and, on a CPU, threads) for.
         problem: why it cannot be used, and what to do about it; empty if it can.
+        uuid: of a GPU or a MIG instance, ``GPU-...`` or ``MIG-...``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Device:
     memory: int | None = None
     proofs: int | None = None
     problem: str = ""
+    uuid: str = ""
 
 
 @dataclass(frozen=True)

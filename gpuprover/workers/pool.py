@@ -68,7 +68,8 @@ STUMBLE_SECONDS = (0.01, 2.0, 1.0, 0.2)
 QUIET_SECONDS = 10.0
 """Between two lines in the log about the same thing."""
 DEVICE_TRIES = 3
-"""So often in a row a GPU may fail under a proof, each time in a new process, before it is used no more."""
+"""So many processes in a row may end by a failure of their GPU, fail to start it, or die or hang with proofs
+on it, before it rests."""
 LOAD_TRIES = 3
 """So many workers may die while they load a key before its loader is told."""
 STEADY_SECONDS = 10.0
@@ -479,13 +480,16 @@ class WorkerPool:
             self._tell(logging.WARNING, place.name, f"{place.name}: process {worker.child.pid}: {why}")
             place.restarts += was_worker
             if worker.ready:
-                place.problem, place.again = told, now + place.backoff.next()
+                place.problem = place.problem if place.again > now else told
+                place.again = max(place.again, now + place.backoff.next())
             else:
                 self._surveys -= worker.surveys
                 own = worker.failed or not worker.child.killed
                 self._failed_to_start(place, why, told, now, own=own)
         elif was_worker:
-            place.recycled += place.successor is not None
+            place.recycled += bool(worker.wear)
+        if worker.runs and self._closing is None:
+            self._device_failed(worker, told or why, now)
         self._bury(worker, why)
         if place.closing and not place.workers():
             self._places.remove(place)
@@ -495,8 +499,10 @@ class WorkerPool:
         place.failing = place.failing if place.failures else now
         place.failures += 1
         place.faults = place.faults + 1 if own else 0
-        place.problem, place.again = told, now + place.backoff.next()
+        place.problem, place.again = told, max(place.again, now + place.backoff.next())
         ready = any(w.ready for w in self._workers() if w.place.device == place.device)
+        if own and place.device != "cpu":
+            self._count_failure(place, told, now)
         hopeless = place.faults >= START_TRIES or now - place.failing >= self._settings.wait
         if hopeless and not ready:
             self._broken[place.device] = DeviceError(
@@ -571,6 +577,7 @@ class WorkerPool:
         found = [Device(**record) for record in message["devices"] or ()]
         worker.memory = MemoryUsage(**message["memory"])
         worker.ready, worker.idle_since = True, now
+        worker.base = 0 if place.device == "cpu" else own_bytes(worker.memory)
         place.failures, place.faults, place.problem = 0, 0, ""
         self._broken.pop(place.device, None)
         self._machine[place.device] = own
@@ -592,7 +599,7 @@ class WorkerPool:
         if worker.open and not worker.runs:
             worker.at_rest = own_bytes(worker.memory)
             mark = self._settings.memory_mark
-            if mark is not None and worker.at_rest > mark:
+            if mark is not None and worker.at_rest > mark + worker.base:
                 worker.wear = worker.wear or f"it holds {worker.at_rest >> 20} MiB at rest"
 
     def _hear_done(self, worker: Worker, message: dict[str, Any], now: float) -> None:
@@ -607,26 +614,45 @@ class WorkerPool:
             outcome = result_from_json(message["result"])
             place.device_failures = 0
             place.backoff.reset()
+            place.rest.reset()
         else:
             outcome = from_record(message["error"])
         self._finish(run, outcome)
         if worker.proofs >= self._settings.max_proofs:
             worker.wear = worker.wear or f"it has made {worker.proofs} proofs"
         if isinstance(outcome, DeviceError) and place.device != "cpu":
-            self._device_failed(worker, outcome, now)
+            if not worker.fault:
+                worker.fault, worker.told = outcome.message, outcome.told
+            self._device_failed(worker, worker.told or worker.fault, now)
+            self._stop(worker, now)
         if worker.stopping and not worker.runs and worker.leave is None:
             worker.leave = now + EXIT_SECONDS
 
-    def _device_failed(self, worker: Worker, error: DeviceError, now: float) -> None:
-        """What is sticky in CUDA ends with the process: another one gets the device, a few times."""
+    def _device_failed(self, worker: Worker, told: str, now: float) -> None:
+        """What is sticky in CUDA ends with the process: another one gets the device, a few times.
+
+        Then the device rests, and after that one process tries it: if it starts, the device is used again,
+        and rests at once, and longer, if it fails again before a proof is made.
+        """
         place = worker.place
+        # The proofs that ran there beside each other tell of one failure.
+        if worker.failed_device or place.device == "cpu":
+            return
+        worker.failed_device = True
+        self._count_failure(place, told, now)
+
+    def _count_failure(self, place: Place, told: str, now: float) -> None:
         place.device_failures += 1
-        if not worker.fault:
-            worker.fault, worker.told = error.message, error.told
-        self._stop(worker, now)
         if place.device_failures >= DEVICE_TRIES:
-            place.closing = True
-            self._machine[place.device] = replace(self._machine[place.device], problem=error.told)
+            seconds = place.rest.next()
+            place.again, place.problem = now + seconds, told
+            self._machine[place.device] = replace(self._machine[place.device], problem=told)
+            self._tell(
+                logging.ERROR,
+                f"{place.name} rests",
+                f"{place.name}: it failed under {place.device_failures} processes in a row, and is tried "
+                f"again in {seconds:.0f} s: {told}",
+            )
 
     def _hear_loaded(self, worker: Worker, message: dict[str, Any], now: float) -> None:
         worker.idle_since = now
@@ -811,7 +837,9 @@ class WorkerPool:
                 self._finish(run, error)
                 if worker is not None:
                     worker.fault = f"run {run.request.id} did not stop: {error}"
-                    self._gone(worker, worker.fault, now)
+                    if worker in worker.place.workers():
+                        self._device_failed(worker, "a proof on it did not stop", now)
+                        self._gone(worker, worker.fault, now)
         for worker in self._workers():
             why = self._overdue(worker, now)
             if why:
@@ -854,7 +882,10 @@ class WorkerPool:
             place.worker = self._begin(place, now)
         elif worker.wear and worker.open and place.successor is None:
             _log.info("%s: process %d is replaced: %s", place.name, worker.child.pid, worker.wear)
-            place.successor = self._begin(place, now)
+            if place.device == "cpu":
+                place.successor = self._begin(place, now)
+            else:  # what it holds of the GPU its successor would have to do without
+                self._stop(worker, now)
         elif place.successor is not None and place.successor.ready:
             self._stop(worker, now)
 
@@ -886,7 +917,7 @@ class WorkerPool:
                     self._stop(each, now)
 
     def _add(self, name: str, device: str, now: float) -> None:
-        place = Place(name, device, Backoff(*self._settings.backoff))
+        place = Place(name, device, Backoff(*self._settings.backoff), Backoff(*self._settings.rest))
         self._places.append(place)
         self._tend(place, now)
 

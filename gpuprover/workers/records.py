@@ -33,14 +33,16 @@ class PoolSettings:
         key_bytes: mapped keys that one worker keeps.
         warm: with a pinned key, load what proofs with it run before the first one comes.
         max_proofs: a worker that has made so many is replaced.
-        memory_mark: a worker that holds more private memory while it does nothing is replaced; None: never.
+        memory_mark: a worker that holds more private memory while it does nothing is replaced, on a GPU one
+            that holds so much more than at its start; None: never.
         wait: proofs wait so long for a worker while none starts for want of something, before they fail.
         idle: after so long without work, workers beyond the minimum end.
         heartbeat: a worker that is silent so long is taken for dead.
         init: so long may pass between two steps of a worker's start.
         stall: a worker with proofs that neither reports on them nor computes so long is taken for dead.
         grace: for a worker to answer a cancellation, or to notice that a time limit is reached.
-        backoff: (first, factor, cap, jitter) of the delay before a worker is started again.
+        backoff: (first, factor, cap, jitter) of the delay before a worker is started again;
+        rest: of that before a GPU is tried again that has failed under several processes in a row.
     """
 
     threads: int = 1
@@ -60,6 +62,7 @@ class PoolSettings:
     stall: float = 120.0
     grace: float = 5.0
     backoff: tuple[float, float, float, float] = (0.1, 2.0, 10.0, 0.2)
+    rest: tuple[float, float, float, float] = (60.0, 2.0, 600.0, 0.0)
 
 
 @dataclass(eq=False)
@@ -101,12 +104,14 @@ class Worker:
         pins: keys that it keeps.
         surveys: it looks for GPUs when it starts.
         at_rest: bytes that it held when it did nothing.
+        base: of them, what a worker on a GPU had from the start: CUDA's own.
         stopping: it was asked to end, and takes no more runs.
         leave: when it is killed if it has not ended.
         wear: why another one shall take its place.
         fault: what is wrong with it; and as strangers may read it, if that is another text,
         told: without paths and what others wrote.
         failed: it said itself why it cannot start.
+        failed_device: the failure of its GPU has been counted.
     """
 
     place: Place
@@ -127,12 +132,14 @@ class Worker:
     memory: MemoryUsage | None = None
     keys: CacheStatistics = field(default_factory=lambda: CacheStatistics.total(()))
     at_rest: int = WORKER_BYTES
+    base: int = 0
     stopping: bool = False
     leave: float | None = None
     wear: str = ""
     fault: str = ""
     told: str = ""
     failed: bool = False
+    failed_device: bool = False
 
     @property
     def open(self) -> bool:
@@ -148,13 +155,15 @@ class Place:
         again: the earliest time of the next start.
         failures: of starts, in a row, the first at ``failing``; ``faults`` of them, in a row up to the
             last, are the workers' own: they would fail again.
-        device_failures: of the device under proofs, in a row.
+        device_failures: processes in a row that failed with the device, see ``DEVICE_TRIES``.
+        rest: before the device is tried again, after too many of them.
         closing: it ends with its worker.
     """
 
     name: str
     device: str
     backoff: Backoff
+    rest: Backoff
     worker: Worker | None = None
     successor: Worker | None = None
     again: float = 0.0

@@ -20,8 +20,7 @@ from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from gpuprover import cache, calibration, memory
-from gpuprover.backend import is_gpu, resolve_device, warm_up
-from gpuprover.config import gpu_memory_limit
+from gpuprover.backend import is_gpu, resolve_device, try_device, warm_up
 from gpuprover.curves import curve_by_name
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
 from gpuprover.job import Job, Progress
@@ -159,12 +158,9 @@ class Worker:
             return own, calibration.devices(1) if survey else None
         self._progress(f"open {self._device}", 0.0)
         resolve_device(self._device)
+        room = try_device(self._device)
         found = {device.name: device for device in calibration.devices(1)}
-        own = found[self._device]
-        limit = gpu_memory_limit()
-        if limit is not None:
-            own = replace(own, memory=limit if own.memory is None else min(limit, own.memory))
-        return own, None
+        return replace(found[self._device], memory=room), None
 
     def _progress(self, phase: str, fraction: float) -> None:
         self._send({"type": "starting", "phase": phase, "fraction": fraction})
