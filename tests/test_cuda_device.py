@@ -29,7 +29,7 @@ from gpuprover.cuda import build, compile, cupy_device, devices, probe
 from gpuprover.cuda.compile import CUBIN_VARIABLE, Nvrtc, find_nvrtc
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, Device, Program
-from gpuprover.cuda.source import VARIANTS, programs
+from gpuprover.cuda.source import VARIANTS, programs, proving_programs
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
@@ -960,7 +960,7 @@ def test_a_device_is_opened_once(machine: Machine, monkeypatch: pytest.MonkeyPat
 def test_backends_of_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_shared", {})
     monkeypatch.setattr(devices, "_loaded", {})
-    monkeypatch.setattr(devices, "programs", lambda curve: [SMALL])
+    monkeypatch.setattr(devices, "proving_programs", lambda curve: [SMALL])
     prepared: list[Program] = []
     monkeypatch.setattr(EmulatedDevice, "prepare", lambda self, programs, check: prepared.extend(programs))
     emulated = {name: EmulatedDevice(name) for name in ("cuda:0", "cuda:1")}
@@ -977,5 +977,5 @@ def test_a_whole_proof(device: CupyDevice, machine: Machine) -> None:
     gpu = cuda_proofs.Gpu(device)
     assert cuda_proofs.prove(key, witness, gpu) == cuda_proofs.expected(BN254)
     assert len(machine.launches) > 20
-    listed = {compile.program_name(program) for program in programs(BN254)}
+    listed = {compile.program_name(program) for program in proving_programs(BN254)}
     assert set(device._modules) <= listed

@@ -95,7 +95,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice
     monkeypatch.setattr(devices, "_shared", {})
     monkeypatch.setattr(devices, "_loaded", {})
     monkeypatch.setattr(devices, "open_device", lambda name: device())
-    monkeypatch.setattr(devices, "programs", lambda curve: [])
+    monkeypatch.setattr(devices, "proving_programs", lambda curve: [])
     monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))
     monkeypatch.setattr(probe, "_lost", {})
     faster(monkeypatch, "cuda")

@@ -368,10 +368,10 @@ def warmup(args: Namespace, context: Context) -> int:
         compile_everything(curves=curves, job=job)
         if gpu is not None:
             from gpuprover.cuda.devices import open_device
-            from gpuprover.cuda.source import programs
+            from gpuprover.cuda.source import proving_programs
 
             with job.phase(f"compile for {gpu}"):
-                open_device(gpu).prepare([p for curve in curves or CURVES for p in programs(curve)])
+                open_device(gpu).prepare([p for curve in curves or CURVES for p in proving_programs(curve)])
     seconds = time.perf_counter() - begun
     cache = _cache()
     text = f"compiled in {format_seconds(seconds)}, cache: {_cache_text(cache)}"

@@ -17,7 +17,7 @@ from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import Gpu, Survey, mark_lost
-from gpuprover.cuda.source import programs
+from gpuprover.cuda.source import proving_programs
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
@@ -153,7 +153,7 @@ def open_backend(
     device = open_device(name)
     if _loaded.get((name, curve.name)) is not device:
         with job.phase("load kernels"):
-            device.prepare(programs(curve), job.check)
+            device.prepare(proving_programs(curve), job.check)
         _loaded[name, curve.name] = device
     with _lock:
         if name not in _shared or _shared[name].device is not device:

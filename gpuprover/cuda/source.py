@@ -22,6 +22,15 @@ VARIANTS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
 """File of ``kernels/`` -> the macros of each of its programs; any other file is one program, without any."""
 
 
+MEASURED_ONLY = ("pairs.cu", "rates.cu")
+"""What benchmarks launch, and no proof does: additions in pairs are off until a GPU has decided on them."""
+
+
+def proving_programs(curve: CurveParams) -> list[Program]:
+    """As :func:`programs`, without those that only benchmarks launch: nobody's first proof waits for them."""
+    return [program for program in programs(curve) if program.source not in MEASURED_ONLY]
+
+
 def programs(curve: CurveParams) -> list[Program]:
     """All programs of a curve, what takes longest to compile first: all that is launched."""
     names = sorted((n for n in sources(curve) if n.endswith(".cu")), key=lambda n: (n not in VARIANTS, n))
