@@ -27,6 +27,8 @@ from gpuprover.workers.worker import main
 
 FOLDER = Path(os.environ["EMULATED"])
 NOT_READY = 600  # cudaErrorNotReady
+TRIED = 8 * devices.TRY_WORDS
+"""Bytes that a worker takes to try its device."""
 
 
 class Device(EmulatedDevice):
@@ -43,7 +45,7 @@ class Device(EmulatedDevice):
         with self._lock:
             full = self._file("full")
             left = int(full.read_text()) if full.exists() else 0
-            if left:
+            if left and size > TRIED:
                 full.write_text(str(left - 1))
                 raise OutOfMemory(f"{self.name}: somebody else has the memory")
             address = super().allocate(size)

@@ -203,13 +203,28 @@ def test_memory_that_ends_under_load_loses_nothing(keys: Path, gpus: Callable[..
         load.ask(1)
         assert load.on() == ["cuda:0"]
         arena = on.seen("cuda:0")[0]["peak"]
-        for allocations in (1, 2, 5, 20):
+        # The pool gives up what it kept, or a proof goes a step down the ladder.
+        for allocations in (1, 3, 30):
             on.set("cuda:0", "full", allocations)
-            load.ask(3)
+            load.ask(2)
+            load.ask(2, "other")
             load.on()
+            for circuit in ("chain", "other"):
+                prover.unload(circuit)
         counters = prover.get_status().counters
-        assert counters["retries_alone"] > 0
         assert counters["device_failures"] == counters["losses"] == counters["failed"] == 0
+    # All the way down the ladder, and back.
+    on.set("cuda:0", "full", 10**6)
+    with on.prover(keys, retry_delay=0.01) as prover:
+        load = Load(prover)
+        load.ask(3)
+        assert load.on() == ["cpu"] * 3
+        counters = prover.get_status().counters
+        assert counters["retries_alone"] == counters["retries_on_cpu"] == 3
+        assert problem_of(prover) == ""
+        on.unset("cuda:0", "full")
+        load.ask(2)
+        assert load.on()[3:] == ["cuda:0"] * 2
     (on.folder / "gpus").write_text(f'{{"cuda:0": {3 * arena}}}')
     for path in on.folder.glob("cuda:0.*"):
         path.unlink()
