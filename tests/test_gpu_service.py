@@ -15,6 +15,7 @@ import pytest
 from gpu_stage import SECONDS, Machine, eventually, machine
 from gpuprover import ProofJob, Prover
 from gpuprover.errors import Aborted, DeviceError, ProverError
+from gpuprover.workers import pool
 from service_stage import stage
 
 pytestmark = pytest.mark.kernels_offline
@@ -96,10 +97,12 @@ def process_of(prover: Prover, device: str = "cuda:0", state: str = "busy") -> i
     return pid
 
 
+@pytest.mark.parametrize("tries", [1, pytest.param(pool.DEVICE_TRIES, marks=pytest.mark.slow)])
 def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
-    keys: Path, gpus: Callable[..., Machine]
+    keys: Path, gpus: Callable[..., Machine], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over HTTP. Ready all the while; who asked for nothing but proofs gets them, with a warning."""
+    monkeypatch.setattr(pool, "DEVICE_TRIES", tries)
     on = gpus(1 << 30)
     rest = {"rest": (1.0, 2.0, 4.0, 0.0)}
     with on.prover(keys, pool_settings=rest) as prover, stage(keys, prover=prover) as service:
