@@ -124,9 +124,12 @@ def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
         status = service.get("/v1/status").json()
         assert any(line.startswith("cuda:0: ") for line in status["problems"])
         assert 'prover_device_usable{device="cuda:0"} 0.0' in service.get("/metrics").text
+        # A circuit that is loaded meanwhile is planned for on the GPU when that is there.
+        load.ask(1, "other")
+        assert load.on()[-1] == "cpu"
         on.unset("cuda:0", "lost")
         eventually(lambda: not problem_of(prover))
-        load.ask(1)
+        load.ask(1, "other")
         assert load.on()[-1] == "cuda:0"
 
 
