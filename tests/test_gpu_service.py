@@ -158,7 +158,6 @@ def test_two_gpus_have_a_process_each_and_one_stands_in_for_the_other(
     keys: Path, gpus: Callable[..., Machine]
 ) -> None:
     on = gpus(1 << 30, 1 << 30)
-    # A few slow launches, so that one GPU alone has too much to do.
     with on.prover(keys) as prover:
         load = Load(prover)
         load.ask(6)
