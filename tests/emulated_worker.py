@@ -4,7 +4,7 @@ The environment variable ``EMULATED`` names a folder. Its file ``gpus`` says wha
 bytes of memory. What else lies there happens from the next call of a device on: ``cuda:0.lost``, every call
 fails; ``cuda:0.hangs``, a launch does not end, and is waited for as CUDA is; ``cuda:0.full``, so many
 allocations (the file's number) of proofs find no memory; ``cuda:0.slow``, a launch takes so many seconds
-more. A worker leaves ``cuda:0.PID``, which says what it took at most of the device, and how many proofs it ran
+more. A worker leaves ``cuda:0.PID``: what it took at most of the device, and how many proofs it ran
 at once.
 """
 
