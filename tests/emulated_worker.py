@@ -3,8 +3,9 @@
 The environment variable ``EMULATED`` names a folder. Its file ``gpus`` says what there is, as JSON: name ->
 bytes of memory. What else lies there happens from the next call of a device on: ``cuda:0.lost``, every call
 fails; ``cuda:0.hangs``, a launch does not end, and is waited for as CUDA is; ``cuda:0.full``, so many
-allocations (the file's number) find no memory; ``cuda:0.slow``, a launch takes so many seconds more. A worker
-leaves ``cuda:0.PID``, which says what it took at most of the device, and how many proofs it ran at once.
+allocations (the file's number) of proofs find no memory; ``cuda:0.slow``, a launch takes so many seconds
+more. A worker leaves ``cuda:0.PID``: what it took at most of the device, and how many proofs it ran
+at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from gpuprover.workers.worker import main
 
 FOLDER = Path(os.environ["EMULATED"])
 NOT_READY = 600  # cudaErrorNotReady
+TRIED = 8 * devices.TRY_WORDS
+"""Bytes that a worker takes to try its device."""
 
 
 class Device(EmulatedDevice):
@@ -43,7 +46,7 @@ class Device(EmulatedDevice):
         with self._lock:
             full = self._file("full")
             left = int(full.read_text()) if full.exists() else 0
-            if left:
+            if left and size > TRIED:
                 full.write_text(str(left - 1))
                 raise OutOfMemory(f"{self.name}: somebody else has the memory")
             address = super().allocate(size)

@@ -20,12 +20,11 @@ from gpuprover.workers import PoolSettings, WorkerPool, pool
 
 TESTS = Path(__file__).parent
 SECONDS = 120
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Times:
-    """GPUs are faster by far, whatever the circuit; ``parts`` too, so that the host does none of them."""
+    """GPUs are faster by far, whatever the circuit and the part of a proof."""
 
     gpu: float = 1.0
 
@@ -102,4 +101,4 @@ def machine(folder: Path, patch: pytest.MonkeyPatch, gpus: dict[str, int]) -> Ma
     return on
 
 
-__all__ = ["MIB", "SECONDS", "Machine", "Times", "eventually", "machine"]
+__all__ = ["SECONDS", "Machine", "Times", "eventually", "machine"]

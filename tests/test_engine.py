@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from gpuprover.errors import (
 )
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import KeyChanged, Lost
+from gpuprover.runner import KeyChanged, KeyInfo, Lost
 
 
 def replace_file(stage: Stage, circuit: str, text: str) -> None:
@@ -377,6 +378,48 @@ def test_a_device_that_fails_leaves_the_proof_to_the_cpu(tmp_path: Path) -> None
     assert job.wait(0).warnings == ("key: cuda:0: an illegal address; the CPU took over",)
     stage.counted(submitted=1, succeeded=1, device_failures=1, retries_on_cpu=1)
     stage.quiet()
+
+
+@pytest.mark.parametrize("setting", ["auto", "cuda"])
+def test_a_circuit_that_was_loaded_without_a_gpu_is_planned_for_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    stage = Stage(tmp_path, cpu(), gpu(problem="it rests"), device=setting)
+    real = stage.executor.info
+
+    def info(path: str) -> KeyInfo:
+        there = {device.kind for device in stage.executor.offered if not device.problem}
+        found = real(path)
+        return replace(found, plans={kind: found.plans[kind] for kind in there & fits})
+
+    monkeypatch.setattr(stage.executor, "info", info)
+    fits = {"cpu", "cuda"}
+    job = stage.submit()
+    if setting == "auto":
+        stage.end(job)
+        assert job.device == "cpu"
+    else:
+        with pytest.raises(DeviceError, match="it rests"):
+            job.wait(0)
+    for _ in range(2):
+        stage.executor.offer(cpu(), gpu())
+        stage.step()
+        job = stage.submit()
+        stage.end(job)
+        assert job.device == "cuda:0"
+        stage.executor.offer(cpu(), gpu(problem="it rests again"))
+        stage.step()
+    assert len(stage.executor.loaded) == 2
+    # Nobody asks again and again for a key that the GPU does not hold.
+    stage.executor.offer(cpu(), gpu())
+    stage.step()
+    fits = {"cpu"}
+    stage.dispatcher.unload("a")
+    for _ in range(2 if setting == "auto" else 0):
+        job = stage.submit()
+        stage.end(job)
+        assert job.device == "cpu"
+        assert len(stage.executor.loaded) == 3
 
 
 def test_a_gpu_whose_process_dies_leaves_the_proof_to_the_cpu_in_the_end(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from gpu_stage import SECONDS, Machine, eventually, machine
 from gpuprover import ProofJob, Prover
 from gpuprover.errors import Aborted, DeviceError, ProverError
+from gpuprover.workers import pool
 from service_stage import stage
 
 pytestmark = pytest.mark.kernels_offline
@@ -96,10 +97,12 @@ def process_of(prover: Prover, device: str = "cuda:0", state: str = "busy") -> i
     return pid
 
 
+@pytest.mark.parametrize("tries", [1, pytest.param(pool.DEVICE_TRIES, marks=pytest.mark.slow)])
 def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
-    keys: Path, gpus: Callable[..., Machine]
+    keys: Path, gpus: Callable[..., Machine], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over HTTP. Ready all the while; who asked for nothing but proofs gets them, with a warning."""
+    monkeypatch.setattr(pool, "DEVICE_TRIES", tries)
     on = gpus(1 << 30)
     rest = {"rest": (1.0, 2.0, 4.0, 0.0)}
     with on.prover(keys, pool_settings=rest) as prover, stage(keys, prover=prover) as service:
@@ -121,9 +124,12 @@ def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
         status = service.get("/v1/status").json()
         assert any(line.startswith("cuda:0: ") for line in status["problems"])
         assert 'prover_device_usable{device="cuda:0"} 0.0' in service.get("/metrics").text
+        # A circuit that is loaded meanwhile is planned for on the GPU when that is there.
+        load.ask(1, "other")
+        assert load.on()[-1] == "cpu"
         on.unset("cuda:0", "lost")
         eventually(lambda: not problem_of(prover))
-        load.ask(1)
+        load.ask(1, "other")
         assert load.on()[-1] == "cuda:0"
 
 
@@ -152,7 +158,6 @@ def test_two_gpus_have_a_process_each_and_one_stands_in_for_the_other(
     keys: Path, gpus: Callable[..., Machine]
 ) -> None:
     on = gpus(1 << 30, 1 << 30)
-    # A few slow launches, so that one GPU alone has too much to do.
     with on.prover(keys) as prover:
         load = Load(prover)
         load.ask(6)
@@ -203,13 +208,28 @@ def test_memory_that_ends_under_load_loses_nothing(keys: Path, gpus: Callable[..
         load.ask(1)
         assert load.on() == ["cuda:0"]
         arena = on.seen("cuda:0")[0]["peak"]
-        for allocations in (1, 2, 5, 20):
+        # The pool gives up what it kept, or a proof goes a step down the ladder.
+        for allocations in (1, 3, 30):
             on.set("cuda:0", "full", allocations)
-            load.ask(3)
+            load.ask(2)
+            load.ask(2, "other")
             load.on()
+            for circuit in ("chain", "other"):
+                prover.unload(circuit)
         counters = prover.get_status().counters
-        assert counters["retries_alone"] > 0
         assert counters["device_failures"] == counters["losses"] == counters["failed"] == 0
+    # All the way down the ladder, and back.
+    on.set("cuda:0", "full", 10**6)
+    with on.prover(keys, retry_delay=0.01) as prover:
+        load = Load(prover)
+        load.ask(3)
+        assert load.on() == ["cpu"] * 3
+        counters = prover.get_status().counters
+        assert counters["retries_alone"] == counters["retries_on_cpu"] == 3
+        assert problem_of(prover) == ""
+        on.unset("cuda:0", "full")
+        load.ask(2)
+        assert load.on()[3:] == ["cuda:0"] * 2
     (on.folder / "gpus").write_text(f'{{"cuda:0": {3 * arena}}}')
     for path in on.folder.glob("cuda:0.*"):
         path.unlink()

@@ -112,7 +112,8 @@ Loaded = Callable[["KeyInfo | ProverError"], None]
 @dataclass(eq=False)
 class _Circuit:
     """What is known of a circuit. ``generation`` counts contents of its file; the scheduler takes each for
-    another circuit, as its key is another one."""
+    another circuit, as its key is another one. ``kinds``: of devices that could be used when it was loaded.
+    """
 
     name: str
     files: CircuitFiles
@@ -121,6 +122,7 @@ class _Circuit:
     pinned: bool = False
     preloaded: bool = False
     generation: int = 0
+    kinds: frozenset[str] = frozenset()
     losses: int = 0
     problem: ProverError | None = None
     waiting: list[_Work] = field(default_factory=list)
@@ -344,7 +346,7 @@ class Dispatcher:
             circuit = self._circuit(files)
             more = pin and not circuit.pinned
             circuit.pinned |= pin
-            if circuit.info is not None and not more and self._is_current(circuit):
+            if circuit.info is not None and not more and self._is_ready(circuit):
                 info = circuit.info
             else:
                 circuit.loaders.append(loaded)
@@ -462,8 +464,18 @@ class Dispatcher:
         except ProverError:
             return False
 
+    def _is_ready(self, circuit: _Circuit) -> bool:
+        """Whether it is current, and planned for on every kind of device that can be used: one may have come
+        back since it was loaded."""
+        info = circuit.info
+        planned = info is not None and self._kinds() <= circuit.kinds | info.plans.keys()
+        return planned and self._is_current(circuit)
+
+    def _kinds(self) -> frozenset[str]:
+        return frozenset(device.kind for device in self._devices.values() if not device.problem)
+
     def _admit(self, work: _Work) -> None:
-        if self._is_current(work.circuit):
+        if self._is_ready(work.circuit):
             self._enqueue(work)
         else:
             work.circuit.waiting.append(work)
@@ -514,7 +526,7 @@ class Dispatcher:
         if isinstance(outcome, KeyInfo):
             if circuit.info is None or circuit.info.identity != outcome.identity:
                 circuit.generation += 1
-            circuit.info, circuit.problem = outcome, None
+            circuit.info, circuit.kinds, circuit.problem = outcome, self._kinds(), None
             for work in waiting:
                 self._enqueue(work)
         else:

@@ -488,7 +488,7 @@ class WorkerPool:
                 self._failed_to_start(place, why, told, now, own=own)
         elif was_worker:
             place.recycled += bool(worker.wear)
-        if worker.runs and self._closing is None:
+        if worker.runs:
             self._device_failed(worker, told or why, now)
         self._bury(worker, why)
         if place.closing and not place.workers():
@@ -636,7 +636,7 @@ class WorkerPool:
         """
         place = worker.place
         # The proofs that ran there beside each other tell of one failure.
-        if worker.failed_device or place.device == "cpu":
+        if worker.failed_device or place.device == "cpu" or self._closing is not None:
             return
         worker.failed_device = True
         self._count_failure(place, told, now)
