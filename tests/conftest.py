@@ -139,9 +139,11 @@ ON_HOST = (
     "small_order",
 )
 """Parts of the names of tests of what the CUDA backend leaves to the CPU's."""
-LONG_SUMS = ("every_kind", "large_msm", "msm_sizes", "budgets", "one_bit_each")
+LONG_SUMS = ("every_kind", "again_and_again", "large_msm", "msm_sizes", "budgets", "one_bit_each")
 """Parts of the names of tests that the emulated device runs in BN254's G1 alone, but for the slow ones."""
-LONG_IN_INTEGERS = ("pairing", "ceremony_key", "by_the_reference", "bad_point", "small_order")
+LONG_IN_INTEGERS = (
+    "pairing", "ceremony_key", "by_the_reference", "bad_point", "small_order", "every_kind", "python_threads",
+)  # fmt: skip
 """Parts of the names of tests that the reference runs over BN254 alone, but for the slow ones:
 tests/test_reference.py compares it with another implementation over both curves."""
 

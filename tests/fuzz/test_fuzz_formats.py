@@ -122,6 +122,10 @@ def test_documents_with_something_else_inside(curve: str, kind: str, path: list[
 # From damaged files to proofs -------------------------------------------------------
 
 
+# What is done about a damaged file has little to do with the curve.
+proving = pytest.mark.parametrize("curve", ["bn254", pytest.param("bls12-381", marks=pytest.mark.slow)])
+
+
 def prove_or_refuse(curve: str, key: bytes, witness: bytes, tmp_path: Any) -> None:
     """Proving with damaged files ends in a typed error, or in a proof that verifies."""
     path = tmp_path / "k.zkey"
@@ -134,14 +138,14 @@ def prove_or_refuse(curve: str, key: bytes, witness: bytes, tmp_path: Any) -> No
     assert gpuprover.verify(vkey, result.public_signals, result.proof)
 
 
-@curves
+@proving
 @settings(relaxed, max_examples=60)
 @given(mutations=any_mutations)
 def test_proving_with_a_damaged_key(curve: str, mutations: list[tuple[str, int, int]], tmp_path: Any) -> None:
     prove_or_refuse(curve, mutated(SEEDS[f"{curve}.zkey"], mutations), SEEDS[f"{curve}.wtns"], tmp_path)
 
 
-@curves
+@proving
 @settings(relaxed, max_examples=60)
 @given(mutations=any_mutations)
 def test_proving_with_a_damaged_witness(
@@ -151,7 +155,7 @@ def test_proving_with_a_damaged_witness(
 
 
 @pytest.mark.slow
-@curves
+@proving
 @settings(relaxed, max_examples=1500)
 @given(key=st.just([]) | any_mutations, witness=st.just([]) | any_mutations)
 def test_proving_with_damaged_files_for_long(curve: str, key: Any, witness: Any, tmp_path: Any) -> None:
