@@ -296,10 +296,11 @@ class EmulatedDevice:
             self._streams += 1
             return Stream(self._streams - 1)
 
-    def wait(self, stream: Stream, other: Stream) -> None:
+    def wait(self, stream: Stream, other: Stream | Mark) -> None:
         with self._lock:
             self._call()
-            assert 0 <= max(stream, other) < self._streams
+            assert 0 <= stream < self._streams
+            assert isinstance(other, Mark) or 0 <= other < self._streams
 
     def mark(self, stream: Stream = MAIN) -> Mark:
         with self._lock:
@@ -307,6 +308,11 @@ class EmulatedDevice:
             moment = Mark()
             moment.time = time.perf_counter()  # type: ignore[attr-defined]
             return moment
+
+    def reached(self, mark: Mark) -> bool:
+        with self._lock:
+            self._call()
+            return True
 
     def seconds(self, start: Mark, end: Mark) -> float:
         with self._lock:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 import emulator
-from gpuprover.cuda.device import Program
+from gpuprover.cuda.device import OnStream, Program
 
 STICKY = 700
 MESSAGES = {
@@ -69,10 +69,11 @@ class Event:
 
 @dataclass
 class Work:
-    """What a stream does next, and the event that it waits for before."""
+    """What a stream does next, the event that it waits for before, and whether that is a kernel or a copy."""
 
     do: Callable[[], object]
     needs: Event | None = None
+    real: bool = False
 
     @property
     def ready(self) -> bool:
@@ -81,7 +82,7 @@ class Work:
 
 @dataclass(eq=False)
 class Stream:
-    """Work in order; ``main`` is the first stream of a device."""
+    """Work in order; ``main`` are the first stream of a device, and those that :class:`Told` tells of."""
 
     main: bool
     eager: float = 0
@@ -127,6 +128,7 @@ class Machine:
         lazy: a query finds unfinished work this many times before it gets done.
         calls: how often each function was called.
         beside: kernels and copies that side streams were asked for.
+        together: main streams that had kernels or copies before them at the same time.
     """
 
     def __init__(self, *gpus: Gpu, schedule: Schedule = Schedule.LATE, seed: int = 0) -> None:
@@ -134,7 +136,7 @@ class Machine:
         self.schedule, self._rng = schedule, random.Random(seed)
         self.calls: Counter[str] = Counter()
         self.beside: Counter[str] = Counter()
-        self.used = self.pinned = self.timed = 0
+        self.used = self.pinned = self.timed = self.together = 0
         self.lost = self.threads = False
         self.lazy = 1
         self.pinnable = 1 << 40
@@ -341,7 +343,9 @@ class Machine:
         one = self.handles[stream]
         if what is not None and not one.main:
             self.beside[what] += 1
-        one.work.append(Work(work))
+        one.work.append(Work(work, real=what is not None))
+        busy = [s for s in self._streams() if s.main and any(w.real for w in s.work)]
+        self.together = max(self.together, len(busy))
         self._advance()
 
     # cupy.cuda.driver ----------------------------------------------------------------------------
@@ -399,6 +403,14 @@ class Machine:
         asked = (value for f, attribute, value in self.attributes if (f, attribute) == (function, 8))
         # A little less than CUDA's 48 KiB: what it reserves in each block counts, too.
         return max([47 << 10, *asked])
+
+
+class Told(OnStream):
+    """Tells the machine of a :class:`CupyDevice`, its attribute ``machine``, which streams are main ones."""
+
+    def __init__(self, device: Any, main: Any) -> None:
+        super().__init__(device, main)
+        device.machine.handles[device._streams[main]].main = True
 
 
 PROGRAMS: dict[bytes, Program] = {}

@@ -14,6 +14,7 @@ import cuda_proofs
 import fake_cupy
 from fake_cupy import Machine
 from gpuprover.backend import Group
+from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.backend import CudaBackend
@@ -46,6 +47,7 @@ ROOM = 2600 << 10
 def machine(monkeypatch: pytest.MonkeyPatch, quick_sums: None) -> Machine:
     monkeypatch.setattr(probe, "_lost", {})
     monkeypatch.setattr(cupy_device, "load_cubin", lambda program, *_: fake_cupy.fake_cubin(program))
+    monkeypatch.setattr(backend_module, "OnStream", fake_cupy.Told)
     machine = Machine()
     machine.install(monkeypatch)
     return machine
@@ -53,7 +55,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, quick_sums: None) -> Machine:
 
 @pytest.fixture
 def gpu(machine: Machine) -> Gpu:
-    return Gpu(CupyDevice(0))
+    return Gpu(opened(machine))
+
+
+def opened(machine: Machine) -> CupyDevice:
+    device = CupyDevice(0)
+    device.machine = machine  # type: ignore[attr-defined]
+    return device
 
 
 def warm(machine: Machine, call: Callable[[], object], before: int = 1) -> Counter[str]:
@@ -105,7 +113,7 @@ def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1 if tables else 1 << 30)
     monkeypatch.setattr(gpu_module, "SETTLED_SECONDS", 1e6)
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key = Gpu(CupyDevice(0), ROOM), load_key(data)
+    gpu, key = Gpu(opened(machine), ROOM), load_key(data)
     calls = warm(machine, lambda: cuda_proofs.prove(key, witness, gpu), before=2)
     assert any(map(gpu_module.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
     assert nothing_slow(calls)

@@ -24,11 +24,12 @@ import fake_cupy
 import gpuprover.cuda
 from fake_cupy import Machine, Schedule
 from gpuprover.backend import Group, open_backend
+from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
-from gpuprover.cuda.device import MAIN
+from gpuprover.cuda.device import MAIN, OnStream
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import TUNING, Msm, MsmPlan
 from gpuprover.curves import BN254
@@ -44,6 +45,7 @@ PACKAGE = Path(str(gpuprover.cuda.__file__)).parent
 STREAM_AT = {"launch": None, "write": 2, "read": 2, "fill": 3, "copy": 3}
 """Methods of a device that take a stream, and which of their arguments it is; None: only by name."""
 DEVICES = ("cupy_device.py", "device.py", "rehearsal.py")
+MAIN_LATE = Schedule.LATE, Schedule.SIDES_FIRST
 SEEDS = 3
 """Of random schedules, where they are not a sample."""
 
@@ -53,16 +55,19 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes with which a small proof goes through what a large one does."""
     monkeypatch.setattr(probe, "_lost", {})
     monkeypatch.setattr(cupy_device, "load_cubin", lambda program, *_: fake_cupy.fake_cubin(program))
+    monkeypatch.setattr(backend_module, "OnStream", fake_cupy.Told)
     monkeypatch.setattr(cupy_device, "CHUNK", 1 << 12)
-    monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 32)
+    # Three slices of every sum: the third one lies where the first was.
+    monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 43)
     monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
 
 
 class Watched(CupyDevice):
-    """Remembers which functions gave work to streams beside the main one."""
+    """Remembers which functions gave work to streams beside the main one, theirs or the device's."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.working: set[str] = set()
+        self.machine = machine
         super().__init__(0)
 
 
@@ -73,9 +78,11 @@ def _watch(name: str) -> Any:
         stream = options.get("stream", MAIN)
         if at is not None and len(arguments) > at:
             stream = arguments[at]
+        frame = sys._getframe(1)
+        if isinstance(frame.f_locals.get("self"), OnStream):
+            stream, frame = frame.f_locals["stream"], frame.f_back or frame
         if stream != MAIN:
-            code = sys._getframe(1).f_code
-            self.working.add(f"{Path(code.co_filename).name} {code.co_name}")
+            self.working.add(f"{Path(frame.f_code.co_filename).name} {frame.f_code.co_name}")
         return real(self, *arguments, **options)
 
     return method
@@ -90,7 +97,7 @@ def opened(schedule: Schedule, seed: int = 0) -> tuple[Machine, Watched]:
     machine = Machine(schedule=schedule, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         machine.install(patch)
-        return machine, Watched()
+        return machine, Watched(machine)
 
 
 def calls_with_streams(path: Path) -> set[str]:
@@ -136,7 +143,7 @@ def least() -> int:
     return min(held + arena for _, held, arena in layouts())
 
 
-def proof(device: CupyDevice, budget: int | None = None, times: int = 1) -> None:
+def proof(device: Watched, budget: int | None = None, times: int = 1) -> None:
     data, witness = cuda_proofs.larger(CURVE)
     gpu, key = Gpu(device), load_key(data)
     for _ in range(times):
@@ -144,20 +151,20 @@ def proof(device: CupyDevice, budget: int | None = None, times: int = 1) -> None
     assert gpu.leaked == 0
 
 
-def whole_proof(device: CupyDevice) -> None:
+def whole_proof(device: Watched) -> None:
     proof(device)
 
 
-def proofs_with_tables(device: CupyDevice) -> None:
+def proofs_with_tables(device: Watched) -> None:
     """Of a key that comes again; short ones, as they are made on the main stream alone."""
     proof(device, 3 * sum(layouts()[0][1:]), times=3)
 
 
-def leanest_proof(device: CupyDevice) -> None:
+def leanest_proof(device: Watched) -> None:
     proof(device, least())
 
 
-def every_layout(device: CupyDevice) -> None:
+def every_layout(device: Watched) -> None:
     assert len({layout for layout, _, _ in layouts()}) > 8
     for layout in layouts():
         with pytest.MonkeyPatch.context() as patch:
@@ -165,13 +172,21 @@ def every_layout(device: CupyDevice) -> None:
             proof(device)
 
 
-def proofs_of_several_threads(device: CupyDevice) -> None:
+def proofs_of_several_threads(device: Watched) -> None:
     """One key with all of it on the device, one whose points are sent, and one in the leanest layout."""
     data, witness = cuda_proofs.larger(CURVE)
     gpu = Gpu(device)
     ample = sum(layouts()[0][1:])
     several = [(load_key(data), budget) for budget in (ample, (2 * least() + ample) // 3, least())]
     found: list[Any] = []
+    all_asked = threading.Barrier(len(several))
+    waited = threading.local()
+    real = Msm.finish
+
+    def finish(self: Msm, begun: Any) -> Any:
+        if isinstance(self.device, OnStream) and not hasattr(waited, "once"):  # and not a rehearsal
+            waited.once = all_asked.wait(15)
+        return real(self, begun)
 
     def run(key: Any, budget: int | None) -> None:
         try:
@@ -180,22 +195,85 @@ def proofs_of_several_threads(device: CupyDevice) -> None:
             found.append(error)
 
     threads = [threading.Thread(target=run, args=one) for one in several]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Msm, "finish", finish)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert found == [cuda_proofs.expected(data)] * 6
     assert gpu.leaked == 0
+    if device.machine.schedule in MAIN_LATE:
+        assert device.machine.together == len(several), "no proof waits for another's work"
 
 
-def sums(device: CupyDevice) -> None:
+def within(another: Callable[[], None], first: Callable[[], None]) -> None:
+    """Makes ``another`` proof when the ``first`` has asked for all but its sums."""
+    real = CudaBackend.msm_many
+
+    def msm_many(self: CudaBackend, requests: Any) -> Any:
+        if isinstance(self._device, OnStream):  # not a rehearsal
+            patch.undo()
+            another()
+        return real(self, requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CudaBackend, "msm_many", msm_many)
+        first()
+
+
+def proofs_that_share_tables(device: Watched) -> None:
+    """One makes the tables of a key that comes again, and another uses them before they are made."""
+    data, witness = cuda_proofs.larger(CURVE)
+    gpu, key = Gpu(device), load_key(data)
+    budget = 3 * sum(layouts()[0][1:])
+
+    def prove() -> None:
+        assert cuda_proofs.prove(key, witness, gpu, budget=budget) == cuda_proofs.expected(data)
+
+    def with_what_is_there() -> None:
+        there = gpu.residents.of(key)
+        assert any(gpu_module.has_multiples(entry.kind) for entry in there)
+        prove()
+        assert gpu.residents.of(key) == there
+
+    prove()
+    device.machine.together = 0
+    within(with_what_is_there, prove)
+    if device.machine.schedule in MAIN_LATE:
+        assert device.machine.together == 2, "each has a main stream of its own"
+
+
+def proofs_in_memory_of_others(device: Watched) -> None:
+    """Whichever streams a proof gets, what was in its memory is wiped before, and not later."""
+    data, witness = cuda_proofs.larger(CURVE)
+    gpu, key, machine = Gpu(device), load_key(data), device.machine
+
+    def prove() -> None:
+        assert cuda_proofs.prove(key, witness, gpu) == cuda_proofs.expected(data)
+
+    def run_in_turns() -> None:
+        # Each stream of its own accord: that of the new proof first, and those of the others then.
+        for streams in (own, *gpu._streams):
+            for stream in streams:
+                machine.handles[device._streams[stream]].force()
+
+    within(prove, prove)
+    assert len(gpu._streams) == 2
+    gpu._streams.reverse()
+    own = gpu._streams[-1]
+    within(run_in_turns, prove)
+
+
+def sums(device: Watched) -> None:
     """Of several groups and plans, with bases there and bases that are sent; one after another."""
     rng = random.Random(1)
-    for n, at_once, rounds in ((0, 1, 0), (8, 8, 0), (8, 3, 0), (4, 4, 2)):
+    device.properties = replace(device.properties, multiprocessors=4)
+    for n, at_once, rounds in ((0, 1, 0), (5, 5, 0), (5, 2, 0), (4, 4, 2)):
         groups = (Group.G1, Group.G2)
         tuning = replace(TUNING, block=32, shortest=1, rounds=rounds)
-        # Additions in pairs are for buckets that many points fall into: of a table of all windows.
-        plan = MsmPlan(CURVE, groups, at_once, 4, 64 if rounds else 1, tuning)
+        # Additions in pairs are for buckets that several points fall into: of a table of some windows.
+        plan = MsmPlan(CURVE, groups, at_once, 4, 8 if rounds else 1, tuning)
         assert plan.rounds == rounds
         logs = [random_logs(rng, n) for _ in groups]
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
@@ -204,19 +282,21 @@ def sums(device: CupyDevice) -> None:
         device.write(at, words)
         points = [point_words(CURVE, g, k) for g, k in zip(groups, logs, strict=True)]
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
-        for _ in range(0 if rounds else 2):
+        if n > at_once or not n:
             assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
-        other, last = device.new_stream(), device.new_stream()
-        for sorts, reductions in ((MAIN, None), (other, last)) if n <= at_once else ():
+        if n <= at_once:
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]
-            digits = msm.digits(plan, at, n, stream=sorts)
-            begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, reductions) for b in bases]
-            assert [msm.finish([s]) for s in begun] == want
-            msm.release(digits, *bases)
+            other, last = device.new_stream(), device.new_stream()
+            for sorts, reductions in ((MAIN, None), (other, last)):
+                digits = msm.digits(plan, at, n, stream=sorts)
+                begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, reductions) for b in bases]
+                assert [msm.finish([s]) for s in begun] == want
+                msm.release(digits)
+            msm.release(*bases)
         device.release(at)
 
 
-def alone(device: CupyDevice) -> None:
+def alone(device: Watched) -> None:
     """Sums and transforms outside of a proof, whose memory goes and comes between them."""
     rng, gpu = random.Random(2), Gpu(device)
     backend, cpu = CudaBackend(CURVE, Job(threads=1), gpu), open_backend("cpu", CURVE, Job(threads=1))
@@ -224,7 +304,7 @@ def alone(device: CupyDevice) -> None:
     logs = random_logs(rng, n)
     points = point_words(CURVE, Group.G1, logs)
     bases = backend.prepare_bases(Group.G1, points)
-    sent = replace(bases, plan=replace(bases.plan, n=10, depth=1), block=None, points=points)
+    sent = replace(bases, plan=replace(bases.plan, n=11, depth=1), block=None, points=points)
     for _ in range(2):
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
         words, want = ints_to_words(scalars, CURVE.scalar.limbs), combination(CURVE, Group.G1, logs, scalars)
@@ -238,8 +318,9 @@ def alone(device: CupyDevice) -> None:
     backend.free(bases)
 
 
-SAMPLE: list[Callable[[CupyDevice], None]] = [whole_proof, leanest_proof, sums, alone]
-CASES = [*SAMPLE, proofs_with_tables, every_layout, proofs_of_several_threads]
+SAMPLE: list[Callable[[Watched], None]] = [whole_proof, leanest_proof, sums, alone]
+AT_ONCE: list[Callable[[Watched], None]] = [proofs_that_share_tables, proofs_in_memory_of_others]
+CASES = [*SAMPLE, *AT_ONCE, proofs_with_tables, every_layout, proofs_of_several_threads]
 
 
 @pytest.mark.parametrize(
@@ -258,11 +339,16 @@ def test_a_sample_under_every_schedule(schedule: Schedule, rng: random.Random) -
     assert wanted <= seen, "what works on side streams needs a case in SAMPLE"
 
 
+@pytest.mark.parametrize("case", AT_ONCE, ids=lambda case: case.__name__)
+def test_several_proofs_at_once(case: Callable[[Watched], None]) -> None:
+    case(opened(Schedule.LATE)[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("schedule", Schedule, ids=lambda s: s.name.lower())
 def test_every_case_under_every_schedule(
-    schedule: Schedule, case: Callable[[CupyDevice], None], rng: random.Random
+    schedule: Schedule, case: Callable[[Watched], None], rng: random.Random
 ) -> None:
     for _ in range(SEEDS if schedule is Schedule.RANDOM else 1):
         machine, device = opened(schedule, rng.randrange(1 << 32))

@@ -10,19 +10,19 @@ have been rehearsed on a device that does nothing. Outside of it, each vector is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form, Group, HostPoint, KeyHeader, MemoryPlan, open_backend
 from gpuprover.cuda import sparse
-from gpuprover.cuda.device import MAIN, Address, Program, Stream
+from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
 from gpuprover.cuda.gpu import (
-    SIDE_STREAMS,
+    STREAMS,
     Gpu,
     Layout,
     RowsPart,
@@ -49,6 +49,8 @@ from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+T = TypeVar("T")
 
 THREADS = 256
 """Of a block, in the kernels of vector.cu. A prediction, like the next two."""
@@ -218,7 +220,8 @@ class CudaBackend:
     ) -> None:
         self.name = gpu.device.name
         self.curve, self.job = curve, job
-        self._gpu, self._device = gpu, gpu.device
+        self._gpu = gpu
+        self._device: Device = gpu.device
         self._host_groups, self._budget = frozenset(host_groups), budget
         self._memory: Source = gpu.pool
         self._vector = Program(curve, "vector.cu")
@@ -279,6 +282,8 @@ class CudaBackend:
 
     @contextmanager
     def proof(self, header: KeyHeader, owner: object) -> Iterator[None]:
+        """A proof has memory and streams of its own: what is made within stays within, and what is made
+        outside of it outside."""
         if self._session is not None:
             raise ValueError("a backend makes one proof at a time")
         done = False
@@ -292,6 +297,7 @@ class CudaBackend:
                 self._budget,
             )
             self._session, self._memory = session, session.arena
+            self._device = OnStream(self._gpu.device, session.streams[0])
             try:
                 yield
                 done = True
@@ -300,6 +306,7 @@ class CudaBackend:
                     block.free()
                 self._witness.clear()
                 self._session, self._memory = None, self._gpu.pool
+                self._device = self._gpu.device
                 self._gpu.end(session, done)
         except DeviceError as error:
             self._gpu.fail(error)  # if the device is lost with it
@@ -313,7 +320,7 @@ class CudaBackend:
         gpu = Gpu(Nothing(self._device))
         double = CudaBackend(self.curve, self.job, gpu, self._host_groups)
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
-        streams = [gpu.device.new_stream() for _ in range(SIDE_STREAMS)]
+        streams = [gpu.device.new_stream() for _ in range(STREAMS)]
         double._session = Session(layout, arena, [], streams)
         limbs = self.curve.scalar.limbs
         domain, m = layout.twiddles.domain, layout.matrices
@@ -450,12 +457,12 @@ class CudaBackend:
         else:
             part = TwiddlesPart(domain)
         entry = gpu.shared(self.curve, part)
+        memory = Arena(entry.block.address, entry.size)
         try:
-            with entry.lock:
-                if entry.value is None:
-                    memory = Arena(entry.block.address, entry.size)
-                    entry.value = Transform(self._device, memory, domain, part.compact)
-            yield entry.value
+            tables = self._filled(
+                entry, domain, lambda: Transform(self._device, memory, domain, part.compact)
+            )
+            yield tables.on(self._device)
         finally:
             gpu.residents.unpin(entry)
 
@@ -493,15 +500,31 @@ class CudaBackend:
             made.place(at, self.job.check)
             return made
 
-        return DeviceMatrices(self._filled(entry, address(values), fill))
+        return DeviceMatrices(self._filled(entry, address(values), fill).on(self._device))
 
-    def _filled(self, entry: Resident, source: int, make: Callable[[], Any]) -> Any:
-        """What an entry holds of a key's data that begin at ``source``; made where it is not there yet."""
+    def _filled(self, entry: Resident, source: Hashable, make: Callable[[], T]) -> T:
+        """What an entry holds of a ``source``, such as data that begin at an address; made where it does not.
+
+        What others make there, or have had there, is done before the main stream goes on.
+        """
         with entry.lock:
-            if entry.value is None or entry.bound != source:
+            if entry.value is not None and entry.bound != source:
+                # Nobody keeps account of who reads it; which happens only where an owner's data have moved.
                 entry.value = None
-                entry.value, entry.bound = make(), source
-            return entry.value
+                self._device.synchronize()
+            if entry.ready is not None:
+                self._device.wait(MAIN, entry.ready)
+            if entry.value is None:
+                try:
+                    entry.value, entry.bound = make(), source
+                    entry.ready = self._device.mark()
+                except BaseException:
+                    entry.value = None
+                    with suppress(DeviceError):
+                        entry.ready = self._device.mark()
+                    raise
+            found: T = entry.value
+            return found
 
     def spmv(self, m: DeviceMatrices, scalars: Words) -> list[DeviceVector]:
         given = self._given(scalars)
@@ -594,7 +617,7 @@ class CudaBackend:
     def msm_many(
         self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
     ) -> list[list[HostPoint]]:
-        """Sums in G1 on the main stream, in G2 on another; those of the host while the device works.
+        """Sums in G1 on the main stream, in a proof's G2 on another; the host's while the device works.
 
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
         and the reduction of each sum beside the next ones. All is done when this returns.
@@ -679,7 +702,7 @@ class CudaBackend:
         session = self._session
         if session is None or any(part.n > part.plan.n for part in parts):
             return _Lanes()
-        side, sorts, *reductions = session.streams
+        _, side, sorts, *reductions = session.streams
         return _Lanes(session.layout.beside, side, sorts, reductions)
 
     def _start_part(self, msm: Msm, part: _Part, lanes: _Lanes) -> dict[int, list[Sum]]:

@@ -386,8 +386,12 @@ class CupyDevice:
             return Stream(len(self._streams) - 1)
 
     @_on_device
-    def wait(self, stream: Stream, other: Stream) -> None:
+    def wait(self, stream: Stream, other: Stream | Mark) -> None:
         runtime = self._runtime
+        if isinstance(other, Mark):
+            assert isinstance(other, _Moment)
+            runtime.streamWaitEvent(self._streams[stream], other.event)
+            return
         try:
             event = self._waits.popleft()
         except IndexError:
@@ -409,6 +413,14 @@ class CupyDevice:
         moment = _Moment(event, self._events)
         runtime.eventRecord(event, self._streams[stream])
         return moment
+
+    @_on_device
+    def reached(self, mark: Mark) -> bool:
+        assert isinstance(mark, _Moment)
+        status = self._runtime.eventQuery(mark.event)
+        if status != NOT_READY:
+            self._runtime.check_status(status)
+        return bool(status != NOT_READY)
 
     @_on_device
     def seconds(self, start: Mark, end: Mark) -> float:

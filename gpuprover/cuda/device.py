@@ -19,6 +19,7 @@ Address = NewType("Address", int)
 Stream = NewType("Stream", int)
 """Work of one stream happens in the order in which it was asked for; stream 0 is always there."""
 MAIN = Stream(0)
+"""The device's; a proof has another in its place (:class:`OnStream`)."""
 
 
 class Mark:
@@ -147,12 +148,19 @@ class Device(Protocol):
 
     def new_stream(self) -> Stream: ...
 
-    def wait(self, stream: Stream, other: Stream) -> None:
-        """Work that ``stream`` is asked for from now on starts after what ``other`` was asked for so far."""
+    def wait(self, stream: Stream, other: Stream | Mark) -> None:
+        """Work that ``stream`` is asked for from now on starts after what ``other`` was asked for so far.
+
+        Or after a moment of any stream.
+        """
         ...
 
     def mark(self, stream: Stream = MAIN) -> Mark:
         """The moment at which the stream will have done what it was asked for so far."""
+        ...
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether its stream has come to a moment; without waiting."""
         ...
 
     def seconds(self, start: Mark, end: Mark) -> float:
@@ -166,3 +174,82 @@ class Device(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """For people and rows of benchmarks: name, driver, versions."""
         ...
+
+
+class OnStream:
+    """A device whose main stream is another of its streams: what is asked of MAIN is asked of that one.
+
+    Args:
+        device: the device itself.
+        main: the stream.
+    """
+
+    def __init__(self, device: Device, main: Stream) -> None:
+        self.name, self.properties = device.name, device.properties
+        self._device, self._main = device, main
+
+    @property
+    def lost(self) -> bool:
+        return self._device.lost
+
+    def free_memory(self) -> int:
+        return self._device.free_memory()
+
+    def allocate(self, size: int) -> Address:
+        return self._device.allocate(size)
+
+    def release(self, address: Address) -> None:
+        self._device.release(address)
+
+    def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
+        self._device.write(to, data, stream or self._main)
+
+    def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
+        self._device.read(data, start, stream or self._main)
+
+    def fill(self, to: int, byte: int, size: int, stream: Stream = MAIN) -> None:
+        self._device.fill(to, byte, size, stream or self._main)
+
+    def copy(self, to: int, start: int, size: int, stream: Stream = MAIN) -> None:
+        self._device.copy(to, start, size, stream or self._main)
+
+    def launch(
+        self,
+        program: Program,
+        kernel: str,
+        blocks: int,
+        threads: int,
+        *arguments: int,
+        shared: int = 0,
+        stream: Stream = MAIN,
+    ) -> None:
+        self._device.launch(
+            program, kernel, blocks, threads, *arguments, shared=shared, stream=stream or self._main
+        )
+
+    def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
+        return self._device.resident_blocks(program, kernel, threads, shared)
+
+    def prepare(self, programs: Sequence[Program], check: Callable[[], None] = lambda: None) -> None:
+        self._device.prepare(programs, check)
+
+    def new_stream(self) -> Stream:
+        return self._device.new_stream()
+
+    def wait(self, stream: Stream, other: Stream | Mark) -> None:
+        self._device.wait(stream or self._main, other or self._main)
+
+    def mark(self, stream: Stream = MAIN) -> Mark:
+        return self._device.mark(stream or self._main)
+
+    def reached(self, mark: Mark) -> bool:
+        return self._device.reached(mark)
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        return self._device.seconds(start, end)
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._device.describe()

@@ -43,8 +43,9 @@ MOST_HALVINGS = 6
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
-SIDE_STREAMS = 6
-"""Of a proof: its reductions in G1, four of them, may all run at once."""
+STREAMS = 7
+"""Of a proof: its main one, one for sums in G2, one for sorts, and as its reductions in G1, four of them, may
+all run at once, as many for these."""
 SETTLED_SECONDS = 10.0
 """A key whose layout has been chosen keeps it for so long, whatever memory becomes free meanwhile."""
 
@@ -303,7 +304,7 @@ class Session:
         layout: where the parts of its key lie.
         arena: memory for all else.
         entries: the resident parts, and what the arena lies in, pinned.
-        streams: beside the main one: for sums in G2, for sorts, and for reductions; SIDE_STREAMS.
+        streams: the main one, those for sums in G2 and for sorts, and those for reductions; STREAMS, its own.
         taken: places of bases that have been prepared.
     """
 
@@ -359,7 +360,8 @@ class Gpu:
         self.pool.reclaim = self.residents.reclaim
         self.leaked = 0
         self._failure: str | None = None
-        self._streams: list[Stream] = []
+        self._streams: list[list[Stream]] = []
+        self._copies: list[Stream] = []
         self.arenas: dict[tuple[object, ...], int] = {}
 
     # Proofs ----------------------------------------------------------------------------
@@ -450,7 +452,7 @@ class Gpu:
         if shared or place is None:
             return None
         entries = [*settled.entries, place]
-        streams = self._take_streams()
+        streams = self._take_streams(place)
         for entry in entries:
             self.residents.pin(entry)
         return Session(settled.layout, Arena(place.block.address, settled.arena), entries, streams)
@@ -461,16 +463,13 @@ class Gpu:
         # Not in one that is far too large: others could do with it.
         return min((e for e in found if size <= e.size <= 2 * size), key=lambda e: e.size, default=None)
 
-    def _take_streams(self) -> list[Stream]:
-        """Those of a proof, with nothing left to do."""
-        streams: list[Stream] = []
-        try:
-            while len(streams) < SIDE_STREAMS:
-                streams.append(self._streams.pop() if self._streams else self.device.new_stream())
-        except BaseException:
-            self._streams += streams
-            raise
-        return streams
+    def _take_streams(self, place: Resident) -> list[Stream]:
+        """Those of a proof, whose main stream goes on when the place of its arena is ready."""
+        if not self._streams:
+            self._streams.append([self.device.new_stream() for _ in range(STREAMS)])
+        if place.ready is not None:
+            self.device.wait(self._streams[-1][0], place.ready)
+        return self._streams.pop()
 
     def _take(self, layout: Layout, arena: int, owner: object) -> Session:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
@@ -495,27 +494,26 @@ class Gpu:
                     self.residents.drop(entry)
             for whose, part in wanted:
                 added.append(self.residents.add(whose, part, size_of(layout.curve, part), gives_way(part)))
-            streams = self._take_streams()
+            (place,) = (e for e in (*entries, *added) if isinstance(e.kind, ArenaPart))
+            streams = self._take_streams(place)
         except BaseException:
             for entry in (*entries, *added):
                 self.residents.unpin(entry)
             for entry in added:
                 self.residents.drop(entry)
             raise
-        entries += added
-        (place,) = (e for e in entries if isinstance(e.kind, ArenaPart))
-        return Session(layout, Arena(place.block.address, arena), entries, streams)
+        return Session(layout, Arena(place.block.address, arena), entries + added, streams)
 
     @contextmanager
     def stream(self) -> Iterator[Stream]:
-        """A stream beside the main one; with nothing left to do when it comes back."""
+        """A stream for copies; with nothing left to do when it comes back."""
         with self.pool.lock:
-            stream = self._streams.pop() if self._streams else self.device.new_stream()
+            stream = self._copies.pop() if self._copies else self.device.new_stream()
         try:
             yield stream
         finally:
             with self.pool.lock:
-                self._streams.append(stream)
+                self._copies.append(stream)
 
     def _pin(self, entry: Resident, entries: list[Resident]) -> None:
         self.residents.pin(entry)
@@ -523,20 +521,29 @@ class Gpu:
 
     def end(self, session: Session, done: bool) -> None:
         """Gives back what :meth:`begin` took."""
+        main = session.streams[0]
         with suppress(DeviceError):
             # What is on its way must not write into memory that is somebody else's by then. After all sums of
-            # a proof only the main stream has anything to do.
+            # a proof only its main stream has anything to do.
             if not done:
                 self.device.synchronize()
+            for entry in session.entries:
+                with entry.lock:
+                    if entry.ready is not None and self.device.reached(entry.ready):
+                        entry.ready = None
+        with suppress(DeviceError):
             # A witness, and what comes of it, is secret: nobody who gets this memory next shall find it.
-            self.device.fill(session.arena.start, 0, session.arena.size)
+            self.device.fill(session.arena.start, 0, session.arena.size, main)
+        with suppress(DeviceError):
+            (place,) = (e for e in session.entries if isinstance(e.kind, ArenaPart))
+            place.ready = self.device.mark(main)
         left = session.arena.close()
         with self.pool.lock:
             if done:
                 self.leaked += left
             for entry in session.entries:
                 self.residents.unpin(entry)
-            self._streams += session.streams
+            self._streams.append(session.streams)
             if self._failure is not None:
                 self.residents.clear()
 

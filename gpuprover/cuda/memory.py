@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuprover.cuda.device import Address, Device
+from gpuprover.cuda.device import Address, Device, Mark
 from gpuprover.errors import DeviceError, OutOfMemory
 
 MIB = 1 << 20
@@ -43,7 +43,8 @@ class Allocator(Protocol):
         ...
 
     def release(self, address: Address) -> None:
-        """Gives back what :meth:`allocate` returned; the main stream may still have work there."""
+        """Gives back what :meth:`allocate` returned; the main stream of who works there may still have work
+        for it."""
         ...
 
 
@@ -138,7 +139,8 @@ class Pool:
     def allocate(self, size: int) -> Address:
         """See :class:`Allocator`; gives idle entries up for it.
 
-        Work of the main stream may still be on its way there. Another stream has to wait for that one.
+        Work of the device's main stream may still be on its way there. Another stream has to wait for that
+        one.
         """
         size = aligned(size)
         with self.lock:
@@ -318,6 +320,7 @@ class Resident:
         kind: what it is, as a key for lookups within its owner.
         bound: where on the host its data came from; None before.
         block: its memory.
+        ready: the moment from which on anybody may work there; None if it has passed.
         value: what was made of it; None until it has been filled.
         table: whether it could do with less: it is given up before others.
         pins: proofs that use it now.
@@ -326,6 +329,7 @@ class Resident:
 
     def __init__(self, kind: Hashable, block: Block, size: int, table: bool) -> None:
         self.kind, self.block, self.size, self.table = kind, block, size, table
+        self.ready: Mark | None = None
         self.value: Any = None
         self.bound: Hashable = None
         self.pins = 0
@@ -365,6 +369,7 @@ class Residents:
         with self._pool.lock:
             self._bury()
             entry = Resident(kind, Block(self._pool, size), aligned(size), table)
+            entry.ready = self._pool.device.mark()  # see Pool.allocate
             key = id(owner)
             if key not in self._owners:
                 self._owners[key] = weakref.ref(owner, lambda _: self._dead.append(key))

@@ -20,6 +20,7 @@ one more for every two elements, and the coset of to_coset one for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -193,6 +194,12 @@ class Transform:
         except BaseException:
             self.close()
             raise
+
+    def on(self, device: Device) -> Transform:
+        """The same table for work on another main stream of the device."""
+        other = copy(self)
+        other._device = device
+        return other
 
     def close(self) -> None:
         """Gives the table's memory back; no other method works afterwards."""

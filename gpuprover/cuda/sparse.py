@@ -13,6 +13,7 @@ is no room for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +201,12 @@ class SparseMatrices:
             self._matrices.append(matrix)
         if found != len(matrix_index):
             raise IndexError("an entry of a matrix that is not there")
+
+    def on(self, device: Device) -> SparseMatrices:
+        """The same matrices for work on another main stream of the device."""
+        other = copy(self)
+        other._device = device
+        return other
 
     @property
     def placed(self) -> bool:
