@@ -211,11 +211,11 @@ def within(another: Callable[[], None], first: Callable[[], None]) -> None:
     """Makes ``another`` proof when the ``first`` has asked for all but its sums."""
     real = CudaBackend.msm_many
 
-    def msm_many(self: CudaBackend, requests: Any) -> Any:
+    def msm_many(self: CudaBackend, requests: Any, *meanwhile: Any) -> Any:
         if isinstance(self._device, OnStream):  # not a rehearsal
             patch.undo()
             another()
-        return real(self, requests)
+        return real(self, requests, *meanwhile)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CudaBackend, "msm_many", msm_many)
