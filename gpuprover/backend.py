@@ -231,10 +231,15 @@ class Backend(Protocol):
         """
         ...
 
-    def msm_many(self, requests: Sequence[tuple[Sequence[Bases], Words | Vector]]) -> list[list[HostPoint]]:
+    def msm_many(
+        self,
+        requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[list[HostPoint]]:
         """For each request, the same scalars against several bases of equal length.
 
-        Scalars of a request are recoded once, and all requests share the device's threads.
+        Scalars of a request are recoded once, and all requests share the device's threads. ``meanwhile`` is
+        called once: while a device works by itself, if there is one.
         """
         ...
 

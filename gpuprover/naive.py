@@ -7,7 +7,7 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias, cast
@@ -191,7 +191,12 @@ class NaiveBackend:
     def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
         return self._sum(bases.group, bases.points, self._integers(scalars))
 
-    def msm_many(self, requests: Sequence[tuple[Sequence[Bases], Words | Vector]]) -> list[list[HostPoint]]:
+    def msm_many(
+        self,
+        requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[list[HostPoint]]:
+        meanwhile()
         return [[self.msm(b, scalars) for b in bases] for bases, scalars in requests]
 
     def linear_combination(

@@ -343,10 +343,14 @@ class Machine:
         one = self.handles[stream]
         if what is not None and not one.main:
             self.beside[what] += 1
-        one.work.append(Work(work, real=what is not None))
-        busy = [s for s in self._streams() if s.main and any(w.real for w in s.work)]
-        self.together = max(self.together, len(busy))
+        one.work.append(Work(work, real=what not in (None, "fill")))
+        self.together = max(self.together, self.busy)
         self._advance()
+
+    @property
+    def busy(self) -> int:
+        """Main streams that have kernels or copies before them."""
+        return sum(s.main and any(w.real for w in s.work) for s in self._streams())
 
     # cupy.cuda.driver ----------------------------------------------------------------------------
 

@@ -211,11 +211,11 @@ def within(another: Callable[[], None], first: Callable[[], None]) -> None:
     """Makes ``another`` proof when the ``first`` has asked for all but its sums."""
     real = CudaBackend.msm_many
 
-    def msm_many(self: CudaBackend, requests: Any) -> Any:
+    def msm_many(self: CudaBackend, requests: Any, *meanwhile: Any) -> Any:
         if isinstance(self._device, OnStream):  # not a rehearsal
             patch.undo()
             another()
-        return real(self, requests)
+        return real(self, requests, *meanwhile)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CudaBackend, "msm_many", msm_many)
@@ -270,8 +270,10 @@ def sums(device: Watched) -> None:
     rng = random.Random(1)
     device.properties = replace(device.properties, multiprocessors=4)
     for n, at_once, rounds in ((0, 1, 0), (5, 5, 0), (5, 2, 0), (4, 4, 2)):
-        groups = (Group.G1, Group.G2)
-        tuning = replace(TUNING, block=32, shortest=1, rounds=rounds)
+        # Several groups' points in one slice are a proof's.
+        groups = (Group.G1,) if n > at_once else (Group.G1, Group.G2)
+        # With few runs, no trees: they are summed up in the cases of proofs.
+        tuning = replace(TUNING, block=32, shortest=1, rounds=rounds, runs=64)
         # Additions in pairs are for buckets that several points fall into: of a table of some windows.
         plan = MsmPlan(CURVE, groups, at_once, 4, 8 if rounds else 1, tuning)
         assert plan.rounds == rounds
@@ -286,13 +288,12 @@ def sums(device: Watched) -> None:
             assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
         if n <= at_once:
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]
-            other, last = device.new_stream(), device.new_stream()
-            for sorts, reductions in ((MAIN, None), (other, last)):
-                digits = msm.digits(plan, at, n, stream=sorts)
-                begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, reductions) for b in bases]
-                assert [msm.finish([s]) for s in begun] == want
-                msm.release(digits)
-            msm.release(*bases)
+            # A proof has sorts and reductions of others beside each other as well.
+            sorts, last = (device.new_stream(), device.new_stream()) if rounds or not n else (MAIN, None)
+            digits = msm.digits(plan, at, n, stream=sorts)
+            begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, last) for b in bases]
+            assert [msm.finish([s]) for s in begun] == want
+            msm.release(digits, *bases)
         device.release(at)
 
 

@@ -375,8 +375,11 @@ class CpuBackend:
         return self.msm_many([([bases], scalars)])[0][0]
 
     def msm_many(
-        self, requests: Sequence[tuple[Sequence[Points], Words | CpuVector]]
+        self,
+        requests: Sequence[tuple[Sequence[Points], Words | CpuVector]],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[list[HostPoint]]:
+        meanwhile()
         for bases, scalars in requests:
             for b in bases:
                 if len(b) != len(scalars):
@@ -404,11 +407,12 @@ class CpuBackend:
         words = self._encode(group, points)
         limbs = self.curve.scalar.limbs
         reduced = ints_to_words([s % self.curve.r for s in scalars], limbs).reshape(-1)
-        room = np.zeros((7, F.words), dtype=np.uint64)
-        result = np.zeros(2 * F.words, dtype=np.uint64)
-        _curve.linear_combination(F, address(words), reduced, limbs, len(points), address(room))
-        _curve.normalise(F, address(room), address(result), address(room[4:]), 1)
-        return self._decode(group, result)
+        # A point in four rows, scratch in three, and the affine point.
+        room = np.zeros((9, F.words), dtype=np.uint64)
+        at, row = address(room), 8 * F.words
+        _curve.linear_combination(F, address(words), reduced, limbs, len(points), at)
+        _curve.normalise(F, at, at + 7 * row, at + 4 * row, 1)
+        return self._decode(group, room[7:].reshape(-1))
 
     def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | CpuVector) -> Words:
         bits = self.curve.r.bit_length()

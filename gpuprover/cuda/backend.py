@@ -615,7 +615,9 @@ class CudaBackend:
         return self.msm_many([([bases], scalars)])[0][0]
 
     def msm_many(
-        self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+        self,
+        requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[list[HostPoint]]:
         """Sums in G1 on the main stream, in a proof's G2 on another; the host's while the device works.
 
@@ -631,6 +633,7 @@ class CudaBackend:
             msm = Msm(self._device, self.curve, self.job, memory)
             try:
                 sums = self._start_all(msm, requests)
+                meanwhile()
                 for i, (bases, scalars) in enumerate(requests):
                     places = [j for j, b in enumerate(bases) if b.host is not None]
                     if places:

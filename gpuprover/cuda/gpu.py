@@ -327,7 +327,8 @@ class Session:
 
     def entry(self, part: Part) -> Resident | None:
         """Where a part lies; None where it does not stay."""
-        return next((e for e in self.entries if e.kind == part), None)
+        same = type(part)
+        return next((e for e in self.entries if type(e.kind) is same and e.kind == part), None)
 
 
 @dataclass(frozen=True)

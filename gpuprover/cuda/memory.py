@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -256,8 +257,8 @@ class Arena:
         if not self._open:
             return
         at = address - self.start
-        (i,) = (i for i, (begin, _) in enumerate(self._taken) if begin == at)
-        _, end = self._taken.pop(i)
+        begin, end = self._taken.pop(bisect_left(self._taken, (at, 0)))
+        assert begin == at
         self.held -= end - at
 
     def discard(self, address: Address) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -208,7 +208,7 @@ class MsmPlan:
         wanted = max(1, self.buckets // self.tuning.runs)
         return min(1 << (self.c - 1), max(4, 1 << (wanted.bit_length() - 1)))
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """Of additions in pairs: as many as leave buckets a point on average; places fit 31 bits."""
         if self.places(1) >= MAX_ROWS:
@@ -305,6 +305,7 @@ def _pairs_seconds(plan: MsmPlan, group: Group, k: int, properties: Properties) 
     return (plan.n * plan.windows >> (k + 1)) * paired_addition(plan.curve, group) / _rate(properties)
 
 
+@lru_cache(maxsize=256)
 def _launches(plan: MsmPlan, group: Group, properties: Properties) -> int:
     """Into which accumulation is cut."""
     return max(1, round(_accumulate_seconds(plan, group, properties) / plan.tuning.piece))
@@ -467,6 +468,13 @@ class Sum:
     stream: Stream
     address: Address
     scratch: Address | None
+
+
+class _Kernels(NamedTuple):
+    """Those of a group, and the lanes of theirs that hold a point together."""
+
+    program: Program
+    lanes: int
 
 
 # The driver --------------------------------------------------------------------------------------
@@ -724,8 +732,9 @@ class Msm:
             self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
             if last != stream:
                 self.device.wait(last, stream)
-            self._merge(group, last, at, segments)
-            self._reduce(plan, group, digits, last, at, out)
+            kernels = _Kernels(self._sums_programs[group], _lanes(group))
+            self._merge(kernels, last, at, segments)
+            self._reduce(plan, kernels, digits, last, at, out)
         except BaseException:
             with suppress(DeviceError):
                 self.device.synchronize()
@@ -794,22 +803,22 @@ class Msm:
                 )  # fmt: skip
 
     def _combine(
-        self, group: Group, stream: Stream, step: int, threads: int,
+        self, of: _Kernels, stream: Stream, step: int, threads: int,
         a: int, b: int, c: int, index: int, keys: int, count: int, size: int, block: int = BLOCK,
     ) -> None:  # fmt: skip
         self.job.check()
         self.device.launch(
-            self._sums_programs[group], "combine", -(-threads * _lanes(group) // block), block,
+            of.program, "combine", -(-threads * of.lanes // block), block,
             step, a, b, c, index, keys, count, size, stream=stream,
         )  # fmt: skip
 
-    def _merge(self, group: Group, stream: Stream, at: dict[str, int], count: int) -> None:
+    def _merge(self, of: _Kernels, stream: Stream, at: dict[str, int], count: int) -> None:
         """Heads by warps, then what is left of them, until it is one warp. The two arrays take turns."""
         heads, keys, merged, merged_keys = (at[k] for k in ("heads", "head keys", "merged", "merged keys"))
-        warp = WARP // _lanes(group)
+        warp = WARP // of.lanes
         while True:
             self._combine(
-                group, stream, MERGE_HEADS, count, heads, at["sums"], merged, keys, merged_keys, count, 0
+                of, stream, MERGE_HEADS, count, heads, at["sums"], merged, keys, merged_keys, count, 0
             )
             if count <= warp:
                 return
@@ -817,24 +826,24 @@ class Msm:
             heads, keys, merged, merged_keys = merged, merged_keys, heads, keys
 
     def _reduce(
-        self, plan: MsmPlan, group: Group, digits: Digits, stream: Stream, at: dict[str, int], out: int
+        self, plan: MsmPlan, of: _Kernels, digits: Digits, stream: Stream, at: dict[str, int], out: int
     ) -> None:
         plain, weighted = at["plain"], at["weighted"]
         total = plan.buckets // plan.run
         runs = total // plan.sets
         self._combine(
-            group, stream, SUM_RUNS, total, plain, weighted, at["sums"], digits.starts, 0, total, plan.run
+            of, stream, SUM_RUNS, total, plain, weighted, at["sums"], digits.starts, 0, total, plan.run
         )
-        bits, block = 0, TREE * _lanes(group)
+        bits, block = 0, TREE * of.lanes
         while runs >> bits > 1:
             span = min(plan.tuning.span, runs >> bits)
             blocks = (total >> bits) // span * (bits + 2)
             self._combine(
-                group, stream, SUM_TREE, blocks * TREE, plain, weighted, 0, 0, 0, bits, span, block=block
+                of, stream, SUM_TREE, blocks * TREE, plain, weighted, 0, 0, 0, bits, span, block=block
             )
             bits += span.bit_length() - 1
         self._combine(
-            group,
+            of,
             stream,
             FINISH_SETS,
             plan.sets * TREE,

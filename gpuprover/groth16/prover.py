@@ -8,7 +8,8 @@ Groth, "On the Size of Pairing-Based Non-interactive Arguments" (EUROCRYPT 2016)
    key's H points already hold: six transforms.
 3. Five multi-scalar multiplications; A, B in G1 and B in G2 share the witness's digits.
 4. Blinding with r, s: π_a = α + Σ w·A + r·δ, π_b = β + Σ w·B + s·δ,
-   π_c = Σ w·C + Σ h·H + s·π_a + r·π_b − r·s·δ (π_b here in G1).
+   π_c = Σ w·C + Σ h·H + s·π_a + r·π_b − r·s·δ (π_b here in G1). What no sum has a part in is
+   computed while a device works at the sums.
 """
 
 from __future__ import annotations
@@ -72,6 +73,16 @@ def prove(
     check_witness_fits(key, witness)
     job = backend.job
     w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
+    r, s = blinding if blinding is not None else random_blinding(key)
+    k, combine = key.header, backend.linear_combination
+    blinds: list[Any] = []
+
+    def blind() -> None:
+        """What no sum has a part in."""
+        blinds.append(combine(Group.G1, [k.alpha1, k.delta1], [1, r]))
+        blinds.append(combine(Group.G2, [k.beta2, k.delta2], [1, s]))
+        blinds.append(combine(Group.G1, [k.beta1, k.delta1], [1, s]))
+        blinds.append(combine(Group.G1, [k.delta1], [-r * s]))
 
     with backend.proof(key.plan_header, key):
         with job.phase("constraints"):
@@ -93,18 +104,16 @@ def prove(
                 backend.prepare_bases(Group.G1, key.h),
             ]
             (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = backend.msm_many(
-                [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)]
+                [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)], blind
             )
             backend.free(h, *bases)
 
     with job.phase("blinding"):
-        r, s = blinding if blinding is not None else random_blinding(key)
-        k = key.header
-        combine = backend.linear_combination
-        pi_a = combine(Group.G1, [k.alpha1, sum_a, k.delta1], [1, 1, r])
-        pi_b = combine(Group.G2, [k.beta2, sum_b2, k.delta2], [1, 1, s])
-        pi_b1 = combine(Group.G1, [k.beta1, sum_b1, k.delta1], [1, 1, s])
-        pi_c = combine(Group.G1, [sum_c, sum_h, pi_a, pi_b1, k.delta1], [1, 1, s, r, -r * s])
+        blind_a, blind_b, blind_b1, blind_c = blinds
+        pi_a = combine(Group.G1, [sum_a, blind_a], [1, 1])
+        pi_b = combine(Group.G2, [sum_b2, blind_b], [1, 1])
+        pi_b1 = combine(Group.G1, [sum_b1, blind_b1], [1, 1])
+        pi_c = combine(Group.G1, [sum_c, sum_h, pi_a, pi_b1, blind_c], [1, 1, s, r, 1])
     return Proof(pi_a, pi_b, pi_c)  # type: ignore[arg-type]
 
 
