@@ -68,7 +68,8 @@ def fetchable(found: Target) -> None:
     """It is as it was before."""
     assert prove(found) == 200
     assert verify(found) == b'{"valid":true}'
-    end = time.monotonic() + 30
+    # Chunks of one byte cost 3 s of CPU time a megabyte: what clients have left there is still read.
+    end = time.monotonic() + 150
     while json.loads(found.request("GET", "/v1/status")[1])["body_bytes"]:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -98,7 +99,8 @@ def test_no_body_costs_much_more_than_it_is_long(
                 took, peak = service.cpu() - begun, service.memory("VmHWM") - before
                 longest.append(max(stalls))
             what = (name, route, len(body), status, answer[-200:])
-            assert status in (202, 400, 409, 413), what
+            # The circuit's program is none, which a proof that ends at once says.
+            assert status in (202, 400, 409, 413) or b'"role": "witness program"' in answer, what
             assert min(longest) < LONGEST_STALL, what
             assert took < 1 + 3 * len(body) / MIB, what
             assert peak < min(16 * MIB + 45 * len(body), 160 * MIB + 2 * len(body)), what
