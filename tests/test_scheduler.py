@@ -778,7 +778,16 @@ def test_small_proofs_share_the_cpu_and_a_large_one_gets_all_of_it() -> None:
 
 @pytest.mark.parametrize("trial", range(8))
 def test_makespan_of_a_batch(rng: random.Random, trial: int) -> None:
-    """At most so many times a lower bound: the longest proof, or all of them in pieces, perfectly shared."""
+    """At most so many times a lower bound, which knows nothing of memory: mostly it is twice."""
+    makespan, bound, keys = a_batch(random.Random(trial))
+    assert makespan < 3 * bound + keys
+    # Of 400 seeds the most was 3.4 times; 4.1 was seen once.
+    makespan, bound, keys = a_batch(rng)
+    assert makespan < 5 * bound + keys
+
+
+def a_batch(rng: random.Random) -> tuple[float, float, float]:
+    """Until all is done; the longest proof, or all in pieces, perfectly shared; time for keys. Seconds."""
     devices = some_devices(rng)
     shapes = {c: replace(s, parts=()) for c, s in some_shapes(rng, rng.randrange(1, 10)).items()}
     machine = Machine(devices, check=False)
@@ -798,8 +807,7 @@ def test_makespan_of_a_batch(rng: random.Random, trial: int) -> None:
         pieces += [(cost_cpu, cost_gpu)] * number
     bound = max(longest, shared(pieces))
     keys = sum(p.loading for c in shapes.values() if (p := place_on(c, gpu(), times)) is not None)
-    # The bound knows nothing of memory: mostly it is twice, of 400 seeds at most 3.4 times, and 4.1 was seen.
-    assert machine.now < 5 * bound + keys
+    return machine.now, bound, keys
 
 
 def place_on(shape: JobShape, device: Device, times: FakeTimes) -> Placement | None:

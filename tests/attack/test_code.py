@@ -218,6 +218,8 @@ def test_folders_that_are_exchanged_all_the_time(shared: Path) -> None:
         **environment,
     )
     assert made.returncode == 0, made.stderr
+    alone = command(VICTIM, sys.executable, "-c", LOOK, "code", "0.1", **environment)
+    assert alone.stdout == "[b'of the user']\n", alone.stderr
     planted = f"mkdir -p {evil}/code && cp -r /etc/hostname {evil}/code/file && chmod -R a+rwX {evil}"
     assert command(ATTACKER, "sh", "-c", planted).returncode == 0
     attacker = subprocess.Popen(
@@ -232,7 +234,7 @@ def test_folders_that_are_exchanged_all_the_time(shared: Path) -> None:
         out, _ = attacker.communicate(timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(out) > 20
-    # Its own code or none, never the attacker's.
+    # Its own code or, where it made its folder anew in between, none: never the attacker's.
     assert done.stdout in ("[b'of the user']\n", "[]\n")
 
 

