@@ -347,7 +347,7 @@ def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) ->
     device = EmulatedDevice()
     one_gpu(monkeypatch, lambda: device)
     monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
-    devices.open_backend("cuda:0", BN254, Job())
+    open_backend("cuda:0", BN254, Job())
     pool = devices._shared["cuda:0"].pool
     assert pool.limit == 3 << 20
     before = gpuprover.memory_usage().gpu_pool or 0
