@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Protocol
 
 from gpuprover import calibration, forks
 from gpuprover.api import Placed, ProofResult, WitnessLike, load_key, prove_placed
-from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
 from gpuprover.caching import Cache, CacheStatistics
-from gpuprover.curves import curve_by_name
+from gpuprover.curves import Group, curve_by_name
+from gpuprover.demand import MemoryPlan
+from gpuprover.devices import is_gpu, open_backend
 from gpuprover.errors import (
     DeviceError,
     InvalidInput,

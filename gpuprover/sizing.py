@@ -17,9 +17,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration
 from gpuprover.config import WORKER_BYTES, available_cpus, cgroup_memory_limit, machine_memory
+from gpuprover.demand import MemoryPlan
 from gpuprover.memory import MIB
 from gpuprover.scheduler import TIERS, Device, Tier
 from gpuprover.scheduler.placement import format_seconds, format_size

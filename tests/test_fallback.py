@@ -22,13 +22,12 @@ import gpuprover.cuda.backend
 import gpuprover.cuda.gpu
 from emulator import EmulatedDevice, Faults
 from gpuprover import api, calibration, cuda, scheduler
-from gpuprover.backend import Group
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import devices, probe
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import Gpu, Survey
-from gpuprover.curves import BN254
+from gpuprover.curves import BN254, Group
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
 from gpuprover.job import Job
@@ -348,7 +347,7 @@ def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) ->
     device = EmulatedDevice()
     one_gpu(monkeypatch, lambda: device)
     monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
-    devices.open_backend("cuda:0", BN254, Job())
+    open_backend("cuda:0", BN254, Job())
     pool = devices._shared["cuda:0"].pool
     assert pool.limit == 3 << 20
     before = gpuprover.memory_usage().gpu_pool or 0

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gpuprover import calibration, profiling, sizing
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration, Entry
 from gpuprover.config import WORKER_BYTES, cgroup_throttled
 from gpuprover.curves import curve_by_name
+from gpuprover.demand import MemoryPlan
 from gpuprover.job import Job
 from gpuprover.profiling import Observed, Prediction, advise
 from gpuprover.profiling import Run as Proof

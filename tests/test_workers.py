@@ -386,8 +386,8 @@ def test_a_key_is_planned_for_in_a_worker(shared: Client, short: Circuit, tmp_pa
 
 
 def test_devices_are_what_workers_say_and_what_may_be_used(shared: Client) -> None:
-    from gpuprover.backend import cpu_path_name
     from gpuprover.config import processor_name
+    from gpuprover.devices import cpu_path_name
 
     (cpu,) = shared.pool.devices
     assert (cpu.name, cpu.kind, cpu.model, cpu.path) == ("cpu", "cpu", processor_name(), cpu_path_name())

@@ -61,8 +61,8 @@ def run(args: Namespace, context: Context) -> int:
 
 def _problems(record: Record, settings: Settings) -> list[str]:
     """What would keep a proof from being made here, with these settings."""
-    from gpuprover.backend import open_backend, resolve_device
     from gpuprover.curves import CURVES
+    from gpuprover.devices import open_backend, resolve_device
     from gpuprover.job import Job
 
     problems = [f"{name}: {part['problem']}" for name, part in record.items() if "problem" in part]
@@ -185,7 +185,7 @@ def _dotted(version: tuple[int, int] | None) -> str | None:
 
 def _device(settings: Settings) -> Record:
     """What ``--device`` comes to here, and what the others would."""
-    from gpuprover.backend import device_names, resolve_device
+    from gpuprover.devices import device_names, resolve_device
 
     def outcome(name: str) -> str:
         try:
@@ -387,7 +387,7 @@ def warmup(args: Namespace, context: Context) -> int:
 
 def _usable_gpu(device: str) -> str | None:
     """The GPU that proofs on ``device`` would use. Raises DeviceError where one was asked for by name."""
-    from gpuprover.backend import is_gpu, resolve_device
+    from gpuprover.devices import is_gpu, resolve_device
 
     if device == "auto":
         try:

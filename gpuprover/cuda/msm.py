@@ -35,9 +35,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Form, Group, HostPoint
+from gpuprover.backend import Form
 from gpuprover.cuda.device import MAIN, Address, Device, Program, Properties, Stream
-from gpuprover.curves import CurveParams
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field

@@ -35,9 +35,9 @@ from typing import Any
 
 from gpuprover import memory
 from gpuprover.api import ProofResult, WitnessLike
-from gpuprover.backend import is_gpu
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.job import JobState, ProofJob
 from gpuprover.engine.places import Places

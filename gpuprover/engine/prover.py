@@ -19,10 +19,10 @@ from typing import Any
 
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics, keyed_digest
 from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.job import ProofJob, require_process, seconds

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import CgroupThrottling, cgroup_throttling
+from gpuprover.devices import is_gpu
 from gpuprover.engine import JobState, ProofJob, ProverStatus
 from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import ProverError

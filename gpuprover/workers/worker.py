@@ -20,8 +20,8 @@ from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from gpuprover import cache, calibration, memory
-from gpuprover.backend import is_gpu, resolve_device, try_device, warm_up
 from gpuprover.curves import curve_by_name
+from gpuprover.devices import is_gpu, resolve_device, try_device, warm_up
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
@@ -149,8 +149,8 @@ class Worker:
     def _survey(self, survey: bool) -> tuple[Device, list[Device] | None]:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
-            from gpuprover.backend import cpu_path_name, use_images
             from gpuprover.config import processor_name
+            from gpuprover.devices import cpu_path_name, use_images
 
             self._progress("import", 0.0)
             use_images()
