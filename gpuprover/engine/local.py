@@ -15,10 +15,11 @@ from gpuprover import calibration
 from gpuprover.api import ProofResult
 from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
-from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
+from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner, WorkerStatus, shortage
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 
 NAME = "local"
@@ -42,7 +43,7 @@ class _Run:
 
 
 class LocalExecutor:
-    """A :class:`gpuprover.runner.Executor` over one :class:`Runner`, with a thread for each run.
+    """A :class:`gpuprover.executor.Executor` over one :class:`Runner`, with a thread for each run.
 
     Args:
         threads: of the CPU, for all proofs together.
