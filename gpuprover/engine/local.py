@@ -16,7 +16,7 @@ from gpuprover.api import ProofResult
 from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
-from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.runner import Runner
@@ -94,7 +94,7 @@ class LocalExecutor:
         with self._lock:
             return list(self._devices)
 
-    def load(self, path: str, pin: bool, done: Callable[[KeyInfo | ProverError | Lost], None]) -> None:
+    def load(self, path: str, pin: bool, done: Loaded) -> None:
         def work() -> None:
             try:
                 done(self._load(path, pin))

@@ -40,7 +40,7 @@ from gpuprover.errors import (
     shortage,
 )
 from gpuprover.errors import place as place_of
-from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.messages import Channel
@@ -48,7 +48,6 @@ from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.scheduler import Device
 from gpuprover.workers.records import (
     Load,
-    Loaded,
     Place,
     PoolSettings,
     Report,
