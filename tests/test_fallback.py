@@ -28,6 +28,7 @@ from gpuprover.cuda import devices, probe
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import Gpu, Survey
 from gpuprover.curves import BN254, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
 from gpuprover.job import Job

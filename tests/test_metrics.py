@@ -32,7 +32,7 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
 )
-from gpuprover.runner import WorkerStatus
+from gpuprover.executor import WorkerStatus
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
 from gpuprover.workers import PoolSettings, WorkerPool

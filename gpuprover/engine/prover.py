@@ -40,13 +40,14 @@ from gpuprover.errors import (
     Timeout,
     about,
     place,
+    shortage,
 )
-from gpuprover.formats.files import as_path, open_regular
+from gpuprover.executor import Executor, KeyInfo, WorkerStatus
+from gpuprover.formats.files import as_path, identity_of, open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of, shortage
 from gpuprover.scheduler import Device, Times
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool

@@ -30,8 +30,8 @@ from gpuprover.devices import is_gpu
 from gpuprover.engine import JobState, ProofJob, ProverStatus
 from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import ProverError
+from gpuprover.executor import WorkerStatus
 from gpuprover.memory import MIB
-from gpuprover.runner import WorkerStatus
 from gpuprover.service.problems import STATUS, fault_of
 from gpuprover.verifier.client import VerifierStatus
 

@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 from gpuprover import cache, calibration, memory
 from gpuprover.curves import curve_by_name
 from gpuprover.devices import is_gpu, resolve_device, try_device, warm_up
-from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage, to_record
+from gpuprover.executor import KeyInfo
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
-from gpuprover.runner import KeyInfo, Runner, shortage
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 from gpuprover.workers.wire import result_to_json, unpack
 
