@@ -23,7 +23,7 @@ from gpuprover.backend import Backend, Group, open_backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import MAIN, Device
-from gpuprover.cuda.msm import MsmPlan, Tuning, mixed_addition
+from gpuprover.cuda.msm_plan import MsmPlan, Tuning, mixed_addition
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
