@@ -23,7 +23,7 @@ from gpuprover.config import (
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
 
 if TYPE_CHECKING:
-    from gpuprover.cuda.probe import Gpu
+    from gpuprover.cuda.probe import FoundGpu
 
 FEATURES = ("adx", "bmi2", "avx2", "avx512f", "avx512ifma", "asimd", "sve")
 """CPU features that matter to a prover, as Linux names them."""
@@ -165,7 +165,7 @@ def _gpu() -> Record:
     }
 
 
-def _gpu_record(gpu: Gpu) -> Record:
+def _gpu_record(gpu: FoundGpu) -> Record:
     return {
         "name": gpu.name,
         "uuid": gpu.uuid,
@@ -367,7 +367,7 @@ def warmup(args: Namespace, context: Context) -> int:
         job = job_of(limits)
         compile_everything(curves=curves, job=job)
         if gpu is not None:
-            from gpuprover.cuda.devices import open_device
+            from gpuprover.cuda.gpus import open_device
             from gpuprover.cuda.source import proving_programs
 
             with job.phase(f"compile for {gpu}"):
