@@ -686,8 +686,8 @@ def test_what_there_is(world: World) -> None:
 def test_the_freest_is_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     found = world.survey()
     monkeypatch.setattr(gpus, "_survey", lambda: found)
-    assert backend.resolve_device("cuda") == "cuda:1"
-    assert backend.resolve_device("cuda:0") == "cuda:0"
+    assert registry.resolve_device("cuda") == "cuda:1"
+    assert registry.resolve_device("cuda:0") == "cuda:0"
     with pytest.raises(DeviceError, match=r"'cuda:2' is not available: found cuda:0 \(NVIDIA H200\), cuda:1"):
         registry.resolve_device("cuda:2")
     for name in ("cuda:", "cuda:x", "cuda:00", "cuda:-1", "cuda:²"):

@@ -51,7 +51,8 @@ from gpuprover.cuda.msm_plan import (
     sort_pieces,
     sum_pieces,
 )
-from gpuprover.curves import CurveParams, Group, HostPoint
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field
