@@ -23,11 +23,12 @@ from gpuprover.formats.json_files import discard, parsed_size_bound
 from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
 from gpuprover.service.bodies import Reservation, media_type, read_body
-from gpuprover.service.core import VERSION, Service
+from gpuprover.service.core import Service
 from gpuprover.service.models import inputs_text, parse
 from gpuprover.service.problems import MEDIA_TYPE, Problem
 from gpuprover.service.results import Name, Record
 from gpuprover.service.surroundings import current
+from gpuprover.version import VERSION
 
 WITNESS, JSON = "application/octet-stream", "application/json"
 NDJSON = "application/x-ndjson"

@@ -29,6 +29,7 @@ from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
 from gpuprover.runner import KeyInfo, Runner, shortage
 from gpuprover.scheduler import Device
+from gpuprover.version import VERSION
 from gpuprover.workers.wire import result_to_json, unpack
 
 ALIVE_SECONDS = 1.0
@@ -138,7 +139,7 @@ class Worker:
         self._send(
             {
                 "type": "hello",
-                "version": calibration.VERSION,
+                "version": VERSION,
                 "device": asdict(record),
                 "devices": None if others is None else [asdict(device) for device in others],
                 "hardened": not is_dumpable() and resource.getrlimit(resource.RLIMIT_CORE) == (0, 0),
