@@ -22,9 +22,7 @@ import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
 from fake_cupy import Gpu, Machine, Schedule
-from gpuprover import backend, calibration
-from gpuprover import cache as folders
-from gpuprover.cache import CACHE_VARIABLE
+from gpuprover import backend, calibration, folders
 from gpuprover.cuda import build, compile, cupy_device, devices, probe
 from gpuprover.cuda.compile import CUBIN_VARIABLE, Nvrtc, find_nvrtc
 from gpuprover.cuda.cupy_device import CupyDevice
@@ -32,6 +30,7 @@ from gpuprover.cuda.device import MAIN, Device, Program
 from gpuprover.cuda.source import VARIANTS, programs, proving_programs
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.job import Job
 
 pytestmark = pytest.mark.kernels_offline

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover import cache, memory, processes
+from gpuprover import folders, memory, processes
 from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
 from gpuprover.config import WORKER_BYTES
@@ -703,9 +703,9 @@ def test_what_a_worker_warns_of_is_told_once(
 ) -> None:
     """Nobody sees what it writes."""
     stub("")
-    monkeypatch.setattr(cache, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     told: list[str] = []
-    with cache.warnings_to(told.append), running() as client:
+    with folders.warnings_to(told.append), running() as client:
         circuit, options = stub_key("warns")
         client.prove(circuit, **options)
         client.prove(circuit, **options)

@@ -212,10 +212,10 @@ def _placement(settings: Settings) -> Record:
 
 
 def _cache() -> Record:
-    from gpuprover.cache import places
     from gpuprover.cpu.image import open_image
     from gpuprover.cpu.sources import store
     from gpuprover.curves import CURVES
+    from gpuprover.folders import places
 
     found, folder = places(), store().folder
     passed_over = [*found.doubts, *found.problems]

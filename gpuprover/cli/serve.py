@@ -26,7 +26,7 @@ def run(args: Namespace, context: Context) -> int:
     engine = load_engine_settings(given, options=True)
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
     settings = load_service_settings(given, engine)
-    from gpuprover import cache, logs
+    from gpuprover import folders, logs
     from gpuprover.engine import Prover
     from gpuprover.service import server
     from gpuprover.service.access import Tokens
@@ -40,7 +40,7 @@ def run(args: Namespace, context: Context) -> int:
         circuits = CircuitDirectory(folder).names()
         listener = server.listen(settings.host, settings.port)
         try:
-            with cache.warnings_to(None):  # a line of the log
+            with folders.warnings_to(None):  # a line of the log
                 prover = Prover(engine)
                 try:
                     url = server.url_of(listener)

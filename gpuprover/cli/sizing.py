@@ -203,8 +203,8 @@ def _painter(output: str | None) -> Callable[[dict[str, Any], str], None] | None
 
 def _compiled_files() -> int | None:
     """Files of machine code in the cache; None where no folder is writable."""
-    from gpuprover.cache import places
     from gpuprover.cpu.sources import store
+    from gpuprover.folders import places
 
     return None if places().writable is None else len(store().files())
 

@@ -25,7 +25,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from gpuprover import cache, memory
+from gpuprover import folders, memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import WORKER_BYTES
@@ -566,7 +566,7 @@ class WorkerPool:
             if not worker.runs:
                 worker.leave = now + EXIT_SECONDS
         elif kind == "warning":
-            cache.warn(message["text"])
+            folders.warn(message["text"])
         elif kind == "failed":
             error = from_record(message["error"])
             worker.fault, worker.told = error.message, error.told

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from gpuprover import cache, calibration, memory
+from gpuprover import calibration, folders, memory
 from gpuprover.backend import is_gpu, resolve_device, try_device, warm_up
 from gpuprover.curves import curve_by_name
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In a thread: the handler may interrupt the main thread while that holds a lock.
     signal.signal(signal.SIGTERM, lambda *_: _thread(worker.stop))
-    with cache.warnings_to(worker.warn):
+    with folders.warnings_to(worker.warn):
         worker.run()
 
 
