@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
-from gpuprover.config import processor_name
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, ProverError
 from gpuprover.folders import cache_root, read_file, write_file
 from gpuprover.formats.json_files import dump_json, parse_json
+from gpuprover.machine import processor_name
 from gpuprover.scheduler import Device
 from gpuprover.version import VERSION
 

@@ -14,11 +14,11 @@ from gpuprover.bench.rows import read_rows
 
 from gpuprover import calibration
 from gpuprover.calibration import DEFAULTS, Calibration, Entry
-from gpuprover.config import processor_name
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
+from gpuprover.machine import processor_name
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
 from gpuprover.version import VERSION
 from running import Run

@@ -12,12 +12,13 @@ import pytest
 from gpuprover import calibration, profiling, sizing
 from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration, Entry
-from gpuprover.config import WORKER_BYTES, cgroup_throttled
 from gpuprover.curves import curve_by_name
 from gpuprover.job import Job
+from gpuprover.machine import cgroup_throttled
 from gpuprover.profiling import Observed, Prediction, advise
 from gpuprover.profiling import Run as Proof
 from gpuprover.scheduler import TIERS, Device
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
 from gpuprover.version import VERSION
 from running import Run

@@ -27,7 +27,6 @@ import gpuprover
 from gpuprover import folders, memory, processes
 from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -52,6 +51,7 @@ from gpuprover.runner import (
     WorkerStatus,
     identity_of,
 )
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
 from gpuprover.workers import worker as worker_process
 
@@ -387,7 +387,7 @@ def test_a_key_is_planned_for_in_a_worker(shared: Client, short: Circuit, tmp_pa
 
 def test_devices_are_what_workers_say_and_what_may_be_used(shared: Client) -> None:
     from gpuprover.backend import cpu_path_name
-    from gpuprover.config import processor_name
+    from gpuprover.machine import processor_name
 
     (cpu,) = shared.pool.devices
     assert (cpu.name, cpu.kind, cpu.model, cpu.path) == ("cpu", "cpu", processor_name(), cpu_path_name())

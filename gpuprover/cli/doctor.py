@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import (
-    Settings,
-    available_cpus,
-    cgroup_cpu_quota,
-    cgroup_memory_limit,
-    machine_memory,
-)
+from gpuprover.config import Settings
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
+from gpuprover.machine import available_cpus, cgroup_cpu_quota, cgroup_memory_limit, machine_memory
 
 if TYPE_CHECKING:
     from gpuprover.cuda.probe import Gpu

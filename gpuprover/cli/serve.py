@@ -7,9 +7,10 @@ from argparse import Namespace
 from importlib.util import find_spec
 
 from gpuprover.cli.context import Context
-from gpuprover.config import SETTINGS, load_engine_settings, load_service_settings, unknown_variables
+from gpuprover.config import load_engine_settings, load_service_settings, unknown_variables
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InvalidInput
+from gpuprover.settings import SETTINGS
 
 log = logging.getLogger("gpuprover.service")
 

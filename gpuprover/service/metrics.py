@@ -26,10 +26,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import CgroupThrottling, cgroup_throttling
 from gpuprover.engine import JobState, ProofJob, ProverStatus
 from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import ProverError
+from gpuprover.machine import CgroupThrottling, cgroup_throttling
 from gpuprover.memory import MIB
 from gpuprover.runner import WorkerStatus
 from gpuprover.service.problems import STATUS, fault_of

@@ -28,7 +28,6 @@ from typing import Any
 from gpuprover import folders, memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -45,6 +44,7 @@ from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus, shortage
 from gpuprover.scheduler import Device
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers.records import (
     Load,
     Loaded,

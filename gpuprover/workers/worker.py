@@ -151,7 +151,7 @@ class Worker:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
             from gpuprover.backend import cpu_path_name, use_images
-            from gpuprover.config import processor_name
+            from gpuprover.machine import processor_name
 
             self._progress("import", 0.0)
             use_images()
