@@ -22,10 +22,8 @@ import cuda_proofs
 import fake_cupy
 from emulator import EmulatedDevice
 from fake_cupy import Gpu, Machine, Schedule
-from gpuprover import cache as folders
-from gpuprover import calibration
+from gpuprover import calibration, folders
 from gpuprover import devices as registry
-from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.cuda import build, compile, cupy_device, gpus, probe
 from gpuprover.cuda.compile import CUBIN_VARIABLE, Nvrtc, find_nvrtc
 from gpuprover.cuda.cupy_device import CupyDevice
@@ -33,6 +31,7 @@ from gpuprover.cuda.device import MAIN, Device, Program
 from gpuprover.cuda.source import VARIANTS, programs, proving_programs
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.job import Job
 
 pytestmark = pytest.mark.kernels_offline
@@ -961,12 +960,13 @@ def test_a_device_is_opened_once(machine: Machine, monkeypatch: pytest.MonkeyPat
 def test_backends_of_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_shared", {})
     monkeypatch.setattr(gpus, "_loaded", {})
+    monkeypatch.setattr(gpus, "resolve", lambda name: name)
     monkeypatch.setattr(gpus, "proving_programs", lambda curve: [SMALL])
     prepared: list[Program] = []
     monkeypatch.setattr(EmulatedDevice, "prepare", lambda self, programs, check: prepared.extend(programs))
     emulated = {name: EmulatedDevice(name) for name in ("cuda:0", "cuda:1")}
     monkeypatch.setattr(gpus, "open_device", emulated.__getitem__)
-    opened: list[Any] = [gpus.open_backend(f"cuda:{i}", BN254, Job()) for i in (0, 0, 1)]
+    opened: list[Any] = [registry.open_backend(f"cuda:{i}", BN254, Job()) for i in (0, 0, 1)]
     assert prepared == [SMALL] * 2, "once for each device"
     assert opened[0]._gpu is opened[1]._gpu
     assert [one.name for one in opened] == ["cuda:0", "cuda:0", "cuda:1"]

@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import (
-    Settings,
-    available_cpus,
-    cgroup_cpu_quota,
-    cgroup_memory_limit,
-    machine_memory,
-)
+from gpuprover.config import Settings
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
+from gpuprover.machine import available_cpus, cgroup_cpu_quota, cgroup_memory_limit, machine_memory
 
 if TYPE_CHECKING:
     from gpuprover.cuda.probe import FoundGpu
@@ -212,10 +207,10 @@ def _placement(settings: Settings) -> Record:
 
 
 def _cache() -> Record:
-    from gpuprover.cache import places
     from gpuprover.cpu.image import open_image
     from gpuprover.cpu.sources import store
     from gpuprover.curves import CURVES
+    from gpuprover.folders import places
 
     found, folder = places(), store().folder
     passed_over = [*found.doubts, *found.problems]
