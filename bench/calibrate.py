@@ -22,6 +22,7 @@ from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.scheduler import Device
+from gpuprover.version import VERSION
 
 from .measure import fastest
 from .proofs import CHAIN_ROOM
@@ -111,7 +112,7 @@ def measure(
             calibration.groth16(curve),
             tuple(rows),
             {Group.G2.name: tuple(sums[device])},
-            calibration.VERSION,
+            VERSION,
             f"measured here on {when} with {job.threads} threads",
         )
         for device, rows in whole.items()

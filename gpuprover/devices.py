@@ -22,7 +22,7 @@ _REGISTRY: dict[str, str] = {
 """Device name -> module:class; the class is called with (curve, job)."""
 
 _GPUS: dict[str, str] = {
-    "cuda": "gpuprover.cuda.devices",
+    "cuda": "gpuprover.cuda.gpus",
 }
 """Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
 

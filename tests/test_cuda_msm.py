@@ -19,10 +19,9 @@ import pytest
 from emulator import EmulatedDevice, Faults
 from gpuprover.backend import Form
 from gpuprover.cuda.device import Address, Properties
-from gpuprover.cuda.msm import (
+from gpuprover.cuda.msm import Digits, Msm
+from gpuprover.cuda.msm_plan import (
     TUNING,
-    Digits,
-    Msm,
     MsmPlan,
     choose_plan,
     mixed_addition,

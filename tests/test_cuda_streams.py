@@ -30,7 +30,8 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, OnStream
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.cuda.msm import TUNING, Msm, MsmPlan
+from gpuprover.cuda.msm import Msm
+from gpuprover.cuda.msm_plan import TUNING, MsmPlan
 from gpuprover.curves import BN254, Group
 from gpuprover.devices import open_backend
 from gpuprover.formats.zkey import load_key

@@ -26,10 +26,11 @@ from gpuprover.errors import (
     from_record,
     to_record,
 )
+from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest, budget_of, threads_of
 from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
-from gpuprover.runner import KeyChanged, KeyInfo, ProofRequest, Runner, budget_of, threads_of
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
 
 VECTORS = Path(__file__).parent / "vectors"

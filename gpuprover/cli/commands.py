@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import BOLD, DIM, GREEN, RED, format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import seconds, whole_number
 from gpuprover.errors import EXIT_INVALID, EXIT_OK, Cancelled, InvalidInput, UnsatisfiedWitness
+from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult

@@ -33,7 +33,8 @@ from gpuprover.cuda.gpu import (
     size_of,
 )
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
-from gpuprover.cuda.msm import Bases, Digits, Msm, MsmPlan, Sum, fixed_multiples, point_bytes
+from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
+from gpuprover.cuda.msm_plan import MsmPlan, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.sparse import (
