@@ -19,6 +19,7 @@ import pytest
 
 import cuda_proofs
 import emulator
+import test_cuda_columns
 import test_cuda_sparse
 from emulator import WatchedDevice
 from gpuprover.backend import Form
@@ -140,6 +141,22 @@ def rates(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None
         launch(kernel, blocks, threads, given, index, out, n)
 
 
+def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
+    """Several blocks, tiles and levels of each operation."""
+    stage = test_cuda_columns.Stage(curve, rng, device)
+    for registers in (300, 0):
+        test_cuda_columns.test_formulas(stage, registers)
+    stage = test_cuda_columns.Stage(curve, rng, device)
+    test_cuda_columns.test_sums_of_shifted_vectors(stage, 17)
+    test_cuda_columns.test_powers(stage, 31)
+    test_cuda_columns.test_powers_in_reversed_order(stage, 4)
+    test_cuda_columns.test_places(stage)
+    test_cuda_columns.test_values_at_points(stage, (99, 40))
+    for n, degree in ((150, 1), (61, 2), (45, 9)):
+        test_cuda_columns.test_division(stage, n, degree)
+    test_cuda_columns.test_running_products(stage, 150)
+
+
 Work = Callable[[WatchedDevice, CurveParams, random.Random], None]
 """Launches all kernels of a file, and checks what most of them compute."""
 WORK: dict[str, tuple[str, Work]] = {
@@ -147,6 +164,7 @@ WORK: dict[str, tuple[str, Work]] = {
     "sparse products": ("sparse.cu", products),
     "transforms": ("ntt.cu", transforms),
     "compact transforms": ("ntt.cu", partial(transforms, compact=True)),
+    "columns": ("columns.cu", columns),
     "digits": ("digits.cu", digits),
     "sums in G1": ("msm.cu", partial(sums, group=Group.G1)),
     "sums in G2": ("msm.cu", partial(sums, group=Group.G2)),
@@ -158,7 +176,7 @@ BARRIER = re.compile(r"__sync(?:threads|warp)\(\);")
 CURVE = {curve.name: curve for curve in CURVES}
 BARRIERS = [
     (name, k)
-    for name in ("transforms", "digits", "sums in G1", "pairs in G1")
+    for name in ("transforms", "columns", "digits", "sums in G1", "pairs in G1")
     for k in range(len(BARRIER.findall(SOURCES[WORK[name][0]])))
 ]
 
