@@ -181,8 +181,8 @@ KERNEL deinterleave(const Fr* v, Fr* const* outs, i64 count, i64 n) {
 // Thread t of T takes the coefficients t, t + T, … by Horner's rule in x^T. Then v(x) = Σ x^t·(its sum), and such a sum
 // is folded in halves: those of neighbours by x, of pairs of them by x², and so on; first in blocks, then over them.
 
-// The sum of all threads' `sum`·g^thread, in thread 0, with powers[s] = g^(2^s). Blocks of a power of two threads.
-DEVICE Fr folded(const Fr& sum, const Fr* powers) {
+// out[i] = the sum of all threads' `sum`·g^thread, with powers[s] = g^(2^s). Blocks of a power of two threads.
+DEVICE void store_folded(Fr* out, i64 i, const Fr& sum, const Fr* powers) {
     SHARED_MEMORY(Fr, sums);
     store(sums, threadIdx.x, sum);
     for (u32 s = 0; blockDim.x >> s > 1; s++) {
@@ -192,7 +192,7 @@ DEVICE Fr folded(const Fr& sum, const Fr* powers) {
             store(sums, at, load(sums, at) + load(powers, s) * load(sums, at + (1u << s)));
         }
     }
-    return load(sums, 0);
+    if (threadIdx.x == 0) store(out, i, load(sums, 0));
 }
 
 // 2^log_blocks blocks for each query, a polynomial and its point's powers x^(2^m), `bits` of them; the last one is
@@ -210,16 +210,14 @@ KERNEL values_by_blocks(const Term* queries, const Fr* powers, i64 bits, i64 log
             sum = sum * step + load(polynomial.v, i);
         }
     }
-    sum = folded(sum, x);
-    if (threadIdx.x == 0) store(partials, blockIdx.x, sum);
+    store_folded(partials, blockIdx.x, sum, x);
 }
 
 // A block of 2^log_blocks threads for each query; the first `skipped` powers were those within blocks.
 KERNEL values_of_blocks(const Fr* partials, const Fr* powers, i64 bits, i64 skipped, Fr* out) {
     const i64 query = blockIdx.x;
     const Fr part = load(partials, query * blockDim.x + threadIdx.x);
-    const Fr sum = folded(part, powers + query * bits + skipped);
-    if (threadIdx.x == 0) store(out, query, sum);
+    store_folded(out, query, part, powers + query * bits + skipped);
 }
 
 // Scans -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import field_to_words, ints_to_words, words_to_field, words_to_ints
 from gpuprover.reference import bit_reverse
+from nvrtc import disassemble
 from samples import combination, field_edges, point_words, random_logs
+from test_kernels_offline import DEFAULT_ARCH, compiled, wide_multiplications
 
 pytestmark = pytest.mark.kernels_offline
 
@@ -86,8 +89,9 @@ def wide_formula(terms: int) -> Expression:
 def test_formulas(stage: Stage, registers: int) -> None:
     """Rotations over both ends, shorter columns, constants, results that are no steps."""
     r, n, step = stage.curve.r, 24, 3
+    properties = stage.device.properties
     if not registers:
-        stage.device.properties = replace(stage.device.properties, shared=63)
+        stage.device.properties = replace(properties, shared=63)
     columns = {"a": stage.values(n), "b": stage.values(n), "short": stage.values(8), "one": stage.values(1)}
     a, b, short, one = map(column, columns)
     y = challenge("y")
@@ -107,6 +111,7 @@ def test_formulas(stage: Stage, registers: int) -> None:
     outs = [stage.room(n) for _ in results]
     spans = {name: stage.put(v) for name, v in columns.items()}
     stage.columns.evaluate(formula, spans, given, step, n, [out.at for out in outs])
+    stage.device.properties = properties
 
     def cell(name: str, i: int) -> int:
         v = columns[name]
@@ -271,6 +276,32 @@ def test_nothing_stays_allocated(rng: random.Random) -> None:
     stage.columns.powers(3, 4, out)
     stage.columns.combine([Shifted(v, 1, 0)], out)
     assert stage.device.used == taken > used
+
+
+# Compilation -------------------------------------------------------------------------------
+
+# (wide multiplications, registers) of a kernel: as many products as its source has, and a few for indices.
+BUDGETS = {
+    "evaluate": (145, 56),
+    "evaluate_large": (150, 56),
+    "combine": (135, 56),
+    "values_by_blocks": (290, 64),
+    "division_totals": (300, 72),
+    "division_results": (440, 80),
+    "product_totals": (290, 64),
+    "product_results": (425, 64),
+}
+
+
+def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
+    done = compiled(curve, "kernels/columns.cu", DEFAULT_ARCH)
+    opcodes = disassemble(done.cubin, tmp_path)
+    for name, (multiplications, registers) in BUDGETS.items():
+        wide, kernel = wide_multiplications(opcodes[name]), done.kernels[name]
+        print(f"{name}: {wide} wide of {opcodes[name].total()} instructions, {kernel.registers} registers")
+        assert 0 < wide <= multiplications, name
+        assert kernel.registers <= registers, name
+    assert all((kernel.spilled, kernel.stack) == (0, 0) for kernel in done.kernels.values())
 
 
 # Prefixes of bases -------------------------------------------------------------------------

@@ -146,7 +146,6 @@ def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> No
     stage = test_cuda_columns.Stage(curve, rng, device)
     for registers in (300, 0):
         test_cuda_columns.test_formulas(stage, registers)
-    stage = test_cuda_columns.Stage(curve, rng, device)
     test_cuda_columns.test_sums_of_shifted_vectors(stage, 17)
     test_cuda_columns.test_powers(stage, 31)
     test_cuda_columns.test_powers_in_reversed_order(stage, 4)
