@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from emulator import EmulatedDevice
 from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import devices
@@ -21,7 +20,8 @@ from gpuprover.cuda.probe import Survey
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
-from running import Ran, Run
+from tests.support.emulator import EmulatedDevice
+from tests.support.running import Ran, Run
 
 # Set in the environment, so that the processes of pytest-xdist share it.
 SEED = os.environ.setdefault("GPUPROVER_SEED", secrets.token_hex(8))
@@ -36,7 +36,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Proofs that are compared with each other need one blinding; tests/test_blinding.py is about the warning.
+    # Proofs that are compared with each other need one blinding; test_unverified.py is about the warning.
     config.addinivalue_line("filterwarnings", "ignore::gpuprover.errors.InsecureBlindingWarning")
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import OpenBackend, Scale
 from gpuprover import reference
 from gpuprover.backend import (
     Backend,
@@ -32,7 +31,8 @@ from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
-from samples import (
+from tests.conftest import OpenBackend, Scale
+from tests.support.samples import (
     POINT_KINDS,
     SCALAR_KINDS,
     combination,

@@ -20,9 +20,10 @@ from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
-from running import Run
+from tests.support.paths import ROOT
+from tests.support.running import Run
 
-RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 BN254 = calibration.groth16(curve_by_name("bn254"))
 WORKS = [calibration.groth16(curve) for curve in CURVES]
 

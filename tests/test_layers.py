@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 PACKAGE = ROOT / "gpuprover"
 FACADE = "gpuprover"
 BACKENDS = {"cpu", "cuda", "naive"}

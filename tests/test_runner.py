@@ -30,8 +30,8 @@ from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.runner import KeyChanged, KeyInfo, ProofRequest, Runner, budget_of, threads_of
 from gpuprover.scheduler import Degrade, Device, Placement, choose
+from tests.support.paths import VECTORS
 
-VECTORS = Path(__file__).parent / "vectors"
 SECRET = 20261121
 
 

@@ -19,9 +19,9 @@ from gpuprover.profiling import Observed, Prediction, advise
 from gpuprover.profiling import Run as Proof
 from gpuprover.scheduler import TIERS, Device
 from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
-from running import Run
+from tests.support.paths import VECTORS
+from tests.support.running import Run
 
-VECTORS = Path(__file__).resolve().parent / "vectors"
 BN254 = calibration.groth16(curve_by_name("bn254"))
 GIB, MIB = 1 << 30, 1 << 20
 CPU = Device("cpu", "cpu", "a processor", "ifma", 4)
