@@ -102,6 +102,7 @@ def test_multiples_by_scalars_of_all_bits(path: str) -> None:
 # Indices --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("index", range(3), ids=["matrix", "row", "column"])
 def test_spmv_refuses_an_index_that_is_out_of_range(

@@ -69,6 +69,7 @@ def public_circuit(n_public: int, curve: CurveParams) -> Circuit:
 # Values that others computed ------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("backend_name", ["cpu", "portable", "reference"], indirect=True)
 def test_fixed_blinding_gives_the_reference_proof(curve: CurveParams, backend_name: str) -> None:
     stem = f"chain5.{curve.name}"

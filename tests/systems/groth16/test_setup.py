@@ -57,6 +57,7 @@ def assert_proves(key: ProvingKey, circuit: Circuit, backend: Backend) -> None:
         assert not holds([p + (i == j) for j, p in enumerate(public)])
 
 
+@pytest.mark.long_in_integers
 def test_ceremony_key_is_the_vector(backend: Backend, tmp_path: Path) -> None:
     """Which is, byte for byte, what snarkjs writes."""
     curve = backend.curve
@@ -124,6 +125,7 @@ def test_insecure_keys_prove(backend: Backend, name: str, tmp_path: Path) -> Non
     assert_proves(key, circuit, backend)
 
 
+@pytest.mark.long_in_integers
 @pytest.mark.parametrize("backend_name", ["reference"])
 def test_insecure_key_by_the_reference(backend: Backend, tmp_path: Path) -> None:
     circuit = chain_circuit(2, backend.curve)
