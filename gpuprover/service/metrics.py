@@ -28,7 +28,7 @@ from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import CgroupThrottling, cgroup_throttling
 from gpuprover.engine import JobState, ProofJob, ProverStatus
-from gpuprover.engine.dispatch import COUNTERS
+from gpuprover.engine.records import COUNTERS
 from gpuprover.errors import ProverError
 from gpuprover.executor import WorkerStatus
 from gpuprover.memory import MIB
