@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 from gpuprover import calibration
 from gpuprover.api import ProofResult, WitnessLike
-from gpuprover.backend import Group, MemoryPlan
 from gpuprover.caching import CacheStatistics
-from gpuprover.curves import curve_by_name
+from gpuprover.curves import Group, curve_by_name
+from gpuprover.demand import MemoryPlan
 from gpuprover.errors import InvalidInput, ProverError
 from gpuprover.formats.files import Identity
 from gpuprover.job import Progress

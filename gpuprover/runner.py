@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from gpuprover import forks
 from gpuprover.api import Placed, ProofResult, load_key, prove_placed
-from gpuprover.backend import Group, MemoryPlan, is_gpu, open_backend
 from gpuprover.caching import Cache
+from gpuprover.curves import Group
+from gpuprover.demand import MemoryPlan
+from gpuprover.devices import is_gpu, open_backend
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, about, shortage
 from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest
 from gpuprover.formats.files import Identity, identity_of

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.api import ProofResult
-from gpuprover.backend import MemoryPlan
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings
+from gpuprover.demand import MemoryPlan
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.proof_job import ProofJob

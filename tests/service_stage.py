@@ -15,8 +15,8 @@ import httpx
 
 from engine_stage import FakeExecutor, FakeTimes, cpu
 from gpuprover.api import ProofResult
-from gpuprover.backend import MemoryPlan
 from gpuprover.config import load_engine_settings, load_service_settings
+from gpuprover.demand import MemoryPlan
 from gpuprover.engine import Prover
 from gpuprover.errors import DeviceError, ProverError, UnsatisfiedWitness
 from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployment import tool
-from gpuprover.config import CgroupThrottling, load_engine_settings
+from gpuprover.config import load_engine_settings
 from gpuprover.cpu.bake import BakeError
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.records import COUNTERS
@@ -33,6 +33,7 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
 )
 from gpuprover.executor import WorkerStatus
+from gpuprover.machine import CgroupThrottling
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
 from gpuprover.workers import PoolSettings, WorkerPool

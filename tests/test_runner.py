@@ -13,8 +13,9 @@ import pytest
 
 import gpuprover
 from gpuprover import runner as module
-from gpuprover.backend import MemoryPlan, open_backend
 from gpuprover.curves import BN254, CurveParams
+from gpuprover.demand import MemoryPlan
+from gpuprover.devices import open_backend
 from gpuprover.errors import (
     Cancelled,
     InvalidInput,

@@ -24,10 +24,9 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover import cache, memory, processes
+from gpuprover import folders, memory, processes
 from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -45,6 +44,7 @@ from gpuprover.formats.files import identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
 from gpuprover.runner import Runner
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
 from gpuprover.workers import worker as worker_process
 
@@ -381,8 +381,8 @@ def test_a_key_is_planned_for_in_a_worker(shared: Client, short: Circuit, tmp_pa
 
 
 def test_devices_are_what_workers_say_and_what_may_be_used(shared: Client) -> None:
-    from gpuprover.backend import cpu_path_name
-    from gpuprover.config import processor_name
+    from gpuprover.devices import cpu_path_name
+    from gpuprover.machine import processor_name
 
     (cpu,) = shared.pool.devices
     assert (cpu.name, cpu.kind, cpu.model, cpu.path) == ("cpu", "cpu", processor_name(), cpu_path_name())
@@ -698,9 +698,9 @@ def test_what_a_worker_warns_of_is_told_once(
 ) -> None:
     """Nobody sees what it writes."""
     stub("")
-    monkeypatch.setattr(cache, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     told: list[str] = []
-    with cache.warnings_to(told.append), running() as client:
+    with folders.warnings_to(told.append), running() as client:
         circuit, options = stub_key("warns")
         client.prove(circuit, **options)
         client.prove(circuit, **options)

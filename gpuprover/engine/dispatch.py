@@ -33,9 +33,9 @@ from itertools import count
 
 from gpuprover import memory
 from gpuprover.api import ProofResult, WitnessLike
-from gpuprover.backend import is_gpu
 from gpuprover.caching import Cache
 from gpuprover.config import EngineSettings
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.headroom import SETTLE_SECONDS, Headroom
 from gpuprover.engine.loading import Loading, is_current

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from gpuprover import calibration
 from gpuprover.api import ProofResult
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
+from gpuprover.devices import is_gpu
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
 from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress

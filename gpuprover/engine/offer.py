@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpuprover.backend import is_gpu
+from gpuprover.devices import is_gpu
 from gpuprover.errors import DeviceError
 from gpuprover.executor import KeyInfo
 from gpuprover.scheduler import Device, JobShape

@@ -19,10 +19,10 @@ from typing import Any
 
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics, keyed_digest
-from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
+from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.local import LocalExecutor
@@ -49,6 +49,7 @@ from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.scheduler import Device, Times
+from gpuprover.settings import PRIORITIES
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool
 

@@ -25,10 +25,9 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from gpuprover import cache, memory
+from gpuprover import folders, memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -46,6 +45,7 @@ from gpuprover.memory import MemoryUsage
 from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
 from gpuprover.scheduler import Device
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers.records import (
     Load,
     Place,
@@ -566,7 +566,7 @@ class WorkerPool:
             if not worker.runs:
                 worker.leave = now + EXIT_SECONDS
         elif kind == "warning":
-            cache.warn(message["text"])
+            folders.warn(message["text"])
         elif kind == "failed":
             error = from_record(message["error"])
             worker.fault, worker.told = error.message, error.told
