@@ -7,8 +7,8 @@ back to the host. One backend object serves one curve and one :class:`~gpuprover
 Host data have one layout everywhere: little-endian uint64 words, the bytes that circom's
 files hold. Arrays that a backend receives may be read-only and unaligned views of a
 mapped file. Points in arrays are affine, Montgomery, infinity all zeros:
-uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). Single points on the
-host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
+uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). A single point is one
+such row, uint64[words].
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.columns import Formula
-from gpuprover.curves import AffinePoint as HostPoint
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.job import Job
@@ -46,6 +45,56 @@ class Form(Enum):
     """x·R mod r with R = 2^(64·limbs)."""
     DOUBLE_MONTGOMERY = "double-montgomery"
     """x·R² mod r, as coefficients stand in a ``.zkey``: times a canonical value, it gives Montgomery form."""
+
+
+class PointMath(Protocol):
+    """What the CPU does with points, whatever the device: it is short, or a part of set-up and verification.
+
+    Every method may raise Cancelled or Timeout.
+    """
+
+    curve: CurveParams
+    job: Job
+
+    def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
+        """Σ scalars[i]·points[i] of a few points, uint64[n, words] -> uint64[words].
+
+        The scalars are integers of any size and sign.
+        """
+        ...
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
+
+        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
+        """
+        ...
+
+    def canonical_coordinates(self, points: Words) -> Words:
+        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
+        ...
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
+
+        Infinity is good.
+        """
+        ...
+
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
+
+        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
+        come again: a backend may keep what it computes from them alone.
+        """
+        ...
 
 
 class Term(NamedTuple):
@@ -73,6 +122,7 @@ class Backend(Protocol):
     name: str
     curve: CurveParams
     job: Job
+    points: PointMath
 
     # Memory ------------------------------------------------------------------
 
@@ -283,8 +333,8 @@ class Backend(Protocol):
         """
         ...
 
-    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
-        """Σ scalars[i]·bases[i].
+    def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
+        """Σ scalars[i]·bases[i], uint64[words].
 
         ``scalars`` is a Vector, or canonical uint64[n, limbs]; n <= len(bases), and further bases take no
         part: the points of one SRS serve polynomials of any degree below their number. Small ones may have
@@ -299,7 +349,7 @@ class Backend(Protocol):
         self,
         requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
+    ) -> list[list[Words]]:
         """For each request, the same scalars against several bases, as :meth:`msm`.
 
         Several polynomials against one SRS are several requests with the same bases, of any lengths. Scalars
@@ -308,47 +358,6 @@ class Backend(Protocol):
         """
         ...
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        """Σ scalars[i]·points[i] of a few host points; integers of any size and sign."""
-        ...
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | Vector) -> Words:
         """scalars[i]·point for all i -> affine uint64[n, words]."""
-        ...
-
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
-
-        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
-        """
-        ...
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
-        ...
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
-
-        Infinity is good.
-        """
-        ...
-
-    # Pairings ----------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
-
-        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
-        come again: a backend may keep what it computes from them alone.
-        """
         ...
