@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +10,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
+from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan, Term
+from gpuprover.columns import Formula
+from gpuprover.cpu import columns as _columns
 from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
@@ -240,7 +242,7 @@ class CpuBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
@@ -256,6 +258,81 @@ class CpuBackend:
             with self.job.part(i, len(vectors)):
                 ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
         return vectors
+
+    # Polynomials and columns -------------------------------------------------------------
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, CpuVector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[CpuVector]:
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        scalars = formula.scalar_values(challenges, self.curve.r)
+        reads = [_columns.Read(columns[name].words, t * step) for name, t in formula.reads]
+        shape = (n, self.curve.scalar.limbs)
+        outs = [np.empty(shape, dtype=np.uint64) for _ in formula.results]
+        _columns.evaluate(self.curve.scalar, formula, reads, scalars, outs, self.job)
+        return [CpuVector(out) for out in outs]
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> CpuVector:
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        parts = [(v.words, scalar, shift) for v, scalar, shift in terms]
+        return CpuVector(_columns.combine(self.curve.scalar, parts, length, self.job))
+
+    def extend(self, v: CpuVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[CpuVector]:
+        n, r = domain.size, self.curve.r
+        results = []
+        for i, g in enumerate(map(domain.shift, cosets)):
+            # On the coset X^n is g^n.
+            folded = [Term(v, pow(g, at, r), -at) for at in range(0, max(1, len(v)), n)]
+            with self.job.part(i, len(cosets)):
+                results.append(self.ntt(self.combine(folded, n), domain, Direction.FORWARD, coset=g))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[CpuVector, int]]) -> list[int]:
+        return _columns.values_at(self.curve.scalar, [(v.words, x) for v, x in queries], self.job)
+
+    def divide(self, v: CpuVector, root: int, degree: int = 1) -> tuple[CpuVector, CpuVector]:
+        quotient = CpuVector(_columns.divide(self.curve.scalar, v.words, root, degree, self.job))
+        return quotient, self.combine([Term(v), Term(quotient, root)], degree)
+
+    def running_product(self, numerators: CpuVector, denominators: CpuVector, start: int = 1) -> CpuVector:
+        if len(numerators) != len(denominators):
+            raise ValueError(f"vectors of lengths {len(numerators)} and {len(denominators)}")
+        words = numerators.words, denominators.words
+        return CpuVector(_columns.running_product(self.curve.scalar, *words, start, self.job))
+
+    def powers(self, n: int, base: int, factor: int = 1) -> CpuVector:
+        ones = CpuVector(np.tile(field_to_words(self.curve.scalar, [1]), (n, 1)))
+        return self.scale_powers_in_place(ones, factor, base)
+
+    def gather(self, v: CpuVector, indices: NDArray[np.uint32]) -> CpuVector:
+        out = CpuVector(np.empty((len(indices), self.curve.scalar.limbs), dtype=np.uint64))
+
+        def take(r: tuple[int, int]) -> None:
+            out.words[r[0] : r[1]] = v.words[indices[r[0] : r[1]]]
+
+        self.job.map(take, self.job.ranges(len(indices), smallest=SMALLEST_PIECE))
+        return out
+
+    def interleave(self, vectors: Sequence[CpuVector]) -> CpuVector:
+        self.job.check()
+        count, n = len(vectors), max(map(len, vectors))
+        out = np.zeros((n * count, self.curve.scalar.limbs), dtype=np.uint64)
+        for j, v in enumerate(vectors):
+            out[j : len(v) * count : count] = v.words
+        return CpuVector(out)
+
+    def deinterleave(self, v: CpuVector, count: int) -> list[CpuVector]:
+        self.job.check()
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        return [CpuVector(v.words[j::count].copy()) for j in range(count)]
 
     # Sparse products -------------------------------------------------------------------
 
@@ -382,9 +459,10 @@ class CpuBackend:
         meanwhile()
         for bases, scalars in requests:
             for b in bases:
-                if len(b) != len(scalars):
+                if len(b) < len(scalars):
                     raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        results = msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in requests], self.job)
+        needed = [([b.first(len(scalars)) for b in bases], scalars) for bases, scalars in requests]
+        results = msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in needed], self.job)
         return [
             [
                 self._decode(Group.G1 if b.plain.degree == 1 else Group.G2, words)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Form, Group
+from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams
@@ -24,8 +25,8 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
         job.report((i + 1) / len(chosen))
 
 
-SET_UPS = ("combinations G1", "combinations G2")
-"""Steps that proofs do without."""
+SET_UPS = ("columns", "combinations G1", "combinations G2")
+"""Steps that proofs of Groth16 do without."""
 
 
 def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
@@ -54,6 +55,15 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.to_coset_in_place([backend.upload(np.tile(words, (long.size // 4, 1)))], long, Coset.ODD)
         matrices = backend.prepare_matrices(1, 1, index, index, index, words[:1], Form.DOUBLE_MONTGOMERY)
         backend.spmv(matrices, words)
+
+    def columns() -> None:
+        v = backend.upload(longer)
+        a, b = column("v"), column("v", 1)
+        formula = compile_formula([a * b + challenge("y") - a])
+        backend.evaluate(formula, {"v": v}, {"y": 2})
+        backend.values_at([(v, 2)])
+        backend.divide(v, 2)
+        backend.running_product(v, v)
 
     def sums(group: Group) -> Callable[[], object]:
         return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
@@ -84,6 +94,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
 
     return {
         "vectors": vectors,
+        "columns": columns,
         "sums G1": sums(Group.G1),
         "checks G1": checks(Group.G1),
         "sums G2": sums(Group.G2),
