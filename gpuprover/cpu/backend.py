@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan, Term
 from gpuprover.columns import Formula
-from gpuprover.cpu import columns as _columns
 from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
+from gpuprover.cpu.columns import Columns
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
 from gpuprover.cpu.msm import Points
@@ -82,6 +82,7 @@ class CpuBackend:
         self._scalar = Field(curve.scalar)
         in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
         self._lanes = LaneField(curve.scalar) if in_lanes else None
+        self._columns = Columns(curve.scalar, self._lanes, job)
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._spare: int | None = None
@@ -270,10 +271,10 @@ class CpuBackend:
     ) -> list[CpuVector]:
         n = formula.rows({name: len(v) for name, v in columns.items()})
         scalars = formula.scalar_values(challenges, self.curve.r)
-        reads = [_columns.Read(columns[name].words, t * step) for name, t in formula.reads]
+        reads = [(columns[name].words, t * step) for name, t in formula.reads]
         shape = (n, self.curve.scalar.limbs)
         outs = [np.empty(shape, dtype=np.uint64) for _ in formula.results]
-        _columns.evaluate(self.curve.scalar, formula, reads, scalars, outs, self.job)
+        self._columns.evaluate(formula, reads, scalars, outs)
         return [CpuVector(out) for out in outs]
 
     def combine(self, terms: Sequence[Term], length: int | None = None) -> CpuVector:
@@ -282,7 +283,7 @@ class CpuBackend:
                 raise ValueError("a sum of no terms has no length")
             length = max(max(0, len(v) + shift) for v, _, shift in terms)
         parts = [(v.words, scalar, shift) for v, scalar, shift in terms]
-        return CpuVector(_columns.combine(self.curve.scalar, parts, length, self.job))
+        return CpuVector(self._columns.combine(parts, length))
 
     def extend(self, v: CpuVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[CpuVector]:
         n, r = domain.size, self.curve.r
@@ -295,17 +296,16 @@ class CpuBackend:
         return results
 
     def values_at(self, queries: Sequence[tuple[CpuVector, int]]) -> list[int]:
-        return _columns.values_at(self.curve.scalar, [(v.words, x) for v, x in queries], self.job)
+        return self._columns.values_at([(v.words, x) for v, x in queries])
 
     def divide(self, v: CpuVector, root: int, degree: int = 1) -> tuple[CpuVector, CpuVector]:
-        quotient = CpuVector(_columns.divide(self.curve.scalar, v.words, root, degree, self.job))
+        quotient = CpuVector(self._columns.divide(v.words, root, degree))
         return quotient, self.combine([Term(v), Term(quotient, root)], degree)
 
     def running_product(self, numerators: CpuVector, denominators: CpuVector, start: int = 1) -> CpuVector:
         if len(numerators) != len(denominators):
             raise ValueError(f"vectors of lengths {len(numerators)} and {len(denominators)}")
-        words = numerators.words, denominators.words
-        return CpuVector(_columns.running_product(self.curve.scalar, *words, start, self.job))
+        return CpuVector(self._columns.running_product(numerators.words, denominators.words, start))
 
     def powers(self, n: int, base: int, factor: int = 1) -> CpuVector:
         ones = CpuVector(np.tile(field_to_words(self.curve.scalar, [1]), (n, 1)))

@@ -97,7 +97,7 @@ def value(F, v, constants, out, lo, hi):
 
 @jit
 def divide(F, v, quotient, n, root, degree, carry, row_lo, row_hi, column_lo, column_hi, stop):
-    """quotient[j] = v[j + degree] + root·quotient[j + degree], j = row·degree + column, from the last row down.
+    """quotient[j] = v[j + degree] + root·quotient[j + degree], j = row·degree + column; the last row first.
 
     Args:
         n: elements of the quotient; v has ``degree`` more.
@@ -130,7 +130,7 @@ def divide(F, v, quotient, n, root, degree, carry, row_lo, row_hi, column_lo, co
 
 
 @jit
-def products(F, numerators, denominators, out, totals, lo, hi):
+def products(F, numerators, denominators, out, totals, lo, hi, stop):
     """out[i + 1] = the product of the numerators lo … i, and ``totals`` that of all, and of the denominators.
 
     A denominator 0 counts as 1, and its numerator as 0.
@@ -138,6 +138,8 @@ def products(F, numerators, denominators, out, totals, lo, hi):
     above, below = one(F), one(F)
     nothing = zero(F)
     for i in range(lo, hi):
+        if i & 0xFFFF == 0 and stop[0] != 0:
+            return STOPPED
         x = load(F, denominators, i)
         if x == nothing:
             above = nothing
@@ -147,15 +149,19 @@ def products(F, numerators, denominators, out, totals, lo, hi):
         store(out, i + 1, above)
     store(totals, 0, above)
     store(totals, 1, below)
+    return 0
 
 
 @jit
-def quotients(F, denominators, out, factor, lo, hi):
+def quotients(F, denominators, out, factor, lo, hi, stop):
     """out[i + 1] ·= factor·(the product of the denominators i + 1 … hi − 1), for i in [lo, hi)."""
     current = load(F, factor, 0)
     nothing = zero(F)
     for i in range(hi - 1, lo - 1, -1):
+        if i & 0xFFFF == 0 and stop[0] != 0:
+            return STOPPED
         store(out, i + 1, load(F, out, i + 1) * current)
         x = load(F, denominators, i)
         if x != nothing:
             current = current * x
+    return 0
