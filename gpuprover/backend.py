@@ -1,4 +1,4 @@
-"""The protocol between provers and the machines they run on, and the registry of backends.
+"""The protocol between provers and the machines they run on.
 
 A prover calls a backend and nothing else. Vectors, matrices and bases are opaque handles
 that stay where the backend keeps them; only a few points and, on request, vectors come
@@ -7,26 +7,23 @@ back to the host. One backend object serves one curve and one :class:`~gpuprover
 Host data have one layout everywhere: little-endian uint64 words, the bytes that circom's
 files hold. Arrays that a backend receives may be read-only and unaligned views of a
 mapped file. Points in arrays are affine, Montgomery, infinity all zeros:
-uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). Single points on the
-host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
+uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). A single point is one
+such row, uint64[words].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import Enum
-from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover import forks
 from gpuprover.columns import Formula
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
-from gpuprover.errors import DeviceError, InvalidInput, brief
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -37,7 +34,6 @@ Matrices = Any
 """Handle: sparse matrices over the scalar field."""
 Bases = Any
 """Handle: points prepared for multi-scalar multiplication."""
-HostPoint = AffineG1 | AffineG2
 
 
 class Form(Enum):
@@ -51,50 +47,54 @@ class Form(Enum):
     """x·R² mod r, as coefficients stand in a ``.zkey``: times a canonical value, it gives Montgomery form."""
 
 
-class Group(Enum):
-    G1 = "G1"
-    G2 = "G2"
+class PointMath(Protocol):
+    """What the CPU does with points, whatever the device: it is short, or a part of set-up and verification.
 
-    def words(self, curve: CurveParams) -> int:
-        return curve.g1_words if self is Group.G1 else curve.g2_words
-
-
-@dataclass(frozen=True)
-class KeyHeader:
-    """What :meth:`Backend.plan` needs to know of a key; sizes in elements.
-
-    ``g1_points`` and ``g2_points`` count all bases of the key, ``largest_msm`` the longest
-    single multi-scalar multiplication.
+    Every method may raise Cancelled or Timeout.
     """
 
-    domain_size: int
-    n_vars: int
-    n_public: int
-    n_coefficients: int
-    g1_points: int
-    g2_points: int
-    largest_msm: int
+    curve: CurveParams
+    job: Job
 
+    def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
+        """Σ scalars[i]·points[i] of a few points, uint64[n, words] -> uint64[words].
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes that one proof takes beyond the process itself.
+        The scalars are integers of any size and sign.
+        """
+        ...
 
-    Attributes:
-        key: the key's sections where the backend keeps them (mapped pages on a CPU).
-        tables: twiddles, precomputed multiples of bases.
-        arena: vectors and scratch of one proof, at the peak.
-        host: staging on the host (0 on a CPU, where the arena is the host's).
-    """
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
 
-    key: int
-    tables: int
-    arena: int
-    host: int
+        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
+        """
+        ...
 
-    @property
-    def total(self) -> int:
-        return self.key + self.tables + self.arena + self.host
+    def canonical_coordinates(self, points: Words) -> Words:
+        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
+        ...
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
+
+        Infinity is good.
+        """
+        ...
+
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
+
+        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
+        come again: a backend may keep what it computes from them alone.
+        """
+        ...
 
 
 class Term(NamedTuple):
@@ -122,6 +122,7 @@ class Backend(Protocol):
     name: str
     curve: CurveParams
     job: Job
+    points: PointMath
 
     # Memory ------------------------------------------------------------------
 
@@ -332,8 +333,8 @@ class Backend(Protocol):
         """
         ...
 
-    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
-        """Σ scalars[i]·bases[i].
+    def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
+        """Σ scalars[i]·bases[i], uint64[words].
 
         ``scalars`` is a Vector, or canonical uint64[n, limbs]; n <= len(bases), and further bases take no
         part: the points of one SRS serve polynomials of any degree below their number. Small ones may have
@@ -348,7 +349,7 @@ class Backend(Protocol):
         self,
         requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
+    ) -> list[list[Words]]:
         """For each request, the same scalars against several bases, as :meth:`msm`.
 
         Several polynomials against one SRS are several requests with the same bases, of any lengths. Scalars
@@ -357,172 +358,6 @@ class Backend(Protocol):
         """
         ...
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        """Σ scalars[i]·points[i] of a few host points; integers of any size and sign."""
-        ...
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | Vector) -> Words:
         """scalars[i]·point for all i -> affine uint64[n, words]."""
         ...
-
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
-
-        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
-        """
-        ...
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
-        ...
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
-
-        Infinity is good.
-        """
-        ...
-
-    # Pairings ----------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
-
-        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
-        come again: a backend may keep what it computes from them alone.
-        """
-        ...
-
-
-_REGISTRY: dict[str, str] = {
-    "cpu": "gpuprover.cpu.backend:CpuBackend",
-    "reference": "gpuprover.naive:NaiveBackend",
-}
-"""Device name -> module:class; the class is called with (curve, job)."""
-
-_GPUS: dict[str, str] = {
-    "cuda": "gpuprover.cuda.devices",
-}
-"""Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
-
-
-def device_names() -> list[str]:
-    """The devices that :func:`open_backend` takes, ``auto`` first; a family stands for all of its devices."""
-    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_GPUS]
-
-
-def is_gpu(name: str) -> bool:
-    """Whether a device has memory of its own, and may fail where the CPU does not."""
-    return name.partition(":")[0] in _GPUS
-
-
-def resolve_device(device: str) -> str:
-    """The device's own name for a request: ``cuda`` is the freest usable GPU, ``cuda:0`` say.
-
-    ``auto`` is the CPU here; for a proof or a set-up, :func:`gpuprover.api.place` decides.
-
-    Raises:
-        DeviceError: the device is known and cannot be had; the message says why, and what to do.
-        InvalidInput: no such device.
-    """
-    if not isinstance(device, str):
-        raise InvalidInput(f"device: expected a name, found {type(device).__name__}")
-    if device == "auto":
-        return "cpu"
-    if device in _REGISTRY:
-        return device
-    if is_gpu(device):
-        name: str = _family(device).resolve(device)
-        return name
-    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {brief(device)!r}")
-
-
-def try_device(device: str) -> int:
-    """Opens a GPU by its own name, and moves some bytes there and back -> bytes that proofs may take of it.
-
-    Raises:
-        DeviceError, OutOfMemory: it does not start, or does not do that.
-    """
-    room: int = _family(device).try_device(device)
-    return room
-
-
-def found_gpus() -> list[Any]:
-    """The GPUs of every family, those that cannot be used included: records with name, model, architecture,
-    total, free, problem and advice."""
-    return [gpu for family in _GPUS for gpu in _family(family).gpus()]
-
-
-def cpu_path_name() -> str:
-    """Which of the CPU's code paths runs: ``ifma`` or ``portable``."""
-    name: str = import_module("gpuprover.cpu.path").cpu_path().name
-    return name
-
-
-def use_images(curves: Sequence[CurveParams] | None = None) -> bool:
-    """Lets the CPU's kernels come from images of compiled code, by default those of all curves.
-
-    A process that calls this first thing is small and ready at once: it imports no Numba unless it needs a
-    kernel that is in no image. Whether there is one for each curve; ``python -m gpuprover.cpu.bake`` makes
-    those that are missing.
-    """
-    there: bool = import_module("gpuprover.cpu.image").use(curves)
-    return there
-
-
-def refused_gpu() -> str | None:
-    """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
-    for family in _GPUS:
-        if _family(family).present():
-            try:
-                resolve_device(family)
-            except DeviceError as error:
-                return error.message
-    return None
-
-
-def distrust(device: str, problem: str) -> None:
-    """The GPU is used no more by this process."""
-    _family(device).mark_lost(device, problem)
-
-
-def open_backend(
-    device: str,
-    curve: CurveParams,
-    job: Job,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
-) -> Backend:
-    """The backend for a resolved or requested device name.
-
-    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
-    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
-    """
-    name = resolve_device(device)
-    if is_gpu(name):
-        backend: Backend = _family(name).open_backend(name, curve, job, host_groups, budget)
-        return backend
-    module, _, attribute = _REGISTRY[name].partition(":")
-    with forks.settled:
-        factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
-    return factory(curve, job)
-
-
-def warm_up(device: str, curve: CurveParams, job: Job) -> None:
-    """Loads what proofs over a curve run on a device, or compiles it, so that the first one is not slow."""
-    if is_gpu(device):
-        open_backend(device, curve, job)
-    import_module("gpuprover.cpu").warmup([curve], job, proofs_only=True)
-
-
-def _family(name: str) -> Any:
-    return import_module(_GPUS[name.partition(":")[0]])

@@ -11,7 +11,6 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +19,15 @@ import gpuprover
 from gpuprover import forks
 from gpuprover.caching import Cache
 from gpuprover.cpu import multiples, ntt, ntt_lanes
-from gpuprover.cuda import devices, probe
+from gpuprover.cuda import gpus, probe
 from gpuprover.errors import Aborted
 from gpuprover.groth16 import verifier
 from gpuprover.job import Job
+from tests.support.paths import VECTORS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
-STEM = str(Path(__file__).parent / "vectors" / "chain5.bn254")
+STEM = str(VECTORS / "chain5.bn254")
 PATIENCE = 60.0
 """Seconds for a child on a busy machine."""
 
@@ -100,13 +100,13 @@ def test_a_child_proves_whatever_lock_was_held(name: str, monkeypatch: pytest.Mo
         "twiddles": lambda: ntt._table_lock,
         "twiddles in lanes": lambda: ntt_lanes._lock,
         "verifier": lambda: verifier._keys._lock,
-        "devices": lambda: devices._lock,
+        "devices": lambda: gpus._lock,
     }[name]()
 
     def work() -> None:
         ntt._tables.clear()
         ntt_lanes._tables.clear()
-        with devices._lock:
+        with gpus._lock:
             pass
         gpuprover.prove(key, f"{STEM}.wtns", threads=2)
         prove()
@@ -228,12 +228,12 @@ def _fork_while_held(lock: Any) -> None:
 
 
 def test_a_gpu_is_of_no_use_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_seen", {"cuda:0"})
+    monkeypatch.setattr(gpus, "_seen", {"cuda:0"})
     monkeypatch.setattr(probe, "_lost", {})
 
     def work() -> None:
         with pytest.raises(gpuprover.DeviceError, match="forked"):
-            devices.open_device("cuda:0")
+            gpus.open_device("cuda:0")
 
     assert end(start(work)) == 0
     assert probe.lost("cuda:0") is None

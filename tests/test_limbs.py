@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from gpuprover.backend import Group
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import (
     field_to_words,
     first_not_below,
@@ -17,7 +16,15 @@ from gpuprover.limbs import (
     words_to_field,
     words_to_ints,
 )
-from samples import field_edges, from_words, point, point_words, random_logs, to_words, unaligned
+from tests.support.samples import (
+    field_edges,
+    from_words,
+    point,
+    point_words,
+    random_logs,
+    to_words,
+    unaligned,
+)
 
 
 @pytest.mark.parametrize("limbs", [1, 4, 6])

@@ -182,7 +182,7 @@ def evaluate(
     blocks: int,
     job: Job,
 ) -> None:
-    """The formula on the first ``blocks`` blocks of eight rows; see :func:`gpuprover.cpu.columns.evaluate`."""
+    """The formula on the first ``blocks`` blocks of rows; see :class:`gpuprover.cpu.columns.Columns`."""
     p, limbs = F.params.modulus, LIMBS
     prepared = steps(formula, F.params)
     radix = {False: F.params.R, True: pow(2, LIMB_BITS * limbs, p)}

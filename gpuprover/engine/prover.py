@@ -19,14 +19,14 @@ from typing import Any
 
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics, keyed_digest
-from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
+from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
-from gpuprover.engine.job import ProofJob, require_process, seconds
 from gpuprover.engine.local import LocalExecutor
+from gpuprover.engine.proof_job import ProofJob, require_process, seconds
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
     Aborted,
@@ -40,14 +40,16 @@ from gpuprover.errors import (
     Timeout,
     about,
     place,
+    shortage,
 )
-from gpuprover.formats.files import as_path, open_regular
+from gpuprover.executor import Executor, KeyInfo, WorkerStatus
+from gpuprover.formats.files import as_path, identity_of, open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of, shortage
 from gpuprover.scheduler import Device, Times
+from gpuprover.settings import PRIORITIES
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool
 
@@ -384,7 +386,7 @@ class Prover:
             those errors of :meth:`prove` that are known before the proof is made; others are the job's.
         """
         deadline, wait = self._terms(timeout, priority, queue, tenant)
-        self._dispatcher.take_place(wait, deadline - time.monotonic(), tenant)
+        self._dispatcher.take_seat(wait, deadline - time.monotonic(), tenant)
         return self._submit(circuit, witness, deadline, priority, tenant, progress)
 
     async def asubmit(
@@ -400,7 +402,7 @@ class Prover:
     ) -> ProofJob:
         """:meth:`submit` for tasks."""
         deadline, wait = self._terms(timeout, priority, queue, tenant)
-        await self._dispatcher.atake_place(wait, deadline - time.monotonic(), tenant)
+        await self._dispatcher.atake_seat(wait, deadline - time.monotonic(), tenant)
         # Files are looked up, and witnesses are converted.
         begun = threading.Event()
 
@@ -413,7 +415,7 @@ class Prover:
                 return await asyncio.to_thread(submit)
             except BaseException as error:
                 if not begun.is_set():  # no thread for it: the place is here still
-                    self._dispatcher.slots.release(tenant)
+                    self._dispatcher.seats.release(tenant)
                 raise (shortage(error) or error) from None
 
         submission = asyncio.ensure_future(submitted())
@@ -462,7 +464,7 @@ class Prover:
             left = max(0.0, deadline - time.monotonic())
             self._dispatcher.submit(job, files, ready, left, content, tenant)
         except BaseException:
-            self._dispatcher.slots.release(tenant)
+            self._dispatcher.seats.release(tenant)
             raise
         return job
 
