@@ -306,7 +306,11 @@ class CpuBackend:
         out = CpuVector(np.empty((len(indices), self.curve.scalar.limbs), dtype=np.uint64))
 
         def take(r: tuple[int, int]) -> None:
-            out.words[r[0] : r[1]] = v.words[indices[r[0] : r[1]]]
+            piece = indices[r[0] : r[1]]
+            if len(piece) and piece.max() >= len(v):
+                raise IndexError("an index outside of its vector")
+            # Clipped, so that indices which somebody changes meanwhile lead nowhere else.
+            np.take(v.words, piece, axis=0, out=out.words[r[0] : r[1]], mode="clip")
 
         self.job.map(take, self.job.ranges(len(indices), smallest=SMALLEST_PIECE))
         return out

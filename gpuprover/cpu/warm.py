@@ -18,15 +18,15 @@ from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> None:
     """All kernels for one curve, or those of proofs; reports progress in the job's current phase."""
-    chosen = [step for name, step in steps(curve).items() if not (proofs_only and name in SET_UPS)]
+    chosen = [step for name, step in steps(curve).items() if not (proofs_only and name in NOT_IN_PROOFS)]
     for i, step in enumerate(chosen):
         job.check()
         step()
         job.report((i + 1) / len(chosen))
 
 
-SET_UPS = ("columns", "combinations G1", "combinations G2")
-"""Steps that proofs of Groth16 do without."""
+NOT_IN_PROOFS = ("columns", "combinations G1", "combinations G2")
+"""Steps that Groth16's proofs do without."""
 
 
 def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
@@ -57,7 +57,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.spmv(matrices, words)
 
     def columns() -> None:
-        v = backend.upload(longer)
+        v = backend.upload(np.tile(words, (257, 1)))  # enough for lanes, which take eight ranges at once
         a, b = column("v"), column("v", 1)
         formula = compile_formula([a * b + challenge("y") - a])
         backend.evaluate(formula, {"v": v}, {"y": 2})
