@@ -22,13 +22,7 @@ from gpuprover.polynomial import Coset, Direction, Domain, Order
 from tests.conftest import OpenBackend, Scale
 from tests.support.samples import combination, fast_dft, field_edges, point_words, random_logs
 
-
-@pytest.fixture
-def backend_name(backend_name: str) -> str:
-    """The compiled backends' columns are still to come."""
-    if backend_name == "cpu":
-        pytest.skip(f"no columns on {backend_name} yet")
-    return backend_name
+pytestmark = pytest.mark.both_paths
 
 
 def upload(backend: Backend, values: list[int]) -> Any:

@@ -59,8 +59,8 @@ class Stage:
         return kzg.check(self.backend.points, self.tau_g2, openings)
 
     def openings(self, count: int) -> list[Opening]:
-        """True ones, of one polynomial each."""
-        values, vectors = self.polynomials(*(self.rng.randrange(1, self.size + 1) for _ in range(count)))
+        """True ones, each of one polynomial that is no constant."""
+        values, vectors = self.polynomials(*(self.rng.randrange(2, self.size + 1) for _ in range(count)))
         points = [self.scalar() for _ in range(count)]
         proofs = self.prove(*(Request([v], [1], x) for v, x in zip(vectors, points, strict=True)))
         opened = [kzg.value(p, x, self.curve.r) for p, x in zip(values, points, strict=True)]
