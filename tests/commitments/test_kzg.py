@@ -18,6 +18,7 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words, g2_to_words, generator, ints_to_words, words_to_ints, words_to_points
 from gpuprover.polynomial import Domain
 from tests.commitments.test_transcript import CASES, point
+from tests.support import cuda_proofs
 from tests.support.samples import spec
 
 
@@ -149,6 +150,23 @@ def test_the_false_ones_of_many_are_found(fast: Stage) -> None:
     found = kzg.check_each(fast.backend.points, fast.tau_g2, claims)
     assert found == [False, True, True, True, True, False]
     assert kzg.check_each(fast.backend.points, fast.tau_g2, []) == []
+
+
+@pytest.mark.kernels_offline
+def test_a_device_makes_the_same_proofs(fast: Stage, quick_sums: None) -> None:
+    """On the emulated device, from vectors, bases and quotients that lie there."""
+    cuda = cuda_proofs.backend_on(cuda_proofs.opened(), fast.curve)
+    srs = cuda.prepare_bases(Group.G1, fast.srs_points)
+    values, vectors = fast.polynomials(fast.size, 3, fast.size - 1)
+    there = [cuda.upload(ints_to_words(p, fast.curve.scalar.limbs)) for p in values]
+    weights, x, y = [1, 5, 25], fast.scalar(), fast.scalar()
+    sets = [[Factor(1, x)], [Factor(2, y)], [Factor(3, x), Factor(1, y)]]
+    found = []
+    for backend, bases, given in ((fast.backend, fast.srs, vectors), (cuda, srs, there)):
+        f = kzg.quotient_of_sets(backend, given, sets, y)
+        proofs = kzg.prove(backend, bases, [Request(given, weights, x), Request([f], [1], y)])
+        found.append(np.concatenate([proofs, kzg.commit(backend, bases, [*given, f])]))
+    assert np.array_equal(*found)
 
 
 # Several points ----------------------------------------------------------------------------
