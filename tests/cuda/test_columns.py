@@ -91,13 +91,10 @@ def wide_formula(terms: int) -> Expression:
     return total
 
 
-@pytest.mark.parametrize("registers", [1 << 20, 300, 0], ids=["wide", "narrow", "in global memory"])
+@pytest.mark.parametrize("registers", [1 << 20, 600, 63], ids=["wide", "narrow", "in global memory"])
 def test_formulas(stage: Stage, registers: int) -> None:
     """Rotations over both ends, shorter columns, constants, results that are no steps."""
     r, n, step = stage.curve.r, 24, 3
-    properties = stage.device.properties
-    if not registers:
-        stage.device.properties = replace(properties, shared=63)
     columns = {"a": stage.values(n), "b": stage.values(n), "short": stage.values(8), "one": stage.values(1)}
     a, b, short, one = map(column, columns)
     y = challenge("y")
@@ -117,7 +114,6 @@ def test_formulas(stage: Stage, registers: int) -> None:
     outs = [stage.room(n) for _ in results]
     spans = {name: stage.put(v) for name, v in columns.items()}
     stage.columns.evaluate(formula, spans, given, step, n, [out.at for out in outs])
-    stage.device.properties = properties
 
     def cell(name: str, i: int) -> int:
         v = columns[name]
@@ -141,7 +137,7 @@ def test_formulas(stage: Stage, registers: int) -> None:
             cell("one", i) - cell("b", i + 1000 * step),
         ]
         assert [stage.get(out)[i] for out in outs] == [value % r for value in expected], i
-    assert stage.device.kernels[-1] == ("evaluate" if registers else "evaluate_large")
+    assert stage.device.kernels[-1] == ("evaluate" if registers > 63 else "evaluate_large")
 
 
 # Sums and places ---------------------------------------------------------------------------
