@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -36,6 +37,7 @@ from samples import (
     from_words,
     generator,
     has_cofactor,
+    plain,
     point,
     point_words,
     random_logs,
@@ -312,7 +314,7 @@ def test_msm_again_and_again(
         scalars = SCALAR_KINDS[rng.choice(list(SCALAR_KINDS))](rng, curve.r, n)
         bases = backend.prepare_bases(group, table[np.array(logs) + 40])
         got = backend.msm(bases, scalar_words(backend, scalars))
-        assert got == combination(curve, group, logs, scalars)
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.parametrize("log_n", [3, 10])
@@ -500,7 +502,7 @@ def test_msm_of_every_kind(
         scalars = SCALAR_KINDS[kind](rng, curve.r, n)
         bases = backend.prepare_bases(group, point_words(curve, group, logs))
         got = backend.msm(bases, scalar_words(backend, scalars))
-        assert got == combination(curve, group, logs, scalars), name
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars), name
 
 
 def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
@@ -510,12 +512,13 @@ def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Ran
         expected = combination(curve, group, logs, scalars)
         points, words = point_words(curve, group, logs), scalar_words(backend, scalars)
         bases = backend.prepare_bases(group, unaligned(points))
-        assert backend.msm(bases, unaligned(words)) == expected, n
+        assert plain(curve, group, backend.msm(bases, unaligned(words))) == expected, n
         v = backend.upload(words)
-        assert backend.msm(bases, v) == expected, n
+        assert plain(curve, group, backend.msm(bases, v)) == expected, n
         assert download(backend, v) == scalars, "the argument was changed"
         # The same bases serve other scalars.
-        assert backend.msm(bases, scalar_words(backend, [1] * n)) == combination(curve, group, logs, [1] * n)
+        got = backend.msm(bases, scalar_words(backend, [1] * n))
+        assert plain(curve, group, got) == combination(curve, group, logs, [1] * n)
 
 
 def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> None:
@@ -528,7 +531,8 @@ def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> No
     for i in range(curve.r.bit_length() - 1):
         cases = [(1 << i, power), ((1 << i) - 1, E.add(power, E.neg(P))), (curve.r - (1 << i), E.neg(power))]
         for k, expected in cases[i // step % 3 :: 3] if i % step == 0 else ():
-            assert backend.msm(bases, scalar_words(backend, [k])) == expected, k
+            got = backend.msm(bases, scalar_words(backend, [k]))
+            assert plain(curve, group, got) == expected, k
         power = E.add(power, power)
 
 
@@ -541,7 +545,7 @@ def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
         ([0], [r - 1]),
     ):
         bases = backend.prepare_bases(group, point_words(curve, group, logs))
-        assert backend.msm(bases, scalar_words(backend, scalars)) is None
+        assert plain(curve, group, backend.msm(bases, scalar_words(backend, scalars))) is None
 
 
 @pytest.mark.parametrize("budget", [None, 0, 1 << 20])
@@ -551,7 +555,8 @@ def test_msm_with_budgets(
     curve, n = backend.curve, scale.edge_points
     logs, scalars = random_logs(rng, n), random_scalars(backend, rng, n)
     bases = backend.prepare_bases(group, point_words(curve, group, logs), budget)
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -570,11 +575,17 @@ def test_msm_many(
     few = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, logs[0][:short]))
     none = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, []))
     other = combination(curve, Group.G1, logs[0][:short], scalars[-short:])
+    plain_in = partial(plain, curve)
     requests = [(bases, words), ([few], backend.upload(words[-short:])), ([none], words[:0]), ([], words)]
-    assert backend.msm_many(requests) == [expected, [other], [None], []]
-    assert backend.msm_many([(bases, backend.upload(words))]) == [expected]
+    found, (rest,), (nothing,), no_bases = backend.msm_many(requests)
+    assert list(map(plain_in, groups, found)) == expected
+    assert plain_in(Group.G1, rest) == other
+    assert plain_in(Group.G1, nothing) is None
+    assert no_bases == []
+    (found,) = backend.msm_many([(bases, backend.upload(words))])
+    assert list(map(plain_in, groups, found)) == expected
     assert backend.msm_many([]) == []
-    assert [backend.msm(b, words) for b in bases] == expected
+    assert [plain_in(g, backend.msm(b, words)) for g, b in zip(groups, bases, strict=True)] == expected
 
 
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "all equal"])
@@ -587,7 +598,8 @@ def test_msm_of_many_equal_points(
     logs = [rng.choice((5, -5, 10)) for _ in range(n)]
     scalars = SCALAR_KINDS[kind](rng, curve.r, n)
     bases = backend.prepare_bases(group, point_words(curve, group, logs))
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "one bit set", "16 bits"])
@@ -599,7 +611,8 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
     points = np.resize(point_words(curve, group, distinct), (n, group.words(curve)))
     scalars = SCALAR_KINDS[kind](rng, curve.r, n)
     bases = backend.prepare_bases(group, points)
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 # Other sums -----------------------------------------------------------------------------
@@ -608,7 +621,7 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
 def test_linear_combination(backend: Backend, group: Group, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, -1, 0, *random_logs(rng, 3)]
-    points = [point(curve, group, k) for k in logs]
+    points = point_words(curve, group, logs)
     for scalars in (
         [0] * 6,
         [1, 1, 1, 0, 0, 0],
@@ -616,16 +629,20 @@ def test_linear_combination(backend: Backend, group: Group, rng: random.Random) 
         [r, r + 1, -r, 2 * r - 1, -r - 1, r * r + 7],
         [rng.randrange(-(1 << 600), 1 << 600) for _ in range(6)],
     ):
-        assert backend.points.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
-    assert backend.points.linear_combination(group, [], []) is None
-    assert backend.points.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
+        expected = combination(curve, group, logs, scalars)
+        for given in (points, unaligned(points), np.repeat(points, 2, axis=0)[::2]):
+            assert plain(curve, group, backend.points.linear_combination(group, given, scalars)) == expected
+    assert plain(curve, group, backend.points.linear_combination(group, points[:0], [])) is None
+    assert plain(curve, group, backend.points.linear_combination(group, points[:1], [5])) == point(
+        curve, group, 5
+    )
 
 
 def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> None:
     curve = backend.curve
     for logs, scalars in (([4, 4], [3, 3]), ([4, -4], [3, 3]), ([4, 8], [2, 1]), ([4, 8], [2, -1])):
-        points = [point(curve, group, k) for k in logs]
-        assert backend.points.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
+        got = backend.points.linear_combination(group, point_words(curve, group, logs), scalars)
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
@@ -635,7 +652,7 @@ def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: rando
         scalars = [k % r for k in small[:n]]
         words = scalar_words(backend, scalars)
         for log in (1, 7, 0):
-            P = point(curve, group, log)
+            (P,) = point_words(curve, group, [log])
             expected = [combination(curve, group, [log], [k]) for k in scalars]
             for given in (words, unaligned(words), backend.upload(words)):
                 got = backend.fixed_base_mul(group, P, given)
@@ -649,7 +666,7 @@ def test_fixed_base_mul_by_full_scalars(
     curve = backend.curve
     scalars = [k for make in SCALAR_KINDS.values() for k in make(rng, curve.r, 2)]
     scalars = rng.sample(scalars, min(len(scalars), scale.points * 2))
-    got = backend.fixed_base_mul(group, generator(curve, group), scalar_words(backend, scalars))
+    got = backend.fixed_base_mul(group, point_words(curve, group, [1])[0], scalar_words(backend, scalars))
     expected = [spec(curve, group).scalar_mul(generator(curve, group), k) for k in scalars]
     assert from_words(curve, group, got) == expected
 
@@ -702,7 +719,7 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     expected = np.resize(point_words(curve, group, logs), (n, group.words(curve)))
     factors = np.resize(scalar_words(backend, [k % curve.r for k in logs]), (n, curve.scalar.limbs))
     G = point_words(curve, group, [1])
-    assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
+    assert np.array_equal(backend.fixed_base_mul(group, G[0], factors), expected)
     starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
     assert np.array_equal(backend.points.sparse_combination(group, G, starts, columns, factors), expected)
 
@@ -713,7 +730,9 @@ def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> N
     n = min(400, 2 * scale.points)
     for log, count in ((1, 2), (1, n), (7, n), (7, 1), (1, 3)):
         scalars = [curve.r - 1 - k * k for k in range(count)]
-        got = backend.fixed_base_mul(group, point(curve, group, log), scalar_words(backend, scalars))
+        got = backend.fixed_base_mul(
+            group, point_words(curve, group, [log])[0], scalar_words(backend, scalars)
+        )
         assert from_words(curve, group, got) == [combination(curve, group, [log], [k]) for k in scalars]
 
 
@@ -983,7 +1002,9 @@ def long_operations(
         "msm G2": msm(Group.G2),
         "ntt": ntt,
         "spmv": spmv,
-        "fixed_base_mul": lambda b: lambda b: b.fixed_base_mul(Group.G2, curve.g2, scalars),
+        "fixed_base_mul": lambda b: (
+            lambda b: b.fixed_base_mul(Group.G2, point_words(curve, Group.G2, [1])[0], scalars)
+        ),
         "sparse_combination": sparse_combination,
         "first_bad_point": lambda b: lambda b: b.points.first_bad_point(Group.G2, points(Group.G2)),
         "batch_inverse": lambda b: lambda b: b.batch_inverse(b.upload(scalars)),
@@ -1056,7 +1077,8 @@ def test_several_python_threads(
         start.wait()
         for _ in range(rounds):
             bases = [backend.prepare_bases(g, points[g]) for g in Group]
-            assert backend.msm_many([(bases, words)]) == [expected]
+            (found,) = backend.msm_many([(bases, words)])
+            assert [plain(curve, g, total) for g, total in zip(Group, found, strict=True)] == expected
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
             assert backend.points.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
