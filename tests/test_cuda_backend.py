@@ -38,7 +38,7 @@ from gpuprover.formats.zkey import load_key
 from gpuprover.groth16 import prover
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
-from samples import curve_point, field_edges, generator
+from samples import curve_point, field_edges, generator, row
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
@@ -77,7 +77,8 @@ def test_multiples_of_a_point(
     words = ints_to_words(scalars, curve.scalar.limbs)
     gpu = opened(memory=memory, reversed=memory == 1 << 30)
     backend, cpu = backend_on(gpu, curve, Job()), CpuBackend(curve, Job())
-    for base in (generator(curve, group), curve_point(curve, group, rng), None):
+    for point in (generator(curve, group), curve_point(curve, group, rng), None):
+        base = row(curve, group, point)
         expected = cpu.fixed_base_mul(group, base, words)
         assert np.array_equal(backend.fixed_base_mul(group, base, words), expected)
         v = backend.upload(words)
@@ -90,8 +91,9 @@ def test_multiples_of_a_point(
 def test_few_multiples_are_the_cpus(curve: CurveParams) -> None:
     gpu = opened()
     words = ints_to_words([1, 2, 3], curve.scalar.limbs)
-    found = backend_on(gpu, curve, Job()).fixed_base_mul(Group.G1, curve.g1, words)
-    assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, curve.g1, words))
+    base = row(curve, Group.G1, curve.g1)
+    found = backend_on(gpu, curve, Job()).fixed_base_mul(Group.G1, base, words)
+    assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, base, words))
     assert not device_of(gpu).kernels
 
 

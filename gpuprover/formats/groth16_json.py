@@ -89,8 +89,6 @@ class Proof:
             return NotImplemented
         return all(map(np.array_equal, (self.a, self.b, self.c), (other.a, other.b, other.c)))
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def g1_to_json(point: AffineG1) -> JsonG1:
     if point is None:
