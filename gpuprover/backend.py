@@ -13,14 +13,15 @@ such row, uint64[words].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover.columns import Formula
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.job import Job
@@ -96,6 +97,20 @@ class PointMath(Protocol):
         ...
 
 
+class Term(NamedTuple):
+    """scalar·X^shift·v, with v the polynomial of these coefficients: see :meth:`Backend.combine`.
+
+    Attributes:
+        vector: the coefficients, from the constant one.
+        scalar: an integer of any size and sign.
+        shift: places by which the coefficients move up; what moves below 0 is left out.
+    """
+
+    vector: Vector
+    scalar: int = 1
+    shift: int = 0
+
+
 class Backend(Protocol):
     """What a prover may ask of a device. All n×n pointwise operations need equal lengths.
 
@@ -155,11 +170,12 @@ class Backend(Protocol):
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> Vector:
         """Transforms v (length domain.size) in place.
 
-        FORWARD on a coset g·⟨ω⟩ evaluates at g·ω^j; INVERSE from a coset undoes that.
+        FORWARD on a coset g·⟨ω⟩ evaluates at g·ω^j; INVERSE from a coset undoes that. An integer names g
+        itself, in [1, r).
         """
         ...
 
@@ -183,6 +199,99 @@ class Backend(Protocol):
 
     def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
         """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset; both in natural order."""
+        ...
+
+    # Polynomials and columns -----------------------------------------------------
+    #
+    # What systems of PLONK's kind ask for, beside transforms. A polynomial is the vector of its
+    # coefficients, from the constant one; a column is the vector of its values on a domain. Every
+    # method leaves its arguments as they are, and returns new vectors.
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, Vector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[Vector]:
+        """The formula's results on all rows: see :mod:`gpuprover.columns` for what a row is.
+
+        Quotients' numerators, factors of grand products, folded lookups, products of two vectors: the hot
+        loop of every such system. ``columns`` may hold more than the formula reads; ``step`` >= 1 is the
+        distance of the circuit's rows in them.
+
+        Raises:
+            ValueError: a column or challenge is missing, or a column's length does not divide the rows.
+        """
+        ...
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> Vector:
+        """Σ scalar·X^shift·v as ``length`` coefficients: by default as many as the longest term has.
+
+        Higher ones are left out, and missing ones are 0. So this adds polynomials of several lengths with
+        powers of a challenge (all openings), pads, cuts, joins and shifts vectors, subtracts a value from a
+        constant coefficient, multiplies a short blinding polynomial by X^n − 1, and reduces a polynomial mod
+        X^n − c (terms shifted down by multiples of n).
+
+        Raises:
+            ValueError: no term and no length.
+        """
+        ...
+
+    def extend(self, v: Vector, domain: Domain, cosets: Sequence[Coset | int]) -> list[Vector]:
+        """The polynomial's values on each coset of the domain, in natural order.
+
+        v may have fewer coefficients than the domain has elements (a column on a larger domain), or more (a
+        blinded column on cosets of its own domain): it is evaluated as it is.
+        """
+        ...
+
+    def values_at(self, queries: Sequence[tuple[Vector, int]]) -> list[int]:
+        """v(x) for each polynomial v and integer x in [0, r) -> integers in [0, r): what a proof says."""
+        ...
+
+    def divide(self, v: Vector, root: int, degree: int = 1) -> tuple[Vector, Vector]:
+        """v = quotient·(X^degree − root) + remainder -> (quotient, remainder).
+
+        ``degree`` >= 1. The quotient has len(v) − degree coefficients (at least 0), the remainder ``degree``,
+        and with degree 1 it is v(root). Openings divide by X − x (several times for several points), FFLONK's
+        by X^8 − ξ and X^4 − ξ; with degree n and root 1 it is the division by what vanishes on a domain.
+        """
+        ...
+
+    def running_product(self, numerators: Vector, denominators: Vector, start: int = 1) -> Vector:
+        """z of n + 1 elements: z[0] = start, z[i+1] = z[i]·numerators[i]/denominators[i]; 1/0 counts as 0.
+
+        Permutation and lookup arguments: the last element is 1 where one holds as a whole. ``start`` in
+        [0, r): halo2's chunks go on from each other.
+        """
+        ...
+
+    def powers(self, n: int, base: int, factor: int = 1) -> Vector:
+        """factor·base^i for i in [0, n): the column X on ⟨ω⟩ or on a coset, or 1, y, y², …"""
+        ...
+
+    def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
+        """v[indices[i]]: wires of gates from a witness, rows in the order of a lookup's permutation.
+
+        Raises:
+            IndexError: an index is len(v) or more.
+        """
+        ...
+
+    def interleave(self, vectors: Sequence[Vector]) -> Vector:
+        """Element i·k + j is vectors[j][i], k being their number; shorter ones end with zeros.
+
+        FFLONK's Σ X^j·P_j(X^k); and the values on k cosets g·ω_kn^j·⟨ω_n⟩ as those on g·⟨ω_kn⟩.
+        """
+        ...
+
+    def deinterleave(self, v: Vector, count: int) -> list[Vector]:
+        """The ``count`` vectors v[j], v[j + count], …: undoes :meth:`interleave` of equal lengths.
+
+        Raises:
+            ValueError: count does not divide v's length.
+        """
         ...
 
     # Sparse products -----------------------------------------------------------
@@ -227,8 +336,12 @@ class Backend(Protocol):
     def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
         """Σ scalars[i]·bases[i], uint64[words].
 
-        ``scalars`` is a Vector, or canonical uint64[n, limbs]; n = len(bases).
-        Small ones may have fewer limbs.
+        ``scalars`` is a Vector, or canonical uint64[n, limbs]; n <= len(bases), and further bases take no
+        part: the points of one SRS serve polynomials of any degree below their number. Small ones may have
+        fewer limbs.
+
+        Raises:
+            ValueError: more scalars than bases.
         """
         ...
 
@@ -237,9 +350,10 @@ class Backend(Protocol):
         requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[list[Words]]:
-        """For each request, the same scalars against several bases of equal length.
+        """For each request, the same scalars against several bases, as :meth:`msm`.
 
-        Scalars of a request are recoded once, and all requests share the device's threads. ``meanwhile`` is
+        Several polynomials against one SRS are several requests with the same bases, of any lengths. Scalars
+        of a request are recoded once, and all requests share the device's threads. ``meanwhile`` is
         called once: while a device works by itself, if there is one.
         """
         ...

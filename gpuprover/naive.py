@@ -7,16 +7,17 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover import reference
-from gpuprover.backend import Form
+from gpuprover.backend import Form, Term
+from gpuprover.columns import Formula, Op
 from gpuprover.curves import AffinePoint, CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import OutOfMemory
@@ -184,10 +185,10 @@ class NaiveBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> Vector:
         self.job.check()
-        shift = domain.coset_generator if coset is Coset.ODD else 1
+        shift = domain.shift(coset)
         x = reference.bit_reverse(v) if order is Order.REVERSED_TO_NATURAL else v
         transform = reference.dft if direction is Direction.FORWARD else reference.inverse_dft
         y = transform(domain.field, x, domain.omega, shift)
@@ -226,6 +227,93 @@ class NaiveBackend:
             self.ntt(v, domain, Direction.FORWARD, coset=coset)
         return vectors
 
+    # Polynomials and columns -----------------------------------------------------
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, Vector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[Vector]:
+        self.job.check()
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        scalars = formula.scalar_values(challenges, self.curve.r)
+        operations = {Op.ADD: self._fr.add, Op.SUB: self._fr.sub, Op.MUL: self._fr.mul}
+        results: list[Vector] = [[] for _ in formula.results]
+        for i in range(n):
+            values = [
+                columns[name][(i + rotation * step) % len(columns[name])] for name, rotation in formula.reads
+            ]
+            values += scalars
+            for op, a, b in formula.steps:
+                values.append(operations[op](values[a], values[b]))
+            for result, value in zip(results, formula.results, strict=True):
+                result.append(values[value])
+        return results
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> Vector:
+        self.job.check()
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        out = [0] * length
+        for v, scalar, shift in terms:
+            for i in range(max(0, -shift), min(len(v), length - shift)):
+                out[i + shift] = (out[i + shift] + scalar * v[i]) % self.curve.r
+        return out
+
+    def extend(self, v: Vector, domain: Domain, cosets: Sequence[Coset | int]) -> list[Vector]:
+        self.job.check()
+        n, r = domain.size, self.curve.r
+        results = []
+        for g in map(domain.shift, cosets):
+            # On the coset X^n is g^n.
+            folded = [0] * n
+            for i, x in enumerate(v):
+                folded[i % n] = (folded[i % n] + x * pow(g, i - i % n, r)) % r
+            results.append(reference.dft(domain.field, folded, domain.omega, g))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[Vector, int]]) -> list[int]:
+        self.job.check()
+        r = self.curve.r
+        return [sum(c * pow(x, i, r) for i, c in enumerate(v)) % r for v, x in queries]
+
+    def divide(self, v: Vector, root: int, degree: int = 1) -> tuple[Vector, Vector]:
+        self.job.check()
+        rest = v + [0] * (degree - len(v))
+        for i in reversed(range(degree, len(rest))):
+            rest[i - degree] = (rest[i - degree] + root * rest[i]) % self.curve.r
+        return rest[degree:], rest[:degree]
+
+    def running_product(self, numerators: Vector, denominators: Vector, start: int = 1) -> Vector:
+        self.job.check()
+        if len(numerators) != len(denominators):
+            raise ValueError(f"vectors of lengths {len(numerators)} and {len(denominators)}")
+        z = [start]
+        for a, b in zip(numerators, denominators, strict=True):
+            z.append(z[-1] * a * self._fr.inverse(b) % self.curve.r)
+        return z
+
+    def powers(self, n: int, base: int, factor: int = 1) -> Vector:
+        return self.scale_powers_in_place([1] * n, factor, base)
+
+    def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
+        self.job.check()
+        return [v[i] for i in indices.tolist()]
+
+    def interleave(self, vectors: Sequence[Vector]) -> Vector:
+        self.job.check()
+        return [x for row in zip_longest(*vectors, fillvalue=0) for x in row]
+
+    def deinterleave(self, v: Vector, count: int) -> list[Vector]:
+        self.job.check()
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        return [v[j::count] for j in range(count)]
+
     # Sparse products -----------------------------------------------------------
 
     def prepare_matrices(
@@ -256,7 +344,10 @@ class NaiveBackend:
         return Bases(group, words_to_points(self.curve, group, points))
 
     def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
-        total = self.points.sum(bases.group, bases.points, self._integers(scalars))
+        integers = self._integers(scalars)
+        if len(integers) > len(bases.points):
+            raise ValueError(f"{len(bases.points)} bases and {len(integers)} scalars")
+        total = self.points.sum(bases.group, bases.points[: len(integers)], integers)
         return points_to_words(self.curve, bases.group, [total]).reshape(-1)
 
     def msm_many(

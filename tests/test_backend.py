@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import OpenBackend, Scale
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
 from gpuprover.curves import BN254, CurveParams, Group
@@ -27,7 +26,8 @@ from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
-from samples import (
+from tests.conftest import OpenBackend, Scale
+from tests.support.samples import (
     POINT_KINDS,
     SCALAR_KINDS,
     combination,
@@ -102,6 +102,7 @@ def test_a_backend_knows_what_it_serves(backend: Backend, backend_name: str, cur
 # Memory -----------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_upload_and_download(backend: Backend, rng: random.Random, n: int) -> None:
     fr = backend.curve.scalar
@@ -159,6 +160,7 @@ def key_header(log_n: int) -> KeyHeader:
     )
 
 
+@pytest.mark.both_paths
 def test_plan(backend: Backend) -> None:
     small, large = (backend.plan(key_header(k), None) for k in (10, 16))
     for plan in (small, large):
@@ -178,6 +180,7 @@ def test_plan(backend: Backend) -> None:
 # Vectors ----------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_pointwise(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -192,6 +195,7 @@ def test_pointwise(backend: Backend, rng: random.Random, n: int) -> None:
     assert [download(backend, x) for x in (v, w)] == [b, c], "an argument was changed"
 
 
+@pytest.mark.both_paths
 def test_pointwise_at_the_edges(backend: Backend) -> None:
     r = backend.curve.r
     edges = field_edges(r)
@@ -202,6 +206,7 @@ def test_pointwise_at_the_edges(backend: Backend) -> None:
     assert download(backend, backend.mul(u, v)) == [x * y % r for x, y in zip(a, b, strict=True)]
 
 
+@pytest.mark.both_paths
 def test_pointwise_with_itself(backend: Backend) -> None:
     r = backend.curve.r
     a = field_edges(r)
@@ -213,6 +218,7 @@ def test_pointwise_with_itself(backend: Backend) -> None:
     assert download(backend, u) == [(x * x - x) % r for x in a]
 
 
+@pytest.mark.both_paths
 def test_pointwise_in_many_pieces(opened: OpenBackend, backend_name: str, rng: random.Random) -> None:
     """Long enough to be shared among threads, at a length that no block divides."""
     n = 20_011 if backend_name != "reference" else 101
@@ -231,6 +237,7 @@ def test_pointwise_in_many_pieces(opened: OpenBackend, backend_name: str, rng: r
         assert download(backend, u) == [x * f % r for x, f in zip(a, factors, strict=True)]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_scale_powers(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -241,6 +248,7 @@ def test_scale_powers(backend: Backend, rng: random.Random, n: int) -> None:
         assert download(backend, v) == [x * factor * pow(base, i, r) % r for i, x in enumerate(a)]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_batch_inverse(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -256,6 +264,7 @@ def reorder(order: Order, values: list[int], *, given: bool) -> list[int]:
     return reference.bit_reverse(values) if order is reversed_side else values
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("log_n", range(12))
 def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> None:
     """Every direction × order × coset."""
@@ -279,6 +288,7 @@ def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> 
         assert download(backend, other) == [0] * domain.size
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("log_n", [10, 12, 13, 15])
 def test_to_coset_is_two_transforms(
@@ -302,6 +312,8 @@ def test_to_coset_is_two_transforms(
         assert np.array_equal(backend.download(got), backend.download(want)), name
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_again_and_again(
     opened: OpenBackend, group: Group, scale: Scale, curve: CurveParams, rng: random.Random
 ) -> None:
@@ -317,6 +329,7 @@ def test_msm_again_and_again(
         assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("log_n", [3, 10])
 def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> None:
     domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))
@@ -335,6 +348,7 @@ def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> N
         assert download(backend, backend.ntt(v, domain, Direction.INVERSE)) == x, name
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_large_ntt(opened: OpenBackend, scale: Scale, rng: random.Random, threads: int) -> None:
     """Evaluated at a few places, and back; other thread counts share the work in other ways."""
@@ -358,6 +372,7 @@ def test_large_ntt(opened: OpenBackend, scale: Scale, rng: random.Random, thread
         assert download(backend, v) == x
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 3, 64])
 @pytest.mark.parametrize("log_n", [9, 12, 15])
 def test_orders_of_an_ntt_agree(
@@ -384,6 +399,7 @@ def test_orders_of_an_ntt_agree(
         assert np.array_equal(y, words)
 
 
+@pytest.mark.both_paths
 def test_ntts_of_two_sizes_take_turns(backend: Backend, rng: random.Random) -> None:
     """Tables are cached by domain: one must not be taken for another."""
     for log_n in (5, 2, 5, 0, 6, 2):
@@ -418,6 +434,7 @@ def products(
     return result
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize(
     ("count", "rows", "columns", "nnz"), [(1, 1, 1, 1), (2, 37, 50, 400), (3, 64, 5, 90)]
@@ -442,6 +459,7 @@ def test_spmv(
             assert [download(backend, v) for v in backend.spmv(m, given)] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("form", Form)
 def test_spmv_of_plain_and_reversed_arrays(backend: Backend, rng: random.Random, form: Form) -> None:
     r = backend.curve.r
@@ -456,6 +474,7 @@ def test_spmv_of_plain_and_reversed_arrays(backend: Backend, rng: random.Random,
         assert [download(backend, v) for v in backend.spmv(m, scalar_words(backend, s))] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("order", ["rows", "none", "one row last"])
 def test_spmv_on_threads(
@@ -481,6 +500,7 @@ def test_spmv_on_threads(
     assert [download(backend, v) for v in got] == products(2, rows, entries, s, r)
 
 
+@pytest.mark.both_paths
 def test_spmv_without_entries(backend: Backend) -> None:
     array = records(backend, [], Form.DOUBLE_MONTGOMERY)
     m = backend.prepare_matrices(2, 3, array["m"], array["r"], array["c"], array["v"], Form.DOUBLE_MONTGOMERY)
@@ -491,6 +511,9 @@ def test_spmv_without_entries(backend: Backend) -> None:
 # Multi-scalar multiplication ------------------------------------------------------------
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
+@pytest.mark.long_in_integers
 @pytest.mark.parametrize("kind", SCALAR_KINDS)
 def test_msm_of_every_kind(
     backend: Backend, group: Group, scale: Scale, rng: random.Random, kind: str
@@ -505,6 +528,8 @@ def test_msm_of_every_kind(
         assert plain(curve, group, got) == combination(curve, group, logs, scalars), name
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     for n in sorted({min(n, scale.points) for n in SIZES}):
@@ -521,6 +546,8 @@ def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Ran
         assert plain(curve, group, got) == combination(curve, group, logs, [1] * n)
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> None:
     """2^i·P, (2^i − 1)·P and −2^i·P in turn, alone: no window, carry or top bit is lost."""
     curve = backend.curve
@@ -536,6 +563,7 @@ def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> No
         power = E.add(power, power)
 
 
+@pytest.mark.both_paths
 def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
     curve, r = backend.curve, backend.curve.r
     for logs, scalars in (
@@ -548,6 +576,8 @@ def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
         assert plain(curve, group, backend.msm(bases, scalar_words(backend, scalars))) is None
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 @pytest.mark.parametrize("budget", [None, 0, 1 << 20])
 def test_msm_with_budgets(
     backend: Backend, group: Group, scale: Scale, rng: random.Random, budget: int | None
@@ -559,6 +589,7 @@ def test_msm_with_budgets(
     assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_msm_many(
     opened: OpenBackend, scale: Scale, rng: random.Random, threads: int, curve: CurveParams
@@ -588,6 +619,7 @@ def test_msm_many(
     assert [plain_in(g, backend.msm(b, words)) for g, b in zip(groups, bases, strict=True)] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "all equal"])
 def test_msm_of_many_equal_points(
     opened: OpenBackend, group: Group, scale: Scale, curve: CurveParams, rng: random.Random, kind: str
@@ -602,6 +634,8 @@ def test_msm_of_many_equal_points(
     assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "one bit set", "16 bits"])
 def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Random, kind: str) -> None:
     """More points than one block, window or thread takes."""
@@ -618,6 +652,7 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
 # Other sums -----------------------------------------------------------------------------
 
 
+@pytest.mark.on_host
 def test_linear_combination(backend: Backend, group: Group, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, -1, 0, *random_logs(rng, 3)]
@@ -638,6 +673,7 @@ def test_linear_combination(backend: Backend, group: Group, rng: random.Random) 
     )
 
 
+@pytest.mark.on_host
 def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> None:
     curve = backend.curve
     for logs, scalars in (([4, 4], [3, 3]), ([4, -4], [3, 3]), ([4, 8], [2, 1]), ([4, 8], [2, -1])):
@@ -645,6 +681,8 @@ def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> N
         assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     small = [0, 1, -1, 2, -2, 3, 0, *(rng.randrange(500) * rng.choice((1, -1)) for _ in range(300))]
@@ -660,6 +698,8 @@ def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: rando
                 assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul_by_full_scalars(
     backend: Backend, group: Group, scale: Scale, rng: random.Random
 ) -> None:
@@ -671,6 +711,8 @@ def test_fixed_base_mul_by_full_scalars(
     assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, 2, -1, 0, *random_logs(rng, 20)]
@@ -712,6 +754,8 @@ def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: r
         assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     """More products than share an inversion, a block or a thread."""
     curve, n = backend.curve, scale.large
@@ -724,6 +768,8 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     assert np.array_equal(backend.points.sparse_combination(group, G, starts, columns, factors), expected)
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> None:
     """A table that is kept serves the same point only, and grows with the number of multiples."""
     curve = backend.curve
@@ -736,6 +782,8 @@ def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> N
         assert from_words(curve, group, got) == [combination(curve, group, [log], [k]) for k in scalars]
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: Scale) -> None:
     """Rows that take several batches, between short ones; many products at once."""
     curve, n = backend.curve, scale.large
@@ -754,6 +802,7 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
     assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.on_host
 def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Random) -> None:
     curve = backend.curve
     points = point_words(curve, group, [0, 1, -1, *random_logs(rng, 5)])
@@ -763,6 +812,8 @@ def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Rando
         assert words_to_ints(got.reshape(-1, limbs)) == words_to_field(curve.base, given.reshape(-1, limbs))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:
     curve = backend.curve
     empty = scalar_words(backend, [])
@@ -817,6 +868,8 @@ def bad_points(curve: CurveParams, group: Group, rng: random.Random) -> dict[str
     return bad
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_good_points(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     n = min(300, 2 * scale.points)
@@ -827,6 +880,7 @@ def test_good_points(backend: Backend, group: Group, scale: Scale, rng: random.R
     assert backend.points.first_bad_point(group, points[::2]) == -1
 
 
+@pytest.mark.on_host
 def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     """Where x = 0 has a point of order r, it is neither infinity nor bad."""
     curve = backend.curve
@@ -837,6 +891,9 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
     curve = backend.curve
     good = point_words(curve, group, [3, 0, 4])
@@ -847,6 +904,9 @@ def test_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
             assert backend.points.first_bad_point(group, unaligned(points)) == at, name
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_first_of_several_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
     """Whatever is wrong with them."""
     curve = backend.curve
@@ -856,6 +916,9 @@ def test_first_of_several_bad_points(backend: Backend, group: Group, rng: random
         assert backend.points.first_bad_point(group, points) == 2
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_bad_point_among_many(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     n = 2500 if scale.points > 100 else 5
@@ -889,6 +952,9 @@ def prepared(backend: Backend, n: int) -> list[int]:
     return [0] if isinstance(backend, NaiveBackend) else list(range(n + 1))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 @pytest.mark.parametrize("case", PAIRING_CASES)
 def test_pairing_check(backend: Backend, case: str) -> None:
     logs, expected = PAIRING_CASES[case]
@@ -900,6 +966,9 @@ def test_pairing_check(backend: Backend, case: str) -> None:
         assert backend.points.pairing_check(P, Q, fixed) is expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_of_full_scalars(backend: Backend, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     a, b = rng.randrange(r), rng.randrange(r)
@@ -908,6 +977,9 @@ def test_pairing_check_of_full_scalars(backend: Backend, rng: random.Random) -> 
     assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Random) -> None:
     """More pairs than stand in memory at a time, infinity among them."""
     curve = backend.curve
@@ -920,6 +992,9 @@ def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Rando
     assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng: random.Random) -> None:
     """Wherever they stand, and where the other point is infinity, which would hide them."""
     curve, E = backend.curve, spec(backend.curve, Group.G2)
@@ -942,6 +1017,9 @@ SMALL_PRIMES = {"bn254": 10069, "bls12-381": 13}
 """Divisors of the twists' cofactors."""
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_points_of_small_order_are_outside(backend: Backend, rng: random.Random) -> None:
     """Their multiples meet the exceptions of the Miller loop's formulas."""
     curve = backend.curve
@@ -1016,13 +1094,14 @@ LONG = [
     "msm G2",
     "ntt",
     "spmv",
-    "fixed_base_mul",
-    "sparse_combination",
-    "first_bad_point",
+    pytest.param("fixed_base_mul", marks=pytest.mark.on_host),
+    pytest.param("sparse_combination", marks=pytest.mark.on_host),
+    pytest.param("first_bad_point", marks=[pytest.mark.on_host, pytest.mark.long_in_integers]),
     "batch_inverse",
 ]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("name", LONG)
 def test_cancel(opened: OpenBackend, curve: CurveParams, scale: Scale, name: str) -> None:
     """A cancelled operation, or a later one, raises Cancelled soon after the event is set."""
@@ -1059,6 +1138,7 @@ def test_timeout(opened: OpenBackend, curve: CurveParams, scale: Scale) -> None:
             operation(backend)
 
 
+@pytest.mark.long_in_integers
 def test_several_python_threads(
     opened: OpenBackend, curve: CurveParams, scale: Scale, rng: random.Random
 ) -> None:

@@ -21,9 +21,9 @@ from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
-from samples import point_words
-from test_changing_data import path
-from test_forks import end, start
+from tests.support.samples import point_words
+from tests.test_changing_data import path
+from tests.test_forks import end, start
 
 __all__ = ["path"]
 
