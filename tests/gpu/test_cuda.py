@@ -128,12 +128,13 @@ def test_sums_in_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With rounds of affine additions before the accumulation."""
+    from gpuprover.cuda import msm_plan, residency
 
     def choose(*given: Any) -> msm_plan.MsmPlan:
         plan = msm_plan.choose_plan(*given)
         return replace(plan, tuning=replace(plan.tuning, rounds=rounds))
 
-    monkeypatch.setattr(gpu, "choose_plan", choose)
+    monkeypatch.setattr(residency, "choose_plan", choose)
     residency._choose.cache_clear()
     try:
         bases = points.copy()
