@@ -43,7 +43,7 @@ from samples import combination, point_words, random_logs
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 CURVE = BN254
 PACKAGE = Path(str(gpuprover.cuda.__file__)).parent
-STREAM_AT = {"launch": None, "write": 2, "read": 2, "fill": 3, "copy": 3}
+STREAM_AT = {"launch": None, "run": 2, "write": 2, "read": 2, "fill": 3, "copy": 3}
 """Methods of a device that take a stream, and which of their arguments it is; None: only by name."""
 DEVICES = ("cupy_device.py", "device.py", "rehearsal.py")
 MAIN_LATE = Schedule.LATE, Schedule.SIDES_FIRST

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Group
 from gpuprover.cuda.device import Address, Device, Program
-from gpuprover.cuda.msm import BLOCK
+from gpuprover.cuda.msm_launches import BLOCK
 from gpuprover.cuda.msm_plan import WARP, point_bytes
 from gpuprover.curves import CurveParams
 from gpuprover.limbs import g1_to_words

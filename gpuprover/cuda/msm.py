@@ -28,46 +28,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gpuprover import reference
 from gpuprover.backend import Form, Group, HostPoint
-from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Program, Stream
+from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Launch, Program, Stream
+from gpuprover.cuda.msm_launches import (
+    BLOCK,
+    PAIRING,
+    accumulator_bytes,
+    digits_program,
+    pairing_bytes,
+    pairs_program,
+    sort_launches,
+    sum_launches,
+    sums_program,
+)
 from gpuprover.cuda.msm_plan import (
     TUNING,
-    WARP,
     MsmPlan,
-    accumulations,
     digit_pieces,
     lanes_of,
-    most_tiles,
-    pairs_seconds,
     point_bytes,
     scalars_of_block,
-    segments_for,
     sort_pieces,
-    sum_pieces,
 )
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field
-
-MERGE_HEADS, SUM_RUNS, SUM_TREE, FINISH_SETS = range(4)
-"""Steps of the kernel combine, as in kernels/msm.cu."""
-BLOCK = 128
-"""Lanes of a block of the kernels over points."""
-PAIRING = 256
-"""Lanes of a block of add_pairs, as in kernels/pairs.cu."""
-TREE = 32
-"""Threads of a block that sums a tree; in G2 a thread is two lanes."""
-
-
-def _pairs_program(curve: CurveParams, group: Group) -> Program:
-    return Program(curve, "pairs.cu", (("GROUP", group.name[1]),))
 
 
 def fixed_multiples(curve: CurveParams) -> list[int]:
@@ -116,13 +108,6 @@ class Sum:
     scratch: Address | None
 
 
-class _Kernels(NamedTuple):
-    """Those of a group, and the lanes of theirs that hold a point together."""
-
-    program: Program
-    lanes: int
-
-
 # The driver --------------------------------------------------------------------------------------
 
 
@@ -140,16 +125,16 @@ class Msm:
         """``allocator`` stands in for the device's own allocations."""
         self.device, self.curve, self.job = device, curve, job or Job(threads=1)
         self.memory: Allocator = allocator or device
-        self._digits_program, *sums = self.programs(curve)
-        self._sums_programs = dict(zip(Group, sums, strict=True))
+        self._lanes: dict[Group, int] = {}
 
     @staticmethod
     def programs(curve: CurveParams) -> list[Program]:
         """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
-        return [
-            Program(curve, "digits.cu"),
-            *(Program(curve, "msm.cu", (("GROUP", group.name[1]),)) for group in Group),
-        ]
+        return [digits_program(curve), *(sums_program(curve, group) for group in Group)]
+
+    def _run(self, launches: Sequence[Launch], stream: Stream, *beginnings: int) -> None:
+        """Launches on a stream; ``beginnings`` of SCALARS, BASES, DIGITS, SCRATCH and OUT."""
+        self.device.run(launches, (0, *beginnings), stream, self.job.check)
 
     def _allocate(self, stream: Stream, *sizes: int) -> list[Address]:
         """Memory for work of a stream, in so many pieces.
@@ -234,7 +219,7 @@ class Msm:
         """
         if not n:
             return
-        program, size = self._sums_programs[group], point_bytes(self.curve, group)
+        program, size = sums_program(self.curve, group), point_bytes(self.curve, group)
         threads = self._resident(program, kernel, shared) // lanes_of(group)
         share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * lanes_of(group) // BLOCK)
@@ -262,7 +247,7 @@ class Msm:
             n,
             TUNING.inversions,
             lambda lo, hi: (table, scalars, words, out, lo, hi),
-            shared=self._accumulator_bytes(group),
+            shared=accumulator_bytes(self.curve, group),
         )
 
     def _resident(self, program: Program, kernel: str, shared: int = 0) -> int:
@@ -291,16 +276,17 @@ class Msm:
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
         kept = digit_pieces(plan, n)
         share = scalars_of_block(plan, n, self.device.properties)
-        parts = sort_pieces(plan, n, share) if n else None
-        memory, *scratch = self._allocate(stream, kept.size, *([parts.size] if parts else []))
+        sizes = [kept.size] + ([sort_pieces(plan, n, share).size] if n else [])
+        memory, *scratch = self._allocate(stream, *sizes)
         held = scratch[0] if scratch and stream != MAIN else None
         result = Digits(plan, n, memory, **kept.at(memory), stream=stream, scratch=held)
         try:
-            if parts is not None:
-                at = parts.at(scratch[0])
-                self._sort(result, scalars, form, words or self.curve.scalar.limbs, share, at, stream)
-            else:
-                self.device.fill(result.starts, 0, 4 * (plan.buckets + 1), stream)
+            self.device.fill(result.starts, 0, 4 * (plan.buckets + 1), stream)
+            if n:
+                at = sort_pieces(plan, n, share).at(scratch[0])
+                self.device.fill(at["counts"], 0, 4 * plan.bins, stream)
+                launches = sort_launches(plan, n, share, form, words or self.curve.scalar.limbs)
+                self._run(launches, stream, scalars, 0, memory, scratch[0], 0)
         except BaseException:
             if stream != MAIN:
                 with suppress(DeviceError):
@@ -312,41 +298,6 @@ class Msm:
             for address in scratch:
                 self.memory.release(address)
         return result
-
-    def _sort(
-        self,
-        out: Digits,
-        scalars: int,
-        form: Form,
-        words: int,
-        share: int,
-        at: dict[str, int],
-        stream: Stream,
-    ) -> None:
-        """Into ``out``, with scratch ``at`` the parts of :func:`sort_pieces`."""
-        plan, n, block = out.plan, out.n, out.plan.tuning.block
-        counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
-        bin_places, bucket_places = at["bin places"], at["bucket places"]
-        recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
-        recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
-        blocks, cut, tile = -(-n // share), most_tiles(plan, n), plan.tuning.tile
-        for_bins, for_buckets, for_scan = 4 * plan.bins, 4 << plan.low, 4 * (WARP + 1)
-
-        def launch(kernel: str, blocks: int, shared: int, *arguments: int) -> None:
-            self.device.launch(
-                self._digits_program, kernel, blocks, block, *arguments, shared=shared, stream=stream
-            )
-
-        self.job.check()
-        self.device.fill(counts, 0, 4 * plan.bins, stream)
-        self.device.fill(out.starts, 0, 4 * plan.buckets, stream)
-        launch("count_bins", blocks, for_bins, *recoding, counts, bin_places)
-        launch("place_bins", 1, for_scan, counts, plan.bins, tile, bins, tiles)
-        launch("scatter_bins", blocks, for_bins, *recoding, bins, bin_places, keys, values)
-        in_tiles = bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places
-        launch("count_buckets", cut, for_buckets, keys, *in_tiles)
-        launch("place_buckets", plan.bins, for_scan, bins, plan.bins, plan.low, out.starts)
-        launch("scatter_buckets", cut, for_buckets, keys, values, *in_tiles, out.sorted)
 
     # Sums --------------------------------------------------------------------------------------
 
@@ -361,26 +312,26 @@ class Msm:
         plan, group = digits.plan, bases.group
         assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
         last = stream if reductions is None else reductions
-        size = plan.sets * 2 * point_bytes(self.curve, group)
         if digits.n == 0:
+            size = plan.sets * 2 * point_bytes(self.curve, group)
             (out,) = self._allocate(last, size)
             self.device.fill(out, 0, size, last)
             return Sum(plan, group, last, out, None)
-        launches = accumulations(plan, group, self.device.properties)
-        lanes = self._resident(self._sums_programs[group], "accumulate", self._accumulator_bytes(group))
-        segments = plan.tuning.segments or segments_for(plan, digits.n, launches * lanes // lanes_of(group))
-        parts = sum_pieces(plan, group, segments)
-        out, scratch = self._allocate(stream, size, parts.size)
+        properties = self.device.properties
+        if group not in self._lanes:
+            shared = accumulator_bytes(self.curve, group)
+            self._lanes[group] = self._resident(sums_program(self.curve, group), "accumulate", shared)
+        pairing = self._pairing(plan, group)
+        launches = sum_launches(plan, group, digits.n, self._lanes[group], pairing, properties)
+        out, scratch = self._allocate(stream, launches.out, launches.scratch)
+        regions = 0, bases.address, digits.memory, scratch, out
         try:
             if digits.stream not in (stream, MAIN):
                 self.device.wait(stream, digits.stream)
-            at = parts.at(scratch)
-            self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
+            self._run(launches.accumulate, stream, *regions)
             if last != stream:
                 self.device.wait(last, stream)
-            kernels = _Kernels(self._sums_programs[group], lanes_of(group))
-            self._merge(kernels, last, at, segments)
-            self._reduce(plan, kernels, digits, last, at, out)
+            self._run(launches.reduce, last, *regions)
         except BaseException:
             with suppress(DeviceError):
                 self.device.synchronize()
@@ -392,116 +343,13 @@ class Msm:
         self.memory.release(scratch)
         return Sum(plan, group, last, out, None)
 
-    def _paired(
-        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int]
-    ) -> tuple[Bases, Digits]:
-        """What is left to accumulate after the rounds of additions in pairs."""
-        plan, group = digits.plan, bases.group
+    def _pairing(self, plan: MsmPlan, group: Group) -> int:
+        """Blocks of add_pairs that the device holds at once; 0 where there are no rounds of them."""
         if not plan.rounds:
-            return bases, digits
-        program, lanes = _pairs_program(self.curve, group), lanes_of(group)
-        shared = 2 * PAIRING * 8 * self.curve.base.limbs
+            return 0
+        program, shared = pairs_program(self.curve, group), pairing_bytes(self.curve)
         resident = self.device.resident_blocks(program, "add_pairs", PAIRING, shared)
-        resident *= self.device.properties.multiprocessors
-        points, entries = int(bases.address), digits.sorted
-        for k in range(plan.rounds):
-            seconds = pairs_seconds(plan, group, k, self.device.properties)
-            launches = max(1, round(seconds / plan.tuning.piece))
-            needed = -(-plan.places(k + 1) // plan.tuning.shortest)
-            blocks = max(1, min(launches * resident, -(-needed * lanes // PAIRING)))
-            threads, out = blocks * PAIRING // lanes, at[f"pairs {k % 2}"]
-            common = points, entries, digits.starts, plan.buckets, k, threads
-            for piece in range(launches):
-                first, end = blocks * piece // launches, blocks * (piece + 1) // launches
-                if first < end:
-                    self.job.check()
-                    self.device.launch(
-                        program, "add_pairs", end - first, PAIRING, *common, first * PAIRING // lanes, out,
-                        shared=shared, stream=stream,
-                    )  # fmt: skip
-            points, entries = out, 0
-        self.device.launch(
-            program, "list_pairs", resident, PAIRING, digits.starts, plan.buckets, plan.rounds,
-            at["list starts"], at["list"], stream=stream,
-        )  # fmt: skip
-        left = replace(digits, sorted=at["list"], starts=at["list starts"])
-        return replace(bases, address=Address(points)), left
-
-    def _accumulator_bytes(self, group: Group) -> int:
-        """Shared memory of a block of accumulate: an XYZZ point a thread."""
-        return BLOCK // lanes_of(group) * 2 * point_bytes(self.curve, group)
-
-    def _accumulate(
-        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int], segments: int, launches: int
-    ) -> None:
-        plan, group = digits.plan, bases.group
-        threads = BLOCK // lanes_of(group)
-        blocks = -(-segments // threads)
-        for k in range(launches):
-            first, end = blocks * k // launches, blocks * (k + 1) // launches
-            if first < end:
-                self.job.check()
-                self.device.launch(
-                    self._sums_programs[group], "accumulate", end - first, BLOCK,
-                    bases.address, digits.sorted, digits.starts, plan.buckets, segments, plan.tuning.shortest,
-                    first * threads, at["sums"], at["heads"], at["head keys"],
-                    shared=self._accumulator_bytes(group), stream=stream,
-                )  # fmt: skip
-
-    def _combine(
-        self, of: _Kernels, stream: Stream, step: int, threads: int,
-        a: int, b: int, c: int, index: int, keys: int, count: int, size: int, block: int = BLOCK,
-    ) -> None:  # fmt: skip
-        self.job.check()
-        self.device.launch(
-            of.program, "combine", -(-threads * of.lanes // block), block,
-            step, a, b, c, index, keys, count, size, stream=stream,
-        )  # fmt: skip
-
-    def _merge(self, of: _Kernels, stream: Stream, at: dict[str, int], count: int) -> None:
-        """Heads by warps, then what is left of them, until it is one warp. The two arrays take turns."""
-        heads, keys, merged, merged_keys = (at[k] for k in ("heads", "head keys", "merged", "merged keys"))
-        warp = WARP // of.lanes
-        while True:
-            self._combine(
-                of, stream, MERGE_HEADS, count, heads, at["sums"], merged, keys, merged_keys, count, 0
-            )
-            if count <= warp:
-                return
-            count = -(-count // warp)
-            heads, keys, merged, merged_keys = merged, merged_keys, heads, keys
-
-    def _reduce(
-        self, plan: MsmPlan, of: _Kernels, digits: Digits, stream: Stream, at: dict[str, int], out: int
-    ) -> None:
-        plain, weighted = at["plain"], at["weighted"]
-        total = plan.buckets // plan.run
-        runs = total // plan.sets
-        self._combine(
-            of, stream, SUM_RUNS, total, plain, weighted, at["sums"], digits.starts, 0, total, plan.run
-        )
-        bits, block = 0, TREE * of.lanes
-        while runs >> bits > 1:
-            span = min(plan.tuning.span, runs >> bits)
-            blocks = (total >> bits) // span * (bits + 2)
-            self._combine(
-                of, stream, SUM_TREE, blocks * TREE, plain, weighted, 0, 0, 0, bits, span, block=block
-            )
-            bits += span.bit_length() - 1
-        self._combine(
-            of,
-            stream,
-            FINISH_SETS,
-            plan.sets * TREE,
-            plain,
-            weighted,
-            out,
-            0,
-            0,
-            runs,
-            plan.run,
-            block=block,
-        )
+        return resident * self.device.properties.multiprocessors
 
     # Results -----------------------------------------------------------------------------------
 
