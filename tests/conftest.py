@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from emulator import EmulatedDevice
-from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
+from gpuprover.backend import Backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import gpus
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
+from gpuprover.devices import _REGISTRY, open_backend
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
 from running import Ran, Run
@@ -210,12 +211,13 @@ def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from gpuprover.cuda.backend import CudaBackend, Gpu
+        from cuda_proofs import backend_on
+        from gpuprover.cuda.gpu import Gpu
 
         request.getfixturevalue("quick_sums")
 
         gpu = Gpu(EmulatedDevice(EMULATED))
-        return lambda job: CudaBackend(curve, job, gpu)
+        return lambda job: backend_on(gpu, curve, job)
     try:
         open_backend(backend_name, curve, Job())
     except DeviceError as error:

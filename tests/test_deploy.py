@@ -40,7 +40,8 @@ from deployment import (
     run,
 )
 from gpuprover.cli.parser import build_parser
-from gpuprover.config import SETTINGS, load_engine_settings
+from gpuprover.config import load_engine_settings
+from gpuprover.settings import SETTINGS
 
 KUSTOMIZE = DEPLOY / "kustomize"
 OVERLAYS = sorted(path.name for path in (KUSTOMIZE / "overlays").iterdir())

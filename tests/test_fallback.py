@@ -22,13 +22,12 @@ import gpuprover.cuda.backend
 import gpuprover.cuda.gpu
 from emulator import EmulatedDevice, Faults
 from gpuprover import api, calibration, cuda, scheduler
-from gpuprover.backend import Group
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import gpus, probe
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey
-from gpuprover.curves import BN254
+from gpuprover.curves import BN254, Group
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
 from gpuprover.job import Job

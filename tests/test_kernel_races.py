@@ -21,13 +21,13 @@ import cuda_proofs
 import emulator
 import test_cuda_sparse
 from emulator import WatchedDevice
-from gpuprover.backend import Form, Group
+from gpuprover.backend import Form
 from gpuprover.cuda import msm_plan
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import MsmPlan, windows_for
-from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams
+from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
 from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain

@@ -24,7 +24,6 @@ from gpuprover.bench.measure import Failed
 
 import fake_cupy
 from emulator import EmulatedDevice
-from gpuprover.backend import Group
 from gpuprover.cpu import warm
 from gpuprover.cuda import compile, cupy_device, gpus
 from gpuprover.cuda import gpu as gpu_module
@@ -32,7 +31,7 @@ from gpuprover.cuda.device import Program
 from gpuprover.cuda.msm_plan import Tuning
 from gpuprover.cuda.probe import FoundGpu, Survey
 from gpuprover.cuda.source import programs, sources
-from gpuprover.curves import BN254, CURVES
+from gpuprover.curves import BN254, CURVES, Group
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
 from running import Run
 

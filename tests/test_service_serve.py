@@ -22,9 +22,10 @@ import pytest
 
 from gpuprover import Client
 from gpuprover.cli import serve
-from gpuprover.config import SETTINGS, load_engine_settings, load_service_settings
+from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.errors import InvalidInput
 from gpuprover.service import server
+from gpuprover.settings import SETTINGS
 from running import Run
 from service_stage import CHAIN, SECONDS, SLOW, SUCCEED, circuits
 

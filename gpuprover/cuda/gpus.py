@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuprover import forks
-from gpuprover.backend import Backend, Group
+from gpuprover.backend import Backend
 from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey, mark_lost
 from gpuprover.cuda.source import proving_programs
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
 from gpuprover.memory import count_pool
@@ -138,14 +138,15 @@ def open_backend(
     name: str,
     curve: CurveParams,
     job: Job,
+    host: Backend,
     host_groups: Collection[Group] = (),
     budget: int | None = None,
 ) -> Backend:
     """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
 
-    ``host_groups``: groups whose sums the CPU computes meanwhile. ``budget``: bytes of its memory for
-    one proof; None: what is free. The first backend of a curve compiles its kernels where they were not built
-    before.
+    ``host``: the CPU's backend, which computes the sums of ``host_groups`` meanwhile. ``budget``: bytes of
+    the device's memory for one proof; None: what is free. The first backend of a curve compiles its kernels
+    where they were not built before.
     """
     from gpuprover.cuda.backend import CudaBackend
     from gpuprover.cuda.gpu import Gpu
@@ -159,4 +160,4 @@ def open_backend(
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Gpu(device, gpu_memory_limit())
             count_pool(_shared[name].pool)
-        return CudaBackend(curve, job, _shared[name], host_groups, budget)
+        return CudaBackend(curve, job, _shared[name], host, host_groups, budget)

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Form, Group, HostPoint
+from gpuprover.backend import Form
 from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Launch, Program, Stream
 from gpuprover.cuda.msm_launches import (
     BLOCK,
@@ -56,7 +56,8 @@ from gpuprover.cuda.msm_plan import (
     scalars_of_block,
     sort_pieces,
 )
-from gpuprover.curves import CurveParams
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field

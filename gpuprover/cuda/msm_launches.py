@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from gpuprover.backend import Form, Group
+from gpuprover.backend import Form
 from gpuprover.cuda.device import NUMBERS, At, Launch, Program, Properties, launch
 from gpuprover.cuda.msm_plan import (
     WARP,
@@ -27,7 +27,7 @@ from gpuprover.cuda.msm_plan import (
     sort_pieces,
     sum_pieces,
 )
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 
 SCALARS, BASES, DIGITS, SCRATCH, OUT = range(NUMBERS + 1, NUMBERS + 6)
 """Regions of memory that launches work in."""

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from gpuprover.backend import Group
 from gpuprover.cuda.device import Properties
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import InvalidInput, OutOfMemory
 
 ALIGNMENT = 256

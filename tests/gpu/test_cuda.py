@@ -16,10 +16,11 @@ import pytest
 from gpuprover.bench.operations import KINDS, full_width
 
 import gpuprover
-from gpuprover.backend import Backend, Form, Group, open_backend
+from gpuprover.backend import Backend, Form
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
 from gpuprover.cuda import gpu, msm_plan
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words
