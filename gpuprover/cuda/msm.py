@@ -14,7 +14,7 @@ buckets:
    each halves the points of every bucket.
 4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes.
    2·G·2^(c−1) additions, and some 20 + c more one after another.
-5. The host adds Σ 2^(cg)·S_g over the sets.
+5. The host adds Σ 2^(cg)·S_g over the sets, if there are several.
 
 Full tables (D = W) leave one set; without tables (D = 1) there are W. One Digits, the result of 1 and 2,
 serves every bases of one plan: Groth16's A and B in G1 and B in G2 share theirs.
@@ -28,13 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover import reference
-from gpuprover.backend import Form
+from gpuprover.backend import Form, PointMath
 from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Launch, Program, Stream
 from gpuprover.cuda.msm_launches import (
     BLOCK,
@@ -50,17 +48,13 @@ from gpuprover.cuda.msm_launches import (
 from gpuprover.cuda.msm_plan import (
     TUNING,
     MsmPlan,
-    digit_pieces,
     lanes_of,
     point_bytes,
-    scalars_of_block,
-    sort_pieces,
 )
-from gpuprover.curves import AffinePoint as HostPoint
 from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
-from gpuprover.limbs import Words, words_to_field
+from gpuprover.limbs import Words
 
 
 def fixed_multiples(curve: CurveParams) -> list[int]:
@@ -68,8 +62,7 @@ def fixed_multiples(curve: CurveParams) -> list[int]:
     return [(d << 8 * w) % curve.r for w in range(curve.scalar.bytes) for d in range(1, 256)]
 
 
-@dataclass(frozen=True)
-class Bases:
+class Bases(NamedTuple):
     """Points on the device with their multiples: ``plan.depth`` rows of ``n`` affine points."""
 
     plan: MsmPlan
@@ -78,15 +71,15 @@ class Bases:
     address: Address
 
 
-@dataclass(frozen=True)
-class Digits:
+class Digits(NamedTuple):
     """Scalars as entries in the order of buckets.
 
     Attributes:
-        sorted: u32[entries]: row·n + i, the sign in the highest bit.
-        starts: u32[plan.buckets + 1]: where buckets begin; the last is the number of entries.
-        stream: of the work that makes them.
-        scratch: of that work, where it is kept until the digits are released.
+        memory: the address of all that stays.
+        sorted: the address of u32[entries]: row·n + i, the sign in the highest bit.
+        starts: the address of u32[plan.buckets + 1]: where buckets begin, and the number of entries.
+        stream: the stream whose work makes them.
+        scratch: that work's memory, where it is kept until the digits are released.
     """
 
     plan: MsmPlan
@@ -98,8 +91,7 @@ class Digits:
     scratch: Address | None = None
 
 
-@dataclass
-class Sum:
+class Sum(NamedTuple):
     """A sum on its way: ``plan.sets`` XYZZ points at ``address``, once the stream gets there."""
 
     plan: MsmPlan
@@ -121,10 +113,15 @@ class Msm:
     """
 
     def __init__(
-        self, device: Device, curve: CurveParams, job: Job | None = None, allocator: Allocator | None = None
+        self,
+        device: Device,
+        curve: CurveParams,
+        points: PointMath,
+        job: Job | None = None,
+        allocator: Allocator | None = None,
     ) -> None:
-        """``allocator`` stands in for the device's own allocations."""
-        self.device, self.curve, self.job = device, curve, job or Job(threads=1)
+        """``points`` adds up sets of buckets; ``allocator`` stands in for the device's own allocations."""
+        self.device, self.curve, self.points, self.job = device, curve, points, job or Job(threads=1)
         self.memory: Allocator = allocator or device
         self._lanes: dict[Group, int] = {}
 
@@ -275,19 +272,17 @@ class Msm:
         """
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
-        kept = digit_pieces(plan, n)
-        share = scalars_of_block(plan, n, self.device.properties)
-        sizes = [kept.size] + ([sort_pieces(plan, n, share).size] if n else [])
+        limbs = words or self.curve.scalar.limbs
+        launches = sort_launches(plan, n, form, limbs, self.device.properties)
+        sizes = (launches.kept, launches.scratch) if n else (launches.kept,)
         memory, *scratch = self._allocate(stream, *sizes)
-        held = scratch[0] if scratch and stream != MAIN else None
-        result = Digits(plan, n, memory, **kept.at(memory), stream=stream, scratch=held)
+        starts, held = memory + launches.starts, scratch[0] if scratch and stream != MAIN else None
+        result = Digits(plan, n, memory, memory + launches.sorted, starts, stream, held)
         try:
-            self.device.fill(result.starts, 0, 4 * (plan.buckets + 1), stream)
+            self.device.fill(starts, 0, 4 * (plan.buckets + 1), stream)
             if n:
-                at = sort_pieces(plan, n, share).at(scratch[0])
-                self.device.fill(at["counts"], 0, 4 * plan.bins, stream)
-                launches = sort_launches(plan, n, share, form, words or self.curve.scalar.limbs)
-                self._run(launches, stream, scalars, 0, memory, scratch[0], 0)
+                self.device.fill(scratch[0] + launches.counts, 0, 4 * plan.bins, stream)
+                self._run(launches.sort, stream, scalars, 0, memory, scratch[0], 0)
         except BaseException:
             if stream != MAIN:
                 with suppress(DeviceError):
@@ -354,36 +349,44 @@ class Msm:
 
     # Results -----------------------------------------------------------------------------------
 
-    def finish(self, sums: Sequence[Sum]) -> HostPoint:
-        """Phase 5: waits for sums of one group and plan, adds them up and frees them. Infinity for none."""
-        points: list[Any] = []
+    def finish(self, *sums: Sequence[Sum]) -> list[Words]:
+        """Phase 5 -> each sum as an affine point, uint64[words].
+
+        Waits for them and frees them. A sum comes in pieces, one at least, of one group and plan. The sums
+        of a group share an inversion.
+        """
         try:
-            if not sums:
-                return None
-            plan, group = sums[0].plan, sums[0].group
-            host = _HostPoints(reference.fq(self.curve) if group is Group.G1 else reference.fq2(self.curve))
-            for s in sums:
-                assert (s.plan, s.group) == (plan, group)
-                words = np.empty(plan.sets * 2 * group.words(self.curve), dtype=np.uint64)
-                self.device.read(words, s.address, s.stream)
-                flat: list[Any] = [*words_to_field(self.curve.base, words.reshape(-1, self.curve.base.limbs))]
-                if group is Group.G2:
-                    flat = [*zip(flat[::2], flat[1::2], strict=True)]
-                found = [tuple(flat[k : k + 4]) for k in range(0, len(flat), 4)]
-                # Set by set, so that the doublings are done once.
-                points = [host.add(p, q) for p, q in zip(points, found, strict=True)] if points else found
-            point = points.pop()
-            while points:
-                for _ in range(plan.c):
-                    point = host.double(point)
-                point = host.add(point, points.pop())
-            result: HostPoint = host.affine(point)
-            return result
+            found: dict[int, Words] = {}
+            for group in Group:
+                mine = [i for i, pieces in enumerate(sums) if pieces[0].group is group]
+                if mine:
+                    found.update(zip(mine, self._finish(group, [sums[i] for i in mine]), strict=True))
+            return [found[i] for i in range(len(sums))]
         finally:
-            for s in sums:
-                self.memory.release(s.address)
-                if s.scratch is not None:
-                    self.memory.release(s.scratch)
+            for piece in (piece for pieces in sums for piece in pieces):
+                self.memory.release(piece.address)
+                if piece.scratch is not None:
+                    self.memory.release(piece.scratch)
+
+    def _finish(self, group: Group, sums: Sequence[Sequence[Sum]]) -> list[Words]:
+        """Those of one group; Σ 2^(c·k)·S_k over the sets of each piece."""
+        sets = [len(pieces) * pieces[0].plan.sets for pieces in sums]
+        xyzz = np.empty((sum(sets), 2 * group.words(self.curve)), dtype=np.uint64)
+        end = 0
+        for piece in (piece for pieces in sums for piece in pieces):
+            start, end = end, end + piece.plan.sets
+            self.device.read(xyzz[start:end], piece.address, piece.stream)
+        points, found, end = self.points.affine(group, xyzz), list[Words](), 0
+        for pieces, count in zip(sums, sets, strict=True):
+            start, end = end, end + count
+            if count == 1:
+                found.append(points[start])
+                continue
+            plan = pieces[0].plan
+            assert all(piece.plan == plan for piece in pieces)
+            weights = [1 << plan.c * k for k in range(plan.sets)] * len(pieces)
+            found.append(self.points.linear_combination(group, points[start:end], weights))
+        return found
 
     def sum_slices(
         self,
@@ -393,7 +396,7 @@ class Msm:
         copies: Stream,
         form: Form = Form.CANONICAL,
         words: int | None = None,
-    ) -> list[HostPoint]:
+    ) -> list[Words]:
         """Sums of the same scalars with bases that stay on the host and come in slices of ``plan.n`` points.
 
         While the device works on a slice, the next is on its way.
@@ -410,7 +413,6 @@ class Msm:
         room = sum(point_bytes(self.curve, group) * plan.n for group, _ in bases)
         staged: list[Address] = []
         results: list[list[Sum]] = [[] for _ in bases]
-        finished: list[HostPoint] = []
 
         def send(k: int) -> list[Bases]:
             sent, to = [], int(staged[k % 2])
@@ -435,9 +437,10 @@ class Msm:
                     self.release(digits)
                 if k + 1 < len(starts):
                     slices = send(k + 1)
-            while results:
-                finished.append(self.finish(results.pop(0)))
-            return finished
+            if not n:
+                return [np.zeros(group.words(self.curve), dtype=np.uint64) for group, _ in bases]
+            begun, results = results, []
+            return self.finish(*begun)
         except BaseException:
             # Slices may be on their way. After the last sum nothing is.
             with suppress(DeviceError):
@@ -455,49 +458,3 @@ class Msm:
             self.memory.release(handle.address if isinstance(handle, Bases) else handle.memory)
             if isinstance(handle, Digits) and handle.scratch is not None:
                 self.memory.release(handle.scratch)
-
-
-class _HostPoints:
-    """XYZZ points over plain integers; the formulas of kernels/curve.cuh."""
-
-    def __init__(self, field: reference.Field) -> None:
-        self.field = field
-
-    def double(self, p: tuple[Any, ...]) -> tuple[Any, ...]:
-        F = self.field
-        x, y, zz, zzz = p
-        u = F.add(y, y)
-        v = F.mul(u, u)
-        w, s, xx = F.mul(u, v), F.mul(x, v), F.mul(x, x)
-        m = F.add(F.add(xx, xx), xx)
-        x = F.sub(F.mul(m, m), F.add(s, s))
-        y = F.sub(F.mul(m, F.sub(s, x)), F.mul(w, y))
-        return x, y, F.mul(v, zz), F.mul(w, zzz)
-
-    def add(self, p: tuple[Any, ...], q: tuple[Any, ...]) -> tuple[Any, ...]:
-        F = self.field
-        x1, y1, zz1, zzz1 = p
-        x2, y2, zz2, zzz2 = q
-        if zz1 == F.zero:
-            return q
-        if zz2 == F.zero:
-            return p
-        u, s = F.mul(x1, zz2), F.mul(y1, zzz2)
-        d, r = F.sub(F.mul(x2, zz1), u), F.sub(F.mul(y2, zzz1), s)
-        if d == F.zero and r == F.zero:
-            return self.double(p)
-        dd = F.mul(d, d)
-        ddd, v = F.mul(d, dd), F.mul(u, dd)
-        x = F.sub(F.sub(F.mul(r, r), ddd), F.add(v, v))
-        y = F.sub(F.mul(r, F.sub(v, x)), F.mul(s, ddd))
-        return x, y, F.mul(F.mul(zz1, zz2), dd), F.mul(F.mul(zzz1, zzz2), ddd)
-
-    def affine(self, p: tuple[Any, ...]) -> Any:
-        """(x, y), or None."""
-        F = self.field
-        x, y, zz, zzz = p
-        if zz == F.zero:
-            return None
-        t = F.inverse(zzz)
-        by_z = F.mul(zz, t)
-        return F.mul(x, F.mul(by_z, by_z)), F.mul(y, t)

@@ -23,6 +23,7 @@ from gpuprover.cuda.msm_plan import (
     most_tiles,
     pairs_seconds,
     point_bytes,
+    scalars_of_block,
     segments_for,
     sort_pieces,
     sum_pieces,
@@ -68,18 +69,36 @@ def pairing_bytes(curve: CurveParams) -> int:
 # Phases 1 and 2 ----------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=KEPT)
-def sort_launches(plan: MsmPlan, n: int, share: int, form: Form, words: int) -> tuple[Launch, ...]:
-    """From SCALARS into DIGITS, with pieces of SCRATCH; for n > 0 scalars.
+class SortLaunches(NamedTuple):
+    """The launches of one sort.
 
-    ``counts`` in SCRATCH and ``starts`` in DIGITS are zero before.
-
-    Args:
-        share: scalars that a block recodes.
-        form, words: as :meth:`gpuprover.cuda.msm.Msm.digits` takes them.
+    Attributes:
+        kept: bytes of DIGITS.
+        sorted, starts: where entries and buckets' beginnings lie in it.
+        scratch: bytes of SCRATCH; 0 for no scalars.
+        counts: a place in it with 4·plan.bins bytes, which are zero before, as all of ``starts`` are.
+        sort: what makes DIGITS of SCALARS.
     """
+
+    kept: int
+    sorted: int
+    starts: int
+    scratch: int
+    counts: int
+    sort: tuple[Launch, ...]
+
+
+@lru_cache(maxsize=KEPT)
+def sort_launches(plan: MsmPlan, n: int, form: Form, words: int, properties: Properties) -> SortLaunches:
+    """Of n scalars; ``form`` and ``words`` as :meth:`gpuprover.cuda.msm.Msm.digits` takes them."""
+    kept = digit_pieces(plan, n)
+    into = _places(DIGITS, kept)
+    if not n:
+        return SortLaunches(kept.size, into["sorted"].offset, into["starts"].offset, 0, 0, ())
+    share = scalars_of_block(plan, n, properties)
+    pieces = sort_pieces(plan, n, share)
     program, block, tile = digits_program(plan.curve), plan.tuning.block, plan.tuning.tile
-    into, at = _places(DIGITS, digit_pieces(plan, n)), _places(SCRATCH, sort_pieces(plan, n, share))
+    at = _places(SCRATCH, pieces)
     counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
     bin_places, bucket_places = at["bin places"], at["bucket places"]
     blocks, cut = -(-n // share), most_tiles(plan, n)
@@ -91,7 +110,7 @@ def sort_launches(plan: MsmPlan, n: int, share: int, form: Form, words: int) -> 
     def step(kernel: str, blocks: int, shared: int, *arguments: int | At) -> Launch:
         return launch(program, kernel, blocks, block, *arguments, shared=shared)
 
-    return (
+    sort = (
         step("count_bins", blocks, for_bins, *recoding, *windows, counts, bin_places),
         step("place_bins", 1, for_scan, counts, plan.bins, tile, bins, tiles),
         step("scatter_bins", blocks, for_bins, *recoding, *windows, bins, bin_places, keys, values),
@@ -99,6 +118,8 @@ def sort_launches(plan: MsmPlan, n: int, share: int, form: Form, words: int) -> 
         step("place_buckets", plan.bins, for_scan, bins, plan.bins, plan.low, into["starts"]),
         step("scatter_buckets", cut, for_buckets, keys, values, *in_tiles, into["sorted"]),
     )
+    offsets = into["sorted"].offset, into["starts"].offset
+    return SortLaunches(kept.size, *offsets, pieces.size, counts.offset, sort)
 
 
 def _places(region: int, pieces: Pieces) -> dict[str, At]:

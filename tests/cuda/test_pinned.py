@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import fake_cupy
-from fake_cupy import Gpu, Machine, Schedule
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.pinned import UNIT, PinnedPool
 from gpuprover.errors import DeviceError
 from gpuprover.limbs import address
+from tests.support import fake_cupy
+from tests.support.fake_cupy import Gpu, Machine, Schedule
 
 
 class Host:
