@@ -164,6 +164,11 @@ class Group(Enum):
         """uint64 words of an affine point in memory."""
         return curve.g1_words if self is Group.G1 else curve.g2_words
 
+    @property
+    def degree(self) -> int:
+        """The degree of the coordinates' field over Fq."""
+        return 1 if self is Group.G1 else 2
+
     def generator(self, curve: CurveParams) -> AffinePoint:
         return curve.g1 if self is Group.G1 else curve.g2
 

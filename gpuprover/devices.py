@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpuprover import forks
 from gpuprover.backend import Backend
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, brief
 from gpuprover.job import Job
 
@@ -114,18 +114,16 @@ def open_backend(
     device: str,
     curve: CurveParams,
     job: Job,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
+    host_parts: Collection[str] = (),
 ) -> Backend:
     """The backend for a resolved or requested device name.
 
-    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
-    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
+    ``host_parts``: names of groups whose sums a GPU leaves to the CPU, which computes them meanwhile.
     """
     name = resolve_device(device)
     if is_gpu(name):
         host = open_backend("cpu", curve, job)
-        backend: Backend = _family(name).open_backend(name, curve, job, host, host_groups, budget)
+        backend: Backend = _family(name).open_backend(name, curve, job, host, host_parts)
         return backend
     module, _, attribute = _REGISTRY[name].partition(":")
     with forks.settled:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpuprover import api, calibration, memory
+from gpuprover.demand import UNLIMITED, Budget
 from gpuprover.devices import cpu_path_name, is_gpu, open_backend
 from gpuprover.errors import InvalidInput
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Event, Job, Progress
 from gpuprover.machine import (
     available_cpus,
@@ -30,6 +30,7 @@ from gpuprover.machine import (
     cgroup_throttled,
 )
 from gpuprover.scheduler.placement import format_seconds, format_size
+from gpuprover.systems.system import ProvingKey
 
 LONGEST_SINGLE = 30.0
 """Seconds of CPU time above which a proof is not made with one thread too."""
@@ -275,12 +276,12 @@ def touch_pages(path: str, job: Job) -> float:
 def _plans(key: ProvingKey, job: Job, memory_limit: int | None) -> tuple[int, int]:
     """Bytes of a proof on the CPU without a limit, and within the one there is."""
     backend = open_backend("cpu", key.curve, job)
-    within = backend.plan(key.plan_header, memory.budget(memory_limit))
-    return backend.plan(key.plan_header, None).total, within.total
+    within = backend.plan(key.demand, Budget(host=memory.budget(memory_limit)))
+    return backend.plan(key.demand, UNLIMITED).total, within.total
 
 
 def _predictions(key: ProvingKey, threads: int) -> tuple[Prediction, ...]:
-    times, work = calibration.load(), calibration.groth16(key.curve)
+    times, work = calibration.load(), calibration.work_name(key.protocol, key.curve)
     found = []
     for device in calibration.devices(threads):
         if device.problem:

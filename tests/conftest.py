@@ -188,7 +188,7 @@ def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from gpuprover.cuda.gpu import Gpu
+        from gpuprover.cuda.residency import Gpu
         from tests.support.cuda_proofs import backend_on
 
         request.getfixturevalue("quick_sums")

@@ -20,9 +20,9 @@ from gpuprover.cpu.msm import Points, recode
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
-from gpuprover.formats.zkey import COEFFICIENTS
 from gpuprover.job import Job, Progress
 from gpuprover.limbs import g1_to_words, ints_to_words
+from gpuprover.systems.groth16.key import COEFFICIENTS
 from tests.conftest import OpenBackend
 from tests.support.paths import VECTORS
 from tests.support.samples import point_words

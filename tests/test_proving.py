@@ -14,12 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gpuprover.cuda.gpu
 import numpy as np
 import pytest
 
 import gpuprover
 import gpuprover.cuda.backend
-import gpuprover.cuda.gpu
 from gpuprover import api, calibration, cuda, scheduler
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
@@ -28,8 +28,8 @@ from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey
 from gpuprover.curves import BN254, Group
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import prover
 from tests.support.emulator import EmulatedDevice, Faults
 from tests.support.paths import VECTORS
 from tests.support.running import Run

@@ -12,8 +12,8 @@ import pytest
 from gpuprover import reference
 from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
-from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import words_to_field, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16.key import load_key
 from tests.support.paths import VECTORS
 from tests.support.samples import (
     curve_point,

@@ -27,11 +27,11 @@ from gpuprover.errors import (
     to_record,
 )
 from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest, budget_of, threads_of
-from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
+from gpuprover.systems.groth16.documents import digest, parse_verification_key
 from tests.support.paths import VECTORS
 
 SECRET = 20261121

@@ -28,7 +28,7 @@ from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput
 from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
-    from gpuprover.formats.zkey import ProvingKey
+    from gpuprover.systems.system import ProvingKey
 
 MAX_LINE = 1 << 16
 """Bytes of a job's line; a longer one is refused and skipped."""

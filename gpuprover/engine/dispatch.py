@@ -32,7 +32,6 @@ from functools import partial
 from itertools import count
 
 from gpuprover import memory
-from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.caching import Cache
 from gpuprover.config import EngineSettings
 from gpuprover.devices import is_gpu
@@ -58,7 +57,9 @@ from gpuprover.errors import (
 )
 from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, budget_of, threads_of
 from gpuprover.memory import MIB, LeakAlarm, Watermark
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import LOSSES, Degrade, Device, Outcome, Run, Scheduler, Times, Verdict
+from gpuprover.witness_source import WitnessLike
 
 log = logging.getLogger("gpuprover.engine")
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 from gpuprover import calibration
-from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.devices import is_gpu
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
 from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 

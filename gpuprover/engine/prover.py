@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 from gpuprover import calibration, memory
-from gpuprover.api import ProofResult, WitnessLike, witness_words
 from gpuprover.caching import CacheStatistics, keyed_digest
 from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
@@ -48,9 +47,11 @@ from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, Times
 from gpuprover.settings import PRIORITIES
 from gpuprover.verifier.client import VerifierStatus
+from gpuprover.witness_source import WitnessLike, witness_words
 from gpuprover.workers import PoolSettings, WorkerPool
 
 log = logging.getLogger("gpuprover.engine")

@@ -26,7 +26,6 @@ from itertools import count
 from typing import Any
 
 from gpuprover import folders, memory
-from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.errors import (
     Cancelled,
@@ -44,6 +43,7 @@ from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers.records import (

@@ -27,7 +27,7 @@ from gpuprover.cpu.path import PATHS, cpu_path
 from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.folders import CACHE_VARIABLE
-from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
+from gpuprover.systems.groth16.documents import proof_to_json, verification_key_to_json
 from gpuprover.verifier import serve
 from tests.support.paths import ROOT, TESTS, VECTORS
 from tests.systems.groth16.test_verifier import simulator, statements

@@ -17,14 +17,14 @@ from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import MAIN, Stream
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.memory import Block
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import BN254, CURVES, CurveParams, Group
 from gpuprover.formats.wtns import Witness
-from gpuprover.formats.zkey import load_key
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
+from gpuprover.systems.groth16 import prover
+from gpuprover.systems.groth16.key import load_key
 from tests.support.containers import edit, put
 from tests.support.cuda_proofs import (
     BLINDING,

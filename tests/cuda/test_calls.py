@@ -17,13 +17,13 @@ from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import BN254, Group
-from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
 from gpuprover.polynomial import Direction, Domain, Order
+from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine
 from tests.support.samples import point_words, random_logs

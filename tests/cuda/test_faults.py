@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import gpuprover
-from gpuprover.cuda.gpu import Gpu
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import BLS12_381, BN254, CurveParams
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
+from gpuprover.systems.groth16.key import ProvingKey
 from tests.support.cuda_proofs import chain_key, chain_witness, device_of, expected, opened, prove
 from tests.support.emulator import Faults
 

@@ -26,15 +26,15 @@ from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, OnStream
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import TUNING, MsmPlan
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import BN254, Group
 from gpuprover.devices import open_backend
-from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine, Schedule
 from tests.support.samples import combination, cpu_points, from_words, point_words, random_logs

@@ -11,8 +11,9 @@ import pytest
 
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile
-from gpuprover.formats.groth16_json import digest, parse_verification_key
-from gpuprover.formats.zkey import load_key, read_curve, read_verification_key
+from gpuprover.formats.zkey import read_curve
+from gpuprover.systems.groth16.documents import digest, parse_verification_key
+from gpuprover.systems.groth16.key import load_key, read_verification_key
 from tests.support.paths import VECTORS
 
 CHAIN = VECTORS / "chain5.bn254.zkey"

@@ -43,9 +43,9 @@ from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.config import load_engine_settings
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.prover import _engines
-from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, witness_bytes
 from gpuprover.limbs import words_to_ints
+from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from gpuprover.verifier import client
 from tests.support.engine_stage import FakeExecutor, FakeTimes, cpu, gpu
 from tests.support.paths import VECTORS

@@ -23,8 +23,8 @@ from gpuprover.formats.binfile import BinFile
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import read_r1cs, write_r1cs
 from gpuprover.formats.wtns import read_witness, write_witness
-from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import g1_to_words, ints_to_words, words_to_g1, words_to_ints
+from gpuprover.systems.groth16.key import load_key
 from tests.support.containers import edit, pack, put, reordered, unpack
 from tests.support.paths import VECTORS
 

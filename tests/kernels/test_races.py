@@ -20,13 +20,13 @@ import pytest
 from gpuprover.backend import Form
 from gpuprover.cuda import msm_plan
 from gpuprover.cuda.device import Program
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import MsmPlan, windows_for
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
-from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
+from gpuprover.systems.groth16.key import load_key
 from tests.cuda import test_sparse
 from tests.cuda.test_msm import SMALL, check, put
 from tests.cuda.test_ntt import OtherCoset, Split, check_all

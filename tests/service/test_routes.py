@@ -20,7 +20,6 @@ import httpx
 import pytest
 
 from gpuprover import logs
-from gpuprover.api import ProofResult
 from gpuprover.errors import (
     DeviceError,
     MalformedFile,
@@ -30,6 +29,7 @@ from gpuprover.errors import (
     Timeout,
     WitnessMismatch,
 )
+from gpuprover.proving import ProofResult
 from gpuprover.service import core, models, routes, server
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import problem_of

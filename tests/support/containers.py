@@ -13,8 +13,8 @@ from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.formats import ptau, zkey
 from gpuprover.formats.binfile import BinFileWriter
-from gpuprover.formats.zkey import ProvingKey, load_key
 from gpuprover.limbs import g1_to_words, ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16.key import ProvingKey, load_key
 
 Sections = list[tuple[int, bytes]]
 

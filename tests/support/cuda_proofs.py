@@ -11,14 +11,14 @@ from typing import Any
 import gpuprover
 from gpuprover.circuits import bits_circuit
 from gpuprover.cuda.backend import CudaBackend
-from gpuprover.cuda.gpu import Gpu
+from gpuprover.cuda.residency import Gpu
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
-from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness, read_witness
-from gpuprover.formats.zkey import ProvingKey, load_key
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import prover
+from gpuprover.systems.groth16.documents import Proof
+from gpuprover.systems.groth16.key import ProvingKey, load_key
 from tests.support.emulator import EmulatedDevice
 from tests.support.paths import VECTORS
 

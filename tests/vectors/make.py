@@ -12,14 +12,14 @@ from gpuprover import reference  # noqa: E402
 from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
 from gpuprover.curves import CURVES  # noqa: E402
 from gpuprover.devices import open_backend  # noqa: E402
-from gpuprover.formats.groth16_json import Proof, proof_to_json  # noqa: E402
 from gpuprover.formats.json_files import write_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
-from gpuprover.formats.zkey import load_key  # noqa: E402
-from gpuprover.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from gpuprover.job import Job  # noqa: E402
 from gpuprover.limbs import words_to_ints  # noqa: E402
+from gpuprover.systems.groth16.documents import Proof, proof_to_json  # noqa: E402
+from gpuprover.systems.groth16.key import load_key  # noqa: E402
+from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from tests.support.containers import make_ptau, reference_key  # noqa: E402
 
 TAU, ALPHA, BETA = 1234567, 89101112, 13141516

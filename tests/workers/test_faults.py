@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from gpuprover import memory, messages, runner
-from gpuprover.api import ProofResult
 from gpuprover.errors import DeviceError, OutOfMemory, ProverError, Timeout, shortage
 from gpuprover.executor import Lost, ProofRequest
 from gpuprover.formats.files import identity_of
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.workers import PoolSettings, WorkerPool, pool, worker
 from tests.support.fault_stage import Faults, ThreadChild, spawn_thread

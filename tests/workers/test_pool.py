@@ -25,7 +25,6 @@ import pytest
 
 import gpuprover
 from gpuprover import folders, memory, processes
-from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
 from gpuprover.errors import (
     Cancelled,
@@ -43,6 +42,7 @@ from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest
 from gpuprover.formats.files import identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire

@@ -22,24 +22,24 @@ from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InsecureKeyWarning, InvalidInput, MalformedFile
-from gpuprover.formats import key_warnings as texts
 from gpuprover.formats import ptau as pt
-from gpuprover.formats import zkey
-from gpuprover.formats.groth16_json import (
+from gpuprover.formats.ptau import read_ptau
+from gpuprover.formats.r1cs import read_r1cs
+from gpuprover.job import Job
+from gpuprover.systems.groth16 import consistency
+from gpuprover.systems.groth16 import key as zkey
+from gpuprover.systems.groth16 import key_warnings as texts
+from gpuprover.systems.groth16.consistency import check_against_powers, check_circuit, check_key, check_powers
+from gpuprover.systems.groth16.documents import (
     Proof,
     VerificationKey,
     parse_verification_key,
     proof_to_json,
     verification_key_points,
 )
-from gpuprover.formats.ptau import read_ptau
-from gpuprover.formats.r1cs import read_r1cs
-from gpuprover.formats.zkey import load_key
-from gpuprover.groth16 import consistency
-from gpuprover.groth16.consistency import check_against_powers, check_circuit, check_key, check_powers
-from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
-from gpuprover.job import Job
-from gpuprover.solidity import export_verifier
+from gpuprover.systems.groth16.key import load_key
+from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure
+from gpuprover.systems.groth16.solidity import export_verifier
 from gpuprover.verifier.keys import LoadedKey
 from tests.support.containers import contributed, edit, make_ptau, put, unpack
 from tests.support.running import Run

@@ -12,20 +12,18 @@ import pytest
 
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
-from gpuprover.formats.groth16_json import (
+from gpuprover.formats.json_files import read_json
+from gpuprover.formats.snarkjs_json import g1_to_json, g2_to_json, parse_public_signals
+from gpuprover.systems.groth16.documents import (
     Proof,
     digest,
-    g1_to_json,
-    g2_to_json,
     parse_proof,
-    parse_public_signals,
     parse_verification_key,
     proof_to_json,
     verification_key_points,
     verification_key_to_json,
 )
-from gpuprover.formats.json_files import read_json
-from gpuprover.formats.zkey import load_key
+from gpuprover.systems.groth16.key import load_key
 from tests.support.paths import VECTORS
 
 both_curves = pytest.mark.parametrize("curve", CURVES, ids=lambda c: c.name)

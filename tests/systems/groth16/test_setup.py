@@ -19,14 +19,14 @@ from gpuprover.curves import BLS12_381, BN254, CurveParams, curve_by_name
 from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, InvalidInput, MalformedFile, OutOfMemory, UnsupportedFile
 from gpuprover.formats import ptau as pt
-from gpuprover.formats import zkey
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import _reading_bytes, read_r1cs
-from gpuprover.formats.zkey import ProvingKey, load_key
-from gpuprover.groth16 import setup as module
-from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
 from gpuprover.job import Job
 from gpuprover.limbs import g1_to_words, g2_to_words, words_to_ints
+from gpuprover.systems.groth16 import key as zkey
+from gpuprover.systems.groth16 import setup as module
+from gpuprover.systems.groth16.key import ProvingKey, load_key
+from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure
 from tests.support.containers import edit, make_ptau, put, reference_key, unpack
 from tests.support.paths import ROOT, VECTORS
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from gpuprover import solidity
 from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.errors import MalformedFile, UnsupportedFile
-from gpuprover.formats.groth16_json import Proof, g1_to_json, g2_to_json, proof_to_json
-from gpuprover.solidity import export_calldata
+from gpuprover.formats.snarkjs_json import g1_to_json, g2_to_json
+from gpuprover.systems.groth16 import solidity
+from gpuprover.systems.groth16.documents import Proof, proof_to_json
+from gpuprover.systems.groth16.solidity import export_calldata
 
 
 def export_verifier(key: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ from gpuprover.cpu import membership
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.errors import MalformedFile
-from gpuprover.formats.groth16_json import Proof, VerificationKey
-from gpuprover.groth16 import verifier
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import verifier
+from gpuprover.systems.groth16.documents import Proof, VerificationKey
 from tests.support.samples import curve_point, field_edges, has_cofactor, spec, whole_order
 
 Statement = tuple[list[int], Proof]
