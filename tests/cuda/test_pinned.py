@@ -5,17 +5,24 @@ from __future__ import annotations
 import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gpuprover.cuda import cupy_device, probe
+from gpuprover.cuda import cupy_device, gpus, probe
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.pinned import UNIT, PinnedPool
-from gpuprover.errors import DeviceError
-from gpuprover.limbs import address
+from gpuprover.cuda.probe import FoundGpu, Survey
+from gpuprover.devices import host_memory
+from gpuprover.errors import DeviceError, MalformedFile
+from gpuprover.formats.wtns import read_witness
+from gpuprover.job import Job
+from gpuprover.limbs import address, words_to_ints
+from gpuprover.proving import Placed, ProofResult, make_proof
 from tests.support import fake_cupy
 from tests.support.fake_cupy import Gpu, Machine, Schedule
+from tests.support.paths import VECTORS
 
 
 class Host:
@@ -182,3 +189,77 @@ def test_without_memory_that_can_be_pinned(machine: Machine) -> None:
 
 def test_the_stand_in_knows_what_is_asked() -> None:
     assert {"hostAlloc", "freeHost"} <= vars(fake_cupy.Machine().runtime).keys()
+
+
+# A proof --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(machine: Machine, monkeypatch: pytest.MonkeyPatch, quick_sums: None) -> CupyDevice:
+    """The GPU ``cuda:0`` of this process, which has it open."""
+    monkeypatch.setattr(cupy_device, "load_cubin", lambda program, *_: fake_cupy.fake_cubin(program))
+    found = FoundGpu("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
+    monkeypatch.setattr(gpus, "_survey", lambda: Survey(gpus=(found,), driver_cuda=(13, 0)))
+    monkeypatch.setattr(gpus, "_shared", {})
+    monkeypatch.setattr(gpus, "_loaded", {})
+    monkeypatch.setattr(gpus, "proving_programs", lambda curve: [])
+    device = CupyDevice(0)
+    monkeypatch.setattr(gpus, "_open", {"cuda:0": device})
+    return device
+
+
+def proof(device: str, witness: Any = VECTORS / "chain5.bn254.wtns", takeover: bool = True) -> ProofResult:
+    key, placed = VECTORS / "chain5.bn254.zkey", Placed("cuda:0", takeover=takeover)
+    return make_proof(key, witness, Job(threads=1), lambda *_: placed, device=device, memory_limit=None)
+
+
+def nothing_left(device: CupyDevice, machine: Machine) -> bool:
+    pool = device._pinned
+    (start,) = pool._starts or [start for starts in pool._free.values() for start in starts]
+    return pool.holder(start, 1) is None and not machine.blocks[start][0][: 12 * 32].any()
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_witness_lies_there_while_it_is_proved(
+    opened: CupyDevice, machine: Machine, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    real = CupyDevice.write
+
+    def write(self: CupyDevice, to: int, data: Any, *stream: Any) -> None:
+        seen.append(self.is_pinned(data))
+        real(self, to, data, *stream)
+
+    monkeypatch.setattr(CupyDevice, "write", write)
+    words = read_witness(VECTORS / "chain5.bn254.wtns").values
+    for witness in (VECTORS / "chain5.bn254.wtns", words, words_to_ints(words)):
+        seen.clear()
+        result = proof(device, witness)
+        assert result.device == "cuda:0"
+        assert seen.count(True) == 1, "it is sent once"
+        assert nothing_left(opened, machine)
+    assert opened._pinned.held == UNIT, "the same memory for all"
+
+
+def test_the_cpu_takes_over_from_the_same_memory(opened: CupyDevice, machine: Machine) -> None:
+    real = machine.driver.launchKernel
+    machine.driver.launchKernel = lambda *given: setattr(machine, "lost", True) or real(*given)
+    assert proof("auto").device == "cpu"
+    assert nothing_left(opened, machine)
+
+
+def test_a_proof_for_the_cpu_pins_nothing(opened: CupyDevice, machine: Machine) -> None:
+    machine.pinnable = 0
+    assert proof("cuda:0").device == "cuda:0", "ordinary memory serves, too"
+    machine.pinnable = 1 << 30
+    assert gpus.pinned("cuda:1", 5) is None, "that one is not open"
+    assert not opened.is_pinned(host_memory("cpu", 5))
+    assert opened.is_pinned(host_memory("auto", 5))
+
+
+def test_what_is_no_witness_leaves_nothing(opened: CupyDevice, machine: Machine) -> None:
+    data = bytearray((VECTORS / "chain5.bn254.wtns").read_bytes())
+    data[-1] = 0xFF  # the last value is too large
+    with pytest.raises(MalformedFile):
+        proof("cuda:0", bytes(data))
+    assert nothing_left(opened, machine)
