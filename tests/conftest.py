@@ -172,28 +172,27 @@ def scale(backend_name: str) -> Scale:
 @pytest.fixture
 def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
-    from gpuprover.cuda import gpu, msm_plan
 
     def choose(*arguments: Any) -> msm_plan.MsmPlan:
         return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
     monkeypatch.setattr(msm_plan, "MAX_WINDOW", 4)
     monkeypatch.setattr(gpu, "choose_plan", choose)
-    gpu._choose.cache_clear()
+    residency._choose.cache_clear()
     yield
-    gpu._choose.cache_clear()
+    residency._choose.cache_clear()
 
 
 @pytest.fixture
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from gpuprover.cuda.residency import Gpu
+        from gpuprover.cuda.residency import Residency
         from tests.support.cuda_proofs import backend_on
 
         request.getfixturevalue("quick_sums")
 
-        gpu = Gpu(EmulatedDevice(EMULATED))
+        gpu = Residency(EmulatedDevice(EMULATED))
         return lambda job: backend_on(gpu, curve, job)
     try:
         open_backend(backend_name, curve, Job())

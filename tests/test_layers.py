@@ -81,7 +81,9 @@ def test_imports_point_down(path: Path) -> None:
         there = component(name)
         where = f"{path.relative_to(ROOT)}:{line}: {name}"
         assert there == here or height[there] < height[here], f"{where}: imports point down only"
-        assert there not in BACKENDS or there == here or here in ("cli", "devices"), f"{where}: use the registry"
+        assert there not in BACKENDS or there == here or here in ("cli", "devices"), (
+            f"{where}: use the registry"
+        )
         named = name.startswith("gpuprover.systems.") and name.split(".")[2] != "system"
         assert not named or here == "systems", f"{where}: proof systems are known by their records"
         assert here != "reference" or there == "curves", f"{where}: the reference imports only curves"

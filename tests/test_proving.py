@@ -14,12 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpuprover.cuda.gpu
 import numpy as np
 import pytest
 
 import gpuprover
 import gpuprover.cuda.backend
+import gpuprover.cuda.residency
 from gpuprover import api, calibration, cuda, scheduler
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpuprover import reference
@@ -323,18 +324,20 @@ def load(zkey: Path, wtns: Path) -> tuple[reference.Groth16Key, list[int]]:
     for matrix, row, column, value in zip(*indices, values, strict=True):
         matrices[matrix].append((row, column, value))
     header = key.header
+    alpha_1, beta_1, delta_1 = words_to_g1(curve, np.stack([header.alpha1, header.beta1, header.delta1]))
+    beta_2, gamma_2, delta_2 = words_to_g2(curve, np.stack([header.beta2, header.gamma2, header.delta2]))
     return reference.Groth16Key(
         curve=curve,
         log_n=key.log_domain,
         n_public=key.n_public,
         matrix_a=matrices[0],
         matrix_b=matrices[1],
-        alpha_1=header.alpha1,
-        beta_1=header.beta1,
-        beta_2=header.beta2,
-        gamma_2=header.gamma2,
-        delta_1=header.delta1,
-        delta_2=header.delta2,
+        alpha_1=alpha_1,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        gamma_2=gamma_2,
+        delta_1=delta_1,
+        delta_2=delta_2,
         ic=words_to_g1(curve, key.ic),
         a=words_to_g1(curve, key.a),
         b1=words_to_g1(curve, key.b1),

@@ -86,13 +86,15 @@ def _combination(value: int) -> Work:
 
 
 def _multiples(backend: Backend, curve: CurveParams) -> object:
-    return backend.fixed_base_mul(Group.G1, curve.g1, ints_to_words(range(1, 9), curve.scalar.limbs))
+    (base,) = point_words(curve, Group.G1, [1])
+    return backend.fixed_base_mul(Group.G1, base, ints_to_words(range(1, 9), curve.scalar.limbs))
 
 
 def _points(group: Group, n: int) -> Work:
-    return lambda backend, curve: backend.points.first_bad_point(
-        group, point_words(curve, group, range(1, n + 1))
-    )
+    def run(backend: Backend, curve: CurveParams) -> object:
+        return backend.points.first_bad_point(group, point_words(curve, group, range(1, n + 1)))
+
+    return run
 
 
 def _pairs(n: int) -> Work:

@@ -974,7 +974,7 @@ def test_backends_of_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) 
 def test_a_whole_proof(device: CupyDevice, machine: Machine) -> None:
     """All that the backend asks of a device, on one that does it as late as it may; BN254."""
     key, witness = cuda_proofs.chain_key(BN254), cuda_proofs.chain_witness(BN254)
-    gpu = cuda_proofs.Gpu(device)
+    gpu = cuda_proofs.Residency(device)
     assert cuda_proofs.prove(key, witness, gpu) == cuda_proofs.expected(BN254)
     assert len(machine.launches) > 20
     listed = {compile.program_name(program) for program in proving_programs(BN254)}

@@ -22,7 +22,7 @@ from gpuprover.cuda import msm_plan
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import MsmPlan, windows_for
-from gpuprover.cuda.residency import Gpu
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
@@ -186,7 +186,7 @@ def test_every_kernel_is_watched() -> None:
 def test_no_race_in_whole_proofs(curve: CurveParams, seed: str, quick_sums: None) -> None:
     """What one launch leaves for another, in two proofs: the second one with what is kept of the key."""
     device = WatchedDevice(seed=seed)
-    key, gpu = cuda_proofs.chain_key(curve), Gpu(device)
+    key, gpu = cuda_proofs.chain_key(curve), Residency(device)
     for _ in range(2):
         assert cuda_proofs.prove(key, cuda_proofs.chain_witness(curve), gpu) == cuda_proofs.expected(curve)
 
@@ -196,7 +196,7 @@ def test_no_race_in_a_proof_with_pairs(seed: str, quick_sums: None, monkeypatch:
     monkeypatch.setattr(msm_plan, "TUNING", replace(msm_plan.TUNING, rounds=2))
     data, witness = cuda_proofs.larger(BN254)
     device = WatchedDevice(seed=seed)
-    assert cuda_proofs.prove(load_key(data), witness, Gpu(device)) == cuda_proofs.expected(data)
+    assert cuda_proofs.prove(load_key(data), witness, Residency(device)) == cuda_proofs.expected(data)
     assert "add_pairs" in device.kernels
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuprover.cuda import gpu, gpus, msm_plan, probe
+from gpuprover.cuda import gpus, msm_plan, probe, residency
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Address
 from gpuprover.errors import DeviceError, OutOfMemory
@@ -113,7 +113,7 @@ def end(self: gpu.Gpu, *arguments: Any) -> None:
 real_begin, real_end = gpu.Gpu.begin, gpu.Gpu.end
 gpu.Gpu.begin, gpu.Gpu.end = begin, end  # type: ignore[method-assign]
 msm_plan.MAX_WINDOW = 4
-gpu.choose_plan = choose
+residency.choose_plan = choose
 probe._open_nvml = lambda: None
 gpus._survey = lambda: probe.Survey(gpus=tuple(found.values()), driver_cuda=(13, 0))  # type: ignore[assignment]
 gpus.open_device = open_device

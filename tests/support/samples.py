@@ -19,7 +19,7 @@ from gpuprover.backend import PointMath
 from gpuprover.curves import CurveParams, FieldParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
+from gpuprover.limbs import Words, points_to_words, words_to_points
 
 N_MULTIPLES = 512
 
@@ -56,11 +56,24 @@ def point(curve: CurveParams, group: Group, log: int) -> Any:
 
 
 def to_words(curve: CurveParams, group: Group, points: Sequence[Any]) -> Words:
-    return g1_to_words(curve, points) if group is Group.G1 else g2_to_words(curve, points)
+    return points_to_words(curve, group, points)
 
 
 def from_words(curve: CurveParams, group: Group, words: Words) -> list[Any]:
-    return [*(words_to_g1(curve, words) if group is Group.G1 else words_to_g2(curve, words))]
+    return words_to_points(curve, group, words)
+
+
+def row(curve: CurveParams, group: Group, point: Any) -> Words:
+    """A point in plain integers -> uint64[words]."""
+    return to_words(curve, group, [point])[0]
+
+
+def plain(curve: CurveParams, group: Group, words: Words) -> Any:
+    """Inverse of :func:`row`; the coordinates must be below q."""
+    assert (words.dtype, words.shape) == (np.uint64, (group.words(curve),))
+    (found,) = from_words(curve, group, words)
+    assert np.array_equal(row(curve, group, found), words)
+    return found
 
 
 def point_words(curve: CurveParams, group: Group, logs: Sequence[int]) -> Words:

@@ -114,8 +114,6 @@ class Proof:
             return NotImplemented
         return all(map(np.array_equal, (self.a, self.b, self.c), (other.a, other.b, other.c)))
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def sample_proof(key: VerificationKey) -> Proof:
     """Points of the key in place of a proof's."""

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
 from gpuprover.formats.json_files import read_json
 from gpuprover.formats.snarkjs_json import g1_to_json, g2_to_json, parse_public_signals
@@ -52,7 +53,7 @@ def test_digest_is_of_the_values(curve: CurveParams) -> None:
     assert digest(parse_verification_key(bare)) == digest(key)
     numbers = json.loads(json.dumps(written).replace('"1"', "1"))
     assert digest(parse_verification_key(numbers)) == digest(key)
-    other = replace(key, ic=(*key.ic[:-1], key.alpha1))
+    other = replace(key, ic=np.stack([*key.ic[:-1], key.alpha1]))
     swapped = replace(key, gamma2=key.delta2, delta2=key.gamma2)
     assert len({digest(k) for k in (key, other, swapped)}) == 3
 
@@ -77,7 +78,7 @@ def test_verification_keys_of_snarkjs(data_dir: Path) -> None:
 def test_proof_round_trip(curve: CurveParams) -> None:
     proof = parse_proof(document(curve, "proof"), curve)
     assert proof_to_json(proof, curve) == document(curve, "proof")
-    nothing = Proof(None, None, None)
+    nothing = Proof(*(np.zeros(group.words(curve), np.uint64) for group in (Group.G1, Group.G2, Group.G1)))
     assert parse_proof(proof_to_json(nothing, curve), curve) == nothing
 
 

@@ -440,11 +440,11 @@ def test_two_false_proofs_do_not_cancel_out(chain: Made) -> None:
     proof = prover.prove(key, witness, backend)
     from gpuprover.curves import Group
     from gpuprover.systems.groth16.documents import Proof
+    from tests.support.samples import row
 
-    shift = [
-        backend.points.linear_combination(Group.G1, [proof.c, key.curve.g1], [1, sign]) for sign in (1, -1)
-    ]
-    pair = [(public, Proof(proof.a, proof.b, c)) for c in shift]  # type: ignore[arg-type]
+    terms = np.stack([proof.c, row(key.curve, Group.G1, key.curve.g1)])
+    shift = [backend.points.linear_combination(Group.G1, terms, [1, sign]) for sign in (1, -1)]
+    pair = [(public, Proof(proof.a, proof.b, c)) for c in shift]
     assert verifier.verify_batch(key.vk, pair, backend) == [False, False]
 
 
