@@ -88,7 +88,16 @@ def prove(
     def placed(loaded: ProvingKey, budget: int | None) -> Placed:
         return place(device, loaded, job, budget)
 
-    return make_proof(key, witness, job, placed, memory_limit=memory_limit, verify=verify, blinding=blinding)
+    return make_proof(
+        key,
+        witness,
+        job,
+        placed,
+        device=device,
+        memory_limit=memory_limit,
+        verify=verify,
+        blinding=blinding,
+    )
 
 
 def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> VerificationKey:

@@ -63,6 +63,13 @@ class PointMath(Protocol):
         """
         ...
 
+    def affine(self, group: Group, points: Words) -> Words:
+        """A few points (X, Y, ZZ, ZZZ), uint64[n, 2·words] -> (X/ZZ, Y/ZZZ), uint64[n, words].
+
+        Infinity has ZZ = ZZZ = 0.
+        """
+        ...
+
     def sparse_combination(
         self,
         group: Group,

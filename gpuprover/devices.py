@@ -9,6 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpuprover import forks
 from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams
@@ -126,6 +129,19 @@ def open_backend(
     with forks.settled:
         factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
     return factory(curve, job)
+
+
+def host_memory(device: str, size: int) -> NDArray[np.uint8]:
+    """So many bytes of the host's memory, at least 1, for what a proof on a device or on ``auto`` sends.
+
+    For a GPU that this process has open they are page-locked: it takes data from there without another copy.
+    """
+    for family in _GPUS:
+        if device == "auto" or device.partition(":")[0] == family:
+            memory: NDArray[np.uint8] | None = _family(family).pinned(device, size)
+            if memory is not None:
+                return memory
+    return np.empty(size, dtype=np.uint8)
 
 
 def warm_up(device: str, curve: CurveParams, job: Job) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,16 @@ class NaivePoints:
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
         total = self.sum(group, words_to_points(self.curve, group, points), scalars)
         return points_to_words(self.curve, group, [total]).reshape(-1)
+
+    def affine(self, group: Group, points: Words) -> Words:
+        F, base = self._group(group).field, self.curve.base
+        flat: list[Any] = words_to_field(base, points.reshape(-1, base.limbs))
+        if group is Group.G2:
+            flat = [*zip(flat[::2], flat[1::2], strict=True)]
+        rows: list[Any] = []
+        for x, y, zz, zzz in zip(*(flat[k::4] for k in range(4)), strict=True):
+            rows.append(None if zzz == F.zero else (F.mul(x, F.inverse(zz)), F.mul(y, F.inverse(zzz))))
+        return points_to_words(self.curve, group, rows)
 
     def sparse_combination(
         self,

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from gpuprover import memory
 from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams
 from gpuprover.demand import UNLIMITED, Budget, MemoryPlan
-from gpuprover.devices import distrust, found_gpus, is_gpu, open_backend, refused_gpu, resolve_device
+from gpuprover.devices import (
+    distrust,
+    found_gpus,
+    host_memory,
+    is_gpu,
+    open_backend,
+    refused_gpu,
+    resolve_device,
+)
 from gpuprover.errors import DeviceError, MalformedFile, OutOfMemory, UnsatisfiedWitness
 from gpuprover.formats.files import Pathish
 from gpuprover.job import Job
@@ -66,7 +75,7 @@ def prove_placed(
     ``memory_limit`` is as there; who places several proofs in one process bounds their sum, and gives none.
     The proof is verified, and its blinding is random.
     """
-    return make_proof(key, witness, job, lambda *_: placed, memory_limit=memory_limit)
+    return make_proof(key, witness, job, lambda *_: placed, device=placed.device, memory_limit=memory_limit)
 
 
 def make_proof(
@@ -75,6 +84,7 @@ def make_proof(
     job: Job,
     placed_for: Callable[[ProvingKey, int | None], Placed],
     *,
+    device: str,
     memory_limit: int | None,
     verify: bool = True,
     blinding: Any = None,
@@ -83,6 +93,7 @@ def make_proof(
 
     Args:
         placed_for: where it runs, by the key and the bytes of the host's memory that it may take.
+        device: the device that was asked for, whose memory the witness is made ready for.
         memory_limit: MiB for the whole process, the mapped key not counted.
         verify: whether it is verified before it is returned; if not, every point of the key is looked at.
         blinding: in place of random blinding, as the system takes it.
@@ -98,7 +109,7 @@ def make_proof(
         system = system_named(loaded.protocol)
         if blinding is not None:
             blinding = system.check_blinding(blinding)
-        values = load_witness(witness, loaded.curve, job, memory_limit)
+        values = load_witness(witness, loaded.curve, job, memory_limit, partial(host_memory, device))
         system.check_witness(loaded, values)
         # Once: what is verified is what the caller gets.
         public = system.public_signals(loaded, values)

@@ -13,7 +13,7 @@ from gpuprover.curves import CurveParams
 from gpuprover.errors import InvalidInput, about
 from gpuprover.formats import json_files
 from gpuprover.formats.files import Pathish, as_path
-from gpuprover.formats.wtns import Witness, check_witness_values, read_witness
+from gpuprover.formats.wtns import Allocate, Witness, check_witness_values, ordinary, own_words, read_witness
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words
 
@@ -22,11 +22,18 @@ WitnessLike = Pathish | bytes | bytearray | memoryview | Sequence[int] | Words |
 
 
 @about("witness")
-def load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit: int | None) -> Witness:
+def load_witness(
+    source: WitnessLike,
+    curve: CurveParams,
+    job: Job,
+    memory_limit: int | None,
+    allocate: Allocate = ordinary,
+) -> Witness:
     """The witness, in memory of its own that nobody else writes to.
 
     Args:
         memory_limit: MiB for the process, where a program has to run.
+        allocate: where values that are given are copied to.
 
     Raises:
         InvalidInput, MalformedFile, UnsupportedFile: it is of no such kind, or damaged.
@@ -34,7 +41,7 @@ def load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit
     """
     if isinstance(source, bytes | bytearray | memoryview | str | PathLike):
         with job.phase("load witness"):
-            return read_witness(source)
+            return read_witness(source, allocate)
     if isinstance(source, Mapping):
         from gpuprover.witness import calculate_witness
 
@@ -56,7 +63,7 @@ def load_witness(source: WitnessLike, curve: CurveParams, job: Job, memory_limit
             )
         return Witness(found, words, program)
     # What is checked is a copy, which its caller does not change.
-    words = witness_words(source, curve).copy(order="C")
+    words = own_words(witness_words(source, curve), allocate)
     check_witness_values(words, curve, "witness", "values")
     return Witness(curve, words)
 

@@ -22,7 +22,7 @@ import gpuprover
 from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda import residency
-from gpuprover.cuda.device import MAIN, Device
+from gpuprover.cuda.device import MAIN, Device, launch_each
 from gpuprover.cuda.msm_plan import MsmPlan, Tuning, mixed_addition
 from gpuprover.curves import CurveParams, Group, curve_by_name
 from gpuprover.devices import open_backend
@@ -113,11 +113,11 @@ def _profile(device: Any) -> Iterator[dict[str, float]]:
             device.synchronize()
             seconds[kernel] += time.perf_counter() - begun
 
-    device.launch = launch
+    device.launch, device.run = launch, partial(launch_each, device)
     try:
         yield seconds
     finally:
-        del device.launch
+        del device.launch, device.run
 
 
 def _kernels(seconds: Mapping[str, float]) -> Row:

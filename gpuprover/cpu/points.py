@@ -54,6 +54,13 @@ class CpuPoints:
         _curve.normalise(F, at, at + 7 * row, at + 4 * row, 1)
         return room[7:].reshape(-1)
 
+    def affine(self, group: Group, points: Words) -> Words:
+        F, n = self._coordinates[group], len(points)
+        words = own(points)
+        out, prefix = np.empty((n, 2 * F.words), dtype=np.uint64), np.empty((n, F.words), dtype=np.uint64)
+        _curve.normalise(F, address(words), address(out), address(prefix), n)
+        return out
+
     def sparse_combination(
         self,
         group: Group,

@@ -45,11 +45,11 @@ from gpuprover.cuda.sparse import (
     slice_bytes,
     staging_bytes,
 )
-from gpuprover.curves import AffinePoint, CurveParams, Group
+from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import Budget, Demand, MemoryPlan
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, ints_to_words, points_to_words
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 from gpuprover.memory import require
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
@@ -143,7 +143,7 @@ class DeviceBases:
 class Done(NamedTuple):
     """A sum that is known already."""
 
-    point: AffinePoint
+    point: Words
 
 
 @dataclass
@@ -415,7 +415,7 @@ class CudaBackend:
         """Brings bases to a place on the device, with the multiples that the part has."""
         with Scope(self._memory) as memory:
             kept = part.plan or replace(plan, n=part.n, depth=1)
-            msm = Msm(self._device, self.curve, self.job, Within(at, memory))
+            msm = Msm(self._device, self.curve, self.points, self.job, Within(at, memory))
             return msm.bases(kept, part.group, points, part.n).address
 
     # Vectors -------------------------------------------------------------------------
@@ -616,7 +616,7 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
-        if words.nbytes < 2 * SENT:
+        if words.nbytes < 2 * SENT or self._device.is_pinned(words):
             self._device.write(block.address, words)
             return block
         # One thread copies into pinned memory more slowly than the bus takes it from there.
@@ -671,7 +671,7 @@ class CudaBackend:
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
         ]
         with Scope(self._memory) as memory:
-            msm = Msm(self._device, self.curve, self.job, memory)
+            msm = Msm(self._device, self.curve, self.points, self.job, memory)
             try:
                 sums = self._start_all(msm, requests)
                 meanwhile()
@@ -682,11 +682,16 @@ class CudaBackend:
                         points = self._cpu.msm_many([(handles, self._on_host(scalars))])[0]
                         for j, point in zip(places, points, strict=True):
                             found[i][j] = point
+                pending: list[tuple[int, int, list[Sum]]] = []
                 for i, started in enumerate(sums):
                     for j, s in started.items():
-                        total = s.point if isinstance(s, Done) else msm.finish(s)
-                        group = requests[i][0][j].group
-                        found[i][j] = points_to_words(self.curve, group, [total]).reshape(-1)
+                        if isinstance(s, Done):
+                            found[i][j] = s.point
+                        else:
+                            pending.append((i, j, s))
+                finished = msm.finish(*(pieces for _, _, pieces in pending)) if pending else []
+                for (i, j, _), point in zip(pending, finished, strict=True):
+                    found[i][j] = point
             except BaseException:
                 # The other stream may still write into what is given back here.
                 with suppress(DeviceError):
@@ -779,7 +784,7 @@ class CudaBackend:
             self._fixed = asked, self._cpu.fixed_base_mul(group, point, factors)
         table, out = self._fixed[1], np.empty((len(words), group.words(self.curve)), dtype=np.uint64)
         with Scope(self._memory) as memory:
-            msm = Msm(self._device, self.curve, self.job, memory)
+            msm = Msm(self._device, self.curve, self.points, self.job, memory)
             at, size = memory.allocate(table.nbytes), min(len(words), MOST_MULTIPLES)
             self._device.write(at, table)
             given, result = memory.allocate(size * self._element), memory.allocate(size * 8 * out.shape[1])

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuprover import forks
 from gpuprover.backend import Backend
@@ -111,6 +112,21 @@ def open_device(name: str) -> Device:
         if name not in _open:
             _open[name] = CupyDevice(int(name.partition(":")[2]))
         return _open[name]
+
+
+def pinned(name: str, size: int) -> NDArray[np.uint8] | None:
+    """So many bytes of page-locked memory of the host, at least 1, for a GPU that this process has open.
+
+    That is ``cuda:N``, or any for another name; None where none is open, or has such memory. The bytes are
+    overwritten once nobody refers to them.
+    """
+    with _lock:
+        opened = [device for gpu, device in _open.items() if name == gpu or ":" not in name]
+    for device in opened:
+        with suppress(DeviceError):
+            if (memory := device.pinned(size)) is not None:
+                return memory
+    return None
 
 
 def try_device(name: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuprover.cpu.points import CpuPoints
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import residency as residency
@@ -120,16 +121,19 @@ def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch
     assert calls["launchKernel"] == LAUNCHES[tables]
     machine.beside.clear()
     busy: list[bool] = []
-    real = CudaBackend.linear_combination
+    real = CpuPoints.linear_combination
 
-    def combine(self: CudaBackend, *arguments: Any) -> Any:
+    def combine(self: CpuPoints, *arguments: Any) -> Any:
         busy.append(machine.busy > 0)
         return real(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CudaBackend, "linear_combination", combine)
+        patch.setattr(CpuPoints, "linear_combination", combine)
         cuda_proofs.prove(key, witness, gpu)
-    assert busy == [True] * 4 + [False] * 4, "multiples of the key's points are made while the device works"
+    # Where a sum has several sets of buckets, these are added up in between.
+    assert len(busy) == 8 if tables else len(busy) > 8
+    here, after = busy[:4], busy[-4:]
+    assert here + after == [True] * 4 + [False] * 4, "multiples of points are made while the device works"
     # The sorts of C and H, the sum in G2, and the reductions of all five.
     assert [machine.beside[kernel] for kernel in ("scatter_buckets", "accumulate")] == [2, 1]
     assert machine.beside["combine"] == sum(
@@ -171,7 +175,7 @@ def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) ->
         cuda_proofs.prove(key, witness, gpu)
     finally:
         sys.setprofile(None)
-    assert calls["call"] + calls["c_call"] < HOST_CALLS
+    assert calls["call"] + calls["c_call"] < HOST_CALLS, calls
 
 
 def test_what_was_settled_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

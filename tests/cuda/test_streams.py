@@ -10,7 +10,7 @@ import ast
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,17 +32,17 @@ from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, Group
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words
+from gpuprover.limbs import Words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine, Schedule
-from tests.support.samples import combination, plain, point_words, random_logs
+from tests.support.samples import combination, cpu_points, plain, point_words, random_logs
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 CURVE = BN254
 PACKAGE = Path(str(gpuprover.cuda.__file__)).parent
-STREAM_AT = {"launch": None, "write": 2, "read": 2, "fill": 3, "copy": 3}
+STREAM_AT = {"launch": None, "run": 2, "write": 2, "read": 2, "fill": 3, "copy": 3}
 """Methods of a device that take a stream, and which of their arguments it is; None: only by name."""
 DEVICES = ("cupy_device.py", "device.py", "rehearsal.py")
 MAIN_LATE = Schedule.LATE, Schedule.SIDES_FIRST
@@ -183,10 +183,10 @@ def proofs_of_several_threads(device: Watched) -> None:
     waited = threading.local()
     real = Msm.finish
 
-    def finish(self: Msm, begun: Any) -> Any:
+    def finish(self: Msm, *begun: Any) -> Any:
         if isinstance(self.device, OnStream) and not hasattr(waited, "once"):  # and not a rehearsal
             waited.once = all_asked.wait(15)
-        return real(self, begun)
+        return real(self, *begun)
 
     def run(key: Any, budget: int | None) -> None:
         try:
@@ -265,6 +265,10 @@ def proofs_in_memory_of_others(device: Watched) -> None:
     within(run_in_turns, prove)
 
 
+def points_of(groups: Sequence[Group], sums: Sequence[Words]) -> list[Any]:
+    return [plain(CURVE, group, s) for group, s in zip(groups, sums, strict=True)]
+
+
 def sums(device: Watched) -> None:
     """Of several groups and plans, with bases there and bases that are sent; one after another."""
     rng = random.Random(1)
@@ -279,20 +283,21 @@ def sums(device: Watched) -> None:
         assert plan.rounds == rounds
         logs = [random_logs(rng, n) for _ in groups]
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
-        msm, words = Msm(device, CURVE), ints_to_words(scalars, CURVE.scalar.limbs)
+        msm, words = Msm(device, CURVE, cpu_points(CURVE)), ints_to_words(scalars, CURVE.scalar.limbs)
         at, side = device.allocate(words.nbytes), device.new_stream()
         device.write(at, words)
         points = [point_words(CURVE, g, k) for g, k in zip(groups, logs, strict=True)]
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
         if n > at_once or not n:
-            assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
+            slices = msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side)
+            assert points_of(groups, slices) == want
         if n <= at_once:
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]
             # A proof has sorts and reductions of others beside each other as well.
             sorts, last = (device.new_stream(), device.new_stream()) if rounds or not n else (MAIN, None)
             digits = msm.digits(plan, at, n, stream=sorts)
             begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, last) for b in bases]
-            assert [msm.finish([s]) for s in begun] == want
+            assert points_of(groups, msm.finish(*([s] for s in begun))) == want
             msm.release(digits, *bases)
         device.release(at)
 

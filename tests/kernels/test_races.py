@@ -32,7 +32,7 @@ from tests.cuda.test_msm import SMALL, check, put
 from tests.cuda.test_ntt import OtherCoset, Split, check_all
 from tests.support import cuda_proofs, emulator
 from tests.support.emulator import WatchedDevice
-from tests.support.samples import POINT_KINDS, point_words, random_logs
+from tests.support.samples import POINT_KINDS, cpu_points, point_words, random_logs
 
 # Watched programs take a compiler some seconds, and minutes on a machine that does much else.
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.timeout(1200)]
@@ -76,7 +76,7 @@ def transforms(device: WatchedDevice, curve: CurveParams, rng: random.Random, co
 
 def digits(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
     """Blocks of two warps, bins of several tiles, and more bins than a block has threads."""
-    sums = Msm(device, curve)
+    sums = Msm(device, curve, cpu_points(curve))
     for n, c, form in ((150, 5, Form.CANONICAL), (70, 8, Form.MONTGOMERY)):
         scalars = [rng.choice((3, rng.randrange(curve.r))) for _ in range(n)]
         words = (field_to_words if form is Form.MONTGOMERY else _canonical)(curve.scalar, scalars)
@@ -103,7 +103,7 @@ def sums(device: WatchedDevice, curve: CurveParams, rng: random.Random, group: G
     scalars = [0, 1, *(rng.randrange(curve.r) for _ in range(40))]
     out = device.allocate(len(scalars) * 8 * group.words(curve))
     at = put(device, ints_to_words(scalars, curve.scalar.limbs))
-    Msm(device, curve).multiples(group, put(device, table), at, len(scalars), out)
+    Msm(device, curve, cpu_points(curve)).multiples(group, put(device, table), at, len(scalars), out)
 
 
 def pairs(device: WatchedDevice, curve: CurveParams, rng: random.Random, group: Group) -> None:

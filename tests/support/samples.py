@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 
 from gpuprover import reference
+from gpuprover.backend import PointMath
 from gpuprover.curves import CurveParams, FieldParams, Group
+from gpuprover.devices import open_backend
+from gpuprover.job import Job
 from gpuprover.limbs import Words, points_to_words, words_to_points
 
 N_MULTIPLES = 512
+
+
+@lru_cache
+def cpu_points(curve: CurveParams) -> PointMath:
+    """What a GPU leaves to the CPU."""
+    return open_backend("cpu", curve, Job(threads=1)).points
 
 
 def spec(curve: CurveParams, group: Group) -> reference.EllipticCurve:
