@@ -13,7 +13,7 @@ from gpuprover.backend import Group
 from gpuprover.cpu import pairing
 from gpuprover.cpu.kernels.extension_lanes import lanes_scale
 from gpuprover.cpu.kernels.jit import jit
-from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes
 from gpuprover.cpu.kernels.pairing import multiply_by_xi, squared
 from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form
 from gpuprover.cpu.path import cpu_path

@@ -47,6 +47,8 @@ from gpuprover.cpu.kernels.lanes import (
     lanes_one,
     lanes_splat,
     lanes_zero,
+)
+from gpuprover.cpu.kernels.lanes_memory import (
     load_elements,
     load_lanes,
     store_elements,
