@@ -16,7 +16,7 @@ from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gpuprover.cpu.kernels.field import I64, ElementType, FieldType, inverse, plain, zero
+from gpuprover.cpu.kernels.field import I64, ElementType, FieldType, give_type, inverse, plain, zero
 from gpuprover.cpu.kernels.jit import inline
 from gpuprover.cpu.kernels.limbs import (
     Limbs,
@@ -37,7 +37,7 @@ from gpuprover.cpu.kernels.limbs import (
     take,
     zero_lanes,
 )
-from gpuprover.cpu.layout import BOUND, LANES, LIMB_BITS, LIMB_MASK, LaneForm, lane_form
+from gpuprover.cpu.layout import BOUND, LANES, LIMB_BITS, LIMB_MASK, LaneField, LaneForm, lane_form
 from gpuprover.curves import FieldParams
 
 
@@ -47,6 +47,9 @@ class LaneFieldType(FieldType):
     def __init__(self, params: FieldParams, degree: int) -> None:
         super().__init__(params, degree)
         self.name = f"LaneField[{params.name}, {degree}]"
+
+
+give_type(LaneField, LaneFieldType)
 
 
 class LanesType(types.Type):
