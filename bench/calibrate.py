@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import gpuprover
 from gpuprover import calibration
-from gpuprover.backend import Group, open_backend
 from gpuprover.circuits import chain_circuit
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job

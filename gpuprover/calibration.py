@@ -18,8 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
 from gpuprover.curves import CurveParams
+from gpuprover.devices import cpu_path_name, found_gpus, resolve_device
 from gpuprover.errors import DeviceError, InvalidInput, ProverError
 from gpuprover.folders import cache_root, read_file, write_file
 from gpuprover.formats.json_files import dump_json, parse_json

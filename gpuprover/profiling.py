@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover import api, calibration, memory
-from gpuprover.backend import cpu_path_name, is_gpu, open_backend
+from gpuprover.devices import cpu_path_name, is_gpu, open_backend
 from gpuprover.errors import InvalidInput
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Event, Job, Progress

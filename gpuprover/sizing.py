@@ -17,8 +17,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration
+from gpuprover.demand import MemoryPlan
 from gpuprover.machine import available_cpus, cgroup_memory_limit, machine_memory
 from gpuprover.memory import MIB
 from gpuprover.scheduler import TIERS, Device, Tier

@@ -28,9 +28,9 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
 )
+from gpuprover.executor import KeyChanged, KeyInfo, Lost
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import KeyChanged, KeyInfo, Lost
 
 
 def replace_file(stage: Stage, circuit: str, text: str) -> None:

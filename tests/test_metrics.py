@@ -32,8 +32,8 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
 )
+from gpuprover.executor import WorkerStatus
 from gpuprover.machine import CgroupThrottling
-from gpuprover.runner import WorkerStatus
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
 from gpuprover.workers import PoolSettings, WorkerPool

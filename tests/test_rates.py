@@ -14,11 +14,10 @@ from gpuprover.bench.gpu import rates
 
 from emulator import EmulatedDevice
 from fake_cupy import Machine
-from gpuprover.backend import Group
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import sources
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.limbs import Words, ints_to_words, words_to_field, words_to_ints
 from nvrtc import _file, compile_cubin, disassemble
 from samples import point, to_words

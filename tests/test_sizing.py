@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from gpuprover import calibration, profiling, sizing
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration, Entry
 from gpuprover.curves import curve_by_name
+from gpuprover.demand import MemoryPlan
 from gpuprover.job import Job
 from gpuprover.machine import cgroup_throttled
 from gpuprover.profiling import Observed, Prediction, advise

@@ -14,11 +14,10 @@ import pytest
 
 import gpuprover
 from containers import edit, put
-from gpuprover.backend import Group
-from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
+from gpuprover.executor import ProofRequest
 from gpuprover.formats.zkey import B1, B2, A, H, ProvingKey, load_key
 from gpuprover.groth16 import prover
-from gpuprover.runner import ProofRequest
 from samples import curve_point, from_words, spec, to_words
 
 VECTORS = Path(__file__).parent / "vectors"

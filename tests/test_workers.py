@@ -39,18 +39,11 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
     WitnessMismatch,
 )
+from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.formats.files import identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
-from gpuprover.runner import (
-    Executor,
-    KeyChanged,
-    KeyInfo,
-    Lost,
-    ProofRequest,
-    Runner,
-    WorkerStatus,
-    identity_of,
-)
+from gpuprover.runner import Runner
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
 from gpuprover.workers import worker as worker_process
@@ -260,7 +253,9 @@ def test_a_worker_proves_as_this_process_does(shared: Client, short: Circuit, fo
 
 
 def test_a_request_arrives_as_it_was_sent(short: Circuit) -> None:
-    request = ProofRequest(7, short.zkey, short.info.identity, b"", "cuda:1", 3, ("G2",), 1 << 40, 2.5)
+    request = ProofRequest(
+        7, short.zkey, short.info.identity, b"", "cuda:1", 3, frozenset({"G2"}), 1 << 40, 2.5
+    )
     inputs = {
         "inputs": {"a": [1, -(1 << 300), "0x10"], "b": np.uint64(7), "c": np.arange(3)},
         "wasm": "c.wasm",
@@ -386,7 +381,7 @@ def test_a_key_is_planned_for_in_a_worker(shared: Client, short: Circuit, tmp_pa
 
 
 def test_devices_are_what_workers_say_and_what_may_be_used(shared: Client) -> None:
-    from gpuprover.backend import cpu_path_name
+    from gpuprover.devices import cpu_path_name
     from gpuprover.machine import processor_name
 
     (cpu,) = shared.pool.devices
@@ -998,7 +993,8 @@ def test_a_pool_that_never_started_can_be_closed(short: Circuit) -> None:
 
 PROGRAM = """
 import json, sys, threading
-from gpuprover.runner import ProofRequest, identity_of
+from gpuprover.executor import ProofRequest
+from gpuprover.formats.files import identity_of
 from gpuprover.workers import PoolSettings, WorkerPool
 zkey, wtns = {zkey!r}, {wtns!r}
 print("imported", flush=True)

@@ -67,8 +67,8 @@ def estimate(args: Namespace, context: Context) -> int:
 
 def _circuit(args: Namespace, context: Context) -> tuple[CurveParams, int, list[Memory]]:
     """Curve, constraints, and the memory of one proof: by the key's plan, or by its tier or all tiers."""
-    from gpuprover.backend import open_backend
     from gpuprover.curves import CURVES, curve_by_name
+    from gpuprover.devices import open_backend
     from gpuprover.job import Job
     from gpuprover.scheduler import TIERS, tier_of
 

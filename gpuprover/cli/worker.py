@@ -74,7 +74,7 @@ def job_parser() -> Parser:
 
 
 def run(args: Namespace, context: Context) -> int:
-    from gpuprover.backend import use_images
+    from gpuprover.devices import use_images
 
     keys = KeyCache(whole_number(args.keys, "--keys", high=1 << 20))
     if context.own_process:

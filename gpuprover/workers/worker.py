@@ -20,14 +20,15 @@ from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from gpuprover import calibration, folders, memory
-from gpuprover.backend import is_gpu, resolve_device, try_device, warm_up
 from gpuprover.curves import curve_by_name
-from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
+from gpuprover.devices import is_gpu, resolve_device, try_device, warm_up
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage, to_record
+from gpuprover.executor import KeyInfo
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
-from gpuprover.runner import KeyInfo, Runner, shortage
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 from gpuprover.version import VERSION
 from gpuprover.workers.wire import result_to_json, unpack
@@ -150,7 +151,7 @@ class Worker:
     def _survey(self, survey: bool) -> tuple[Device, list[Device] | None]:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
-            from gpuprover.backend import cpu_path_name, use_images
+            from gpuprover.devices import cpu_path_name, use_images
             from gpuprover.machine import processor_name
 
             self._progress("import", 0.0)

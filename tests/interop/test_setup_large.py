@@ -9,9 +9,9 @@ import pytest
 
 import gpuprover
 from containers import make_ptau
-from gpuprover.backend import open_backend
 from gpuprover.circuits import chain_circuit
 from gpuprover.curves import CURVES, CurveParams
+from gpuprover.devices import open_backend
 from gpuprover.job import Job
 
 
