@@ -15,13 +15,15 @@ from gpuprover.cpu.kernels.jit import jit
 from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes
 from gpuprover.cpu.kernels.pairing import multiply_by_xi, squared
 from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import cpu_path, path_named
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, g1_to_words, words_to_g1
 from samples import curve_point, point_words, spec, to_words, whole_order
 
 pytestmark = pytest.mark.skipif(cpu_path().name != "ifma", reason="this CPU lacks AVX-512 IFMA")
+
+LANES_PATH, PORTABLE_PATH = (path_named(name, "of this test") for name in ("ifma", "portable"))
 
 OPERATIONS = 7
 
@@ -119,7 +121,7 @@ def test_numbers_of_pairs(curve: CurveParams, rng: random.Random, n: int) -> Non
     wrong = P.copy()
     wrong[rng.randrange(n)] = point_words(curve, Group.G1, [100])[0]
     job = Job(threads=2)
-    for path in ("ifma", "portable"):
+    for path in LANES_PATH, PORTABLE_PATH:
         for fixed in (0, 1, 3):
             assert pairing.pairing_check(curve, P, Q, fixed, path, job)
             assert not pairing.pairing_check(curve, wrong, Q, fixed, path, job)
@@ -157,7 +159,7 @@ def test_a_point_outside_in_each_lane(curve: CurveParams, rng: random.Random) ->
             points = Q.copy()
             points[i] = to_words(curve, Group.G2, [bad])[0]
             assert pairing._miller_of_many(curve, P, points, job.stop) is None
-            assert not pairing.pairing_check(curve, P, points, 0, "ifma", job)
+            assert not pairing.pairing_check(curve, P, points, 0, LANES_PATH, job)
 
 
 def test_infinity_among_many(curve: CurveParams, rng: random.Random) -> None:
@@ -168,8 +170,8 @@ def test_infinity_among_many(curve: CurveParams, rng: random.Random) -> None:
     outside = to_words(curve, Group.G2, [curve_point(curve, Group.G2, rng)])
     for at in (0, 5, 12):
         with_p = np.insert(P, at, nothing[0], axis=0)
-        assert pairing.pairing_check(curve, with_p, np.insert(Q, at, Q[3], axis=0), 0, "ifma", job)
-        assert not pairing.pairing_check(curve, with_p, np.insert(Q, at, outside, axis=0), 0, "ifma", job)
+        assert pairing.pairing_check(curve, with_p, np.insert(Q, at, Q[3], axis=0), 0, LANES_PATH, job)
+        assert not pairing.pairing_check(curve, with_p, np.insert(Q, at, outside, axis=0), 0, LANES_PATH, job)
         assert pairing.pairing_check(
-            curve, np.insert(P, at, P[3], axis=0), np.insert(Q, at, nothing[1], axis=0), 0, "ifma", job
+            curve, np.insert(P, at, P[3], axis=0), np.insert(Q, at, nothing[1], axis=0), 0, LANES_PATH, job
         )

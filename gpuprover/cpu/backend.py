@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpuprover.backend import Form
 from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
+from gpuprover.cpu.layout import LANES, PRODUCTS, Field, power_blocks
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import AffinePoint as HostPoint
@@ -80,8 +80,7 @@ class CpuBackend:
         self.curve, self.job = curve, job
         self.path = cpu_path()
         self._scalar = Field(curve.scalar)
-        in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
-        self._lanes = LaneField(curve.scalar) if in_lanes else None
+        self._lanes = self.path.vectors(curve.scalar)
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._spare: int | None = None
@@ -115,15 +114,12 @@ class CpuBackend:
         scalar, base = self.curve.scalar.bytes, self.curve.base.bytes
         key = (2 * header.g1_points + 4 * header.g2_points) * base + header.n_coefficients * (12 + scalar)
         domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
-        tables, copy = ntt.coset_bytes(domain, self.path.name, self.job.threads)
+        tables, copy = ntt.coset_bytes(domain, self.path, self.job.threads)
         # Quotient: three vectors, a working copy of one, buffers, and the witness; afterwards one vector, its
         # canonical form, what the sums hold, and the sorted entries of each thread.
         quotient = 3 * header.domain_size * scalar + copy
-        fields = [
-            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).field
-            for F in self._coordinates.values()
-        ]
-        workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
+        scratch = msm.workspace_bytes(self.path, list(self._coordinates.values()), header.largest_msm)
+        workspace = self.job.threads * scratch
         at_once = 1 if self.job.threads == 1 else 3
         sums = (
             2 * header.domain_size * scalar
@@ -246,7 +242,7 @@ class CpuBackend:
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
+        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path)
         return v
 
     def to_coset_in_place(
@@ -256,7 +252,7 @@ class CpuBackend:
             if len(v) != domain.size:
                 raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
             with self.job.part(i, len(vectors)):
-                ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
+                ntt.to_coset(v.words, domain, coset, self.job, self.path)
         return vectors
 
     # Sparse products -------------------------------------------------------------------
@@ -355,9 +351,9 @@ class CpuBackend:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
         if self._kept is None:
-            return Points.of(self._coordinates[group], points, self.path.name)
+            return Points(self._coordinates[group], points, self.path)
         words = self._kept.table(group, points, self._multiples)
-        return Points.of(self._coordinates[group], words, self.path.name, multiples.PARTS)
+        return Points(self._coordinates[group], words, self.path, multiples.PARTS)
 
     def _multiples(self, group: Group, points: Words) -> Words:
         """See :mod:`gpuprover.cpu.multiples`."""
@@ -366,7 +362,7 @@ class CpuBackend:
         factors = [pow(2, bits * j, self.curve.r) for j in range(1, more + 1)]
         values = np.tile(ints_to_words(factors, self.curve.scalar.limbs), (n, 1))
         columns = np.repeat(np.arange(n, dtype=np.uint32), more)
-        bases = Points.of(self._coordinates[group], points, self.path.name)
+        bases = Points(self._coordinates[group], points, self.path)
         starts = np.arange(n * more + 1)
         found = combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
         out = np.empty((n, multiples.PARTS, points.shape[1]), dtype=np.uint64)
@@ -423,7 +419,7 @@ class CpuBackend:
         # A set-up asks for the same point's multiples block after block.
         if base is None or known != (group, point) or base.c < c:
             F, words = self._coordinates[group], self._encode(group, [point])
-            base = combine.fixed_base(F, words, c, bits, self.path.name, self.job)
+            base = combine.fixed_base(F, words, c, bits, self.path, self.job)
             self._fixed = (group, point), base
         return combine.fixed_base_mul(base, self._canonical(scalars), self.job)
 
@@ -476,4 +472,4 @@ class CpuBackend:
     def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
         if len(g1) != len(g2):
             raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
-        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path.name, self.job)
+        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path, self.job)
