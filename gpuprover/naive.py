@@ -104,7 +104,7 @@ class NaivePoints:
         return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
 
     def _group(self, group: Group) -> reference.EllipticCurve:
-        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
+        return reference.group(self.curve, group)
 
     def sum(self, group: Group, points: Sequence[AffinePoint], scalars: Sequence[int]) -> AffinePoint:
         """Σ scalars[i]·points[i], looking at the job's limits before every product."""

@@ -15,7 +15,7 @@ from gpuprover.cpu import combine, layout, msm, multiples, ntt
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, Field, power_blocks
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import path_for
 from gpuprover.cpu.points import SMALLEST_PIECE, CpuPoints, own
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
@@ -66,11 +66,11 @@ class CpuBackend:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
-        self.path = cpu_path()
+        self.path = path_for(curve)
         self.points = CpuPoints(curve, job)
         self._scalar = Field(curve.scalar)
         self._lanes = self.path.vectors(curve.scalar)
-        self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._spare: int | None = None
         self._kept: multiples.Kept | None = None

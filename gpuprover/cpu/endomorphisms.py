@@ -41,8 +41,8 @@ def fq2_words(c: CurveParams, values: list[Fq2]) -> Words:
 @lru_cache
 def twist_frobenius(c: CurveParams) -> tuple[Fq2, Fq2]:
     """The factors of ψ(x, y) = (x̄·γx, ȳ·γy)."""
-    gx, gy = fq2_power(c, c.xi, (c.q - 1) // 3), fq2_power(c, c.xi, (c.q - 1) // 2)
-    return (gx, gy) if c.twist == "D" else (_fq2_inverse(c, gx), _fq2_inverse(c, gy))
+    gx, gy = fq2_power(c, c.pairing.xi, (c.q - 1) // 3), fq2_power(c, c.pairing.xi, (c.q - 1) // 2)
+    return (gx, gy) if c.pairing.twist == "D" else (_fq2_inverse(c, gx), _fq2_inverse(c, gy))
 
 
 @lru_cache
@@ -50,7 +50,7 @@ def g1_endomorphism(c: CurveParams) -> int:
     """β with β³ = 1 such that (βx, y) = −seed²·(x, y) on the subgroup of a BLS12 curve."""
     beta = next(b for b in (pow(g, (c.q - 1) // 3, c.q) for g in range(2, 99)) if b != 1)
     x, y = c.g1
-    want = _plain_multiple(c, c.g1, c.seed**2)
+    want = _plain_multiple(c, c.g1, c.pairing.seed**2)
     for candidate in (beta, beta * beta % c.q):
         if (candidate * x % c.q, -y % c.q) == want:
             return candidate

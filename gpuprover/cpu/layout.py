@@ -91,6 +91,14 @@ def lane_form(f: FieldParams) -> LaneForm:
     raise ValueError(f"no lane form for {f.name}")
 
 
+def ranges_hold(field: FieldParams) -> bool:
+    """Whether points with such coordinates may be taken eight at a time.
+
+    In lanes coordinates are below 2^bits + p, and the ranges that kernels state need that to be below 2.4p.
+    """
+    return 10 * (1 << field.bits) < 14 * field.modulus
+
+
 class LaneField(Field):
     """A field whose elements kernels take eight at a time, as their argument."""
 

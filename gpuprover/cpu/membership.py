@@ -37,7 +37,7 @@ def subgroup_check_in_step(
     :func:`gpuprover.cpu.pairing.subgroup_check`.
     """
     F, source = points.plain, points.words
-    value = c.trace - 1 if group is Group.G2 else c.seed**2
+    value = c.trace - 1 if group is Group.G2 else c.pairing.seed**2
     scalar, longest = ints_to_words([abs(value)], _WORDS), abs(value).bit_length()
     if group is Group.G2:
         constants = fq2_words(c, list(twist_frobenius(c)))

@@ -20,7 +20,7 @@ from gpuprover.cpu.layout import DOUBLE, LANES, LINE, ROOM, Field, LaneField, la
 from gpuprover.cpu.path import CpuPath
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, g2_to_words, ints_to_words
+from gpuprover.limbs import Words, address, field_to_words, generator, ints_to_words
 
 _kernels = Kernels("pairing")
 
@@ -36,7 +36,7 @@ WORTHWHILE = 5
 @lru_cache
 def _loop_digits(c: CurveParams) -> NDArray[np.int8]:
     """The loop count in non-adjacent form, lowest digit first."""
-    n, digits = abs(c.loop_count), []
+    n, digits = abs(c.pairing.loop_count), []
     while n:
         d = 2 - n % 4 if n % 2 else 0
         digits.append(d)
@@ -50,25 +50,25 @@ def _loop_steps(c: CurveParams) -> NDArray[np.int8]:
     steps = []
     for digit in _loop_digits(c)[-2::-1]:
         steps += [DOUBLE, int(digit)] if digit else [DOUBLE]
-    return np.array(steps + ([2, -3] if c.family == "BN" else []), dtype=np.int8)
+    return np.array(steps + ([2, -3] if c.pairing.family == "BN" else []), dtype=np.int8)
 
 
 @lru_cache
 def _constants(c: CurveParams) -> tuple[Words, Words]:
     """(3b', γx, γy) and ξ^(k(q − 1)/6) for k < 6."""
-    three_b = tuple(3 * v % c.q for v in c.b_twist)
-    powers = [fq2_power(c, c.xi, k * (c.q - 1) // 6) for k in range(6)]
+    three_b = tuple(3 * v % c.q for v in c.group(Group.G2).b)
+    powers = [fq2_power(c, c.pairing.xi, k * (c.q - 1) // 6) for k in range(6)]
     return fq2_words(c, [three_b, *twist_frobenius(c)]), fq2_words(c, powers)  # type: ignore[list-item]
 
 
 def _lines_of(c: CurveParams, points: Words, stop: NDArray[np.uint8]) -> Words | None:
     """The lines of affine, finite, contiguous points; None where one is outside the subgroup."""
     digits = _loop_digits(c)
-    steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.family == "BN" else 0)
+    steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.pairing.family == "BN" else 0)
     lines = np.empty((len(points), steps, LINE * 2 * c.base.limbs), dtype=np.uint64)
     constants, _ = _constants(c)
     outside = _kernels.lines(
-        Field(c.base, 2), address(points), len(points), digits, address(constants), c.family == "BN",
+        Field(c.base, 2), address(points), len(points), digits, address(constants), c.pairing.family == "BN",
         address(lines), steps, stop,
     )  # fmt: skip
     return lines if outside < 0 else None
@@ -88,7 +88,7 @@ def _miller(c: CurveParams, g1: Words, lines: Words) -> Words:
     out = np.empty((1, 12 * c.base.limbs), dtype=np.uint64)
     _kernels.miller_loop(
         Field(c.base), Field(c.base, 2), address(g1), len(g1), address(lines), lines.shape[1],
-        _loop_digits(c), c.family == "BN", address(out),
+        _loop_digits(c), c.pairing.family == "BN", address(out),
     )  # fmt: skip
     return out
 
@@ -101,21 +101,16 @@ def _miller_of_many(c: CurveParams, g1: Words, g2: Words, stop: NDArray[np.uint8
     # Pairs with P = (0, 0) fill up: their lines at P are k·w³ (k for an M-twist) with k in Fq2, which the
     # final exponentiation makes 1, w³ too: its square is ξ. For the generator, no k is 0.
     p, q = (np.zeros((LANES * groups, words), dtype=np.uint64) for words in (c.g1_words, c.g2_words))
-    p[:n], q[:n], q[n:] = g1, g2, _generator(c)
+    p[:n], q[:n], q[n:] = g1, g2, generator(c, Group.G2)
     constants, _ = _constants(c)
     rows = np.empty((groups, ROOM, 2 * lane_form(c.base).limbs, LANES), dtype=np.uint64)
     elements = np.empty((6 * LANES, E.words), dtype=np.uint64)
     out = np.empty((LANES, 6 * E.words), dtype=np.uint64)
     inside = _kernels.miller_in_lanes(
-        L, E, address(p), address(q), groups, _loop_steps(c), address(constants), c.family == "BN",
+        L, E, address(p), address(q), groups, _loop_steps(c), address(constants), c.pairing.family == "BN",
         address(rows), address(elements), address(out), stop,
     )  # fmt: skip
     return out if inside else None
-
-
-@lru_cache
-def _generator(c: CurveParams) -> Words:
-    return g2_to_words(c, [c.g2])[0]
 
 
 def _is_one(c: CurveParams, product: Words) -> bool:
@@ -123,8 +118,8 @@ def _is_one(c: CurveParams, product: Words) -> bool:
     _, powers = _constants(c)
     return bool(
         _kernels.product_is_one(
-            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.seed)), address(powers),
-            c.family == "BN",
+            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.pairing.seed)), address(powers),
+            c.pairing.family == "BN",
         )
     )  # fmt: skip
 
@@ -183,16 +178,16 @@ def subgroup_check(
     curves" (2022).
     """
     limbs = c.scalar.limbs
+    if c.group(group).cofactor == 1:
+        return lambda r: -1
     if group is Group.G2:
-        assert c.family == "BN" or c.seed < 0
+        assert c.pairing.family == "BN" or c.pairing.seed < 0
         frobenius = fq2_words(c, list(twist_frobenius(c)))
-        scalar = ints_to_words([abs(c.seed)], limbs)[0]
-        is_bn = c.family == "BN"
+        scalar = ints_to_words([abs(c.pairing.seed)], limbs)[0]
+        is_bn = c.pairing.family == "BN"
         return lambda r: _kernels.first_outside_g2(
             F, points, address(frobenius), scalar, limbs, is_bn, r[0], r[1], stop
         )
-    if c.cofactor_g1 == 1:
-        return lambda r: -1
     beta = field_to_words(c.base, [g1_endomorphism(c)])
-    square_seed = ints_to_words([c.seed**2], limbs)[0]
+    square_seed = ints_to_words([c.pairing.seed**2], limbs)[0]
     return lambda r: _kernels.first_outside_g1(F, points, address(beta), square_seed, limbs, r[0], r[1], stop)

@@ -14,8 +14,8 @@ from functools import lru_cache
 from gpuprover.cpu import buckets, buckets_lanes, ntt_lanes, rows, rows_lanes
 from gpuprover.cpu.image import PATH_VARIABLE as VARIABLE
 from gpuprover.cpu.image import used_features
-from gpuprover.cpu.layout import Field, LaneField, has_lanes
-from gpuprover.curves import FieldParams
+from gpuprover.cpu.layout import Field, LaneField, has_lanes, ranges_hold
+from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.polynomial import Domain
 
@@ -66,6 +66,14 @@ def path_named(name: str, reason: str) -> CpuPath:
         return CpuPath(name, reason, buckets_lanes.Buckets, rows_lanes.RowSums, rows_lanes.Products)
     assert name == "portable"
     return CpuPath(name, reason, buckets.Buckets, rows.RowSums, rows.Products)
+
+
+def path_for(curve: CurveParams) -> CpuPath:
+    """The path of this process for a curve. Raises as :func:`cpu_path` does."""
+    path = cpu_path()
+    if path.lanes and not ranges_hold(curve.base):
+        return path_named("portable", f"the ranges of eight lanes do not hold for {curve.name}")
+    return path
 
 
 @lru_cache(maxsize=1)

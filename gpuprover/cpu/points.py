@@ -11,7 +11,7 @@ from gpuprover.cpu import combine, layout, membership, pairing
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import PRODUCTS, Field
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import path_for
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
@@ -32,8 +32,8 @@ class CpuPoints:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
-        self.path = cpu_path()
-        self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self.path = path_for(curve)
+        self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
 
     def _bases(self, group: Group, points: Words) -> Points:
         if len(points) and not points.flags.c_contiguous:
@@ -77,7 +77,7 @@ class CpuPoints:
             points = np.ascontiguousarray(points)
         F = self._coordinates[group]
         c = self.curve
-        coefficient = field_to_words(c.base, [c.b] if group is Group.G1 else c.b_twist)
+        coefficient = field_to_words(c.base, c.group(group).b)
         start = address(points)
 
         def on_curve(r: tuple[int, int]) -> int:
@@ -86,7 +86,7 @@ class CpuPoints:
         bad = self._first_bad(on_curve, len(points))
         # The subgroup test is for points of the curve.
         end = len(points) if bad < 0 else bad
-        if end < membership.WORTHWHILE or (group is Group.G1 and c.cofactor_g1 == 1):
+        if end < membership.WORTHWHILE or c.group(group).cofactor == 1:
             check = pairing.subgroup_check(c, group, F, start, self.job.stop)
         else:
             check = membership.subgroup_check_in_step(c, group, self._bases(group, points), self.job)

@@ -18,11 +18,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
+from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, Group, curve_by_name
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.json_files import parse_integer, shown
 from gpuprover.formats.key_warnings import key_warnings
-from gpuprover.formats.points import on_curve_g1, on_curve_g2
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
 
 MAX_PUBLIC = 1 << 20
@@ -306,7 +305,7 @@ class _Reader:
             return None
         if z != 1:
             self.fail(part, "expected affine coordinates: the third has to be 1")
-        if not on_curve_g1(curve, (x, y)):
+        if not curve.group(Group.G1).on_curve((x, y)):
             self.fail(part, f"the point is not on the curve {curve.name}")
         return x, y
 
@@ -322,7 +321,7 @@ class _Reader:
         if z != [1, 0]:
             self.fail(part, "expected affine coordinates: the third has to be [1, 0]")
         point = (x0, x1), (y0, y1)
-        if not on_curve_g2(curve, point):
+        if not curve.group(Group.G2).on_curve(point):
             self.fail(part, f"the point is not on the twist of {curve.name}")
         return point
 

@@ -93,7 +93,7 @@ def test_operators_at_their_bounds(curve: CurveParams, rng: random.Random) -> No
             [a[0] + b[0], a[1] + b[1]],
             [a[0] - b[0], a[1] - b[1]],
             [-a[0], -a[1]],
-            [curve.xi[0] * a[0] - a[1], curve.xi[0] * a[1] + a[0]],
+            [curve.pairing.xi[0] * a[0] - a[1], curve.pairing.xi[0] * a[1] + a[0]],
             times(a, a),
             times(a, b),
             times(a, (b[0], 0)),
@@ -151,7 +151,7 @@ def test_a_point_outside_in_each_lane(curve: CurveParams, rng: random.Random) ->
     assert pairing._miller_of_many(curve, P, Q, job.stop) is not None
     outside = curve_point(curve, Group.G2, rng)
     cofactor = whole_order(curve, Group.G2) // curve.r
-    prime = 10069 if curve.family == "BN" else 13
+    prime = 10069 if curve.pairing.family == "BN" else 13
     orders = [E.scalar_mul(outside, k) for k in (1, curve.r, curve.r * (cofactor // prime))]
     kinds = [point for point in orders if point is not None]
     for i in range(n):

@@ -24,7 +24,7 @@ from gpuprover.cpu.kernels.lanes import (
     square_components,
 )
 from gpuprover.cpu.kernels.limbs import Limbs, difference, multiply, reduce_limbs, splat
-from gpuprover.curves import CURVES, FieldParams
+from gpuprover.curves import PAIRING_CURVES, FieldParams
 
 into_lanes = form_factor(
     "into_lanes", "An element times this is the element in the lanes' form.", lambda f, m: excess(f, m)
@@ -59,7 +59,7 @@ def _negated(b: Any, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
 
 def _times_xi(b: Any, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
     """(c + u)·x for c = 1 or 9; nine times a part is twice its reduced fourfold and once itself."""
-    c, one = next(curve.xi for curve in CURVES if curve.base.name == f.name)
+    c, one = next(curve.pairing.xi for curve in PAIRING_CURVES if curve.base.name == f.name)
     assert one == 1
     assert c in (1, 9)
 
