@@ -857,7 +857,7 @@ def bad_points(curve: CurveParams, group: Group, rng: random.Random) -> dict[str
         small = E.scalar_mul(outside, curve.r)
         bad["of an order that divides the cofactor"] = to_words(curve, group, [small])[0]
         bad["that plus a good point"] = to_words(curve, group, [E.add(small, (x, y))])[0]
-    if group is Group.G1 and curve.cofactor_g1 % 3 == 0:
+    if group is Group.G1 and curve.cofactor % 3 == 0:
         bad["of order 3"] = to_words(curve, group, [(0, 2)])[0]
     return bad
 
@@ -879,7 +879,7 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     """Where x = 0 has a point of order r, it is neither infinity nor bad."""
     curve = backend.curve
     y = square_root(curve, Group.G1, curve.b)
-    if y is None or curve.cofactor_g1 > 1:
+    if y is None or curve.cofactor > 1:
         assert curve.name in ("bn254", "bls12-381")
         return
     assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1

@@ -117,6 +117,11 @@ def test_compiled_code_depends_on_what_its_cache_is_named_by() -> None:
             )
 
 
+def test_what_kernels_and_drivers_agree_on_imports_no_kernel() -> None:
+    for name, line, _ in imports(PACKAGE / "cpu" / "layout.py"):
+        assert not name.startswith("gpuprover.cpu"), f"layout.py:{line}: {name}"
+
+
 def test_kernels_are_called_through_one_place() -> None:
     """Else a process on an image would import Numba."""
     for path in sorted((PACKAGE / "cpu").glob("*.py")):

@@ -109,7 +109,7 @@ def test_suites_pass_without_numba(environment: dict[str, str], selection: str, 
 
 PROGRAM = """
 import json, sys
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 from gpuprover.curves import curve_by_name
 key, public, proof = json.load(sys.stdin)
 used = use_images([curve_by_name(sys.argv[1])])
@@ -166,7 +166,7 @@ def test_commands_run_on_images(made: Path, tmp_path: Path) -> None:
 
 PROOF = """
 import sys
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 assert use_images()
 sys.modules["numba"] = sys.modules["llvmlite"] = None
 from gpuprover import api
