@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import gpuprover
 from gpuprover import calibration
-from gpuprover.backend import Group, open_backend
 from gpuprover.circuits import chain_circuit
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.scheduler import Device
+from gpuprover.version import VERSION
 
 from .measure import fastest
 from .proofs import CHAIN_ROOM
@@ -111,7 +112,7 @@ def measure(
             calibration.groth16(curve),
             tuple(rows),
             {Group.G2.name: tuple(sums[device])},
-            calibration.VERSION,
+            VERSION,
             f"measured here on {when} with {job.threads} threads",
         )
         for device, rows in whole.items()

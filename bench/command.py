@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuprover.api import load_key
-from gpuprover.backend import device_names, open_backend, resolve_device
-from gpuprover.config import seconds, whole_number
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
+from gpuprover.devices import device_names, open_backend, resolve_device
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, DeviceError, InvalidInput
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
+from gpuprover.settings import seconds, whole_number
 
 from . import calibrate, pictures
 from .measure import Variant

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import gpuprover
 from gpuprover.circuits import chain_circuit
-from gpuprover.config import MAX_THREADS, whole_number
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput, ProofGenerationFailed
 from gpuprover.formats.json_files import write_json
 from gpuprover.job import Job
+from gpuprover.settings import MAX_THREADS, whole_number
 
 from . import documents, drawings, pictures
 from . import network as small_network

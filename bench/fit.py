@@ -26,11 +26,10 @@ from pathlib import Path
 import numpy as np
 
 import gpuprover
-from gpuprover.backend import Group
 from gpuprover.cpu import msm, multiples
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.curves import CurveParams, Group, curve_by_name
 from gpuprover.job import Job
 
 from .measure import timed

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuprover.config import seconds, whole_number
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, EXIT_RESOURCES, Cancelled, InvalidInput
 from gpuprover.formats.files import open_regular
 from gpuprover.job import Job
+from gpuprover.settings import seconds, whole_number
 
 from . import drawings, load, pictures
 from .engine_command import keys_folder, make_circuit

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuprover.backend import Backend, Group, open_backend
-from gpuprover.curves import CurveParams
+from gpuprover.backend import Backend
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order

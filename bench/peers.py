@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import gpuprover
-from gpuprover.backend import Group, HostPoint
-from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
+from gpuprover.curves import AffinePoint as HostPoint
 from gpuprover.errors import InvalidInput, ProverError
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.limbs import Words, words_to_g1, words_to_ints

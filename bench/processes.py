@@ -423,7 +423,7 @@ def _started_as(how: str, plan: Plan) -> Iterator[dict[str, str]]:
         import numba
         import numpy
 
-        from gpuprover.cache import cache_root
+        from gpuprover.folders import cache_root
 
         libraries = [Path(str(module.__file__)).parent for module in (numpy, numba)]
         evict([plan.zkey, plan.witness, cache_root(), *libraries])

@@ -56,8 +56,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuprover.config import processor_name
 from gpuprover.errors import InvalidInput, MalformedFile
+from gpuprover.machine import processor_name
 
 SEED = 20240613
 """Of every random scalar and point."""

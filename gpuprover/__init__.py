@@ -12,17 +12,35 @@ The public names, imported when they are first used::
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gpuprover.version import VERSION as __version__
 
-# An installation has ``bench`` and ``kernels`` inside this package; in a checkout they lie beside it, and are
-# found there whether it is installed or not.
-_folder = Path(__file__).resolve().parent
-if not (_folder / "kernels").is_dir():
-    __path__.append(str(_folder.parent))
+
+class _Beside:
+    """Finds the subpackages ``bench`` and ``kernels`` of a checkout, where they lie beside this package.
+
+    Nothing else of a checkout becomes part of it. An installation has both inside, and needs no finder.
+    """
+
+    folder = Path(__file__).resolve().parents[1]
+    names = ("gpuprover.bench", "gpuprover.kernels")
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        found = cls.folder / name.rpartition(".")[2]
+        if name not in cls.names or not found.is_dir():
+            return None
+        return spec_from_file_location(name, found / "__init__.py", submodule_search_locations=[str(found)])
+
+
+if not (Path(__file__).parent / "kernels").is_dir() and _Beside not in sys.meta_path:
+    sys.meta_path.append(_Beside)
 
 _PUBLIC = {
     "load_key": "api",

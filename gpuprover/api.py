@@ -13,18 +13,10 @@ from warnings import warn
 import numpy as np
 
 from gpuprover import memory
-from gpuprover.backend import (
-    Backend,
-    Group,
-    MemoryPlan,
-    distrust,
-    found_gpus,
-    is_gpu,
-    open_backend,
-    refused_gpu,
-    resolve_device,
-)
-from gpuprover.curves import CurveParams
+from gpuprover.backend import Backend
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import MemoryPlan
+from gpuprover.devices import distrust, found_gpus, is_gpu, open_backend, refused_gpu, resolve_device
 from gpuprover.errors import (
     DeviceError,
     InsecureBlindingWarning,

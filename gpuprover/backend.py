@@ -1,4 +1,4 @@
-"""The protocol between provers and the machines they run on, and the registry of backends.
+"""The protocol between provers and the machines they run on.
 
 A prover calls a backend and nothing else. Vectors, matrices and bases are opaque handles
 that stay where the backend keeps them; only a few points and, on request, vectors come
@@ -13,19 +13,17 @@ host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import Enum
-from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover import forks
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
-from gpuprover.errors import DeviceError, InvalidInput, brief
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -36,7 +34,6 @@ Matrices = Any
 """Handle: sparse matrices over the scalar field."""
 Bases = Any
 """Handle: points prepared for multi-scalar multiplication."""
-HostPoint = AffineG1 | AffineG2
 
 
 class Form(Enum):
@@ -48,52 +45,6 @@ class Form(Enum):
     """x·R mod r with R = 2^(64·limbs)."""
     DOUBLE_MONTGOMERY = "double-montgomery"
     """x·R² mod r, as coefficients stand in a ``.zkey``: times a canonical value, it gives Montgomery form."""
-
-
-class Group(Enum):
-    G1 = "G1"
-    G2 = "G2"
-
-    def words(self, curve: CurveParams) -> int:
-        return curve.g1_words if self is Group.G1 else curve.g2_words
-
-
-@dataclass(frozen=True)
-class KeyHeader:
-    """What :meth:`Backend.plan` needs to know of a key; sizes in elements.
-
-    ``g1_points`` and ``g2_points`` count all bases of the key, ``largest_msm`` the longest
-    single multi-scalar multiplication.
-    """
-
-    domain_size: int
-    n_vars: int
-    n_public: int
-    n_coefficients: int
-    g1_points: int
-    g2_points: int
-    largest_msm: int
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes that one proof takes beyond the process itself.
-
-    Attributes:
-        key: the key's sections where the backend keeps them (mapped pages on a CPU).
-        tables: twiddles, precomputed multiples of bases.
-        arena: vectors and scratch of one proof, at the peak.
-        host: staging on the host (0 on a CPU, where the arena is the host's).
-    """
-
-    key: int
-    tables: int
-    arena: int
-    host: int
-
-    @property
-    def total(self) -> int:
-        return self.key + self.tables + self.arena + self.host
 
 
 class Backend(Protocol):
@@ -287,128 +238,3 @@ class Backend(Protocol):
         come again: a backend may keep what it computes from them alone.
         """
         ...
-
-
-_REGISTRY: dict[str, str] = {
-    "cpu": "gpuprover.cpu.backend:CpuBackend",
-    "reference": "gpuprover.naive:NaiveBackend",
-}
-"""Device name -> module:class; the class is called with (curve, job)."""
-
-_GPUS: dict[str, str] = {
-    "cuda": "gpuprover.cuda.devices",
-}
-"""Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
-
-
-def device_names() -> list[str]:
-    """The devices that :func:`open_backend` takes, ``auto`` first; a family stands for all of its devices."""
-    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_GPUS]
-
-
-def is_gpu(name: str) -> bool:
-    """Whether a device has memory of its own, and may fail where the CPU does not."""
-    return name.partition(":")[0] in _GPUS
-
-
-def resolve_device(device: str) -> str:
-    """The device's own name for a request: ``cuda`` is the freest usable GPU, ``cuda:0`` say.
-
-    ``auto`` is the CPU here; for a proof or a set-up, :func:`gpuprover.api.place` decides.
-
-    Raises:
-        DeviceError: the device is known and cannot be had; the message says why, and what to do.
-        InvalidInput: no such device.
-    """
-    if not isinstance(device, str):
-        raise InvalidInput(f"device: expected a name, found {type(device).__name__}")
-    if device == "auto":
-        return "cpu"
-    if device in _REGISTRY:
-        return device
-    if is_gpu(device):
-        name: str = _family(device).resolve(device)
-        return name
-    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {brief(device)!r}")
-
-
-def try_device(device: str) -> int:
-    """Opens a GPU by its own name, and moves some bytes there and back -> bytes that proofs may take of it.
-
-    Raises:
-        DeviceError, OutOfMemory: it does not start, or does not do that.
-    """
-    room: int = _family(device).try_device(device)
-    return room
-
-
-def found_gpus() -> list[Any]:
-    """The GPUs of every family, those that cannot be used included: records with name, model, architecture,
-    total, free, problem and advice."""
-    return [gpu for family in _GPUS for gpu in _family(family).gpus()]
-
-
-def cpu_path_name() -> str:
-    """Which of the CPU's code paths runs: ``ifma`` or ``portable``."""
-    name: str = import_module("gpuprover.cpu.path").cpu_path().name
-    return name
-
-
-def use_images(curves: Sequence[CurveParams] | None = None) -> bool:
-    """Lets the CPU's kernels come from images of compiled code, by default those of all curves.
-
-    A process that calls this first thing is small and ready at once: it imports no Numba unless it needs a
-    kernel that is in no image. Whether there is one for each curve; ``python -m gpuprover.cpu.bake`` makes
-    those that are missing.
-    """
-    there: bool = import_module("gpuprover.cpu.image").use(curves)
-    return there
-
-
-def refused_gpu() -> str | None:
-    """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
-    for family in _GPUS:
-        if _family(family).present():
-            try:
-                resolve_device(family)
-            except DeviceError as error:
-                return error.message
-    return None
-
-
-def distrust(device: str, problem: str) -> None:
-    """The GPU is used no more by this process."""
-    _family(device).mark_lost(device, problem)
-
-
-def open_backend(
-    device: str,
-    curve: CurveParams,
-    job: Job,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
-) -> Backend:
-    """The backend for a resolved or requested device name.
-
-    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
-    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
-    """
-    name = resolve_device(device)
-    if is_gpu(name):
-        backend: Backend = _family(name).open_backend(name, curve, job, host_groups, budget)
-        return backend
-    module, _, attribute = _REGISTRY[name].partition(":")
-    with forks.settled:
-        factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
-    return factory(curve, job)
-
-
-def warm_up(device: str, curve: CurveParams, job: Job) -> None:
-    """Loads what proofs over a curve run on a device, or compiles it, so that the first one is not slow."""
-    if is_gpu(device):
-        open_backend(device, curve, job)
-    import_module("gpuprover.cpu").warmup([curve], job, proofs_only=True)
-
-
-def _family(name: str) -> Any:
-    return import_module(_GPUS[name.partition(":")[0]])

@@ -11,7 +11,6 @@ for each kind of work on each processor or GPU and code path; one of another ver
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,16 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpuprover.backend import cpu_path_name, found_gpus, resolve_device
-from gpuprover.cache import cache_root, read_file, write_file
-from gpuprover.config import processor_name
 from gpuprover.curves import CurveParams
+from gpuprover.devices import cpu_path_name, found_gpus, resolve_device
 from gpuprover.errors import DeviceError, InvalidInput, ProverError
+from gpuprover.folders import cache_root, read_file, write_file
 from gpuprover.formats.json_files import dump_json, parse_json
+from gpuprover.machine import processor_name
 from gpuprover.scheduler import Device
+from gpuprover.version import VERSION
 
-VERSION: str = sys.modules["gpuprover"].__version__
-"""Of gpuprover; its facade, which says it, stands above and is not imported."""
 FORMAT = 1
 FILE = "calibration.json"
 

@@ -13,6 +13,7 @@ ecosystem fixes them: powers of the smallest quadratic non-residue.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Literal
 
@@ -20,7 +21,8 @@ WORD_BITS = 64
 
 AffineG1 = tuple[int, int] | None
 AffineG2 = tuple[tuple[int, int], tuple[int, int]] | None
-"""Host points: affine coordinates as plain integers in [0, q); None is infinity."""
+"""Points of documents and of the reference: coordinates as plain integers in [0, q); None is infinity."""
+AffinePoint = AffineG1 | AffineG2
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,20 @@ class CurveParams:
     def g2_words(self) -> int:
         """uint64 words of an affine G2 point in memory: x0, x1, y0, y1."""
         return 4 * self.base.limbs
+
+
+class Group(Enum):
+    """The two groups of a pairing."""
+
+    G1 = "G1"
+    G2 = "G2"
+
+    def words(self, curve: CurveParams) -> int:
+        """uint64 words of an affine point in memory."""
+        return curve.g1_words if self is Group.G1 else curve.g2_words
+
+    def generator(self, curve: CurveParams) -> AffinePoint:
+        return curve.g1 if self is Group.G1 else curve.g2
 
 
 def _bn_polynomials(x: int) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 An error is data. Fields say which file it is about (``path``), what that file is to us (``role``), which part
 of it, and the problem. Two texts are made of them: ``message`` for whoever owns the files, with the path, and
 ``told`` for strangers, where the role stands in its place. What a text leaves out was never put into it:
-nobody searches texts for paths. Nothing here imports anything: every layer may use it.
+nobody searches texts for paths. Nothing of the package is imported here: every layer may use it.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 600
 MAX_PATH = 4096
 """Characters of a path that travels between processes."""
+
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 EXIT_OK = 0
 EXIT_INVALID = 1
@@ -257,6 +262,27 @@ def place(trace: TracebackType | None) -> str:
             found = f"{module}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
+
+
+def shortage(error: BaseException) -> ProverError | None:
+    """The typed error for what the system has refused; None for an exception that is about anything else.
+
+    Its message holds nothing of the exception's own text.
+    """
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the machine refused memory")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return OutOfMemory("the machine refused a thread")
+    if isinstance(error, OSError) and error.errno is not None:
+        what = os.strerror(error.errno)
+        if error.errno == errno.ENOMEM:
+            return OutOfMemory(f"the machine refused memory: {what}")
+        if error.errno in _FULL:
+            return DeviceError(f"no space left on the disk: {what}")
+        if error.errno in _SHORT:
+            return DeviceError(f"the machine refused a resource: {what}")
+        return DeviceError(f"the system refused: {what}")
+    return None
 
 
 def _descendants(cls: type[ProverError]) -> list[type[ProverError]]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from gpuprover.config import CgroupMemory, cgroup_memory
 from gpuprover.errors import InvalidInput, OutOfMemory, brief
+from gpuprover.machine import CgroupMemory, cgroup_memory
 
 MIB = 1 << 20
 MB = 10**6

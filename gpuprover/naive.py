@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover import reference
-from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.backend import Form
+from gpuprover.curves import AffineG1, AffineG2, CurveParams, Group
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gpuprover import cache, memory
+from gpuprover import folders, memory
 from gpuprover.errors import DeviceError
 
 TAIL_BYTES = 4096
@@ -191,7 +191,7 @@ def spawn(
             pass_fds=fds,
             close_fds=True,
             start_new_session=True,
-            env={**_environment(os.environ), **cache.for_children(), **_LEAN, **(env or {})},
+            env={**_environment(os.environ), **folders.for_children(), **_LEAN, **(env or {})},
         )
     except OSError as error:
         os.close(output)

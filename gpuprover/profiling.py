@@ -19,11 +19,16 @@ from typing import Any
 import numpy as np
 
 from gpuprover import api, calibration, memory
-from gpuprover.backend import cpu_path_name, is_gpu, open_backend
-from gpuprover.config import available_cpus, cgroup_cpu_quota, cgroup_memory_limit, cgroup_throttled
+from gpuprover.devices import cpu_path_name, is_gpu, open_backend
 from gpuprover.errors import InvalidInput
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Event, Job, Progress
+from gpuprover.machine import (
+    available_cpus,
+    cgroup_cpu_quota,
+    cgroup_memory_limit,
+    cgroup_throttled,
+)
 from gpuprover.scheduler.placement import format_seconds, format_size
 
 LONGEST_SINGLE = 30.0

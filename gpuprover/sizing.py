@@ -17,12 +17,13 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration
-from gpuprover.config import WORKER_BYTES, available_cpus, cgroup_memory_limit, machine_memory
+from gpuprover.demand import MemoryPlan
+from gpuprover.machine import available_cpus, cgroup_memory_limit, machine_memory
 from gpuprover.memory import MIB
 from gpuprover.scheduler import TIERS, Device, Tier
 from gpuprover.scheduler.placement import format_seconds, format_size
+from gpuprover.settings import WORKER_BYTES
 
 HOUR = 3600.0
 BUSY = 0.7

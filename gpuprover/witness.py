@@ -40,7 +40,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gpuprover import cache, forks, wasm_compiler
+from gpuprover import folders, forks, wasm_compiler
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -88,7 +88,7 @@ _TABLE_ELEMENTS = 1 << 12
 _MAX_PROGRAM = 256 * _MIB
 _KEPT_BYTES = 1024 * _MIB
 """Compiled programs that are kept; beyond, all are made anew."""
-_PROGRAMS = cache.Store("wasmtime", largest=_KEPT_BYTES)
+_PROGRAMS = folders.Store("wasmtime", largest=_KEPT_BYTES)
 _BUFFER_BYTES = 1 << 20
 _MAX_BUS_DEPTH = 64
 _NAMES_AT_ONCE = 1 << 12

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from gpuprover.backend import _REGISTRY, Backend, Group, open_backend
+from gpuprover.backend import Backend
 from gpuprover.cpu.path import cpu_path
-from gpuprover.cuda import devices
+from gpuprover.cuda import gpus
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
+from gpuprover.devices import _REGISTRY, open_backend
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
 from tests.support.emulator import EmulatedDevice
@@ -56,7 +57,7 @@ def rng(seed: str) -> random.Random:
 def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test finds does not depend on the machine's GPUs, but for those with the marker ``gpu``."""
     if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setattr(devices, "_survey", lambda: Survey(problem="hidden from the tests"))
+        monkeypatch.setattr(gpus, "_survey", lambda: Survey(problem="hidden from the tests"))
 
 
 @pytest.fixture(params=CURVES, ids=lambda c: c.name)
@@ -171,12 +172,12 @@ def scale(backend_name: str) -> Scale:
 @pytest.fixture
 def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
-    from gpuprover.cuda import gpu, msm
+    from gpuprover.cuda import gpu, msm_plan
 
-    def choose(*arguments: Any) -> msm.MsmPlan:
-        return replace(msm.choose_plan(*arguments), tuning=replace(msm.TUNING, block=32))
+    def choose(*arguments: Any) -> msm_plan.MsmPlan:
+        return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
-    monkeypatch.setattr(msm, "MAX_WINDOW", 4)
+    monkeypatch.setattr(msm_plan, "MAX_WINDOW", 4)
     monkeypatch.setattr(gpu, "choose_plan", choose)
     gpu._choose.cache_clear()
     yield
@@ -187,12 +188,13 @@ def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from gpuprover.cuda.backend import CudaBackend, Gpu
+        from gpuprover.cuda.gpu import Gpu
+        from tests.support.cuda_proofs import backend_on
 
         request.getfixturevalue("quick_sums")
 
         gpu = Gpu(EmulatedDevice(EMULATED))
-        return lambda job: CudaBackend(curve, job, gpu)
+        return lambda job: backend_on(gpu, curve, job)
     try:
         open_backend(backend_name, curve, Job())
     except DeviceError as error:

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpuprover
-from gpuprover.config import SETTINGS, load_engine_settings
+from gpuprover.config import load_engine_settings
 from gpuprover.formats import json_files
+from gpuprover.settings import SETTINGS
 from tests.support.paths import VECTORS
 
 STEM = VECTORS / "chain5.bn254"

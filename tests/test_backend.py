@@ -16,16 +16,10 @@ import numpy as np
 import pytest
 
 from gpuprover import reference
-from gpuprover.backend import (
-    Backend,
-    Form,
-    Group,
-    KeyHeader,
-    device_names,
-    open_backend,
-    resolve_device,
-)
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.backend import Backend, Form
+from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.demand import KeyHeader
+from gpuprover.devices import device_names, open_backend, resolve_device
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints

@@ -14,12 +14,13 @@ from gpuprover.bench.rows import read_rows
 
 from gpuprover import calibration
 from gpuprover.calibration import DEFAULTS, Calibration, Entry
-from gpuprover.config import processor_name
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
+from gpuprover.machine import processor_name
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
+from gpuprover.version import VERSION
 from tests.support.paths import ROOT
 from tests.support.running import Run
 
@@ -51,7 +52,7 @@ def entry(**changes: Any) -> Entry:
         "work": BN254,
         "rows": ((100, 0.001, 0.0), (1000, 0.002, 0.0)),
         "parts": {"G2": ((100, 0.0005, 0.0), (1000, 0.001, 0.0))},
-        "version": calibration.VERSION,
+        "version": VERSION,
         "origin": "this test",
     }
     return Entry(**{**values, **changes})
@@ -233,7 +234,7 @@ def test_a_file_that_others_could_have_written_counts_as_none(own_cache: Path) -
 
 
 def test_every_default_could_be_kept() -> None:
-    calibration.keep([Entry(**{**vars(e), "version": calibration.VERSION}) for e in DEFAULTS])
+    calibration.keep([Entry(**{**vars(e), "version": VERSION}) for e in DEFAULTS])
     assert [e.rows for e in calibration.load().entries] == [e.rows for e in DEFAULTS]
 
 

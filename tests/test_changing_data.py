@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover.backend import Form, Group
+from gpuprover.backend import Form
 from gpuprover.circuits import chain_circuit
 from gpuprover.cpu.combine import fixed_base, fixed_base_mul, sparse_combination
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field
 from gpuprover.cpu.msm import Points, recode
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
 from gpuprover.formats.zkey import COEFFICIENTS
 from gpuprover.job import Job, Progress

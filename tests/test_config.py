@@ -9,27 +9,28 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover import config
+from gpuprover import config, settings
 from gpuprover.config import (
-    SETTINGS,
+    EngineSettings,
+    default_threads,
+    gpu_memory_limit,
+    load_engine_settings,
+    load_settings,
+    markdown_table,
+)
+from gpuprover.cpu import path
+from gpuprover.errors import InvalidInput
+from gpuprover.machine import (
     CgroupMemory,
     CgroupThrottling,
-    EngineSettings,
     available_cpus,
     cgroup_cpu_quota,
     cgroup_memory,
     cgroup_memory_limit,
     cgroup_throttling,
-    default_threads,
-    gpu_memory_limit,
-    load_engine_settings,
-    load_settings,
     machine_memory,
-    markdown_table,
-    seconds,
 )
-from gpuprover.cpu import path
-from gpuprover.errors import InvalidInput
+from gpuprover.settings import SETTINGS, WORKER_BYTES, seconds
 from tests.support.paths import ROOT
 from tests.support.running import Run
 
@@ -153,9 +154,9 @@ def test_the_limit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 CPUs and 32 GiB, of which a container grants 8 GiB."""
-    monkeypatch.setattr(config, "available_cpus", lambda: 16)
-    monkeypatch.setattr(config, "cgroup_memory_limit", lambda: 8 << 30)
-    monkeypatch.setattr(config, "machine_memory", lambda: (32 << 30, 30 << 30))
+    monkeypatch.setattr(settings, "available_cpus", lambda: 16)
+    monkeypatch.setattr(settings, "cgroup_memory_limit", lambda: 8 << 30)
+    monkeypatch.setattr(settings, "machine_memory", lambda: (32 << 30, 30 << 30))
 
 
 def test_fields_are_the_rows_of_the_table() -> None:
@@ -182,7 +183,7 @@ def test_the_engines_defaults_follow_the_container(machine: None) -> None:
 
 
 def test_workers_do_not_fill_a_small_limit(machine: None) -> None:
-    assert load_engine_settings({"memory_limit": 16 * config.WORKER_BYTES >> 20}, {}).max_workers == 4
+    assert load_engine_settings({"memory_limit": 16 * WORKER_BYTES >> 20}, {}).max_workers == 4
     assert load_engine_settings({"memory_limit": 100}, {}).max_workers == 1
     assert load_engine_settings({"memory_limit": 2048, "min_workers": 5}, {}).max_workers == 5
     inline = load_engine_settings({"max_workers": 0}, {})
@@ -190,8 +191,8 @@ def test_workers_do_not_fill_a_small_limit(machine: None) -> None:
 
 
 def test_a_machine_that_does_not_know_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "cgroup_memory_limit", lambda: None)
-    monkeypatch.setattr(config, "machine_memory", lambda: (None, None))
+    monkeypatch.setattr(settings, "cgroup_memory_limit", lambda: None)
+    monkeypatch.setattr(settings, "machine_memory", lambda: (None, None))
     assert load_engine_settings({}, {}).memory_limit == 3072
 
 

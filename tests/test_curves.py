@@ -9,8 +9,7 @@ from importlib import import_module
 import pytest
 
 from gpuprover import reference
-from gpuprover.backend import Group
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, curve_by_name
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, Group, curve_by_name
 from gpuprover.polynomial import Domain
 from tests.support.samples import curve_point, has_cofactor, whole_order
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover import cache
-from gpuprover.cache import CACHE_VARIABLE, SOLE_VARIABLE, Store, places
+from gpuprover import folders
+from gpuprover.folders import CACHE_VARIABLE, SOLE_VARIABLE, Store, places
 
 OTHER = 12345
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
@@ -30,9 +30,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     for name, value in (("_keys", {}), ("_told", set()), ("_own", {})):
-        monkeypatch.setattr(cache, name, value)
+        monkeypatch.setattr(folders, name, value)
     monkeypatch.delenv(SOLE_VARIABLE, raising=False)
-    cache._places.cache_clear()
+    folders._places.cache_clear()
     return folder
 
 
@@ -47,9 +47,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told() -> Iterator[list[str]]:
     """The warnings."""
     texts: list[str] = []
-    with cache.warnings_to(texts.append):
+    with folders.warnings_to(texts.append):
         yield texts
-    cache.remove_private()
+    folders.remove_private()
 
 
 @pytest.fixture
@@ -58,16 +58,16 @@ def store(root: Path) -> Store:
     made = Store("code")
     assert made.write("plain", b"of the user")
     assert made.write_signed("signed", b"of the user")
-    cache._places.cache_clear()
-    cache._keys.clear()
+    folders._places.cache_clear()
+    folders._keys.clear()
     return made
 
 
 def forget() -> None:
     """As in another process."""
-    cache._places.cache_clear()
-    cache._keys.clear()
-    cache._told.clear()
+    folders._places.cache_clear()
+    folders._keys.clear()
+    folders._told.clear()
 
 
 def mode(path: Path) -> int:
@@ -146,7 +146,7 @@ def test_a_folder_that_others_could_have_written(
         assert store.read("plain") == store.read_signed("signed") == b"new"
         assert places().writable not in (None, root)
         assert str(places().writable) in told[0]
-        assert cache.for_children() == {CACHE_VARIABLE: str(places().writable)}
+        assert folders.for_children() == {CACHE_VARIABLE: str(places().writable)}
     assert len(told) in (1, 2)
     assert all(str(root.parent.parent) in text for text in told)
     assert {*root.parent.parent.rglob("*")} <= {*before} | added
@@ -242,7 +242,7 @@ def test_a_folder_that_changes_after_the_look(
     (evil / "plain").chmod(0o600)
 
     def swapping(name: str) -> None:
-        real = getattr(cache, name)
+        real = getattr(folders, name)
 
         def swap(*arguments: object) -> object:
             folder.rename(root / "away")
@@ -253,7 +253,7 @@ def test_a_folder_that_changes_after_the_look(
                 folder.rename(evil)
                 (root / "away").rename(folder)
 
-        monkeypatch.setattr(cache, name, swap)
+        monkeypatch.setattr(folders, name, swap)
 
     swapping("_open_file")
     swapping("_replace")
@@ -282,7 +282,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "another first byte": _flipped(0),
     "another last byte": _flipped(-1),
-    "too large": lambda path: os.truncate(path, cache.LARGEST + 1),
+    "too large": lambda path: os.truncate(path, folders.LARGEST + 1),
 }
 
 
@@ -330,7 +330,7 @@ def test_no_room_costs_a_warning(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(cache, "_replace", refuse)
+    monkeypatch.setattr(folders, "_replace", refuse)
     for i in range(3):
         assert not store.write(f"plain{i}", b"code")
         assert not store.write_signed(f"signed{i}", b"code")
@@ -382,10 +382,10 @@ def test_a_folder_that_cannot_be_written_is_read(
     assert store.write_signed("more", b"code")
     assert store.read_signed("more") == b"code"
     shared = temporary / f"gpuprover-{os.geteuid()}"
-    assert places() == cache.Places((root, shared), shared, (), (f"{root} cannot be written",))
+    assert places() == folders.Places((root, shared), shared, (), (f"{root} cannot be written",))
     assert told == [f"compiled code is kept in {shared}: {root} cannot be written"]
     assert {*store.files()} == {"plain", "signed", "more"}
-    assert cache.for_children() == {}, "they look at both"
+    assert folders.for_children() == {}, "they look at both"
 
 
 def test_no_home_and_no_folder_at_all(
@@ -446,25 +446,25 @@ def test_a_folder_of_the_process(root: Path, temporary: Path, told: list[str]) -
     assert own is not None
     assert own.parent == temporary
     assert mode(own) == 0o700
-    assert cache.for_children() == {CACHE_VARIABLE: str(own)}
+    assert folders.for_children() == {CACHE_VARIABLE: str(own)}
     assert sorted(temporary.glob(f"{name}*")) == sorted([own, held])
     assert len(told) == 1
     assert str(root) in told[0]
     assert str(own) in told[0]
-    cache.remove_private()
+    folders.remove_private()
     assert not own.exists()
 
 
 PROCESS = """
 import os, sys, tempfile
-from gpuprover import cache
+from gpuprover import folders
 tempfile.tempdir = sys.argv[1]
-assert cache.Store("code").write("file", b"code")
+assert folders.Store("code").write("file", b"code")
 if not os.fork():
     sys.exit()
 os.wait()
-assert cache.Store("code").read("file") == b"code", "a child that ends takes nothing along"
-print(cache.places().writable)
+assert folders.Store("code").read("file") == b"code", "a child that ends takes nothing along"
+print(folders.places().writable)
 """
 
 

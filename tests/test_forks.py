@@ -19,7 +19,7 @@ import gpuprover
 from gpuprover import forks
 from gpuprover.caching import Cache
 from gpuprover.cpu import multiples, ntt, ntt_lanes
-from gpuprover.cuda import devices, probe
+from gpuprover.cuda import gpus, probe
 from gpuprover.errors import Aborted
 from gpuprover.groth16 import verifier
 from gpuprover.job import Job
@@ -100,13 +100,13 @@ def test_a_child_proves_whatever_lock_was_held(name: str, monkeypatch: pytest.Mo
         "twiddles": lambda: ntt._table_lock,
         "twiddles in lanes": lambda: ntt_lanes._lock,
         "verifier": lambda: verifier._keys._lock,
-        "devices": lambda: devices._lock,
+        "devices": lambda: gpus._lock,
     }[name]()
 
     def work() -> None:
         ntt._tables.clear()
         ntt_lanes._tables.clear()
-        with devices._lock:
+        with gpus._lock:
             pass
         gpuprover.prove(key, f"{STEM}.wtns", threads=2)
         prove()
@@ -228,12 +228,12 @@ def _fork_while_held(lock: Any) -> None:
 
 
 def test_a_gpu_is_of_no_use_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_seen", {"cuda:0"})
+    monkeypatch.setattr(gpus, "_seen", {"cuda:0"})
     monkeypatch.setattr(probe, "_lost", {})
 
     def work() -> None:
         with pytest.raises(gpuprover.DeviceError, match="forked"):
-            devices.open_device("cuda:0")
+            gpus.open_device("cuda:0")
 
     assert end(start(work)) == 0
     assert probe.lost("cuda:0") is None

@@ -7,11 +7,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import gpuprover
+from gpuprover.version import VERSION
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "gpuprover"
@@ -113,6 +116,25 @@ def test_kernels_are_called_through_one_place() -> None:
             compilers = name.startswith(("numba", "llvmlite", "gpuprover.cpu.kernels"))
             apart = path.name in ("bake.py", "kept.py")  # imported by no driver
             assert not (compilers and at_top) or apart, f"{path.name}:{line}: {name}"
+
+
+def test_a_checkout_gives_the_package_two_folders_and_nothing_else() -> None:
+    """Also one that is not installed: ``-S`` leaves site-packages out, and with them an editable install."""
+    program = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(ROOT)!r})
+names = ("bench", "bench.gpu", "kernels", "tests", "docs", "deploy", "examples", "nothing")
+print(*(name for name in names if importlib.util.find_spec("gpuprover." + name)))
+"""
+    for options in ("-c",), ("-S", "-c"):
+        command = [sys.executable, *options, program]
+        found = subprocess.run(command, capture_output=True, check=True, cwd=ROOT, text=True).stdout.split()
+        assert found == ["bench", "bench.gpu", "kernels"]
+
+
+def test_the_version_is_the_project_file_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert gpuprover.__version__ == VERSION == project["version"]
 
 
 def test_importing_the_package_is_cheap() -> None:

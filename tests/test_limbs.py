@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from gpuprover.backend import Group
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import (
     field_to_words,
     first_not_below,

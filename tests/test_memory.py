@@ -17,7 +17,7 @@ import pytest
 
 import gpuprover
 from gpuprover import memory
-from gpuprover.config import CgroupMemory
+from gpuprover.machine import CgroupMemory
 from gpuprover.memory import MB, MIB, LeakAlarm, Watermark, memory_usage, trim, usage_of
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

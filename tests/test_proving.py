@@ -21,13 +21,12 @@ import gpuprover
 import gpuprover.cuda.backend
 import gpuprover.cuda.gpu
 from gpuprover import api, calibration, cuda, scheduler
-from gpuprover.backend import Group
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
-from gpuprover.cuda import devices, probe
+from gpuprover.cuda import gpus, probe
 from gpuprover.cuda.memory import Pool
-from gpuprover.cuda.probe import Gpu, Survey
-from gpuprover.curves import BN254
+from gpuprover.cuda.probe import FoundGpu, Survey
+from gpuprover.curves import BN254, Group
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.groth16 import prover
 from gpuprover.job import Job
@@ -37,7 +36,7 @@ from tests.support.running import Run
 
 pytestmark = pytest.mark.kernels_offline
 BLINDING = (7, 11)
-H200 = Gpu("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
+H200 = FoundGpu("cuda:0", "an-id", "NVIDIA H200", "sm_90", 1 << 30, 1 << 30)
 
 
 class Steps:
@@ -92,11 +91,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice]) -> None:
-    monkeypatch.setattr(devices, "_shared", {})
-    monkeypatch.setattr(devices, "_loaded", {})
-    monkeypatch.setattr(devices, "open_device", lambda name: device())
-    monkeypatch.setattr(devices, "proving_programs", lambda curve: [])
-    monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))
+    monkeypatch.setattr(gpus, "_shared", {})
+    monkeypatch.setattr(gpus, "_loaded", {})
+    monkeypatch.setattr(gpus, "open_device", lambda name: device())
+    monkeypatch.setattr(gpus, "proving_programs", lambda curve: [])
+    monkeypatch.setattr(gpus, "_survey", lambda: Survey(gpus=(H200,), driver_cuda=(13, 0)))
     monkeypatch.setattr(probe, "_lost", {})
     faster(monkeypatch, "cuda")
     # Of small circuits nobody expects to be on a GPU.
@@ -300,7 +299,7 @@ def test_a_gpu_that_does_not_start(
     def refuse(name: str) -> EmulatedDevice:
         raise DeviceError(f"{name}: start failed")
 
-    monkeypatch.setattr(devices, "open_device", refuse)
+    monkeypatch.setattr(gpus, "open_device", refuse)
     result = gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING)
     assert (result.device, result.proof) == ("cpu", expected)
     assert result.warnings[-1] == "cuda:0: start failed; the CPU took over"
@@ -348,8 +347,8 @@ def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) ->
     device = EmulatedDevice()
     one_gpu(monkeypatch, lambda: device)
     monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
-    devices.open_backend("cuda:0", BN254, Job())
-    pool = devices._shared["cuda:0"].pool
+    gpus.open_backend("cuda:0", BN254, Job())
+    pool = gpus._shared["cuda:0"].pool
     assert pool.limit == 3 << 20
     before = gpuprover.memory_usage().gpu_pool or 0
     pool.allocate(1 << 20)
@@ -400,13 +399,13 @@ def test_bad_input_is_not_retried(gpu: FakeGpu, made: Made) -> None:
 
 def test_a_gpu_that_is_not_used_is_told(gpu: FakeGpu, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     why = Survey(driver_cuda=(13, 0), problem="CuPy is not installed", advice="install it")
-    monkeypatch.setattr(devices, "_survey", lambda: why)
+    monkeypatch.setattr(gpus, "_survey", lambda: why)
     result = gpuprover.prove(made.zkey, made.wtns)
     assert result.device == "cpu"
     assert result.warnings[-1] == (
         "device 'cuda' is not available: CuPy is not installed; install it; the CPU proves instead"
     )
-    monkeypatch.setattr(devices, "_survey", lambda: Survey(problem="no driver"))
+    monkeypatch.setattr(gpus, "_survey", lambda: Survey(problem="no driver"))
     assert not any("cuda" in warning for warning in gpuprover.prove(made.zkey, made.wtns).warnings)
 
 
@@ -443,14 +442,14 @@ def test_the_command_line_shows_one_line(gpu: FakeGpu, made: Made, tmp_path: Pat
 
 def test_the_doctor_shows_the_gpus(gpu: FakeGpu, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Survey(
-        gpus=(H200, Gpu("cuda:1", "", "Old", "sm_61", 1, None, "it is old", "buy one")),
+        gpus=(H200, FoundGpu("cuda:1", "", "Old", "sm_61", 1, None, "it is old", "buy one")),
         driver="580.159.03",
         driver_cuda=(13, 0),
         cupy="14.2.0",
         nvrtc=(13, 0),
     )
     monkeypatch.setattr(probe, "survey", lambda: found)
-    monkeypatch.setattr(devices, "_survey", lambda: found)
+    monkeypatch.setattr(gpus, "_survey", lambda: found)
     monkeypatch.setattr(calibration, "load", calibration.Calibration)
     out = run("doctor").out
     assert "cuda:0, groth16 bn254: 2^10 " in out

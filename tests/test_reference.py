@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from gpuprover import reference
-from gpuprover.backend import Group
-from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
 from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import words_to_field, words_to_g1, words_to_g2, words_to_ints

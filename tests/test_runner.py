@@ -13,8 +13,9 @@ import pytest
 
 import gpuprover
 from gpuprover import runner as module
-from gpuprover.backend import MemoryPlan, open_backend
 from gpuprover.curves import BN254, CurveParams
+from gpuprover.demand import MemoryPlan
+from gpuprover.devices import open_backend
 from gpuprover.errors import (
     Cancelled,
     InvalidInput,
@@ -25,10 +26,11 @@ from gpuprover.errors import (
     from_record,
     to_record,
 )
+from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest, budget_of, threads_of
 from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
-from gpuprover.runner import KeyChanged, KeyInfo, ProofRequest, Runner, budget_of, threads_of
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
 from tests.support.paths import VECTORS
 

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from gpuprover import calibration, profiling, sizing
-from gpuprover.backend import MemoryPlan
 from gpuprover.calibration import Calibration, Entry
-from gpuprover.config import WORKER_BYTES, cgroup_throttled
 from gpuprover.curves import curve_by_name
+from gpuprover.demand import MemoryPlan
 from gpuprover.job import Job
+from gpuprover.machine import cgroup_throttled
 from gpuprover.profiling import Observed, Prediction, advise
 from gpuprover.profiling import Run as Proof
 from gpuprover.scheduler import TIERS, Device
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
+from gpuprover.version import VERSION
 from tests.support.paths import VECTORS
 from tests.support.running import Run
 
@@ -31,9 +33,9 @@ HOST = Machine(cpus=4, siblings=1, cache=32 * MIB, memory=64 * GIB)
 
 def times(cpu: tuple[tuple[int, float, float], ...], gpu: tuple[tuple[int, float, float], ...] = ()) -> Any:
     """A calibration of these rows: constraints, seconds on one thread, seconds that threads share."""
-    kept = [Entry("cpu", CPU.model, CPU.path, BN254, cpu, version=calibration.VERSION, origin="this test")]
+    kept = [Entry("cpu", CPU.model, CPU.path, BN254, cpu, version=VERSION, origin="this test")]
     if gpu:
-        kept.append(Entry("cuda", GPU.model, GPU.path, BN254, gpu, version=calibration.VERSION, origin="too"))
+        kept.append(Entry("cuda", GPU.model, GPU.path, BN254, gpu, version=VERSION, origin="too"))
     return Calibration(kept)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuprover import cache, wasm_compiler, witness
+from gpuprover import folders, wasm_compiler, witness
 from gpuprover.curves import BN254
 from gpuprover.errors import MalformedFile, OutOfMemory, ProverError, Timeout
 from gpuprover.job import Job
@@ -85,17 +85,17 @@ def test_a_witness_of_a_program_that_was_compiled_apart(
 
 def test_large_programs_are_kept() -> None:
     """Those of heavy circuits are larger than any other file of compiled code."""
-    store = cache.Store(f"test-{os.getpid()}", largest=cache.LARGEST + (1 << 20))
-    data = bytes(cache.LARGEST + 1)
+    store = folders.Store(f"test-{os.getpid()}", largest=folders.LARGEST + (1 << 20))
+    data = bytes(folders.LARGEST + 1)
     try:
         assert store.write_signed("large", data)
         assert store.read_signed("large") == data
-        assert cache.Store(store.name).read_signed("large") is None
+        assert folders.Store(store.name).read_signed("large") is None
     finally:
         store.remove("large")
         if store.folder is not None:
             store.folder.rmdir()
-    assert witness._PROGRAMS._largest >= witness._KEPT_BYTES > cache.LARGEST
+    assert witness._PROGRAMS._largest >= witness._KEPT_BYTES > folders.LARGEST
 
 
 def test_a_compilation_ends_with_its_job(tmp_path: Path, children: list[Any]) -> None:

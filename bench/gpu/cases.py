@@ -36,7 +36,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "tile 16384": {"tile": 16384},
     "block 128": {"block": 128},
 }
-"""Name -> fields of :class:`gpuprover.cuda.msm.Tuning` that sums are measured with, too."""
+"""Name -> fields of :class:`gpuprover.cuda.msm_plan.Tuning` that sums are measured with, too."""
 FIRST_RATES = ("wide multiplies", WIDE, "products Fq", "additions G1", "copy", "host to device")
 
 TESTS_SECONDS = 120

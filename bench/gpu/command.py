@@ -20,8 +20,9 @@ from types import FrameType
 from typing import IO
 
 import gpuprover
-from gpuprover.config import available_cpus, seconds
 from gpuprover.errors import EXIT_INVALID, EXIT_OK, EXIT_RESOURCES, InvalidInput, ProverError
+from gpuprover.machine import available_cpus
+from gpuprover.settings import seconds
 
 from .. import pictures
 from ..measure import Failed

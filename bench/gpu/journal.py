@@ -75,7 +75,7 @@ def _device_is_lost() -> bool:
     from cupy.cuda import runtime
 
     from gpuprover.cuda import probe
-    from gpuprover.cuda.devices import gpus
+    from gpuprover.cuda.gpus import gpus
 
     try:
         runtime.deviceSynchronize()

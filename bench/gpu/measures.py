@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 import gpuprover
-from gpuprover.backend import Backend, Group, open_backend
+from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import MAIN, Device
-from gpuprover.cuda.msm import MsmPlan, Tuning, mixed_addition
-from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.cuda.msm_plan import MsmPlan, Tuning, mixed_addition
+from gpuprover.curves import CurveParams, Group, curve_by_name
+from gpuprover.devices import open_backend
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints

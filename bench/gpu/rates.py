@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Group
 from gpuprover.cuda.device import Address, Device, Program
-from gpuprover.cuda.msm import BLOCK, WARP, point_bytes
-from gpuprover.curves import CurveParams
+from gpuprover.cuda.msm import BLOCK
+from gpuprover.cuda.msm_plan import WARP, point_bytes
+from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import g1_to_words
 from gpuprover.reference import g1
 

@@ -26,7 +26,7 @@ SPIN_SECONDS = 0.02
 
 def _machine(folder: Path, threads: int) -> Machine:
     from gpuprover.cuda import cupy_device
-    from gpuprover.cuda.devices import open_device, resolve
+    from gpuprover.cuda.gpus import open_device, resolve
 
     cupy_device.SPIN_SECONDS = SPIN_SECONDS
     return Machine(open_device(resolve(CUDA)), folder, threads)

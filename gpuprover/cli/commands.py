@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import BOLD, DIM, GREEN, RED, format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import seconds, whole_number
 from gpuprover.errors import EXIT_INVALID, EXIT_OK, Cancelled, InvalidInput, UnsatisfiedWitness
+from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
     from gpuprover.api import ProofResult
@@ -175,7 +175,7 @@ def _proof_text(result: ProofResult, args: Namespace, context: Context, total: f
 
 def check_device(context: Context) -> str:
     """The backend's name, before anything is loaded. Raises InvalidInput or DeviceError."""
-    from gpuprover.backend import resolve_device, use_images
+    from gpuprover.devices import resolve_device, use_images
 
     if context.own_process:
         use_images()  # half a second less than with the compiler
@@ -237,7 +237,7 @@ def wtns_calculate(args: Namespace, context: Context) -> int:
 
 def wtns_check(args: Namespace, context: Context) -> int:
     from gpuprover import memory
-    from gpuprover.backend import open_backend
+    from gpuprover.devices import open_backend
     from gpuprover.formats.r1cs import check_witness, read_r1cs
     from gpuprover.formats.wtns import read_witness
 
@@ -316,7 +316,7 @@ def zkey_verify(args: Namespace, context: Context) -> int:
 def _check_key(args: Namespace, context: Context, circuit: str | None, powers: str | None) -> int:
     """Checks a key by itself, against a circuit, and with both against the powers of tau."""
     from gpuprover import memory
-    from gpuprover.backend import open_backend
+    from gpuprover.devices import open_backend
     from gpuprover.formats.ptau import read_ptau
     from gpuprover.formats.r1cs import read_r1cs
     from gpuprover.groth16 import consistency

@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpuprover.cli.console import format_bytes, format_seconds
 from gpuprover.cli.context import Context, job_of
-from gpuprover.config import (
-    Settings,
-    available_cpus,
-    cgroup_cpu_quota,
-    cgroup_memory_limit,
-    machine_memory,
-)
+from gpuprover.config import Settings
 from gpuprover.errors import EXIT_OK, EXIT_RESOURCES, DeviceError, InvalidInput, ProverError
+from gpuprover.machine import available_cpus, cgroup_cpu_quota, cgroup_memory_limit, machine_memory
 
 if TYPE_CHECKING:
-    from gpuprover.cuda.probe import Gpu
+    from gpuprover.cuda.probe import FoundGpu
 
 FEATURES = ("adx", "bmi2", "avx2", "avx512f", "avx512ifma", "asimd", "sve")
 """CPU features that matter to a prover, as Linux names them."""
@@ -61,8 +56,8 @@ def run(args: Namespace, context: Context) -> int:
 
 def _problems(record: Record, settings: Settings) -> list[str]:
     """What would keep a proof from being made here, with these settings."""
-    from gpuprover.backend import open_backend, resolve_device
     from gpuprover.curves import CURVES
+    from gpuprover.devices import open_backend, resolve_device
     from gpuprover.job import Job
 
     problems = [f"{name}: {part['problem']}" for name, part in record.items() if "problem" in part]
@@ -165,7 +160,7 @@ def _gpu() -> Record:
     }
 
 
-def _gpu_record(gpu: Gpu) -> Record:
+def _gpu_record(gpu: FoundGpu) -> Record:
     return {
         "name": gpu.name,
         "uuid": gpu.uuid,
@@ -185,7 +180,7 @@ def _dotted(version: tuple[int, int] | None) -> str | None:
 
 def _device(settings: Settings) -> Record:
     """What ``--device`` comes to here, and what the others would."""
-    from gpuprover.backend import device_names, resolve_device
+    from gpuprover.devices import device_names, resolve_device
 
     def outcome(name: str) -> str:
         try:
@@ -212,10 +207,10 @@ def _placement(settings: Settings) -> Record:
 
 
 def _cache() -> Record:
-    from gpuprover.cache import places
     from gpuprover.cpu.image import open_image
     from gpuprover.cpu.sources import store
     from gpuprover.curves import CURVES
+    from gpuprover.folders import places
 
     found, folder = places(), store().folder
     passed_over = [*found.doubts, *found.problems]
@@ -367,7 +362,7 @@ def warmup(args: Namespace, context: Context) -> int:
         job = job_of(limits)
         compile_everything(curves=curves, job=job)
         if gpu is not None:
-            from gpuprover.cuda.devices import open_device
+            from gpuprover.cuda.gpus import open_device
             from gpuprover.cuda.source import proving_programs
 
             with job.phase(f"compile for {gpu}"):
@@ -387,7 +382,7 @@ def warmup(args: Namespace, context: Context) -> int:
 
 def _usable_gpu(device: str) -> str | None:
     """The GPU that proofs on ``device`` would use. Raises DeviceError where one was asked for by name."""
-    from gpuprover.backend import is_gpu, resolve_device
+    from gpuprover.devices import is_gpu, resolve_device
 
     if device == "auto":
         try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from gpuprover import cache
+from gpuprover import folders
 from gpuprover.cli.console import Console
 from gpuprover.cli.context import Context, Interrupts, as_prover_error
 from gpuprover.cli.parser import build_parser
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        cache.remove_private()
+        folders.remove_private()
         os._exit(code)
     return code
 
@@ -57,5 +57,5 @@ def _run(arguments: list[str], interrupts: Interrupts, own_process: bool) -> int
     module, _, function = args.run.partition(":")
     console = Console(json=args.json, quiet=args.quiet)
     context = Context(settings, console, interrupts, own_process)
-    with cache.warnings_to(console.warn):
+    with folders.warnings_to(console.warn):
         return int(getattr(import_module(f"gpuprover.cli.{module}"), function)(args, context))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gpuprover.cli.console import write_lines
-from gpuprover.config import SETTINGS
 from gpuprover.errors import InvalidInput
+from gpuprover.settings import SETTINGS
 from gpuprover.verifier.arguments import add_arguments
 
 EPILOG = """\

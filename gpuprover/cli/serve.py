@@ -7,9 +7,10 @@ from argparse import Namespace
 from importlib.util import find_spec
 
 from gpuprover.cli.context import Context
-from gpuprover.config import SETTINGS, load_engine_settings, load_service_settings, unknown_variables
+from gpuprover.config import load_engine_settings, load_service_settings, unknown_variables
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InvalidInput
+from gpuprover.settings import SETTINGS
 
 log = logging.getLogger("gpuprover.service")
 
@@ -26,7 +27,7 @@ def run(args: Namespace, context: Context) -> int:
     engine = load_engine_settings(given, options=True)
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
     settings = load_service_settings(given, engine)
-    from gpuprover import cache, logs
+    from gpuprover import folders, logs
     from gpuprover.engine import Prover
     from gpuprover.service import server
     from gpuprover.service.access import Tokens
@@ -40,7 +41,7 @@ def run(args: Namespace, context: Context) -> int:
         circuits = CircuitDirectory(folder).names()
         listener = server.listen(settings.host, settings.port)
         try:
-            with cache.warnings_to(None):  # a line of the log
+            with folders.warnings_to(None):  # a line of the log
                 prover = Prover(engine)
                 try:
                     url = server.url_of(listener)

@@ -12,8 +12,9 @@ from gpuprover import sizing
 from gpuprover.cli.commands import check_device, check_paths, open_key
 from gpuprover.cli.console import BOLD, DIM, format_bytes, format_seconds
 from gpuprover.cli.context import Context
-from gpuprover.config import MAX_THREADS, load_engine_settings, seconds, whole_number
+from gpuprover.config import load_engine_settings
 from gpuprover.errors import EXIT_OK, DeviceError, InvalidInput
+from gpuprover.settings import MAX_THREADS, seconds, whole_number
 
 if TYPE_CHECKING:
     from gpuprover.curves import CurveParams
@@ -66,8 +67,8 @@ def estimate(args: Namespace, context: Context) -> int:
 
 def _circuit(args: Namespace, context: Context) -> tuple[CurveParams, int, list[Memory]]:
     """Curve, constraints, and the memory of one proof: by the key's plan, or by its tier or all tiers."""
-    from gpuprover.backend import open_backend
     from gpuprover.curves import CURVES, curve_by_name
+    from gpuprover.devices import open_backend
     from gpuprover.job import Job
     from gpuprover.scheduler import TIERS, tier_of
 
@@ -203,8 +204,8 @@ def _painter(output: str | None) -> Callable[[dict[str, Any], str], None] | None
 
 def _compiled_files() -> int | None:
     """Files of machine code in the cache; None where no folder is writable."""
-    from gpuprover.cache import places
     from gpuprover.cpu.sources import store
+    from gpuprover.folders import places
 
     return None if places().writable is None else len(store().files())
 

@@ -23,8 +23,9 @@ from gpuprover.cli.commands import check_paths, proof_record, write_proof
 from gpuprover.cli.console import Console, error_record
 from gpuprover.cli.context import Context, as_prover_error
 from gpuprover.cli.parser import Parser
-from gpuprover.config import load_settings, seconds, whole_number
+from gpuprover.config import load_settings
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput
+from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
     from gpuprover.formats.zkey import ProvingKey
@@ -73,7 +74,7 @@ def job_parser() -> Parser:
 
 
 def run(args: Namespace, context: Context) -> int:
-    from gpuprover.backend import use_images
+    from gpuprover.devices import use_images
 
     keys = KeyCache(whole_number(args.keys, "--keys", high=1 << 20))
     if context.own_process:

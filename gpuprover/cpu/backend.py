@@ -10,13 +10,15 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Form, Group, HostPoint, KeyHeader, MemoryPlan
+from gpuprover.backend import Form
 from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import CurveParams
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (

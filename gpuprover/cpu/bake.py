@@ -23,7 +23,6 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from gpuprover import processes
-from gpuprover.cache import places
 from gpuprover.cpu import ntt, warm
 from gpuprover.cpu.compiled import Call, dispatcher, recording
 from gpuprover.cpu.image import Entry, callable_kinds, identity, image_name, machine, open_image, pack
@@ -32,6 +31,7 @@ from gpuprover.cpu.path import cpu_features
 from gpuprover.cpu.sources import store
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import DeviceError
+from gpuprover.folders import places
 from gpuprover.job import Job
 
 RUNTIME = """

@@ -3,7 +3,7 @@
 An image holds position-independent machine code with its constants, relocated when it was made
 (:mod:`gpuprover.cpu.bake`), and an index of the kernels in it. It is mapped readable and executable, never
 writable, and processes share its pages. It is code, and is run: only a file that nobody but this user and
-root could have put there (:mod:`gpuprover.cache`), with the right checksum, made of these sources, on a CPU
+root could have put there (:mod:`gpuprover.folders`), with the right checksum, made of these sources, on a CPU
 with these features, is used. Everything else is passed over, and Numba compiles as ever.
 
 Kernels keep the calling convention that Numba gives them: an int32 status comes back, the first two arguments
@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuprover.cache import LARGEST, warn
 from gpuprover.cpu.layout import Field
 from gpuprover.cpu.sources import callers_digest, store
 from gpuprover.curves import CURVES, CurveParams
+from gpuprover.folders import LARGEST, warn
 from gpuprover.limbs import address
 
 MAGIC = b"gpuprover kernels 1\n"

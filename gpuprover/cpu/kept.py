@@ -6,7 +6,7 @@ that compile one kernel for two fields at once can take the same number, and loa
 are no arguments at run time: nothing would show but wrong results). And it unpickles whatever is there.
 
 Here the folder is named by all sources that matter (:mod:`gpuprover.cpu.sources`), a file by the signature
-and the CPU's name and features, and what is unpickled has a MAC (:mod:`gpuprover.cache`).
+and the CPU's name and features, and what is unpickled has a MAC (:mod:`gpuprover.folders`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from numba.core import caching
 
-from gpuprover.cache import Store
 from gpuprover.cpu.sources import source_digest, store
+from gpuprover.folders import Store
 
 
 class _Locator(caching._CacheLocator):

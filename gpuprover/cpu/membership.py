@@ -11,12 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuprover.backend import Group
 from gpuprover.cpu.combine import Spare, multiply, products
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.pairing import _fq2_words, _g1_endomorphism, twist_frobenius
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import address, field_to_words, ints_to_words
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpuprover import forks
-from gpuprover.backend import Group
+from gpuprover.curves import Group
 from gpuprover.limbs import Words, address
 
 PARTS = 4

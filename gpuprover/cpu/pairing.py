@@ -14,10 +14,9 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Group
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import DOUBLE, LANES, LINE, ROOM, Field, LaneField, lane_form
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, g2_to_words, ints_to_words
 

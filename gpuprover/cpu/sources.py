@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpuprover.cache import Store
+from gpuprover.folders import Store
 
 PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuprover.backend import Form, Group
+from gpuprover.backend import Form
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import g1_to_words, g2_to_words, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Backend, Form, Group, HostPoint, KeyHeader, MemoryPlan, open_backend
+from gpuprover.backend import Backend, Form
 from gpuprover.cuda import sparse
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
 from gpuprover.cuda.gpu import (
@@ -33,7 +33,8 @@ from gpuprover.cuda.gpu import (
     size_of,
 )
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
-from gpuprover.cuda.msm import Bases, Digits, Msm, MsmPlan, Sum, fixed_multiples, point_bytes
+from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
+from gpuprover.cuda.msm_plan import MsmPlan, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.sparse import (
@@ -44,7 +45,9 @@ from gpuprover.cuda.sparse import (
     slice_bytes,
     staging_bytes,
 )
-from gpuprover.curves import CurveParams
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
@@ -206,7 +209,8 @@ class CudaBackend:
     """Implements :class:`gpuprover.backend.Backend` on a GPU.
 
     Args:
-        host_groups: groups whose sums the CPU backend computes meanwhile, on the job's threads.
+        host: the CPU's backend, of this curve and job.
+        host_groups: groups whose sums that computes meanwhile, on the job's threads.
         budget: bytes of device memory that a proof may take, with its part of the key; None: what is free.
     """
 
@@ -215,6 +219,7 @@ class CudaBackend:
         curve: CurveParams,
         job: Job,
         gpu: Gpu,
+        host: Backend,
         host_groups: Collection[Group] = (),
         budget: int | None = None,
     ) -> None:
@@ -226,7 +231,7 @@ class CudaBackend:
         self._memory: Source = gpu.pool
         self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
-        self._host: Backend | None = None
+        self._cpu = host
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
         self._witness: list[tuple[Words, Block]] = []
@@ -318,7 +323,7 @@ class CudaBackend:
         if known is not None:
             return known
         gpu = Gpu(Nothing(self._device))
-        double = CudaBackend(self.curve, self.job, gpu, self._host_groups)
+        double = CudaBackend(self.curve, self.job, gpu, self._cpu, self._host_groups)
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
         streams = [gpu.device.new_stream() for _ in range(STREAMS)]
         double._session = Session(layout, arena, [], streams)
@@ -571,12 +576,6 @@ class CudaBackend:
         return block
 
     # Points ------------------------------------------------------------------------------
-
-    @property
-    def _cpu(self) -> Backend:
-        if self._host is None:
-            self._host = open_backend("cpu", self.curve, self.job)
-        return self._host
 
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> DeviceBases:
         """Outside of a proof None is for no tables: nobody has said that the bases are used again."""

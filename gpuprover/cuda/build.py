@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuprover.config import available_cpus, whole_number
 from gpuprover.cuda.compile import (
     Nvrtc,
     checked,
@@ -36,6 +35,8 @@ from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import programs
 from gpuprover.curves import CURVES
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, DeviceError, InvalidInput, ProverError
+from gpuprover.machine import available_cpus
+from gpuprover.settings import whole_number
 
 POLL_SECONDS = 0.02
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ nvcc. It is called through ctypes: CuPy's binding drops the last byte of a cubin
 A cubin is looked for, by a name that says what it was made of, in the folder ``GPUPROVER_CUBIN_DIR`` and in
 the package's ``kernels/cubins``, which ``python -m gpuprover.cuda.build`` fills; then in the user's cache. A
 file is a cubin and its SHA-256, so that a damaged one is noticed and made anew. It is run: outside of the
-package it counts only if nobody but this user and root could have put it there (:mod:`gpuprover.cache`).
+package it counts only if nobody but this user and root could have put it there (:mod:`gpuprover.folders`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpuprover.cache import Store, Untrusted, read_file, warn
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import sources
 from gpuprover.errors import DeviceError
+from gpuprover.folders import Store, Untrusted, read_file, warn
 
 CUBIN_VARIABLE = "GPUPROVER_CUBIN_DIR"
 OPTIONS = ("--std=c++17",)

@@ -22,12 +22,12 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.config import available_cpus
 from gpuprover.cuda import probe, source
 from gpuprover.cuda.build import build
 from gpuprover.cuda.compile import find_cubin, find_nvrtc, load_cubin, program_name, store
 from gpuprover.cuda.device import MAIN, Address, Mark, Program, Properties, Stream
 from gpuprover.errors import DeviceError, OutOfMemory
+from gpuprover.machine import available_cpus
 
 P = ParamSpec("P")
 R = TypeVar("R")

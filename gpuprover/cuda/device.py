@@ -61,7 +61,24 @@ class Properties:
     memory: int
 
 
-class Device(Protocol):
+class Allocator(Protocol):
+    """Where device memory comes from."""
+
+    def allocate(self, size: int) -> Address:
+        """``size`` bytes, at least 1, with arbitrary contents.
+
+        Raises:
+            OutOfMemory: there is not that much.
+        """
+        ...
+
+    def release(self, address: Address) -> None:
+        """Gives back what :meth:`allocate` returned; the main stream of who works there may still have work
+        for it."""
+        ...
+
+
+class Device(Allocator, Protocol):
     """One GPU.
 
     Launches and copies return before they are done; :meth:`synchronize` waits, and so does :meth:`read`.

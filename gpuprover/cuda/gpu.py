@@ -26,13 +26,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
 
-from gpuprover.backend import Group, KeyHeader
 from gpuprover.cuda import sparse
 from gpuprover.cuda.device import Device, Properties, Stream
 from gpuprover.cuda.memory import Arena, Pool, Resident, Residents, aligned, needs
-from gpuprover.cuda.msm import MsmPlan, choose_plan, point_bytes
+from gpuprover.cuda.msm_plan import MsmPlan, choose_plan, point_bytes
 from gpuprover.cuda.ntt import table_bytes as twiddle_bytes
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.polynomial import Domain
 
@@ -198,7 +198,7 @@ def choose(
     room: int = UNBOUNDED,
     keep: bool = False,
 ) -> MsmPlan:
-    """:func:`~gpuprover.cuda.msm.choose_plan`; a little less room does not mean another plan."""
+    """:func:`~gpuprover.cuda.msm_plan.choose_plan`; a little less room does not mean another plan."""
     unit = 1 << max(0, room.bit_length() - 4)
     return _choose(curve, groups, n, room // unit * unit, properties, keep)
 

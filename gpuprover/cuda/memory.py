@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuprover.cuda.device import Address, Device, Mark
+from gpuprover.cuda.device import Address, Allocator, Device, Mark
 from gpuprover.errors import DeviceError, OutOfMemory
 
 MIB = 1 << 20
@@ -30,23 +30,6 @@ SHARE = 0.95
 
 def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-class Allocator(Protocol):
-    """Where device memory comes from."""
-
-    def allocate(self, size: int) -> Address:
-        """``size`` bytes, at least 1, with arbitrary contents.
-
-        Raises:
-            OutOfMemory: there is not that much.
-        """
-        ...
-
-    def release(self, address: Address) -> None:
-        """Gives back what :meth:`allocate` returned; the main stream of who works there may still have work
-        for it."""
-        ...
 
 
 class Source(Allocator, Protocol):

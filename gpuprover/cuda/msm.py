@@ -26,26 +26,39 @@ exponentiation with precomputation" (1992); shared inversions by Montgomery's tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Form, Group, HostPoint
-from gpuprover.cuda.device import MAIN, Address, Device, Program, Properties, Stream
-from gpuprover.curves import CurveParams
-from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
+from gpuprover.backend import Form
+from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Program, Stream
+from gpuprover.cuda.msm_plan import (
+    TUNING,
+    WARP,
+    MsmPlan,
+    accumulations,
+    digit_pieces,
+    lanes_of,
+    most_tiles,
+    pairs_seconds,
+    point_bytes,
+    scalars_of_block,
+    segments_for,
+    sort_pieces,
+    sum_pieces,
+)
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import CurveParams, Group
+from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, words_to_field
 
 MERGE_HEADS, SUM_RUNS, SUM_TREE, FINISH_SETS = range(4)
 """Steps of the kernel combine, as in kernels/msm.cu."""
-ALIGNMENT = 256
-WARP = 32
 BLOCK = 128
 """Lanes of a block of the kernels over points."""
 PAIRING = 256
@@ -53,380 +66,14 @@ PAIRING = 256
 TREE = 32
 """Threads of a block that sums a tree; in G2 a thread is two lanes."""
 
-MAX_WINDOW = 24
-LARGEST_LOW = 12
-"""Bits of a bucket's number that the second level of the sort tells apart, at most."""
-MAX_ROWS = 1 << 31
-"""Rows of a table: an entry has 31 bits for one."""
-MAX_ENTRIES = 1 << 32
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the cost model knows of a device: predictions, until rows of a benchmark stand here.
-
-    Attributes:
-        clock: cycles a second.
-        multiplier: lanes of wide multiplications that a multiprocessor takes in a cycle.
-        share: of the multiplier's rate that additions reach.
-        entry: seconds for recoding and sorting an entry, times multiprocessors.
-        launch: seconds from one launch to the next.
-        doubling: seconds for the host's doubling of a point in G1.
-    """
-
-    clock: float = 1.98e9
-    multiplier: int = 32
-    share: float = 0.7
-    entry: float = 2.6e-9
-    launch: float = 4e-6
-    doubling: float = 5e-6
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Sizes that change speed and memory and never the result; predictions, too.
-
-    Attributes:
-        block: threads of a block over scalars or entries.
-        tile: entries that a block sorts by their low bits.
-        shortest: entries that a thread adds up, at least.
-        runs: threads that the reduction of buckets shall have.
-        span: points that a block adds up in a tree; a power of 2.
-        inversions: points that share an inversion.
-        segments: threads that accumulate; None: as many as the device holds at once.
-        rounds: of additions in pairs before the accumulation, at most; each halves the points of a bucket.
-        piece: seconds of predicted work in one launch, after which cancellation is looked at.
-    """
-
-    block: int = 256
-    tile: int = 8192
-    shortest: int = 8
-    runs: int = 1 << 15
-    span: int = 64
-    inversions: int = 16
-    segments: int | None = None
-    rounds: int = 0
-    piece: float = 0.05
-
-
-COSTS = Costs()
-TUNING = Tuning()
-
 
 def _pairs_program(curve: CurveParams, group: Group) -> Program:
     return Program(curve, "pairs.cu", (("GROUP", group.name[1]),))
 
 
-class Allocator(Protocol):
-    def allocate(self, size: int) -> Address: ...
-
-    def release(self, address: Address) -> None: ...
-
-
-# Plans ------------------------------------------------------------------------------------------
-
-
-def windows_for(curve: CurveParams, c: int) -> int:
-    """The fewest digits in (−2^(c−1), 2^(c−1)] that reach every integer up to (r − 1)/2."""
-    count, largest = 0, 0
-    while largest < (curve.r - 1) // 2:
-        largest += 1 << (c * count + c - 1)
-        count += 1
-    return count
-
-
-def point_bytes(curve: CurveParams, group: Group) -> int:
-    """Of an affine point; an XYZZ one takes twice that."""
-    return 8 * group.words(curve)
-
-
-def _lanes(group: Group) -> int:
-    """Lanes of a warp that hold a point together."""
-    return 1 if group is Group.G1 else 2
-
-
 def fixed_multiples(curve: CurveParams) -> list[int]:
     """What a point is multiplied by for the table of the kernel multiply_fixed: d·2^(8w), mod r."""
     return [(d << 8 * w) % curve.r for w in range(curve.scalar.bytes) for d in range(1, 256)]
-
-
-@dataclass(frozen=True)
-class MsmPlan:
-    """How sums of up to ``n`` points at a time are done.
-
-    Attributes:
-        groups: those of the bases that share digits, one for each.
-        c: bits of a window.
-        depth: rows of the tables.
-    """
-
-    curve: CurveParams
-    groups: tuple[Group, ...]
-    n: int
-    c: int
-    depth: int
-    tuning: Tuning = field(default=TUNING, repr=False)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.curve.name, len(self.groups), self.n, self.c, self.depth))
-
-    def __post_init__(self) -> None:
-        if not (2 <= self.c <= MAX_WINDOW and 1 <= self.depth <= self.windows and self.n >= 0):
-            raise InvalidInput(f"msm: no plan has c = {self.c}, depth = {self.depth}, n = {self.n}")
-        if self.depth * self.n >= MAX_ROWS or self.windows * self.n >= MAX_ENTRIES:
-            raise InvalidInput(f"msm: {self.n} points at a time are too many for {self.windows} windows")
-
-    @cached_property
-    def windows(self) -> int:
-        return windows_for(self.curve, self.c)
-
-    @cached_property
-    def sets(self) -> int:
-        """Sets of buckets."""
-        return -(-self.windows // self.depth)
-
-    @cached_property
-    def buckets(self) -> int:
-        return self.sets << (self.c - 1)
-
-    @cached_property
-    def low(self) -> int:
-        """Bits of a bucket's number that are left to the second level of the sort."""
-        return min(self.c - 1, LARGEST_LOW, self.buckets.bit_length() // 2)
-
-    @cached_property
-    def bins(self) -> int:
-        return self.buckets >> self.low
-
-    @cached_property
-    def run(self) -> int:
-        """Buckets that one thread adds up first; a power of 2."""
-        wanted = max(1, self.buckets // self.tuning.runs)
-        return min(1 << (self.c - 1), max(4, 1 << (wanted.bit_length() - 1)))
-
-    @cached_property
-    def rounds(self) -> int:
-        """Of additions in pairs: as many as leave buckets a point on average; places fit 31 bits."""
-        if self.places(1) >= MAX_ROWS:
-            return 0
-        return min(self.tuning.rounds, max(0, (self.n * self.windows // self.buckets).bit_length() - 1))
-
-    def places(self, rounds: int) -> int:
-        """Of points after so many rounds, at most; see kernels/pairs.cu."""
-        places = self.n * self.windows
-        for _ in range(rounds):
-            places = (places + self.buckets) // 2
-        return places
-
-    def table_bytes(self, group: Group) -> int:
-        return self.depth * self.n * point_bytes(self.curve, group)
-
-    def digits_bytes(self) -> int:
-        """Of a Digits once it is made."""
-        return _digit_parts(self, self.n).size
-
-    def sort_bytes(self, properties: Properties) -> int:
-        """Beside it, while it is made."""
-        return _sort_parts(self, self.n, _share(self, self.n, properties)).size
-
-    def sum_bytes(self, group: Group, properties: Properties) -> int:
-        """Of one sum on the way, at most."""
-        threads = properties.multiprocessors * properties.threads // _lanes(group)
-        launches = _launches(self, group, properties)
-        return _sum_parts(self, group, _segments(self, self.n, launches * threads)).size
-
-    def bytes(self, properties: Properties) -> int:
-        """All of the above, with the tables, and with sums that run at the same time."""
-        sums = sum(self.table_bytes(g) + self.sum_bytes(g, properties) for g in self.groups)
-        return sums + self.digits_bytes() + self.sort_bytes(properties)
-
-
-def mixed_addition(curve: CurveParams, group: Group) -> int:
-    """Wide multiplications of an XYZZ point + an affine one: 6 products, 2 squares, a sum of two products."""
-    product, square, pair = _multiplications(curve, group)
-    return 6 * product + 2 * square + pair
-
-
-def paired_addition(curve: CurveParams, group: Group) -> int:
-    """Of two affine points whose division shares an inversion: 5 products and a square."""
-    product, square, _ = _multiplications(curve, group)
-    return 5 * product + square
-
-
-def full_addition(curve: CurveParams, group: Group) -> int:
-    """Of two XYZZ points."""
-    product, square, pair = _multiplications(curve, group)
-    return 10 * product + 2 * square + pair
-
-
-def _multiplications(curve: CurveParams, group: Group) -> tuple[int, int, int]:
-    """Of a product, a square, a sum of two products; see kernels/field.cuh and fp2_lanes.cuh."""
-    limbs = 2 * curve.base.limbs
-    rows = limbs * limbs
-    if group is Group.G1:
-        return 2 * rows, rows + limbs * (limbs + 1) // 2, 3 * rows
-    return 6 * rows, 4 * rows, 12 * rows
-
-
-def _rate(properties: Properties) -> float:
-    """Wide multiplications a second that additions reach."""
-    return COSTS.share * COSTS.multiplier * COSTS.clock * properties.multiprocessors
-
-
-def predicted_seconds(plan: MsmPlan, properties: Properties) -> float:
-    """One Digits and a sum for each group, one after another, for random scalars. A prediction."""
-    entries = plan.n * plan.windows
-    seconds = entries * COSTS.entry / properties.multiprocessors
-    for group in plan.groups:
-        full = full_addition(plan.curve, group)
-        runs = plan.buckets // plan.run
-        seconds += _accumulate_seconds(plan, group, properties)
-        seconds += full * 2 * (plan.buckets + runs) / _rate(properties)
-        # What waits for one addition after another, at a warp's pace on its scheduler of four.
-        chain = 2 * plan.run + 2 * plan.c + runs.bit_length()
-        seconds += chain * full * 4 / (COSTS.multiplier / 32) / COSTS.clock / _lanes(group)
-        seconds += 20 * COSTS.launch
-        seconds += plan.c * (plan.sets - 1) * COSTS.doubling * (1 if group is Group.G1 else 3)
-    return seconds
-
-
-def _accumulate_seconds(plan: MsmPlan, group: Group, properties: Properties) -> float:
-    left = plan.n * plan.windows >> plan.rounds
-    pairs = sum(_pairs_seconds(plan, group, k, properties) for k in range(plan.rounds))
-    return pairs + left * mixed_addition(plan.curve, group) / _rate(properties)
-
-
-def _pairs_seconds(plan: MsmPlan, group: Group, k: int, properties: Properties) -> float:
-    """Of the round after k others; the inversions of its blocks, which run side by side, are left out."""
-    return (plan.n * plan.windows >> (k + 1)) * paired_addition(plan.curve, group) / _rate(properties)
-
-
-@lru_cache(maxsize=256)
-def _launches(plan: MsmPlan, group: Group, properties: Properties) -> int:
-    """Into which accumulation is cut."""
-    return max(1, round(_accumulate_seconds(plan, group, properties) / plan.tuning.piece))
-
-
-def choose_plan(
-    curve: CurveParams,
-    groups: Sequence[Group],
-    n: int,
-    available: int,
-    properties: Properties,
-    keep: bool = True,
-) -> MsmPlan:
-    """The plan that the cost model finds fastest within ``available`` bytes.
-
-    Where ``n`` points do not fit, tables are given up first; then the plan's ``n`` is smaller, and
-    :meth:`Msm.sum_slices` takes as many at a time.
-
-    Args:
-        groups: of the bases that will share digits.
-        keep: whether bases stay for many sums; if not, they get no tables.
-    Raises:
-        OutOfMemory: not even a few points at a time fit.
-    """
-    points = max(1, n)
-    while True:
-        best, best_seconds = None, float("inf")
-        for plan in _candidates(curve, tuple(groups), points, keep and points >= n):
-            # Slices come into two places in turns.
-            staged = 0 if points >= n else sum(plan.table_bytes(g) for g in groups)
-            if plan.bytes(properties) + staged > available:
-                continue
-            seconds = predicted_seconds(plan, properties)
-            if seconds < best_seconds:
-                best, best_seconds = plan, seconds
-        if best is not None:
-            return best
-        if points <= 256:
-            raise OutOfMemory(f"msm: {available} bytes of device memory do not hold {points} points' sum")
-        points = -(-points // 2)
-
-
-def _candidates(curve: CurveParams, groups: tuple[Group, ...], n: int, tables: bool) -> Iterator[MsmPlan]:
-    for c in range(2, MAX_WINDOW + 1):
-        windows = windows_for(curve, c)
-        depths = {-(-windows // sets) for sets in range(1, windows + 1)} if tables else {1}
-        for depth in sorted(depths):
-            if depth * n < MAX_ROWS and windows * n < MAX_ENTRIES:
-                yield MsmPlan(curve, groups, n, c, depth)
-
-
-# Memory -----------------------------------------------------------------------------------------
-
-
-class _Layout:
-    """Parts of one allocation, by name."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self.offsets: dict[str, int] = {}
-        self.size = 0
-        for name, size in sizes.items():
-            self.offsets[name] = self.size
-            self.size += -(-size // ALIGNMENT) * ALIGNMENT
-
-    def at(self, start: int) -> dict[str, int]:
-        return {name: start + offset for name, offset in self.offsets.items()}
-
-
-def _share(plan: MsmPlan, n: int, properties: Properties) -> int:
-    """Scalars of a block: enough blocks to fill the device with threads, if n allows."""
-    return plan.tuning.block * max(1, min(16, n // (properties.multiprocessors * properties.threads)))
-
-
-def _tiles(plan: MsmPlan, n: int) -> int:
-    return n * plan.windows // plan.tuning.tile + plan.bins
-
-
-@lru_cache(maxsize=256)
-def _digit_parts(plan: MsmPlan, n: int) -> _Layout:
-    return _Layout({"sorted": 4 * n * plan.windows, "starts": 4 * (plan.buckets + 1)})
-
-
-@lru_cache(maxsize=256)
-def _sort_parts(plan: MsmPlan, n: int, share: int) -> _Layout:
-    entries = n * plan.windows
-    sizes = {
-        "counts": 4 * plan.bins,
-        "bins": 4 * (plan.bins + 1),
-        "tiles": 4 * (plan.bins + 1),
-        "bin places": 4 * plan.bins * -(-n // share),
-        "bucket places": 4 * _tiles(plan, n) << plan.low,
-        "keys": 2 * entries,
-        "values": 4 * entries,
-    }
-    return _Layout(sizes)
-
-
-def _segments(plan: MsmPlan, n: int, threads: int) -> int:
-    """Threads that accumulate: no more than get the shortest segment."""
-    return max(1, min(threads, -(-n * plan.windows // plan.tuning.shortest)))
-
-
-@lru_cache(maxsize=256)
-def _sum_parts(plan: MsmPlan, group: Group, segments: int) -> _Layout:
-    xyzz = 2 * point_bytes(plan.curve, group)
-    runs = plan.buckets // plan.run
-    merged = -(-segments * _lanes(group) // WARP)
-    pairs = {"list starts": 4 * (plan.buckets + 1), "list": 4 * plan.places(plan.rounds)}
-    # Two rounds take turns.
-    pairs |= {f"pairs {k}": xyzz // 2 * plan.places(k + 1) for k in range(min(2, plan.rounds))}
-    sizes = {
-        "sums": xyzz * plan.buckets,
-        "plain": xyzz * runs,
-        "weighted": xyzz * runs,
-        "heads": xyzz * segments,
-        "merged": xyzz * merged,
-        "head keys": 4 * segments,
-        "merged keys": 4 * merged,
-        **(pairs if plan.rounds else {}),
-    }
-    return _Layout(sizes)
 
 
 @dataclass(frozen=True)
@@ -589,10 +236,10 @@ class Msm:
         if not n:
             return
         program, size = self._sums_programs[group], point_bytes(self.curve, group)
-        threads = self._resident(program, kernel, shared) // _lanes(group)
+        threads = self._resident(program, kernel, shared) // lanes_of(group)
         share = max(1, min(inversions, -(-n // threads)))
-        blocks = -(-min(threads, -(-n // share)) * _lanes(group) // BLOCK)
-        at_once = share * blocks * BLOCK // _lanes(group)
+        blocks = -(-min(threads, -(-n // share)) * lanes_of(group) // BLOCK)
+        at_once = share * blocks * BLOCK // lanes_of(group)
         (scratch,) = self._allocate(MAIN, 3 * at_once * size // 2)
         try:
             for lo in range(0, n, at_once):
@@ -643,9 +290,9 @@ class Msm:
         """
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
-        kept = _digit_parts(plan, n)
-        share = _share(plan, n, self.device.properties)
-        parts = _sort_parts(plan, n, share) if n else None
+        kept = digit_pieces(plan, n)
+        share = scalars_of_block(plan, n, self.device.properties)
+        parts = sort_pieces(plan, n, share) if n else None
         memory, *scratch = self._allocate(stream, kept.size, *([parts.size] if parts else []))
         held = scratch[0] if scratch and stream != MAIN else None
         result = Digits(plan, n, memory, **kept.at(memory), stream=stream, scratch=held)
@@ -677,13 +324,13 @@ class Msm:
         at: dict[str, int],
         stream: Stream,
     ) -> None:
-        """Into ``out``, with scratch ``at`` the parts of :func:`_sort_parts`."""
+        """Into ``out``, with scratch ``at`` the parts of :func:`sort_pieces`."""
         plan, n, block = out.plan, out.n, out.plan.tuning.block
         counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
         bin_places, bucket_places = at["bin places"], at["bucket places"]
         recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
         recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
-        blocks, cut, tile = -(-n // share), _tiles(plan, n), plan.tuning.tile
+        blocks, cut, tile = -(-n // share), most_tiles(plan, n), plan.tuning.tile
         for_bins, for_buckets, for_scan = 4 * plan.bins, 4 << plan.low, 4 * (WARP + 1)
 
         def launch(kernel: str, blocks: int, shared: int, *arguments: int) -> None:
@@ -720,10 +367,10 @@ class Msm:
             (out,) = self._allocate(last, size)
             self.device.fill(out, 0, size, last)
             return Sum(plan, group, last, out, None)
-        launches = _launches(plan, group, self.device.properties)
+        launches = accumulations(plan, group, self.device.properties)
         lanes = self._resident(self._sums_programs[group], "accumulate", self._accumulator_bytes(group))
-        segments = plan.tuning.segments or _segments(plan, digits.n, launches * lanes // _lanes(group))
-        parts = _sum_parts(plan, group, segments)
+        segments = plan.tuning.segments or segments_for(plan, digits.n, launches * lanes // lanes_of(group))
+        parts = sum_pieces(plan, group, segments)
         out, scratch = self._allocate(stream, size, parts.size)
         try:
             if digits.stream not in (stream, MAIN):
@@ -732,7 +379,7 @@ class Msm:
             self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
             if last != stream:
                 self.device.wait(last, stream)
-            kernels = _Kernels(self._sums_programs[group], _lanes(group))
+            kernels = _Kernels(self._sums_programs[group], lanes_of(group))
             self._merge(kernels, last, at, segments)
             self._reduce(plan, kernels, digits, last, at, out)
         except BaseException:
@@ -753,13 +400,13 @@ class Msm:
         plan, group = digits.plan, bases.group
         if not plan.rounds:
             return bases, digits
-        program, lanes = _pairs_program(self.curve, group), _lanes(group)
+        program, lanes = _pairs_program(self.curve, group), lanes_of(group)
         shared = 2 * PAIRING * 8 * self.curve.base.limbs
         resident = self.device.resident_blocks(program, "add_pairs", PAIRING, shared)
         resident *= self.device.properties.multiprocessors
         points, entries = int(bases.address), digits.sorted
         for k in range(plan.rounds):
-            seconds = _pairs_seconds(plan, group, k, self.device.properties)
+            seconds = pairs_seconds(plan, group, k, self.device.properties)
             launches = max(1, round(seconds / plan.tuning.piece))
             needed = -(-plan.places(k + 1) // plan.tuning.shortest)
             blocks = max(1, min(launches * resident, -(-needed * lanes // PAIRING)))
@@ -783,13 +430,13 @@ class Msm:
 
     def _accumulator_bytes(self, group: Group) -> int:
         """Shared memory of a block of accumulate: an XYZZ point a thread."""
-        return BLOCK // _lanes(group) * 2 * point_bytes(self.curve, group)
+        return BLOCK // lanes_of(group) * 2 * point_bytes(self.curve, group)
 
     def _accumulate(
         self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int], segments: int, launches: int
     ) -> None:
         plan, group = digits.plan, bases.group
-        threads = BLOCK // _lanes(group)
+        threads = BLOCK // lanes_of(group)
         blocks = -(-segments // threads)
         for k in range(launches):
             first, end = blocks * k // launches, blocks * (k + 1) // launches

@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
-from gpuprover.cuda.device import Address, Device, Program
+from gpuprover.cuda.device import Address, Allocator, Device, Program
 from gpuprover.curves import CURVES, FieldParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.limbs import Words, field_to_words, ints_to_words
@@ -55,14 +54,6 @@ MOST_VECTORS = 3
 BLOCKS = 1 << 12
 """Of launches in which a thread goes on until the work is done; a prediction."""
 THREADS = 256
-
-
-class Allocator(Protocol):
-    """Where the table lies: a device, or part of its memory."""
-
-    def allocate(self, size: int) -> Address: ...
-
-    def release(self, address: Address) -> None: ...
 
 
 def split(log_n: int) -> tuple[int, ...]:

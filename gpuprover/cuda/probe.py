@@ -33,7 +33,7 @@ _NO_DEVICE = 100  # cudaErrorNoDevice
 
 
 @dataclass(frozen=True)
-class Gpu:
+class FoundGpu:
     """One GPU, or one MIG instance, that this process sees.
 
     Attributes:
@@ -76,7 +76,7 @@ class Survey:
         advice: what to do about it.
     """
 
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[FoundGpu, ...] = ()
     driver: str | None = None
     driver_cuda: tuple[int, int] | None = None
     cupy: str | None = None
@@ -234,17 +234,17 @@ def _count(runtime: Any, nvml: Any) -> int:
     raise _Unusable("the driver reports no GPU", "see `nvidia-smi`")
 
 
-def _gpu(index: int, runtime: Any, nvml: Any, nvrtc: Nvrtc | None, extra: str) -> Gpu:
+def _gpu(index: int, runtime: Any, nvml: Any, nvrtc: Nvrtc | None, extra: str) -> FoundGpu:
     name = f"cuda:{index}"
     try:
         properties = runtime.getDeviceProperties(index)
         bus = runtime.deviceGetPCIBusId(index)
     except RuntimeError as error:
         problem = f"it does not answer: {_first_line(error)}"
-        return Gpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
+        return FoundGpu(name, "", "unknown", "unknown", 0, None, problem, "see `nvidia-smi`")
     capability = 10 * properties["major"] + properties["minor"]
     model = properties["name"].decode(errors="replace")
-    gpu = Gpu(
+    gpu = FoundGpu(
         name,
         _identity(nvml, bus, _cuda_uuid(index), model),
         model,
@@ -260,7 +260,7 @@ def _gpu(index: int, runtime: Any, nvml: Any, nvrtc: Nvrtc | None, extra: str) -
     return refreshed(judged(gpu))
 
 
-def _check(gpu: Gpu, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
+def _check(gpu: FoundGpu, capability: int, compute_mode: int, nvrtc: Nvrtc | None, extra: str) -> None:
     if compute_mode == _PROHIBITED:
         raise _Unusable("its compute mode is 'prohibited'", "nvidia-smi -c DEFAULT")
     if capability < OLDEST:
@@ -342,7 +342,7 @@ def _instance(nvml: Any, whole: Any, known: str | None) -> Any:
     return None
 
 
-def _free(nvml: Any, gpu: Gpu) -> int | None:
+def _free(nvml: Any, gpu: FoundGpu) -> int | None:
     """Bytes free on a GPU or a MIG instance; None where NVML does not tell."""
     if nvml is None:
         return None
@@ -361,12 +361,12 @@ def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def refreshed(gpu: Gpu) -> Gpu:
+def refreshed(gpu: FoundGpu) -> FoundGpu:
     """The record with the memory that is free now."""
     return replace(gpu, free=_free(_open_nvml(), gpu)) if gpu.usable else gpu
 
 
-def judged(gpu: Gpu) -> Gpu:
+def judged(gpu: FoundGpu) -> FoundGpu:
     """The record with what has happened to the GPU in this process."""
     failed = lost(gpu.name)
     if failed is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, ProverError, about
-from gpuprover.formats.files import Pathish, as_path, os_problem
+from gpuprover.formats.files import Identity, Pathish, as_path, identity_of, os_problem
 from gpuprover.formats.groth16_json import (
     VerificationKey,
     digest,
@@ -30,7 +30,6 @@ from gpuprover.formats.groth16_json import (
 )
 from gpuprover.formats.json_files import read_json
 from gpuprover.formats.zkey import read_verification_key
-from gpuprover.runner import Identity, identity_of
 
 log = logging.getLogger("gpuprover.engine")
 

@@ -1,7 +1,7 @@
 """The way of a proof through the engine: queue, key, admission, runs, and what happens when one fails.
 
 Decisions about devices and memory are :class:`gpuprover.scheduler.Scheduler`'s; runs are an
-:class:`gpuprover.runner.Executor`'s. Between them this module keeps order: which jobs there are, what each
+:class:`gpuprover.executor.Executor`'s. Between them this module keeps order: which jobs there are, what each
 waits for, and that each is answered once, with a proof or with one typed error:
 
 - *Key.* A job whose circuit is not loaded, or whose file has changed, waits for the load; others do not.
@@ -35,9 +35,9 @@ from typing import Any
 
 from gpuprover import memory
 from gpuprover.api import ProofResult, WitnessLike
-from gpuprover.backend import is_gpu
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.config import EngineSettings
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.job import JobState, ProofJob
 from gpuprover.engine.places import Places
@@ -54,17 +54,17 @@ from gpuprover.errors import (
     ShuttingDown,
     Timeout,
 )
-from gpuprover.memory import MIB, LeakAlarm, Watermark
-from gpuprover.runner import (
+from gpuprover.executor import (
     Executor,
     KeyChanged,
     KeyInfo,
     Lost,
     ProofRequest,
     budget_of,
-    identity_of,
     threads_of,
 )
+from gpuprover.formats.files import identity_of
+from gpuprover.memory import MIB, LeakAlarm, Watermark
 from gpuprover.scheduler import Degrade, Device, JobShape, Outcome, Run, Scheduler, Ticket, Times, Verdict
 
 log = logging.getLogger("gpuprover.engine")
@@ -736,7 +736,7 @@ class Dispatcher:
             witness=work.witness,
             device=placement.device,
             threads=threads_of(placement),
-            host_groups=tuple(sorted(placement.host_groups)),
+            host_parts=placement.host_groups,
             budget=budget_of(placement),
             timeout=max(0.001, work.deadline - now),
         )

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from gpuprover import calibration
 from gpuprover.api import ProofResult
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
-from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError
+from gpuprover.devices import is_gpu
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
+from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, Runner, WorkerStatus, shortage
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 
 NAME = "local"
@@ -42,7 +43,7 @@ class _Run:
 
 
 class LocalExecutor:
-    """A :class:`gpuprover.runner.Executor` over one :class:`Runner`, with a thread for each run.
+    """A :class:`gpuprover.executor.Executor` over one :class:`Runner`, with a thread for each run.
 
     Args:
         threads: of the CPU, for all proofs together.
@@ -93,7 +94,7 @@ class LocalExecutor:
         with self._lock:
             return list(self._devices)
 
-    def load(self, path: str, pin: bool, done: Callable[[KeyInfo | ProverError | Lost], None]) -> None:
+    def load(self, path: str, pin: bool, done: Loaded) -> None:
         def work() -> None:
             try:
                 done(self._load(path, pin))

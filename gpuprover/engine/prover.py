@@ -19,10 +19,10 @@ from typing import Any
 
 from gpuprover import calibration, memory
 from gpuprover.api import ProofResult, WitnessLike, witness_words
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics, keyed_digest
-from gpuprover.config import PRIORITIES, EngineSettings, load_engine_settings, unknown_variables
+from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
+from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.job import ProofJob, require_process, seconds
@@ -40,14 +40,16 @@ from gpuprover.errors import (
     Timeout,
     about,
     place,
+    shortage,
 )
-from gpuprover.formats.files import as_path, open_regular
+from gpuprover.executor import Executor, KeyInfo, WorkerStatus
+from gpuprover.formats.files import as_path, identity_of, open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import Executor, KeyInfo, WorkerStatus, identity_of, shortage
 from gpuprover.scheduler import Device, Times
+from gpuprover.settings import PRIORITIES
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.workers import PoolSettings, WorkerPool
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 
@@ -62,6 +62,34 @@ def os_problem(path: object, error: OSError, action: str) -> ProverError:
     if error.errno in _NO_RESOURCES:
         return DeviceError(f"cannot {action}: {error.strerror}", path=path)
     return InvalidInput(f"cannot {action}: {error.strerror or type(error).__name__}", path=path)
+
+
+class Identity(NamedTuple):
+    """Which file a path named, and which content of it: a file that is replaced or written has another.
+
+    Attributes:
+        device, inode: which file.
+        modified: nanoseconds since the epoch.
+        size: bytes.
+    """
+
+    device: int
+    inode: int
+    modified: int
+    size: int
+
+
+def identity_of(path: Pathish) -> Identity:
+    """The identity of the file that a path names now; symbolic links are followed.
+
+    Raises:
+        InvalidInput: there is no such file.
+    """
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise os_problem(path, error, "read") from None
+    return Identity(info.st_dev, info.st_ino, info.st_mtime_ns, info.st_size)
 
 
 def open_regular(path: Pathish) -> tuple[BinaryIO, int]:

@@ -28,7 +28,8 @@ from gpuprover.formats.points import decode_g1, decode_g2
 from gpuprover.limbs import Words, first_not_below, g1_to_words, g2_to_words
 
 if TYPE_CHECKING:
-    from gpuprover.backend import Backend, KeyHeader
+    from gpuprover.backend import Backend
+    from gpuprover.demand import KeyHeader
 
 PROTOCOL, HEADER, IC, COEFFICIENTS, A, B1, B2, C, H, CONTRIBUTIONS = range(1, 11)
 SECTIONS = {
@@ -188,7 +189,7 @@ class ProvingKey:
     @property
     def plan_header(self) -> KeyHeader:
         """What :meth:`~gpuprover.backend.Backend.plan` asks for."""
-        from gpuprover.backend import KeyHeader
+        from gpuprover.demand import KeyHeader
 
         return KeyHeader(
             domain_size=self.domain_size,
@@ -208,7 +209,7 @@ class ProvingKey:
 
     def check_header_subgroups(self, backend: Backend) -> None:
         """Raises MalformedFile if a header point is outside the prime-order subgroup."""
-        from gpuprover.backend import Group
+        from gpuprover.curves import Group
 
         h = self.header
         g1 = {"alpha1": h.alpha1, "beta1": h.beta1, "delta1": h.delta1}
@@ -224,7 +225,7 @@ class ProvingKey:
 
     def check_points(self, backend: Backend) -> None:
         """Every point of every section: range, curve, subgroup. Raises MalformedFile naming the culprit."""
-        from gpuprover.backend import Group
+        from gpuprover.curves import Group
 
         self.check_header_subgroups(backend)
         sections = list(self.point_sections())

@@ -33,8 +33,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Backend, Form, Group
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.backend import Backend, Form
+from gpuprover.curves import AffineG1, AffineG2, CurveParams, Group
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey as zk

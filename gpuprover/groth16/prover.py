@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuprover.backend import Backend, Form, Group
+from gpuprover.backend import Backend, Form
+from gpuprover.curves import Group
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness, WitnessMismatch
 from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Backend, Form, Group, Vector
-from gpuprover.curves import CurveParams
+from gpuprover.backend import Backend, Form, Vector
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import InvalidInput
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey as zk

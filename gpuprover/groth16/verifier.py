@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuprover import forks
-from gpuprover.backend import Backend, Group
-from gpuprover.curves import AffineG1, CurveParams
+from gpuprover.backend import Backend
+from gpuprover.curves import AffineG1, CurveParams, Group
 from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey, parse_proof, parse_public_signals
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words, words_to_g1

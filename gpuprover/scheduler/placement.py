@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from gpuprover.backend import MemoryPlan
+from gpuprover.demand import MemoryPlan
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, ProverError
 
 UNTRIED = 1 << 13

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gpuprover.config import PRIORITIES
 from gpuprover.errors import InvalidInput, ProverError
 from gpuprover.formats.files import open_regular
 from gpuprover.service.problems import Problem
+from gpuprover.settings import PRIORITIES
 
 log = logging.getLogger("gpuprover.service")
 

@@ -18,10 +18,11 @@ from gpuprover.config import ServiceSettings
 from gpuprover.engine import Prover
 from gpuprover.errors import ProverError
 from gpuprover.service import models, page, rapidsnark, routes
-from gpuprover.service.core import VERSION, MakeMetrics, Service
+from gpuprover.service.core import MakeMetrics, Service
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import MEDIA_TYPE, Problem, of_status
 from gpuprover.service.surroundings import KIND, Surroundings, current
+from gpuprover.version import VERSION
 
 DESCRIPTION = "Zero-knowledge proofs for circom's circuits: Groth16 over BN254 and BLS12-381."
 

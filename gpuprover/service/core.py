@@ -7,7 +7,6 @@ import contextvars
 import hmac
 import logging
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,13 +26,13 @@ from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import Problem, fault_of, problem_of, status_of
 from gpuprover.service.results import Attempt, Name, Record, Results
 from gpuprover.service.shares import TenantThreads, room, tenant_of
+from gpuprover.version import VERSION
 
 log = logging.getLogger("gpuprover.service")
 T = TypeVar("T")
 Statement = tuple[list[str | int], dict[str, Any]]
 """Public signals and proof."""
 
-VERSION: str = sys.modules["gpuprover"].__version__
 KIB, MIB = 1 << 10, 1 << 20
 STATUS_SECONDS = 0.2
 """A status is as old as that at most."""

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gpuprover.backend import is_gpu
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import CgroupThrottling, cgroup_throttling
+from gpuprover.devices import is_gpu
 from gpuprover.engine import JobState, ProofJob, ProverStatus
 from gpuprover.engine.dispatch import COUNTERS
 from gpuprover.errors import ProverError
+from gpuprover.executor import WorkerStatus
+from gpuprover.machine import CgroupThrottling, cgroup_throttling
 from gpuprover.memory import MIB
-from gpuprover.runner import WorkerStatus
 from gpuprover.service.problems import STATUS, fault_of
 from gpuprover.verifier.client import VerifierStatus
 

@@ -17,17 +17,18 @@ from starlette.types import Receive, Scope, Send
 
 from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
-from gpuprover.config import PRIORITIES
 from gpuprover.errors import MalformedFile, ProverError
 from gpuprover.formats.json_files import discard, parsed_size_bound
 from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
 from gpuprover.service.bodies import Reservation, media_type, read_body
-from gpuprover.service.core import VERSION, Service
+from gpuprover.service.core import Service
 from gpuprover.service.models import inputs_text, parse
 from gpuprover.service.problems import MEDIA_TYPE, Problem
 from gpuprover.service.results import Name, Record
 from gpuprover.service.surroundings import current
+from gpuprover.settings import PRIORITIES
+from gpuprover.version import VERSION
 
 WITNESS, JSON = "application/octet-stream", "application/json"
 NDJSON = "application/x-ndjson"

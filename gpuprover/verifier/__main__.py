@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpuprover import processes
-from gpuprover.cache import remove_private
-from gpuprover.config import MAX_THREADS, default_threads, whole_number
+from gpuprover.config import default_threads
 from gpuprover.errors import EXIT_RESOURCES, InvalidInput, ProverError
+from gpuprover.folders import remove_private
+from gpuprover.settings import MAX_THREADS, whole_number
 from gpuprover.verifier.arguments import add_arguments, serving
 
 

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuprover.config import whole_number
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.messages import AccessDenied, ConnectionLost
+from gpuprover.settings import whole_number
 
 BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gpuprover.config import seconds, whole_number
+from gpuprover.settings import seconds, whole_number
 
 MOST_CONNECTIONS = 1 << 16
 MOST_USER = (1 << 32) - 2

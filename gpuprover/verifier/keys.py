@@ -123,7 +123,7 @@ class LoadedKey:
 
 
 def _backend(key: groth16_json.VerificationKey) -> Backend:
-    from gpuprover.backend import open_backend
+    from gpuprover.devices import open_backend
     from gpuprover.job import Job
 
     # One thread each: the server runs several verifications at once.

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from gpuprover import processes
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.verifier.address import Listener, stays_here, tcp_address, unix_address
 from gpuprover.verifier.secret import read_secret

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -41,6 +40,7 @@ from gpuprover.verifier.address import Listener
 from gpuprover.verifier.connections import SMALL_MESSAGE, Connection, Connections, Limits, Message
 from gpuprover.verifier.keys import LoadedKey
 from gpuprover.verifier.secret import Handshake, nonce, parse_nonce
+from gpuprover.version import VERSION
 
 T = TypeVar("T")
 
@@ -509,11 +509,10 @@ class Server:
         return {}
 
     def _hello(self, connection: Connection, document: dict[str, Any], size: int) -> dict[str, Any]:
-        version = sys.modules["gpuprover"].__version__
         ready = not self._stopping.is_set() and not self._missing
         return {
             "protocol": PROTOCOL,
-            "version": version,
+            "version": VERSION,
             "pid": os.getpid(),
             "ready": ready,
             "missing_threads": self._missing,

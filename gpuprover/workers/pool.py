@@ -1,4 +1,4 @@
-"""The supervisor: an :class:`~gpuprover.runner.Executor` whose proofs are made in worker processes.
+"""The supervisor: an :class:`~gpuprover.executor.Executor` whose proofs are made in worker processes.
 
 One thread owns everything: it starts workers, listens to them, and keeps the time. Public methods leave it a
 message and return; what others may look at it publishes as a whole. Callbacks are called from it.
@@ -25,10 +25,9 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from gpuprover import cache, memory
+from gpuprover import folders, memory
 from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -37,17 +36,18 @@ from gpuprover.errors import (
     ShuttingDown,
     Timeout,
     from_record,
+    shortage,
 )
 from gpuprover.errors import place as place_of
+from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus, shortage
 from gpuprover.scheduler import Device
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers.records import (
     Load,
-    Loaded,
     Place,
     PoolSettings,
     Report,
@@ -94,7 +94,7 @@ _log = logging.getLogger("gpuprover.workers")
 
 
 class WorkerPool:
-    """Worker processes as an executor; see :class:`gpuprover.runner.Executor` for its methods.
+    """Worker processes as an executor; see :class:`gpuprover.executor.Executor` for its methods.
 
     The death of a worker loses no run without telling. If this process dies, its workers die with it.
     """
@@ -566,7 +566,7 @@ class WorkerPool:
             if not worker.runs:
                 worker.leave = now + EXIT_SECONDS
         elif kind == "warning":
-            cache.warn(message["text"])
+            folders.warn(message["text"])
         elif kind == "failed":
             error = from_record(message["error"])
             worker.fault, worker.told = error.message, error.told

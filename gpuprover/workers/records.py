@@ -7,16 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpuprover.caching import CacheStatistics
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import ProverError
+from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers.wire import Parcel
 
-Loaded = Callable[[KeyInfo | ProverError | Lost], None]
 Report = Callable[[Progress], None]
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.curves import CURVES
 from gpuprover.errors import InvalidInput, OutOfMemory
+from gpuprover.executor import ProofRequest
+from gpuprover.formats.files import Identity
 from gpuprover.limbs import ints_to_words
 from gpuprover.processes import private_file
-from gpuprover.runner import Identity, ProofRequest
 
 (_LIMBS,) = {curve.scalar.limbs for curve in CURVES}
 """Of every curve's scalars: which curve's they are, the key says."""
@@ -35,6 +36,7 @@ class Parcel:
         kind, pieces = _pack(request.witness)
         document = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "witness"}
         document["zkey"] = os.path.abspath(request.zkey)
+        document["host_parts"] = sorted(request.host_parts)
         self.message: dict[str, Any] = {"type": "prove", "request": document, "witness": kind}
         self.fds: list[int] = [] if pieces is None else [private_file(pieces)]
 
@@ -58,7 +60,7 @@ def unpack(message: Mapping[str, Any], fds: Sequence[int]) -> ProofRequest:
             os.close(descriptor)
     document = dict(message["request"])
     document["identity"] = Identity(*document["identity"])
-    document["host_groups"] = tuple(document["host_groups"])
+    document["host_parts"] = frozenset(document["host_parts"])
     return ProofRequest(witness=_unpack(message["witness"], data), **document)
 
 

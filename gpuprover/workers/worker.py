@@ -19,16 +19,18 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from gpuprover import cache, calibration, memory
-from gpuprover.backend import is_gpu, resolve_device, try_device, warm_up
+from gpuprover import calibration, folders, memory
 from gpuprover.curves import curve_by_name
-from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, to_record
+from gpuprover.devices import is_gpu, resolve_device, try_device, warm_up
+from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage, to_record
+from gpuprover.executor import KeyInfo
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
-from gpuprover.runner import KeyInfo, Runner, shortage
+from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
+from gpuprover.version import VERSION
 from gpuprover.workers.wire import result_to_json, unpack
 
 ALIVE_SECONDS = 1.0
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In a thread: the handler may interrupt the main thread while that holds a lock.
     signal.signal(signal.SIGTERM, lambda *_: _thread(worker.stop))
-    with cache.warnings_to(worker.warn):
+    with folders.warnings_to(worker.warn):
         worker.run()
 
 
@@ -138,7 +140,7 @@ class Worker:
         self._send(
             {
                 "type": "hello",
-                "version": calibration.VERSION,
+                "version": VERSION,
                 "device": asdict(record),
                 "devices": None if others is None else [asdict(device) for device in others],
                 "hardened": not is_dumpable() and resource.getrlimit(resource.RLIMIT_CORE) == (0, 0),
@@ -149,8 +151,8 @@ class Worker:
     def _survey(self, survey: bool) -> tuple[Device, list[Device] | None]:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
-            from gpuprover.backend import cpu_path_name, use_images
-            from gpuprover.config import processor_name
+            from gpuprover.devices import cpu_path_name, use_images
+            from gpuprover.machine import processor_name
 
             self._progress("import", 0.0)
             use_images()

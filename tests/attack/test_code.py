@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover.cache import CACHE_VARIABLE
 from gpuprover.cpu import bake, image
 from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.processes import is_dumpable
 from tests.support.running import Run
 
@@ -189,9 +189,9 @@ print(flips)
 """
 LOOK = """
 import sys, time
-from gpuprover import cache
-cache.warnings_to(lambda text: None).__enter__()
-store, end, found = cache.Store(sys.argv[1]), time.time() + float(sys.argv[2]), set()
+from gpuprover import folders
+folders.warnings_to(lambda text: None).__enter__()
+store, end, found = folders.Store(sys.argv[1]), time.time() + float(sys.argv[2]), set()
 while time.time() < end:
     found.add(store.read("file"))
     found.add(store.read_signed("signed"))
@@ -208,7 +208,7 @@ def test_folders_that_are_exchanged_all_the_time(shared: Path) -> None:
     shared.chmod(0o777)
     cache, evil = shared / "cache", shared / "evil"
     environment = {CACHE_VARIABLE: str(cache), "GPUPROVER_SOLE_USER": "1", "TMPDIR": str(shared)}
-    make = 'from gpuprover.cache import Store; s = Store("code"); assert s.write("file", b"of the user")'
+    make = 'from gpuprover.folders import Store; s = Store("code"); assert s.write("file", b"of the user")'
     made = command(
         VICTIM,
         sys.executable,

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover.backend import Form, Group
+from gpuprover.backend import Form
 from gpuprover.circuits import chain_circuit
 from gpuprover.cpu import multiples
 from gpuprover.cpu.backend import CpuBackend
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
 from tests.support.samples import point_words

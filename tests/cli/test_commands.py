@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from gpuprover.bench import calibrate, drawings, load, processes
 
-from gpuprover import cache, calibration, errors
-from gpuprover.cache import CACHE_VARIABLE
+from gpuprover import calibration, errors, folders
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.cli import main
 from gpuprover.cpu import image
 from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, write_witness
 from tests.support.paths import ROOT, TESTS, VECTORS
@@ -391,7 +391,7 @@ def test_doctor_says_which_folder_is_not_used_and_why(
         path.chmod(mode)
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(cache, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     ran = run("doctor", "--json", "--threads", 1)
     found = json.loads(ran.out)["cache"]
     why = f"{folder} may be written by others (mode 0777): chmod go-w"
@@ -399,18 +399,18 @@ def test_doctor_says_which_folder_is_not_used_and_why(
     assert found["folder"].startswith(str(temporary))
     assert found["writable"]
     (line,) = ran.err.splitlines()
-    instead = f"compiled code is kept in {cache.places().writable}"
+    instead = f"compiled code is kept in {folders.places().writable}"
     assert json.loads(line) == {"warning": f"a folder is not used: {why}; {instead}"}
     ran = run("doctor")
     assert why in ran.out
     assert ran.err == ""
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    cache._places.cache_clear()
+    folders._places.cache_clear()
     ran = run("doctor", "--check")
     assert ran.code == errors.EXIT_RESOURCES
     assert "no folder for compiled code can be used" in ran.err
     assert why in ran.out
-    cache._places.cache_clear()
+    folders._places.cache_clear()
 
 
 def test_doctor_goes_on_where_something_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

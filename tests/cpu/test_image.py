@@ -18,8 +18,7 @@ import pytest
 from llvmlite import binding
 from numba import typeof
 
-from gpuprover import cache, processes
-from gpuprover.cache import CACHE_VARIABLE
+from gpuprover import folders, processes
 from gpuprover.cpu import bake, compiled, image
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.kernels import curve as curve_kernels
@@ -27,6 +26,7 @@ from gpuprover.cpu.layout import Field, LaneField
 from gpuprover.cpu.path import PATHS, cpu_path
 from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
 from gpuprover.verifier import serve
 from tests.support.paths import ROOT, TESTS, VECTORS
@@ -65,7 +65,7 @@ def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir(mode=0o700)
     path.write_bytes(made.read_bytes())
     path.chmod(0o600)
-    monkeypatch.setattr(cache, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     return path
 
 
@@ -265,7 +265,7 @@ def test_an_image_that_is_not_right_is_not_used(copy: Path, change: str) -> None
     """One line names it, where it is there."""
     CHANGES[change](copy)
     told: list[str] = []
-    with cache.warnings_to(told.append):
+    with folders.warnings_to(told.append):
         assert image.open_image(BN254) is None
         assert not image.use([BN254])
     assert image.used_features() is None

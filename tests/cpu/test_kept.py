@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover import cache
-from gpuprover.cache import CACHE_VARIABLE, Store
+from gpuprover import folders
 from gpuprover.cpu.kept import Files
+from gpuprover.folders import CACHE_VARIABLE, Store
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(cache, "_keys", {})
+    monkeypatch.setattr(folders, "_keys", {})
     return tmp_path
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gpuprover import api
-from gpuprover.backend import Group, KeyHeader
 from gpuprover.cpu import multiples
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import KeyHeader
 from gpuprover.errors import UnsatisfiedWitness
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words

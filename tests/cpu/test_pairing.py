@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gpuprover import reference
-from gpuprover.backend import Group
 from gpuprover.cpu import pairing
 from gpuprover.cpu.kernels.extension_lanes import lanes_scale
 from gpuprover.cpu.kernels.jit import jit
@@ -17,7 +16,7 @@ from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes
 from gpuprover.cpu.kernels.pairing import multiply_by_xi, squared
 from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, g1_to_words, words_to_g1
 from tests.support.samples import curve_point, point_words, spec, to_words, whole_order

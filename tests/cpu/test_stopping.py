@@ -11,9 +11,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from gpuprover.backend import Backend, Form, Group
+from gpuprover.backend import Backend, Form
 from gpuprover.cpu import kernels, membership, pairing
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import Cancelled
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words

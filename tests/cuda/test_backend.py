@@ -13,15 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuprover
-from gpuprover.backend import Group
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import gpu as gpu_module
-from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.device import MAIN, Stream
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.memory import Block
-from gpuprover.curves import BN254, CURVES, CurveParams
+from gpuprover.curves import BN254, CURVES, CurveParams, Group
 from gpuprover.formats.wtns import Witness
 from gpuprover.formats.zkey import load_key
 from gpuprover.groth16 import prover
@@ -30,6 +28,7 @@ from gpuprover.limbs import ints_to_words
 from tests.support.containers import edit, put
 from tests.support.cuda_proofs import (
     BLINDING,
+    backend_on,
     chain_key,
     chain_witness,
     device_of,
@@ -77,7 +76,7 @@ def test_multiples_of_a_point(
     scalars = [*field_edges(curve.r), *(rng.randrange(curve.r) for _ in range(45))]
     words = ints_to_words(scalars, curve.scalar.limbs)
     gpu = opened(memory=memory, reversed=memory == 1 << 30)
-    backend, cpu = CudaBackend(curve, Job(), gpu), CpuBackend(curve, Job())
+    backend, cpu = backend_on(gpu, curve, Job()), CpuBackend(curve, Job())
     for base in (generator(curve, group), curve_point(curve, group, rng), None):
         expected = cpu.fixed_base_mul(group, base, words)
         assert np.array_equal(backend.fixed_base_mul(group, base, words), expected)
@@ -91,7 +90,7 @@ def test_multiples_of_a_point(
 def test_few_multiples_are_the_cpus(curve: CurveParams) -> None:
     gpu = opened()
     words = ints_to_words([1, 2, 3], curve.scalar.limbs)
-    found = CudaBackend(curve, Job(), gpu).fixed_base_mul(Group.G1, curve.g1, words)
+    found = backend_on(gpu, curve, Job()).fixed_base_mul(Group.G1, curve.g1, words)
     assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, curve.g1, words))
     assert not device_of(gpu).kernels
 
@@ -141,7 +140,7 @@ def test_several_threads_send_a_large_witness(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(backend_module, "SENT", 256)
     device = Noting()
-    backend = CudaBackend(BN254, Job(threads=3), Gpu(device))
+    backend = backend_on(Gpu(device), BN254, Job(threads=3))
     for n in (1, 15, 16, 17, 101):
         words = np.arange(4 * n, dtype=np.uint64).reshape(n, 4)
         device.written = 0
@@ -158,7 +157,7 @@ def test_a_false_witness_is_refused(curve: CurveParams) -> None:
     key, good = chain_key(curve), chain_witness(curve)
     values = good.values.copy()
     values[3, 0] ^= 1
-    witness, backend = Witness(curve, values), CudaBackend(curve, Job(threads=1), opened())
+    witness, backend = Witness(curve, values), backend_on(opened(), curve, Job(threads=1))
     for given in (witness, good):  # and the next proof is right
         proof, public = prover.prove(key, given, backend, BLINDING), prover.public_signals(key, given)
         if given is good:
@@ -176,7 +175,7 @@ def test_a_bad_point_of_a_key_is_named(section: int, name: str) -> None:
     whole = (gpuprover_vectors() / f"chain5.{curve.name}.zkey").read_bytes()
     edit(whole, section, lambda content: data.extend(content))
     key = load_key(edit(whole, section, put(3 * size, bytes([data[3 * size] ^ 1]))))
-    backend = CudaBackend(curve, Job(threads=1), opened())
+    backend = backend_on(opened(), curve, Job(threads=1))
     proof = prover.prove(key, chain_witness(curve), backend)
     with pytest.raises(gpuprover.MalformedFile, match=rf"{name}.*point 3"):
         witness = chain_witness(curve)
@@ -273,7 +272,7 @@ def test_the_arena_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch, curve
 
 def least(key: Any, gpu: Gpu) -> int:
     """The smallest budget that a plan accepts, by bisection."""
-    backend = CudaBackend(key.curve, Job(threads=1), gpu)
+    backend = backend_on(gpu, key.curve, Job(threads=1))
 
     def fits(budget: int) -> bool:
         try:
@@ -377,7 +376,7 @@ def test_a_proof_leaves_others_their_memory() -> None:
     """What another proof uses is not taken; there is an exception instead."""
     curve = BN254
     gpu, key, other = opened(), chain_key(curve), chain_key(curve)
-    backend = CudaBackend(curve, Job(threads=1), gpu)
+    backend = backend_on(gpu, curve, Job(threads=1))
     with backend.proof(key.plan_header, key):
         device_of(gpu).memory = device_of(gpu).used
         with pytest.raises(gpuprover.OutOfMemory):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuprover.backend import Group
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import gpu as gpu_module
@@ -19,7 +18,7 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.rehearsal import Nothing
-from gpuprover.curves import BN254, FieldParams
+from gpuprover.curves import BN254, FieldParams, Group
 from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
@@ -84,7 +83,7 @@ def nothing_slow(calls: Counter[str]) -> bool:
 
 @pytest.mark.parametrize("order", Order)
 def test_a_transform(machine: Machine, gpu: Gpu, order: Order) -> None:
-    backend, domain = CudaBackend(CURVE, Job(threads=1), gpu), Domain(CURVE.scalar, 5)
+    backend, domain = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), Domain(CURVE.scalar, 5)
     v = backend.upload(np.zeros((32, CURVE.scalar.limbs), np.uint64))
     calls = warm(machine, lambda: backend.ntt(v, domain, Direction.FORWARD, order))
     assert nothing_slow(calls)
@@ -94,7 +93,7 @@ def test_a_transform(machine: Machine, gpu: Gpu, order: Order) -> None:
 
 @pytest.mark.parametrize("group", Group)
 def test_a_sum(machine: Machine, gpu: Gpu, group: Group, rng: random.Random) -> None:
-    backend, n = CudaBackend(CURVE, Job(threads=1), gpu), 24
+    backend, n = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), 24
     scalars = ints_to_words([rng.randrange(CURVE.r) for _ in range(n)], CURVE.scalar.limbs)
     bases = backend.prepare_bases(group, point_words(CURVE, group, random_logs(rng, n)))
     v = backend.upload(scalars)
@@ -178,7 +177,7 @@ def test_what_was_settled_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) ->
     """A key that could have no tables gets them when it can; not at once, and not never."""
     key = load_key(cuda_proofs.larger(CURVE)[0])
     gpu = Gpu(Nothing(cuda_proofs.opened().device))
-    backend = CudaBackend(CURVE, Job(threads=1), gpu)
+    backend = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1))
 
     def has_tables() -> bool:
         with backend.proof(key.plan_header, key):

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuprover import backend, calibration
-from gpuprover import cache as folders
-from gpuprover.cache import CACHE_VARIABLE
-from gpuprover.cuda import build, compile, cupy_device, devices, probe
+from gpuprover import calibration, folders
+from gpuprover import devices as registry
+from gpuprover.cuda import build, compile, cupy_device, gpus, probe
 from gpuprover.cuda.compile import CUBIN_VARIABLE, Nvrtc, find_nvrtc
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, Device, Program
 from gpuprover.cuda.source import VARIANTS, programs, proving_programs
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
+from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.job import Job
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.emulator import EmulatedDevice
@@ -241,7 +241,7 @@ def test_a_device_that_fails_is_given_up(device: CupyDevice, machine: Machine) -
         device.synchronize,
         lambda: device.allocate(1),
         lambda: device.launch(VECTOR, "convert", 1, 1),
-        lambda: devices.open_device("cuda:0"),
+        lambda: gpus.open_device("cuda:0"),
     ]
     for call in calls:
         with pytest.raises(DeviceError, match="not used any more"):
@@ -651,9 +651,9 @@ class World:
     def refusal(self) -> str:
         """Why ``--device cuda`` is refused."""
         found = self.survey()
-        self._patch.setattr(devices, "_survey", lambda: found)
+        self._patch.setattr(gpus, "_survey", lambda: found)
         with pytest.raises(DeviceError) as caught:
-            backend.resolve_device("cuda")
+            registry.resolve_device("cuda")
         return caught.value.message.removeprefix("device 'cuda' is not available: ")
 
 
@@ -683,22 +683,22 @@ def test_what_there_is(world: World) -> None:
 
 def test_the_freest_is_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     found = world.survey()
-    monkeypatch.setattr(devices, "_survey", lambda: found)
-    assert backend.resolve_device("cuda") == "cuda:1"
-    assert backend.resolve_device("cuda:0") == "cuda:0"
+    monkeypatch.setattr(gpus, "_survey", lambda: found)
+    assert registry.resolve_device("cuda") == "cuda:1"
+    assert registry.resolve_device("cuda:0") == "cuda:0"
     with pytest.raises(DeviceError, match=r"'cuda:2' is not available: found cuda:0 \(NVIDIA H200\), cuda:1"):
-        backend.resolve_device("cuda:2")
+        registry.resolve_device("cuda:2")
     for name in ("cuda:", "cuda:x", "cuda:00", "cuda:-1", "cuda:²"):
         with pytest.raises(InvalidInput, match="expected cuda or cuda:0, say"):
-            backend.resolve_device(name)
-    backend.distrust("cuda:1", "it broke")
-    assert backend.resolve_device("cuda") == "cuda:0"
+            registry.resolve_device(name)
+    registry.distrust("cuda:1", "it broke")
+    assert registry.resolve_device("cuda") == "cuda:0"
     with pytest.raises(DeviceError, match=r"it failed earlier in this process: it broke; start the program"):
-        backend.resolve_device("cuda:1")
-    backend.distrust("cuda:0", "broken, too")
+        registry.resolve_device("cuda:1")
+    registry.distrust("cuda:0", "broken, too")
     with pytest.raises(DeviceError, match="broken, too"):
-        backend.resolve_device("cuda")
-    assert "broken, too" in (backend.refused_gpu() or "")
+        registry.resolve_device("cuda")
+    assert "broken, too" in (registry.refused_gpu() or "")
 
 
 def test_memory_is_unknown_without_nvml(world: World) -> None:
@@ -740,8 +740,8 @@ def test_an_instance_of_a_divided_gpu(
     if known is not None:
         world.uuids[0] = known
     found = world.survey()
-    monkeypatch.setattr(devices, "_survey", lambda: found)
-    (gpu,) = devices.gpus()
+    monkeypatch.setattr(gpus, "_survey", lambda: found)
+    (gpu,) = gpus.gpus()
     assert (gpu.uuid, gpu.free) == (seen, free[seen])
     _, device = calibration.devices(1)
     assert (device.name, device.uuid, device.memory) == ("cuda:0", seen, free[seen])
@@ -883,7 +883,7 @@ def test_why_no_gpu_can_be_used(world: World, trouble: Callable[[World], None], 
     refusal = world.refusal()
     assert says in refusal
     # Worth a line where a GPU is there and not used, and none on a machine without.
-    assert (backend.refused_gpu() is None) is (trouble is no_driver)
+    assert (registry.refused_gpu() is None) is (trouble is no_driver)
 
 
 def test_hidden_gpus(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -951,20 +951,21 @@ def test_the_survey_of_this_very_machine() -> None:
 
 
 def test_a_device_is_opened_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_open", {})
-    assert devices.open_device("cuda:1") is devices.open_device("cuda:1")
-    assert devices.open_device("cuda:0").name == "cuda:0"
+    monkeypatch.setattr(gpus, "_open", {})
+    assert gpus.open_device("cuda:1") is gpus.open_device("cuda:1")
+    assert gpus.open_device("cuda:0").name == "cuda:0"
 
 
 def test_backends_of_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_shared", {})
-    monkeypatch.setattr(devices, "_loaded", {})
-    monkeypatch.setattr(devices, "proving_programs", lambda curve: [SMALL])
+    monkeypatch.setattr(gpus, "_shared", {})
+    monkeypatch.setattr(gpus, "_loaded", {})
+    monkeypatch.setattr(gpus, "resolve", lambda name: name)
+    monkeypatch.setattr(gpus, "proving_programs", lambda curve: [SMALL])
     prepared: list[Program] = []
     monkeypatch.setattr(EmulatedDevice, "prepare", lambda self, programs, check: prepared.extend(programs))
     emulated = {name: EmulatedDevice(name) for name in ("cuda:0", "cuda:1")}
-    monkeypatch.setattr(devices, "open_device", emulated.__getitem__)
-    opened: list[Any] = [devices.open_backend(f"cuda:{i}", BN254, Job()) for i in (0, 0, 1)]
+    monkeypatch.setattr(gpus, "open_device", emulated.__getitem__)
+    opened: list[Any] = [registry.open_backend(f"cuda:{i}", BN254, Job()) for i in (0, 0, 1)]
     assert prepared == [SMALL] * 2, "once for each device"
     assert opened[0]._gpu is opened[1]._gpu
     assert [one.name for one in opened] == ["cuda:0", "cuda:0", "cuda:1"]

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuprover.backend import Form, Group, HostPoint, open_backend
+from gpuprover.backend import Form
 from gpuprover.cuda.device import Address, Properties
-from gpuprover.cuda.msm import (
+from gpuprover.cuda.msm import Digits, Msm
+from gpuprover.cuda.msm_plan import (
     TUNING,
-    Digits,
-    Msm,
     MsmPlan,
     choose_plan,
     mixed_addition,
@@ -29,7 +28,9 @@ from gpuprover.cuda.msm import (
     predicted_seconds,
     windows_for,
 )
-from gpuprover.curves import BN254, CURVES, CurveParams, curve_by_name
+from gpuprover.curves import BN254, CURVES, CurveParams, Group, curve_by_name
+from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, field_to_words, ints_to_words

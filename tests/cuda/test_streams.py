@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 import gpuprover.cuda
-from gpuprover.backend import Group, open_backend
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
 from gpuprover.cuda import gpu as gpu_module
@@ -28,8 +27,10 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, OnStream
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.cuda.msm import TUNING, Msm, MsmPlan
-from gpuprover.curves import BN254
+from gpuprover.cuda.msm import Msm
+from gpuprover.cuda.msm_plan import TUNING, MsmPlan
+from gpuprover.curves import BN254, Group
+from gpuprover.devices import open_backend
 from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
@@ -129,7 +130,7 @@ def layouts() -> tuple[tuple[gpu_module.Layout, int, int], ...]:
     """All that a proof with the larger key may have, the best first."""
     header = load_key(cuda_proofs.larger(CURVE)[0]).plan_header
     gpu = cuda_proofs.opened()
-    backend = CudaBackend(CURVE, Job(threads=1), gpu)
+    backend = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1))
 
     def rehearse(layout: gpu_module.Layout) -> int:
         return backend._rehearse(header, layout)
@@ -299,7 +300,10 @@ def sums(device: Watched) -> None:
 def alone(device: Watched) -> None:
     """Sums and transforms outside of a proof, whose memory goes and comes between them."""
     rng, gpu = random.Random(2), Gpu(device)
-    backend, cpu = CudaBackend(CURVE, Job(threads=1), gpu), open_backend("cpu", CURVE, Job(threads=1))
+    backend, cpu = (
+        cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)),
+        open_backend("cpu", CURVE, Job(threads=1)),
+    )
     n, domain = 32, Domain(CURVE.scalar, 5)
     logs = random_logs(rng, n)
     points = point_words(CURVE, Group.G1, logs)

@@ -27,7 +27,8 @@ import pytest
 import yaml
 
 from gpuprover.cli.parser import build_parser
-from gpuprover.config import SETTINGS, load_engine_settings
+from gpuprover.config import load_engine_settings
+from gpuprover.settings import SETTINGS
 from tests.support.deployment import (
     ALERTS,
     DASHBOARD,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
-from gpuprover.cache import CACHE_VARIABLE, cache_root
 from gpuprover.cli.parser import build_parser
 from gpuprover.cuda.compile import CUBIN_VARIABLE, find_nvrtc
+from gpuprover.folders import CACHE_VARIABLE, cache_root
 from tests.support.paths import ROOT, VECTORS
 
 CPU, CUDA = ROOT / "Dockerfile", ROOT / "Dockerfile.cuda"

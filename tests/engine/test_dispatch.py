@@ -27,9 +27,9 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
 )
+from gpuprover.executor import KeyChanged, KeyInfo, Lost
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
-from gpuprover.runner import KeyChanged, KeyInfo, Lost
 from tests.support.engine_stage import GIB, ROOM, Stage, cpu, gpu, result
 
 

@@ -498,7 +498,7 @@ def test_bad_ic_point_is_named_when_the_verification_key_is_asked_for() -> None:
 
 @pytest.mark.parametrize("section", [zkey.IC, zkey.A, zkey.B1, zkey.C, zkey.H])
 def test_check_points_names_the_culprit(section: int) -> None:
-    from gpuprover.backend import open_backend
+    from gpuprover.devices import open_backend
     from gpuprover.job import Job
 
     backend = open_backend("reference", BN254, Job(threads=1))
@@ -511,7 +511,7 @@ def test_check_points_names_the_culprit(section: int) -> None:
 
 def test_header_points_outside_the_subgroup() -> None:
     """A point of the twist of order other than r, which only the subgroup check can find."""
-    from gpuprover.backend import open_backend
+    from gpuprover.devices import open_backend
     from gpuprover.job import Job
     from gpuprover.limbs import g2_to_words
     from gpuprover.reference import fq2, g2

@@ -16,10 +16,11 @@ import pytest
 from gpuprover.bench.operations import KINDS, full_width
 
 import gpuprover
-from gpuprover.backend import Backend, Form, Group, open_backend
+from gpuprover.backend import Backend, Form
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
-from gpuprover.cuda import gpu, msm
-from gpuprover.curves import CurveParams
+from gpuprover.cuda import gpu, msm_plan
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words
@@ -130,8 +131,8 @@ def test_sums_in_pairs(
 ) -> None:
     """With rounds of affine additions before the accumulation."""
 
-    def choose(*given: Any) -> msm.MsmPlan:
-        plan = msm.choose_plan(*given)
+    def choose(*given: Any) -> msm_plan.MsmPlan:
+        plan = msm_plan.choose_plan(*given)
         return replace(plan, tuning=replace(plan.tuning, rounds=rounds))
 
     monkeypatch.setattr(gpu, "choose_plan", choose)

@@ -20,11 +20,10 @@ import numpy as np
 import pytest
 
 from gpuprover import reference
-from gpuprover.backend import Group
 from gpuprover.cpu import layout
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import header, sources
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, Group
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words, words_to_field, words_to_ints
 from tests.support import ptx
 from tests.support.emulator import EmulatedDevice

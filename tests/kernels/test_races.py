@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuprover.backend import Form, Group
-from gpuprover.cuda import msm
+from gpuprover.backend import Form
+from gpuprover.cuda import msm_plan
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.cuda.msm import Msm, MsmPlan, windows_for
-from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams
+from gpuprover.cuda.msm import Msm
+from gpuprover.cuda.msm_plan import MsmPlan, windows_for
+from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
 from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
@@ -192,7 +193,7 @@ def test_no_race_in_whole_proofs(curve: CurveParams, seed: str, quick_sums: None
 
 @pytest.mark.slow
 def test_no_race_in_a_proof_with_pairs(seed: str, quick_sums: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(msm, "TUNING", replace(msm.TUNING, rounds=2))
+    monkeypatch.setattr(msm_plan, "TUNING", replace(msm_plan.TUNING, rounds=2))
     data, witness = cuda_proofs.larger(BN254)
     device = WatchedDevice(seed=seed)
     assert cuda_proofs.prove(load_key(data), witness, Gpu(device)) == cuda_proofs.expected(data)

@@ -12,16 +12,18 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import bare  # noqa: F401 (before everything else)
 
-from gpuprover.cuda import compile, devices, gpu, msm, probe
+from gpuprover.cuda import compile, gpu, gpus, msm_plan, probe
 from tests.support.emulator import EmulatedDevice
 
 _NAME = "cuda:0"
-_gpu = probe.Gpu(_NAME, "0", "emulated", "sm_90", 1 << 30, 1 << 30)
+_gpu = probe.FoundGpu(_NAME, "0", "emulated", "sm_90", 1 << 30, 1 << 30)
 _survey = probe.Survey(gpus=(_gpu,), driver="none", driver_cuda=(13, 0), cupy="none")
-devices._survey = lambda: _survey
-devices._open[_NAME] = EmulatedDevice(_NAME)
+gpus._survey = lambda: _survey
+gpus._open[_NAME] = EmulatedDevice(_NAME)
 # The host's compiler makes what runs: there are no cubins to build.
 compile.find_cubin = lambda *_: b"emulated"
 # As quick_sums of tests/conftest.py: few buckets and small blocks.
-msm.MAX_WINDOW = 4
-gpu.choose_plan = lambda *given: replace(msm.choose_plan(*given), tuning=replace(msm.TUNING, block=32))
+msm_plan.MAX_WINDOW = 4
+gpu.choose_plan = lambda *given: replace(
+    msm_plan.choose_plan(*given), tuning=replace(msm_plan.TUNING, block=32)
+)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuprover.backend import MemoryPlan
+from gpuprover.demand import MemoryPlan
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, QueueFull, Timeout
 from gpuprover.scheduler import (
     TIERS,

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuprover.config import CgroupThrottling, load_engine_settings
+from gpuprover.config import load_engine_settings
 from gpuprover.cpu.bake import BakeError
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.dispatch import COUNTERS
@@ -31,7 +31,8 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
 )
-from gpuprover.runner import WorkerStatus
+from gpuprover.executor import WorkerStatus
+from gpuprover.machine import CgroupThrottling
 from gpuprover.service import metrics
 from gpuprover.service.metrics import METRICS, OTHER, PHASES, Metrics
 from gpuprover.workers import PoolSettings, WorkerPool

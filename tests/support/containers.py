@@ -9,8 +9,8 @@ from io import BytesIO
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Backend, Group
-from gpuprover.curves import CurveParams
+from gpuprover.backend import Backend
+from gpuprover.curves import CurveParams, Group
 from gpuprover.formats import ptau, zkey
 from gpuprover.formats.binfile import BinFileWriter
 from gpuprover.formats.zkey import ProvingKey, load_key

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gpuprover
-from gpuprover.backend import Group, open_backend
 from gpuprover.circuits import bits_circuit
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.gpu import Gpu
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness, read_witness
 from gpuprover.formats.zkey import ProvingKey, load_key
@@ -56,6 +56,17 @@ def expected(source: bytes | CurveParams) -> Proof:
     return prover.prove(key, witness, open_backend("cpu", key.curve, Job(threads=1)), BLINDING)
 
 
+def backend_on(
+    gpu: Gpu,
+    curve: CurveParams,
+    job: Job | None = None,
+    host_groups: Collection[Group] = (),
+    budget: int | None = None,
+) -> CudaBackend:
+    job = job or Job(threads=1)
+    return CudaBackend(curve, job, gpu, open_backend("cpu", curve, job), host_groups, budget)
+
+
 def prove(
     key: ProvingKey,
     witness: Witness,
@@ -64,7 +75,7 @@ def prove(
     host_groups: Collection[Group] = (),
     budget: int | None = None,
 ) -> Proof:
-    backend = CudaBackend(key.curve, job or Job(threads=1), gpu, host_groups, budget)
+    backend = backend_on(gpu, key.curve, job, host_groups, budget)
     return prover.prove(key, witness, backend, BLINDING)
 
 

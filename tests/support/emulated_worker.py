@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuprover.cuda import devices, gpu, msm, probe
+from gpuprover.cuda import gpu, gpus, msm_plan, probe
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Address
 from gpuprover.errors import DeviceError, OutOfMemory
@@ -28,7 +28,7 @@ from tests.support.emulator import EmulatedDevice
 
 FOLDER = Path(os.environ["EMULATED"])
 NOT_READY = 600  # cudaErrorNotReady
-TRIED = 8 * devices.TRY_WORDS
+TRIED = 8 * gpus.TRY_WORDS
 """Bytes that a worker takes to try its device."""
 
 
@@ -70,7 +70,7 @@ class Device(EmulatedDevice):
 
 
 found = {
-    name: probe.Gpu(name, f"GPU-{name[5:]}", "emulated", "sm_90", memory, memory)
+    name: probe.FoundGpu(name, f"GPU-{name[5:]}", "emulated", "sm_90", memory, memory)
     for name, memory in json.loads((FOLDER / "gpus").read_text()).items()
 }
 opened: dict[str, Device] = {}
@@ -90,9 +90,9 @@ def open_device(name: str) -> Device:
         return opened[name]
 
 
-def choose(*arguments: Any) -> msm.MsmPlan:
+def choose(*arguments: Any) -> msm_plan.MsmPlan:
     """As tests' fixture ``quick_sums`` has it."""
-    return replace(msm.choose_plan(*arguments), tuning=replace(msm.TUNING, block=32))
+    return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
 
 def begin(self: gpu.Gpu, *arguments: Any, **options: Any) -> gpu.Session:
@@ -112,11 +112,11 @@ def end(self: gpu.Gpu, *arguments: Any) -> None:
 
 real_begin, real_end = gpu.Gpu.begin, gpu.Gpu.end
 gpu.Gpu.begin, gpu.Gpu.end = begin, end  # type: ignore[method-assign]
-msm.MAX_WINDOW = 4
+msm_plan.MAX_WINDOW = 4
 gpu.choose_plan = choose
 probe._open_nvml = lambda: None
-devices._survey = lambda: probe.Survey(gpus=tuple(found.values()), driver_cuda=(13, 0))  # type: ignore[assignment]
-devices.open_device = open_device
+gpus._survey = lambda: probe.Survey(gpus=tuple(found.values()), driver_cuda=(13, 0))  # type: ignore[assignment]
+gpus.open_device = open_device
 
 if __name__ == "__main__":
     main(sys.argv[1:])

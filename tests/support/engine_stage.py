@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.api import ProofResult
-from gpuprover.backend import MemoryPlan
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings
+from gpuprover.demand import MemoryPlan
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.dispatch import COUNTERS, Dispatcher
 from gpuprover.engine.job import ProofJob
 from gpuprover.errors import Cancelled, ProverError
+from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.formats.files import identity_of
 from gpuprover.job import Progress
 from gpuprover.memory import CODE_BYTES, MIB, Watermark
-from gpuprover.runner import Done, KeyInfo, Lost, ProofRequest, WorkerStatus, identity_of
 from gpuprover.scheduler import Device
 
 GIB = 1 << 30

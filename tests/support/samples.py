@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Group
-from gpuprover.curves import CurveParams, FieldParams
+from gpuprover.curves import CurveParams, FieldParams, Group
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
 
 N_MULTIPLES = 512

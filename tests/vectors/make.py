@@ -9,9 +9,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 from gpuprover import reference  # noqa: E402
-from gpuprover.backend import open_backend  # noqa: E402
 from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
 from gpuprover.curves import CURVES  # noqa: E402
+from gpuprover.devices import open_backend  # noqa: E402
 from gpuprover.formats.groth16_json import Proof, proof_to_json  # noqa: E402
 from gpuprover.formats.json_files import write_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402

@@ -16,8 +16,10 @@ import pytest
 
 from gpuprover import memory, messages, runner
 from gpuprover.api import ProofResult
-from gpuprover.errors import DeviceError, OutOfMemory, ProverError, Timeout
-from gpuprover.runner import Lost, ProofRequest, Runner, identity_of, shortage
+from gpuprover.errors import DeviceError, OutOfMemory, ProverError, Timeout, shortage
+from gpuprover.executor import Lost, ProofRequest
+from gpuprover.formats.files import identity_of
+from gpuprover.runner import Runner
 from gpuprover.workers import PoolSettings, WorkerPool, pool, worker
 from tests.support.fault_stage import Faults, ThreadChild, spawn_thread
 from tests.support.paths import VECTORS

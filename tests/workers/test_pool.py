@@ -24,10 +24,9 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover import cache, memory, processes
+from gpuprover import folders, memory, processes
 from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
-from gpuprover.config import WORKER_BYTES
 from gpuprover.errors import (
     Cancelled,
     DeviceError,
@@ -40,18 +39,12 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
     WitnessMismatch,
 )
+from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, WorkerStatus
+from gpuprover.formats.files import identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
-from gpuprover.runner import (
-    Executor,
-    KeyChanged,
-    KeyInfo,
-    Lost,
-    ProofRequest,
-    Runner,
-    WorkerStatus,
-    identity_of,
-)
+from gpuprover.runner import Runner
+from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
 from gpuprover.workers import worker as worker_process
 from tests.support.paths import ROOT
@@ -260,7 +253,9 @@ def test_a_worker_proves_as_this_process_does(shared: Client, short: Circuit, fo
 
 
 def test_a_request_arrives_as_it_was_sent(short: Circuit) -> None:
-    request = ProofRequest(7, short.zkey, short.info.identity, b"", "cuda:1", 3, ("G2",), 1 << 40, 2.5)
+    request = ProofRequest(
+        7, short.zkey, short.info.identity, b"", "cuda:1", 3, frozenset({"G2"}), 1 << 40, 2.5
+    )
     inputs = {
         "inputs": {"a": [1, -(1 << 300), "0x10"], "b": np.uint64(7), "c": np.arange(3)},
         "wasm": "c.wasm",
@@ -386,8 +381,8 @@ def test_a_key_is_planned_for_in_a_worker(shared: Client, short: Circuit, tmp_pa
 
 
 def test_devices_are_what_workers_say_and_what_may_be_used(shared: Client) -> None:
-    from gpuprover.backend import cpu_path_name
-    from gpuprover.config import processor_name
+    from gpuprover.devices import cpu_path_name
+    from gpuprover.machine import processor_name
 
     (cpu,) = shared.pool.devices
     assert (cpu.name, cpu.kind, cpu.model, cpu.path) == ("cpu", "cpu", processor_name(), cpu_path_name())
@@ -703,9 +698,9 @@ def test_what_a_worker_warns_of_is_told_once(
 ) -> None:
     """Nobody sees what it writes."""
     stub("")
-    monkeypatch.setattr(cache, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     told: list[str] = []
-    with cache.warnings_to(told.append), running() as client:
+    with folders.warnings_to(told.append), running() as client:
         circuit, options = stub_key("warns")
         client.prove(circuit, **options)
         client.prove(circuit, **options)
@@ -998,7 +993,8 @@ def test_a_pool_that_never_started_can_be_closed(short: Circuit) -> None:
 
 PROGRAM = """
 import json, sys, threading
-from gpuprover.runner import ProofRequest, identity_of
+from gpuprover.executor import ProofRequest
+from gpuprover.formats.files import identity_of
 from gpuprover.workers import PoolSettings, WorkerPool
 zkey, wtns = {zkey!r}, {wtns!r}
 print("imported", flush=True)

@@ -22,15 +22,14 @@ from gpuprover.bench.gpu import cases, checks, command, journal, measures, prepa
 from gpuprover.bench.gpu import worker as worker_module
 from gpuprover.bench.measure import Failed
 
-from gpuprover.backend import Group
 from gpuprover.cpu import warm
-from gpuprover.cuda import compile, cupy_device, devices
+from gpuprover.cuda import compile, cupy_device, gpus
 from gpuprover.cuda import gpu as gpu_module
 from gpuprover.cuda.device import Program
-from gpuprover.cuda.msm import Tuning
-from gpuprover.cuda.probe import Gpu, Survey
+from gpuprover.cuda.msm_plan import Tuning
+from gpuprover.cuda.probe import FoundGpu, Survey
 from gpuprover.cuda.source import programs, sources
-from gpuprover.curves import BN254, CURVES
+from gpuprover.curves import BN254, CURVES, Group
 from gpuprover.errors import EXIT_INVALID, EXIT_OK
 from tests.support import fake_cupy
 from tests.support.emulator import EmulatedDevice
@@ -565,9 +564,9 @@ def test_waits_of_a_measurement_do_not_nap(monkeypatch: pytest.MonkeyPatch, tmp_
     machine.lazy = 200  # queries until a stream is done
     naps: list[float] = []
     monkeypatch.setattr(cupy_device.time, "sleep", naps.append)
-    gpu = Gpu("cuda:0", "0", "fake", "sm_90", 1 << 30, 1 << 30)
-    monkeypatch.setattr(devices, "_survey", lambda: Survey(gpus=(gpu,)))
-    monkeypatch.setattr(devices, "_open", {})
+    gpu = FoundGpu("cuda:0", "0", "fake", "sm_90", 1 << 30, 1 << 30)
+    monkeypatch.setattr(gpus, "_survey", lambda: Survey(gpus=(gpu,)))
+    monkeypatch.setattr(gpus, "_open", {})
     device = worker_module._machine(tmp_path, 1).device
     address = device.allocate(256)
     device.fill(address, 0, 256)

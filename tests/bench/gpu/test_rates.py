@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from gpuprover.bench.gpu import rates
 
-from gpuprover.backend import Group
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.source import sources
-from gpuprover.curves import BN254, CurveParams
+from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.limbs import Words, ints_to_words, words_to_field, words_to_ints
 from tests.support.emulator import EmulatedDevice
 from tests.support.fake_cupy import Machine

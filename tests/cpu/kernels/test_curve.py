@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gpuprover import reference
-from gpuprover.backend import Group
 from gpuprover.cpu.kernels import pairing
 from gpuprover.cpu.kernels.curve import (
     NEGATE,
@@ -24,7 +23,7 @@ from gpuprover.cpu.kernels.curve import (
 from gpuprover.cpu.kernels.field import load, square, store
 from gpuprover.cpu.kernels.jit import jit
 from gpuprover.cpu.layout import Field
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import Words, address, field_to_words, words_to_field
 from tests.support.samples import curve_point, from_words, generator, spec, square_root, to_words
 

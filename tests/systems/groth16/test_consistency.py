@@ -16,9 +16,10 @@ import pytest
 
 import gpuprover
 from gpuprover import reference
-from gpuprover.backend import Backend, Group, open_backend
+from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, chain_circuit
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InsecureKeyWarning, InvalidInput, MalformedFile
 from gpuprover.formats import key_warnings as texts

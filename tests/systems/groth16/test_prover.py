@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import gpuprover
-from gpuprover.backend import open_backend
 from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.devices import open_backend
 from gpuprover.formats.wtns import read_witness
 from gpuprover.groth16 import prover, verifier
 from gpuprover.job import Job, Progress
@@ -391,7 +391,7 @@ def test_verify_refuses_every_change(chain: Made) -> None:
 
 def test_points_outside_the_subgroup_are_refused(rng: random.Random) -> None:
     """On BLS12-381 both groups have cofactors: a point on the curve need not be in the group."""
-    from gpuprover.backend import Group
+    from gpuprover.curves import Group
     from tests.support.samples import square_root
 
     curve = BLS12_381
@@ -438,7 +438,7 @@ def test_two_false_proofs_do_not_cancel_out(chain: Made) -> None:
     witness = read_witness(chain.wtns)
     public = prover.public_signals(key, witness)
     proof = prover.prove(key, witness, backend)
-    from gpuprover.backend import Group
+    from gpuprover.curves import Group
     from gpuprover.formats.groth16_json import Proof
 
     shift = [backend.linear_combination(Group.G1, [proof.c, key.curve.g1], [1, sign]) for sign in (1, -1)]

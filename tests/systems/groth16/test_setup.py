@@ -13,9 +13,10 @@ import pytest
 
 import gpuprover
 from gpuprover import memory, reference
-from gpuprover.backend import Backend, open_backend
+from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CurveParams, curve_by_name
+from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, InvalidInput, MalformedFile, OutOfMemory, UnsupportedFile
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gpuprover.backend import Backend, Group, open_backend
+from gpuprover.backend import Backend
 from gpuprover.cpu import membership
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.devices import open_backend
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey
 from gpuprover.groth16 import verifier

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuprover import forks
-from gpuprover.backend import Backend, Group
+from gpuprover.backend import Backend
 from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
 from gpuprover.cuda.device import Device
 from gpuprover.cuda.memory import Pool
-from gpuprover.cuda.probe import Gpu, Survey, mark_lost
+from gpuprover.cuda.probe import FoundGpu, Survey, mark_lost
 from gpuprover.cuda.source import proving_programs
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
 from gpuprover.memory import count_pool
 
 if TYPE_CHECKING:
-    from gpuprover.cuda.gpu import Gpu as Shared
+    from gpuprover.cuda.gpu import Gpu
 
 __all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve", "try_device"]
 TRY_WORDS = 1024
 
 _open: dict[str, Device] = {}
 _loaded: dict[tuple[str, str], Device] = {}
-_shared: dict[str, Shared] = {}
+_shared: dict[str, Gpu] = {}
 _lock = threading.Lock()
 _seen: set[str] = set()
 """The GPUs that this process has asked CUDA about."""
@@ -52,7 +52,7 @@ def _survey() -> Survey:
     return probe.survey()
 
 
-def _judged() -> list[Gpu]:
+def _judged() -> list[FoundGpu]:
     found = _survey().gpus
     _seen.update(gpu.name for gpu in found)
     return [probe.judged(gpu) for gpu in found]
@@ -63,7 +63,7 @@ def present() -> bool:
     return _survey().driver_cuda is not None
 
 
-def gpus() -> list[Gpu]:
+def gpus() -> list[FoundGpu]:
     """All GPUs that this process sees, with what is free and what has failed by now."""
     return [probe.refreshed(gpu) for gpu in _judged()]
 
@@ -138,17 +138,18 @@ def open_backend(
     name: str,
     curve: CurveParams,
     job: Job,
+    host: Backend,
     host_groups: Collection[Group] = (),
     budget: int | None = None,
 ) -> Backend:
     """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
 
-    ``host_groups``: groups whose sums the CPU computes meanwhile. ``budget``: bytes of its memory for
-    one proof; None: what is free. The first backend of a curve compiles its kernels where they were not built
-    before.
+    ``host``: the CPU's backend, which computes the sums of ``host_groups`` meanwhile. ``budget``: bytes of
+    the device's memory for one proof; None: what is free. The first backend of a curve compiles its kernels
+    where they were not built before.
     """
     from gpuprover.cuda.backend import CudaBackend
-    from gpuprover.cuda.gpu import Gpu as Shared
+    from gpuprover.cuda.gpu import Gpu
 
     device = open_device(name)
     if _loaded.get((name, curve.name)) is not device:
@@ -157,6 +158,6 @@ def open_backend(
         _loaded[name, curve.name] = device
     with _lock:
         if name not in _shared or _shared[name].device is not device:
-            _shared[name] = Shared(device, gpu_memory_limit())
+            _shared[name] = Gpu(device, gpu_memory_limit())
             count_pool(_shared[name].pool)
-        return CudaBackend(curve, job, _shared[name], host_groups, budget)
+        return CudaBackend(curve, job, _shared[name], host, host_groups, budget)

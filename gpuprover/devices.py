@@ -1,0 +1,141 @@
+"""The devices by name, and the backends that serve them: the only module that knows which there are.
+
+Backends are named as text and imported when they are first opened: a process pays for those that it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
+from typing import Any
+
+from gpuprover import forks
+from gpuprover.backend import Backend
+from gpuprover.curves import CurveParams, Group
+from gpuprover.errors import DeviceError, InvalidInput, brief
+from gpuprover.job import Job
+
+_REGISTRY: dict[str, str] = {
+    "cpu": "gpuprover.cpu.backend:CpuBackend",
+    "reference": "gpuprover.naive:NaiveBackend",
+}
+"""Device name -> module:class; the class is called with (curve, job)."""
+
+_GPUS: dict[str, str] = {
+    "cuda": "gpuprover.cuda.gpus",
+}
+"""Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
+
+
+def device_names() -> list[str]:
+    """The devices that :func:`open_backend` takes, ``auto`` first; a family stands for all of its devices."""
+    return ["auto", *(n for n in _REGISTRY if n != "reference"), *_GPUS]
+
+
+def is_gpu(name: str) -> bool:
+    """Whether a device has memory of its own, and may fail where the CPU does not."""
+    return name.partition(":")[0] in _GPUS
+
+
+def resolve_device(device: str) -> str:
+    """The device's own name for a request: ``cuda`` is the freest usable GPU, ``cuda:0`` say.
+
+    ``auto`` is the CPU here; for a proof or a set-up, :func:`gpuprover.api.place` decides.
+
+    Raises:
+        DeviceError: the device is known and cannot be had; the message says why, and what to do.
+        InvalidInput: no such device.
+    """
+    if not isinstance(device, str):
+        raise InvalidInput(f"device: expected a name, found {type(device).__name__}")
+    if device == "auto":
+        return "cpu"
+    if device in _REGISTRY:
+        return device
+    if is_gpu(device):
+        name: str = _family(device).resolve(device)
+        return name
+    raise InvalidInput(f"device: expected one of {', '.join(device_names())}; found {brief(device)!r}")
+
+
+def try_device(device: str) -> int:
+    """Opens a GPU by its own name, and moves some bytes there and back -> bytes that proofs may take of it.
+
+    Raises:
+        DeviceError, OutOfMemory: it does not start, or does not do that.
+    """
+    room: int = _family(device).try_device(device)
+    return room
+
+
+def found_gpus() -> list[Any]:
+    """The GPUs of every family, those that cannot be used included: records with name, model, architecture,
+    total, free, problem and advice."""
+    return [gpu for family in _GPUS for gpu in _family(family).gpus()]
+
+
+def cpu_path_name() -> str:
+    """Which of the CPU's code paths runs: ``ifma`` or ``portable``."""
+    name: str = import_module("gpuprover.cpu.path").cpu_path().name
+    return name
+
+
+def use_images(curves: Sequence[CurveParams] | None = None) -> bool:
+    """Lets the CPU's kernels come from images of compiled code, by default those of all curves.
+
+    A process that calls this first thing is small and ready at once: it imports no Numba unless it needs a
+    kernel that is in no image. Whether there is one for each curve; ``python -m gpuprover.cpu.bake`` makes
+    those that are missing.
+    """
+    there: bool = import_module("gpuprover.cpu.image").use(curves)
+    return there
+
+
+def refused_gpu() -> str | None:
+    """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
+    for family in _GPUS:
+        if _family(family).present():
+            try:
+                resolve_device(family)
+            except DeviceError as error:
+                return error.message
+    return None
+
+
+def distrust(device: str, problem: str) -> None:
+    """The GPU is used no more by this process."""
+    _family(device).mark_lost(device, problem)
+
+
+def open_backend(
+    device: str,
+    curve: CurveParams,
+    job: Job,
+    host_groups: Collection[Group] = (),
+    budget: int | None = None,
+) -> Backend:
+    """The backend for a resolved or requested device name.
+
+    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
+    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
+    """
+    name = resolve_device(device)
+    if is_gpu(name):
+        host = open_backend("cpu", curve, job)
+        backend: Backend = _family(name).open_backend(name, curve, job, host, host_groups, budget)
+        return backend
+    module, _, attribute = _REGISTRY[name].partition(":")
+    with forks.settled:
+        factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
+    return factory(curve, job)
+
+
+def warm_up(device: str, curve: CurveParams, job: Job) -> None:
+    """Loads what proofs over a curve run on a device, or compiles it, so that the first one is not slow."""
+    if is_gpu(device):
+        open_backend(device, curve, job)
+    import_module("gpuprover.cpu").warmup([curve], job, proofs_only=True)
+
+
+def _family(name: str) -> Any:
+    return import_module(_GPUS[name.partition(":")[0]])

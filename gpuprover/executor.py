@@ -1,0 +1,232 @@
+"""The contract between an engine and where its proofs are made.
+
+An :class:`Executor` makes proofs that were placed already: in threads of this process
+(:class:`gpuprover.engine.local.LocalExecutor`), in worker processes (:class:`gpuprover.workers.WorkerPool`),
+on other machines. It has no policy:
+
+- Each request has one end, and each load: its callback is called once, with a result, a ``ProverError`` or
+  :class:`Lost`. Lost is no failure of the proof: whoever is told so may ask again.
+- Methods may be called from any thread, and return soon: they wait for no proof and no process, though the
+  bytes of a witness may be copied. Callbacks come from any thread, also before the method has returned.
+- After :meth:`~Executor.close` no proof begins; requests and loads that come then are answered all the same.
+
+An engine says what to prove and where in a :class:`ProofRequest`. To decide that it has to know the
+:class:`KeyInfo` of a circuit, never the key: an engine whose proofs are made in workers maps no key and
+compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from gpuprover import calibration
+from gpuprover.api import ProofResult, WitnessLike
+from gpuprover.caching import CacheStatistics
+from gpuprover.curves import Group, curve_by_name
+from gpuprover.demand import MemoryPlan
+from gpuprover.errors import InvalidInput, ProverError
+from gpuprover.formats.files import Identity
+from gpuprover.job import Progress
+from gpuprover.memory import MemoryUsage
+from gpuprover.scheduler import Device, JobShape, Placement
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What is known of a circuit without its key.
+
+    Attributes:
+        path: the key's file.
+        identity: of that file when it was read.
+        curve: the curve's name.
+        constraints: rows of the key's circuit.
+        n_public: public signals.
+        n_vars: wires, the constant 1 among them.
+        plans: memory that a proof takes, by kind of device (``cpu``, ``cuda``), the best plan first; of the
+            kinds that whoever loaded the key has.
+        verification_key: snarkjs's document, without e(α, β).
+        digest: SHA-256 of ``verification_key``.
+        warnings: sentences that whoever uses the key has to read.
+    """
+
+    path: str
+    identity: Identity
+    curve: str
+    constraints: int
+    n_public: int
+    n_vars: int
+    plans: Mapping[str, tuple[MemoryPlan, ...]]
+    verification_key: dict[str, Any] = field(repr=False)
+    digest: str
+    warnings: tuple[str, ...]
+
+    @property
+    def shape(self) -> JobShape:
+        """What the scheduler takes."""
+        work = calibration.groth16(curve_by_name(self.curve))
+        return JobShape(work, self.constraints, dict(self.plans), (Group.G2.value,))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> KeyInfo:
+        plans = {kind: tuple(MemoryPlan(**p) for p in plans) for kind, plans in document["plans"].items()}
+        identity, warnings = Identity(*document["identity"]), tuple(document["warnings"])
+        return cls(**{**document, "plans": plans, "identity": identity, "warnings": warnings})
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """A proof to make, and where.
+
+    Attributes:
+        id: the engine's number for it, unique among its requests.
+        zkey: path of the key.
+        identity: of the file that was planned with; a run that finds another one is refused.
+        witness: as :func:`gpuprover.prove` takes it. Secret.
+        device: ``cpu``, ``cuda:0``, ...
+        threads: of the CPU, at least 1.
+        host_parts: parts of the proof that the CPU computes beside a GPU, by name (``G2``).
+        budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
+            it finds.
+        timeout: seconds from the start of the run.
+    """
+
+    id: int
+    zkey: str
+    identity: Identity
+    witness: WitnessLike = field(repr=False)
+    device: str = "cpu"
+    threads: int = 1
+    host_parts: frozenset[str] = frozenset()
+    budget: int | None = None
+    timeout: float | None = None
+
+
+def budget_of(placement: Placement) -> int | None:
+    """What a proof may take of its device: of a GPU what it finds, until it has run out of memory once.
+
+    Of the host only a lean plan says it; such a proof keeps no multiples of the key's points.
+    """
+    bounded = placement.step if placement.kind == "cpu" else placement.level
+    return placement.shared + placement.own if bounded else None
+
+
+def threads_of(placement: Placement) -> int:
+    """Threads of the CPU for a run, at least 1. A lean plan on the CPU is one for one thread."""
+    return 1 if placement.kind == "cpu" and placement.step else max(1, placement.threads)
+
+
+class KeyChanged(InvalidInput):
+    """The key's file is not the one that the proof was planned with: plan again."""
+
+
+class Lost(Exception):
+    """A run came to no end: its worker or its device died. Says why, in words."""
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker, or the threads of this process, where runs happen.
+
+    Attributes:
+        name: ``cpu-0``, ``cuda:0``; ``local`` for threads of this process.
+        pid: the process; None where none runs now.
+        device: name of the device that it proves on.
+        state: ``starting``, ``idle``, ``busy``, ``stopping``, ``waiting`` (to be started again).
+        jobs: ids of the requests that run there.
+        proofs: made since the process started.
+        restarts: of processes of that name, for any reason but recycling.
+        memory: as the process said last; None before.
+        problem: why nothing runs there; empty if it does.
+        silent: restarts of processes that lived, and said nothing.
+        recycled: processes of that name that were replaced after many proofs, or for their memory.
+    """
+
+    name: str
+    pid: int | None
+    device: str
+    state: str
+    jobs: tuple[int, ...]
+    proofs: int
+    restarts: int
+    memory: MemoryUsage | None
+    problem: str = ""
+    silent: int = 0
+    recycled: int = 0
+
+
+Done = Callable[[ProofRequest, "ProofResult | ProverError | Lost"], None]
+"""The end of a request: called once for each, from any thread; it must return soon."""
+
+Loaded = Callable[["KeyInfo | ProverError | Lost"], None]
+"""The end of a load: called once for each, from any thread; it must return soon."""
+
+
+class Executor(Protocol):
+    """Where proofs are made, see the module. All methods but :meth:`close` return soon."""
+
+    def start(self, changed: Callable[[], None]) -> None:
+        """Starts what is needed, in the background; called once.
+
+        Args:
+            changed: called, from any thread, after each change of :attr:`devices`, :meth:`workers` or
+                :attr:`problem`; it must return soon.
+
+        Raises:
+            OutOfMemory, DeviceError: the system refuses what a start needs.
+        """
+        ...
+
+    @property
+    def devices(self) -> list[Device]:
+        """Devices that proofs may be placed on, and how many at once (``proofs``). Empty until known."""
+        ...
+
+    def load(self, path: str, pin: bool, done: Loaded) -> None:
+        """Maps a key where proofs are made, and plans for it; a pinned one in every worker, now and later."""
+        ...
+
+    def unload(self, path: str) -> None:
+        """Lets a key go, pinned or not; proofs that run keep theirs until they end."""
+        ...
+
+    def prove(
+        self, request: ProofRequest, done: Done, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Runs a request at once, or as soon as a worker for it has started. ``progress``: called now and
+        then, from any thread; it must return soon."""
+        ...
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a run soon, by force if need be; its ``done`` is called as for any other end. An id that is
+        not known is ignored."""
+        ...
+
+    def shrink(self) -> None:
+        """Gives up memory that only makes things faster."""
+        ...
+
+    def workers(self) -> list[WorkerStatus]:
+        """How each worker is, as last known."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why no proof can be made there now, but for a start that just goes on; empty without a reason."""
+        ...
+
+    def keys(self) -> CacheStatistics:
+        """The caches of keys of all workers together, as last known; counts since the start."""
+        ...
+
+    def memory(self) -> int:
+        """Bytes that count against the limit: private memory of all workers, as last known."""
+        ...
+
+    def close(self, grace: float) -> None:
+        """Ends everything; runs get ``grace`` seconds, then they are Lost. Returns when nothing is left."""
+        ...
