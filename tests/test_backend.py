@@ -651,9 +651,11 @@ def test_linear_combination(backend: Backend, group: Group, rng: random.Random) 
         [r, r + 1, -r, 2 * r - 1, -r - 1, r * r + 7],
         [rng.randrange(-(1 << 600), 1 << 600) for _ in range(6)],
     ):
-        assert backend.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
-    assert backend.linear_combination(group, [], []) is None
-    assert backend.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
+        assert backend.points.linear_combination(group, points, scalars) == combination(
+            curve, group, logs, scalars
+        )
+    assert backend.points.linear_combination(group, [], []) is None
+    assert backend.points.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
 
 
 @pytest.mark.on_host
@@ -661,7 +663,9 @@ def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> N
     curve = backend.curve
     for logs, scalars in (([4, 4], [3, 3]), ([4, -4], [3, 3]), ([4, 8], [2, 1]), ([4, 8], [2, -1])):
         points = [point(curve, group, k) for k in logs]
-        assert backend.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
+        assert backend.points.linear_combination(group, points, scalars) == combination(
+            curve, group, logs, scalars
+        )
 
 
 @pytest.mark.both_paths
@@ -732,7 +736,7 @@ def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: r
     ]
     points = point_words(curve, group, logs)
     for given, factors in ((points, values), (unaligned(points), unaligned(values))):
-        got = backend.sparse_combination(group, given, starts, columns, factors)
+        got = backend.points.sparse_combination(group, given, starts, columns, factors)
         assert got.shape == (len(rows), group.words(curve))
         assert from_words(curve, group, got) == expected
 
@@ -748,7 +752,7 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     G = point_words(curve, group, [1])
     assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
     starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
-    assert np.array_equal(backend.sparse_combination(group, G, starts, columns, factors), expected)
+    assert np.array_equal(backend.points.sparse_combination(group, G, starts, columns, factors), expected)
 
 
 @pytest.mark.both_paths
@@ -777,7 +781,7 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
         combination(curve, group, [sum(logs[columns[k]] * values[k] for k in range(lo, hi)) % r], [1])
         for lo, hi in itertools.pairwise(starts.tolist())
     ]
-    got = backend.sparse_combination(
+    got = backend.points.sparse_combination(
         group, point_words(curve, group, logs), starts, columns, scalar_words(backend, values)
     )
     assert from_words(curve, group, got) == expected
@@ -788,7 +792,7 @@ def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Rando
     curve = backend.curve
     points = point_words(curve, group, [0, 1, -1, *random_logs(rng, 5)])
     for given in (points, unaligned(points), points[::2], points[:0]):
-        got, limbs = backend.canonical_coordinates(given), curve.base.limbs
+        got, limbs = backend.points.canonical_coordinates(given), curve.base.limbs
         assert got.shape == given.shape
         assert words_to_ints(got.reshape(-1, limbs)) == words_to_field(curve.base, given.reshape(-1, limbs))
 
@@ -802,7 +806,7 @@ def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:
     columns = np.zeros(0, np.uint32)
     for rows in (0, 3):
         starts = np.zeros(rows + 1, np.int64)
-        got = backend.sparse_combination(group, points, starts, columns, empty)
+        got = backend.points.sparse_combination(group, points, starts, columns, empty)
         assert got.shape == (rows, group.words(curve))
         assert not got.any()
 
@@ -855,10 +859,10 @@ def test_good_points(backend: Backend, group: Group, scale: Scale, rng: random.R
     curve = backend.curve
     n = min(300, 2 * scale.points)
     points = point_words(curve, group, [0, *random_logs(rng, n), 1, -1, 0])
-    assert backend.first_bad_point(group, points) == -1
-    assert backend.first_bad_point(group, unaligned(points)) == -1
-    assert backend.first_bad_point(group, points[:0]) == -1
-    assert backend.first_bad_point(group, points[::2]) == -1
+    assert backend.points.first_bad_point(group, points) == -1
+    assert backend.points.first_bad_point(group, unaligned(points)) == -1
+    assert backend.points.first_bad_point(group, points[:0]) == -1
+    assert backend.points.first_bad_point(group, points[::2]) == -1
 
 
 @pytest.mark.on_host
@@ -869,7 +873,7 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     if y is None or curve.cofactor_g1 > 1:
         assert curve.name in ("bn254", "bls12-381")
         return
-    assert backend.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
+    assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
 
 
 @pytest.mark.both_paths
@@ -881,8 +885,8 @@ def test_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
     for name, row in bad_points(curve, group, rng).items():
         for at in (0, 1, 3):
             points = np.insert(good, at, row, axis=0)
-            assert backend.first_bad_point(group, points) == at, name
-            assert backend.first_bad_point(group, unaligned(points)) == at, name
+            assert backend.points.first_bad_point(group, points) == at, name
+            assert backend.points.first_bad_point(group, unaligned(points)) == at, name
 
 
 @pytest.mark.both_paths
@@ -894,7 +898,7 @@ def test_first_of_several_bad_points(backend: Backend, group: Group, rng: random
     bad = [*bad_points(curve, group, rng).values()]
     for row in bad:
         points = np.concatenate([point_words(curve, group, [1, 2]), [row], rng.sample(bad, 3)])
-        assert backend.first_bad_point(group, points) == 2
+        assert backend.points.first_bad_point(group, points) == 2
 
 
 @pytest.mark.both_paths
@@ -908,7 +912,7 @@ def test_bad_point_among_many(backend: Backend, group: Group, scale: Scale, rng:
         at = sorted(rng.sample(range(n), 2))
         points = good.copy()
         points[at] = row
-        assert backend.first_bad_point(group, points) == at[0]
+        assert backend.points.first_bad_point(group, points) == at[0]
 
 
 # Pairings ---------------------------------------------------------------------------------
@@ -944,7 +948,7 @@ def test_pairing_check(backend: Backend, case: str) -> None:
     P = point_words(curve, Group.G1, [a for a, _ in logs])
     Q = point_words(curve, Group.G2, [b for _, b in logs])
     for fixed in prepared(backend, len(logs)):
-        assert backend.pairing_check(P, Q, fixed) is expected
+        assert backend.points.pairing_check(P, Q, fixed) is expected
 
 
 @pytest.mark.both_paths
@@ -954,8 +958,8 @@ def test_pairing_check_of_full_scalars(backend: Backend, rng: random.Random) -> 
     curve, r = backend.curve, backend.curve.r
     a, b = rng.randrange(r), rng.randrange(r)
     P = point_words(curve, Group.G1, [a, 1])
-    assert backend.pairing_check(P, point_words(curve, Group.G2, [b, -a * b % r]))
-    assert not backend.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
+    assert backend.points.pairing_check(P, point_words(curve, Group.G2, [b, -a * b % r]))
+    assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
 
 
 @pytest.mark.both_paths
@@ -969,8 +973,8 @@ def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Rando
     left[n // 2] = right[n // 3] = 0
     total = sum(a * b for a, b in zip(left, right, strict=True))
     P = point_words(curve, Group.G1, [*left, 1])
-    assert backend.pairing_check(P, point_words(curve, Group.G2, [*right, -total]), 1)
-    assert not backend.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
+    assert backend.points.pairing_check(P, point_words(curve, Group.G2, [*right, -total]), 1)
+    assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
 
 
 @pytest.mark.both_paths
@@ -984,14 +988,14 @@ def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng
     bad = [outside, small, E.add(small, point(curve, Group.G2, 5)), E.neg(small)]
     good = point_words(curve, Group.G2, [3, 4, 0])
     P = point_words(curve, Group.G1, [4, -3, 1, 0])
-    assert backend.pairing_check(P, np.concatenate([good, good[:1]]))
+    assert backend.points.pairing_check(P, np.concatenate([good, good[:1]]))
     for Q in bad:
         words = to_words(curve, Group.G2, [Q])
         for at in range(4):
             for fixed in prepared(backend, 4)[::4]:
                 points = np.insert(good, at, words[0], axis=0)
-                assert not backend.pairing_check(np.zeros_like(P), points, fixed)
-        assert not backend.pairing_check(P, np.concatenate([good, words]))
+                assert not backend.points.pairing_check(np.zeros_like(P), points, fixed)
+        assert not backend.points.pairing_check(P, np.concatenate([good, words]))
 
 
 SMALL_PRIMES = {"bn254": 10069, "bls12-381": 13}
@@ -1014,8 +1018,8 @@ def test_points_of_small_order_are_outside(backend: Backend, rng: random.Random)
     while (multiple := E.scalar_mul(small, prime)) is not None:
         small = multiple
     words = to_words(curve, Group.G2, [small])
-    assert backend.first_bad_point(Group.G2, words) == 0
-    assert not backend.pairing_check(np.zeros((1, curve.g1_words), np.uint64), words)
+    assert backend.points.first_bad_point(Group.G2, words) == 0
+    assert not backend.points.pairing_check(np.zeros((1, curve.g1_words), np.uint64), words)
 
 
 # Limits -------------------------------------------------------------------------------------
@@ -1045,7 +1049,7 @@ def long_operations(
 
     def sparse_combination(b: Backend) -> Operation:
         starts, columns = np.arange(0, n + 1, 4), np.arange(n, dtype=np.uint32)
-        return lambda b: b.sparse_combination(
+        return lambda b: b.points.sparse_combination(
             Group.G1, points(Group.G1), starts, columns, scalars[: starts[-1]]
         )
 
@@ -1063,7 +1067,7 @@ def long_operations(
         "spmv": spmv,
         "fixed_base_mul": lambda b: lambda b: b.fixed_base_mul(Group.G2, curve.g2, scalars),
         "sparse_combination": sparse_combination,
-        "first_bad_point": lambda b: lambda b: b.first_bad_point(Group.G2, points(Group.G2)),
+        "first_bad_point": lambda b: lambda b: b.points.first_bad_point(Group.G2, points(Group.G2)),
         "batch_inverse": lambda b: lambda b: b.batch_inverse(b.upload(scalars)),
     }
 
@@ -1139,8 +1143,8 @@ def test_several_python_threads(
             assert backend.msm_many([(bases, words)]) == [expected]
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
-            assert backend.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
-        assert backend.pairing_check(
+            assert backend.points.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
+        assert backend.points.pairing_check(
             point_words(curve, Group.G1, [1, 0]), point_words(curve, Group.G2, [0, 1])
         )
 

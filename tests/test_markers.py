@@ -7,8 +7,7 @@ import tomllib
 
 import pytest
 
-from gpuprover.backend import Group
-from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from tests.conftest import EMULATED, PORTABLE, is_left_out, is_long
 from tests.support.paths import ROOT, TESTS
 

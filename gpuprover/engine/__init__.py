@@ -5,7 +5,7 @@ executor; :mod:`.directory` finds circuits; :mod:`.local` makes proofs in this p
 verifies.
 """
 
-from gpuprover.engine.job import JobState, ProofJob
+from gpuprover.engine.proof_job import JobState, ProofJob
 from gpuprover.engine.prover import Prover, ProverStatus, acreate_prover, create_prover
 
 __all__ = ["JobState", "ProofJob", "Prover", "ProverStatus", "acreate_prover", "create_prover"]

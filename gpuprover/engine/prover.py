@@ -25,8 +25,8 @@ from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
-from gpuprover.engine.job import ProofJob, require_process, seconds
 from gpuprover.engine.local import LocalExecutor
+from gpuprover.engine.proof_job import ProofJob, require_process, seconds
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
     Aborted,
@@ -386,7 +386,7 @@ class Prover:
             those errors of :meth:`prove` that are known before the proof is made; others are the job's.
         """
         deadline, wait = self._terms(timeout, priority, queue, tenant)
-        self._dispatcher.take_place(wait, deadline - time.monotonic(), tenant)
+        self._dispatcher.take_seat(wait, deadline - time.monotonic(), tenant)
         return self._submit(circuit, witness, deadline, priority, tenant, progress)
 
     async def asubmit(
@@ -402,7 +402,7 @@ class Prover:
     ) -> ProofJob:
         """:meth:`submit` for tasks."""
         deadline, wait = self._terms(timeout, priority, queue, tenant)
-        await self._dispatcher.atake_place(wait, deadline - time.monotonic(), tenant)
+        await self._dispatcher.atake_seat(wait, deadline - time.monotonic(), tenant)
         # Files are looked up, and witnesses are converted.
         begun = threading.Event()
 
@@ -415,7 +415,7 @@ class Prover:
                 return await asyncio.to_thread(submit)
             except BaseException as error:
                 if not begun.is_set():  # no thread for it: the place is here still
-                    self._dispatcher.slots.release(tenant)
+                    self._dispatcher.seats.release(tenant)
                 raise (shortage(error) or error) from None
 
         submission = asyncio.ensure_future(submitted())
@@ -464,7 +464,7 @@ class Prover:
             left = max(0.0, deadline - time.monotonic())
             self._dispatcher.submit(job, files, ready, left, content, tenant)
         except BaseException:
-            self._dispatcher.slots.release(tenant)
+            self._dispatcher.seats.release(tenant)
             raise
         return job
 

@@ -5,7 +5,7 @@ protocol. What a proof takes in memory comes as plans, what it takes in time fro
 kinds of work and parts of it by name alone.
 """
 
-from gpuprover.scheduler.admission import Decisions, Outcome, Run, Scheduler, State, Ticket, Verdict
+from gpuprover.scheduler.admission import LOSSES, Decisions, Outcome, Run, Scheduler, State, Ticket, Verdict
 from gpuprover.scheduler.placement import (
     TIERS,
     Degrade,
@@ -20,6 +20,7 @@ from gpuprover.scheduler.placement import (
 )
 
 __all__ = [
+    "LOSSES",
     "TIERS",
     "Decisions",
     "Degrade",

@@ -27,7 +27,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from gpuprover.caching import CacheStatistics
 from gpuprover.devices import is_gpu
 from gpuprover.engine import JobState, ProofJob, ProverStatus
-from gpuprover.engine.dispatch import COUNTERS
+from gpuprover.engine.records import COUNTERS
 from gpuprover.errors import ProverError
 from gpuprover.executor import WorkerStatus
 from gpuprover.machine import CgroupThrottling, cgroup_throttling

@@ -80,7 +80,7 @@ def _combination(value: int) -> Work:
     def run(backend: Backend, curve: CurveParams) -> object:
         points = point_words(curve, Group.G1, range(1, 5))
         values, columns = ints_to_words([value] * 4, curve.scalar.limbs), np.arange(4, dtype=np.uint32)
-        return backend.sparse_combination(Group.G1, points, np.array([0, 2, 4]), columns, values)
+        return backend.points.sparse_combination(Group.G1, points, np.array([0, 2, 4]), columns, values)
 
     return run
 
@@ -90,14 +90,16 @@ def _multiples(backend: Backend, curve: CurveParams) -> object:
 
 
 def _points(group: Group, n: int) -> Work:
-    return lambda backend, curve: backend.first_bad_point(group, point_words(curve, group, range(1, n + 1)))
+    return lambda backend, curve: backend.points.first_bad_point(
+        group, point_words(curve, group, range(1, n + 1))
+    )
 
 
 def _pairs(n: int) -> Work:
     def run(backend: Backend, curve: CurveParams) -> object:
         g1, g2 = (point_words(curve, group, [1, -1] * n) for group in Group)
         g1[1::2], g2[1::2] = g1[::2], g2[1::2]
-        return backend.pairing_check(g1, g2)
+        return backend.points.pairing_check(g1, g2)
 
     return run
 

@@ -18,7 +18,7 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.rehearsal import Nothing
-from gpuprover.curves import BN254, FieldParams, Group
+from gpuprover.curves import BN254, Group
 from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
@@ -151,7 +151,7 @@ def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> int:
         raise AssertionError("a root of unity is taken")
 
-    monkeypatch.setattr(FieldParams, "root_of_unity", refuse)
+    monkeypatch.setattr(Domain, "root_of_unity", refuse)
     calls: Counter[str] = Counter()
     real = CudaBackend.msm_many
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from gpuprover.engine.dispatch import LOSSES, PRELOAD_SECONDS, SAMPLE_SECONDS
-from gpuprover.engine.job import JobState, ProofJob
+from gpuprover.engine.dispatch import KEY_CHANGES
+from gpuprover.engine.headroom import SAMPLE_SECONDS
+from gpuprover.engine.loading import LOAD_LOSSES, PRELOAD_SECONDS
+from gpuprover.engine.proof_job import JobState, ProofJob
 from gpuprover.errors import (
     Aborted,
     DeviceError,
@@ -30,6 +32,7 @@ from gpuprover.errors import (
 from gpuprover.executor import KeyChanged, KeyInfo, Lost
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
+from gpuprover.scheduler import LOSSES
 from tests.support.engine_stage import GIB, ROOM, Stage, cpu, gpu, result
 
 
@@ -48,13 +51,13 @@ def test_a_job_from_queue_to_proof(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.executor.prompt = False
     job = stage.submit()
-    assert (job.state, job.done(), stage.dispatcher.slots.active) == (JobState.QUEUED, False, 1)
+    assert (job.state, job.done(), stage.dispatcher.seats.active) == (JobState.QUEUED, False, 1)
     with pytest.raises(Timeout, match="its job goes on"):
         job.wait(0)
     stage.executor.answer_load()
     stage.step()
     assert (job.state, job.device, job.attempts) == (JobState.RUNNING, "cpu", 1)
-    assert stage.dispatcher.slots.active == 0, "what runs has left the queue"
+    assert stage.dispatcher.seats.active == 0, "what runs has left the queue"
     assert job.placement.startswith("complex (16,384 constraints): cpu, ")
     stage.run_of(job)
     run = stage.run_of(job)
@@ -100,7 +103,7 @@ def test_time_limits_of_ended_jobs_are_forgotten(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     for _ in range(300):
         stage.end(stage.submit(timeout=1e6))
-    assert len(stage.dispatcher._deadlines) < 80
+    assert len(stage.dispatcher._timers) < 80
     late = stage.submit(timeout=1e6)
     stage.after(1e6 + 1)
     assert isinstance(late.error, Timeout)
@@ -171,7 +174,7 @@ def test_a_load_survives_deaths_but_not_every_one(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.executor.prompt = False
     job = stage.submit()
-    for _ in range(LOSSES - 1):
+    for _ in range(LOAD_LOSSES - 1):
         stage.executor.answer_load(Lost("killed by signal 9"))
         assert not stage.executor.loads
         stage.after(2.0)
@@ -181,12 +184,12 @@ def test_a_load_survives_deaths_but_not_every_one(tmp_path: Path) -> None:
     stage.dispatcher.unload("a")
     assert stage.executor.unloaded == [stage.files["a"].zkey]
     job = stage.submit()
-    for _ in range(LOSSES):
+    for _ in range(LOAD_LOSSES):
         stage.executor.answer_load(Lost("killed by signal 9"))
         stage.after(2.0)
     with pytest.raises(ProofGenerationFailed, match="3 times what loaded its key died: killed by signal 9"):
         job.wait(0)
-    stage.counted(submitted=2, succeeded=1, failed=1, losses=2 * LOSSES - 1, load_failures=1)
+    stage.counted(submitted=2, succeeded=1, failed=1, losses=2 * LOAD_LOSSES - 1, load_failures=1)
     stage.quiet()
 
 
@@ -219,7 +222,7 @@ def test_a_start_that_the_system_refuses_can_be_tried_again(
     monkeypatch.setattr(stage.executor, "start", refused)
     with pytest.raises(DeviceError, match="Too many open files"):
         stage.submit()
-    stage.dispatcher.slots.release()
+    stage.dispatcher.seats.release()
     monkeypatch.setattr(stage.executor, "start", start)
     job = stage.submit()
     stage.end(job)
@@ -261,7 +264,7 @@ def test_a_file_that_changes_while_a_proof_waits_or_starts_is_planned_anew(tmp_p
 def test_a_file_that_keeps_changing_ends_the_proof(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     job = stage.submit()
-    for _ in range(LOSSES + 1):
+    for _ in range(KEY_CHANGES + 1):
         stage.end(job, KeyChanged("a.zkey: the file has changed"))
     with pytest.raises(InvalidInput, match="keeps changing"):
         job.wait(0)
@@ -519,7 +522,7 @@ def test_jobs_wait_until_there_is_a_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "time"])
 @pytest.mark.parametrize(
-    "stage_of_life", ["loading", "unplaced", "waiting", "running", "retry", "twin", "held"]
+    "stage_of_life", ["loading", "unplaced", "waiting", "running", "retry", "shared", "held"]
 )
 def test_a_job_can_end_at_every_stage(tmp_path: Path, stage_of_life: str, how: str) -> None:
     stage = Stage(tmp_path, cpu(1), proof_cache=1)
@@ -530,7 +533,7 @@ def test_a_job_can_end_at_every_stage(tmp_path: Path, stage_of_life: str, how: s
         stage.executor.offered = []
     elif stage_of_life == "waiting":
         leader = stage.submit("b")
-    elif stage_of_life == "twin":
+    elif stage_of_life == "shared":
         content = b"same"
         leader = stage.submit(content=content)
     elif stage_of_life == "held":
@@ -599,7 +602,7 @@ def test_a_cancellation_that_comes_before_the_executor_has_the_run(
         prove(*arguments)
 
     monkeypatch.setattr(stage.executor, "prove", late)
-    stage.dispatcher.take_place(False, 1.0)
+    stage.dispatcher.take_seat(False, 1.0)
     stage.dispatcher.submit(job, stage.files["a"], b"witness", 60.0)
     stage.step()
     assert [run.cancelled for run in stage.executor.runs] == [True]
@@ -804,7 +807,26 @@ def test_another_key_is_another_proof(tmp_path: Path) -> None:
     stage.quiet()
 
 
-def test_twins_share_a_failure_but_not_a_cancellation(tmp_path: Path) -> None:
+def test_a_proof_is_kept_under_the_key_that_it_was_made_with(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, cpu(1), proof_cache=16)
+    path = Path(str(stage.files["a"].zkey))
+    first, waits = stage.submit("b"), stage.submit("a", content=b"witness")
+    old = path.with_suffix(".old")
+    os.rename(path, old)
+    path.write_text("another key of the same circuit")
+    stage.end(first)
+    stage.end(waits)
+    assert waits.done()
+    again = stage.submit("a", content=b"witness")
+    assert again.done(), "by the key that is there now"
+    os.rename(old, path)
+    back = stage.submit("a", content=b"witness")
+    assert not back.done(), "no proof was ever made with this key"
+    stage.end(back)
+    stage.quiet()
+
+
+def test_jobs_that_share_a_proof_share_a_failure_but_not_a_cancellation(tmp_path: Path) -> None:
     stage = Stage(tmp_path, proof_cache=1)
     jobs = [stage.submit(content=b"x") for _ in range(3)]
     stage.end(jobs[0], UnsatisfiedWitness("no"))

@@ -113,7 +113,7 @@ def test_witnesses_that_cannot_be_used(prover: Prover, witness: Any, error: Any,
         prover.prove("chain", witness)
     assert "secret-7f3a" not in str(caught.value)
     assert prover.get_status().queued_jobs == 0
-    assert prover._dispatcher.slots.active == 0
+    assert prover._dispatcher.seats.active == 0
 
 
 def test_a_witness_that_does_not_satisfy_the_circuit(prover: Prover) -> None:
@@ -172,7 +172,7 @@ def test_arguments_that_cannot_be_used(prover: Prover) -> None:
         prover.prove("mint", WITNESS)
     with pytest.raises(InvalidInput, match="memory_limt: no such setting; is memory_limit meant"):
         create_prover(memory_limt=5)
-    assert prover._dispatcher.slots.active == 0
+    assert prover._dispatcher.seats.active == 0
     assert prover.get_status().counters["submitted"] == 0
 
 
@@ -272,12 +272,12 @@ def test_a_cancelled_task_cancels_its_proof(prover: Prover) -> None:
     counters = prover.get_status().counters
     assert counters["succeeded"] + counters["cancelled"] == counters["submitted"]
     assert counters["failed"] == 0
-    assert prover._dispatcher.slots.active == 0
+    assert prover._dispatcher.seats.active == 0
 
 
 def test_a_task_that_waits_for_a_place_gives_it_up(folder: Path) -> None:
     async def main(prover: Prover) -> None:
-        prover._dispatcher.slots.acquire()
+        prover._dispatcher.seats.acquire()
         waiting = asyncio.create_task(prover.aprove("chain", WITNESS))
         with pytest.raises(QueueFull):
             await prover.aprove("chain", WITNESS, queue="refuse")
@@ -286,7 +286,7 @@ def test_a_task_that_waits_for_a_place_gives_it_up(folder: Path) -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        prover._dispatcher.slots.release()
+        prover._dispatcher.seats.release()
         assert holds("chain", prover, await prover.aprove("chain", WITNESS, queue="refuse"))
 
     with create_prover(circuit_keys_path=folder, queue_limit=1, **SETTINGS) as prover:
@@ -563,13 +563,13 @@ def test_a_task_without_a_thread_for_it_gives_its_place_back(
         for tenant in ("", "one"):
             with pytest.raises(OutOfMemory, match="refused a thread"):
                 asyncio.run(prover.asubmit("chain", WITNESS, tenant=tenant))
-    assert (prover._dispatcher.slots.active, prover._dispatcher.slots.tenants) == (0, 0)
+    assert (prover._dispatcher.seats.active, prover._dispatcher.seats.tenants) == (0, 0)
     assert asyncio.run(prover.aprove("chain", WITNESS)).proof
 
 
 def test_tenants_have_places_of_their_own(folder: Path) -> None:
     with create_prover(circuit_keys_path=folder, queue_limit=4, tenant_queue_limit=2, **SETTINGS) as prover:
-        places = prover._dispatcher.slots
+        places = prover._dispatcher.seats
         for _ in range(2):
             places.acquire(0, "greedy")
         with pytest.raises(QueueFull, match="full for this client: 2 of its proofs wait"):

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gpuprover.config import load_engine_settings
 from gpuprover.cpu.bake import BakeError
 from gpuprover.engine import Prover, ProverStatus, create_prover
-from gpuprover.engine.dispatch import COUNTERS
+from gpuprover.engine.records import COUNTERS
 from gpuprover.errors import (
     CircuitNotFound,
     MalformedFile,
@@ -193,10 +193,10 @@ def test_proofs_are_counted_and_timed(prover: Prover) -> None:
 
 def test_refusals_have_reasons_and_cancelled_proofs_do_not_count(prover: Prover) -> None:
     source = Metrics(prover)
-    prover._dispatcher.slots.acquire(0)  # as a proof that waits has
+    prover._dispatcher.seats.acquire(0)  # as a proof that waits has
     with pytest.raises(QueueFull):
         prover.submit("five", WITNESS, queue="refuse")
-    prover._dispatcher.slots.release()
+    prover._dispatcher.seats.release()
     job = prover.submit("five", WITNESS)
     job.cancel()
     prover.drain(10)

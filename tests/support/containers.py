@@ -156,7 +156,7 @@ def contributed(data: bytes, delta: int, backend: Backend, claims: int = 1) -> b
         n = len(points)
         factors = ints_to_words([factor % curve.r] * n, curve.scalar.limbs)
         columns = np.arange(n, dtype=np.uint32)
-        result = backend.sparse_combination(group, points, np.arange(n + 1), columns, factors)
+        result = backend.points.sparse_combination(group, points, np.arange(n + 1), columns, factors)
         return np.ascontiguousarray(result).tobytes()
 
     def header(buffer: bytearray) -> None:

@@ -12,8 +12,9 @@ from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings
 from gpuprover.demand import MemoryPlan
 from gpuprover.engine.directory import CircuitFiles
-from gpuprover.engine.dispatch import COUNTERS, Dispatcher
-from gpuprover.engine.job import ProofJob
+from gpuprover.engine.dispatch import Dispatcher
+from gpuprover.engine.proof_job import ProofJob
+from gpuprover.engine.records import COUNTERS
 from gpuprover.errors import Cancelled, ProverError
 from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.formats.files import identity_of
@@ -199,7 +200,7 @@ class Stage:
         self, circuit: str = "a", *, priority: int = 0, timeout: float = 600.0, content: bytes | None = None
     ) -> ProofJob:
         job = ProofJob(circuit, priority)
-        self.dispatcher.take_place(False, timeout)
+        self.dispatcher.take_seat(False, timeout)
         self.dispatcher.submit(job, self.files[circuit], b"witness", timeout, content)
         self.step()
         return job
@@ -233,9 +234,15 @@ class Stage:
         """Ends its run; one that succeeds takes as long as it was predicted to."""
         run = self.run_of(job)
         if outcome is None or isinstance(outcome, ProofResult):
-            self.now = max(self.now, self.dispatcher._active[run.request.id].run.ends)
+            self.now = max(self.now, self._ends(run))
         self.executor.end(run, outcome)
         self.step()
+
+    def _ends(self, run: Started) -> float:
+        """When the scheduler expects it to end."""
+        placed = self.dispatcher._runs[run.request.id].run
+        assert placed is not None
+        return placed.ends
 
     def counted(self, **expected: int) -> None:
         """All counters, exactly: those that are not named are 0."""
@@ -250,14 +257,14 @@ class Stage:
         assert not self.executor.runs
         assert not dispatcher._open
         assert not dispatcher._tickets
-        assert not dispatcher._active
-        assert not dispatcher._flights
-        assert not dispatcher._held_back
+        assert not dispatcher._runs
+        assert not len(dispatcher._shared)
+        assert not dispatcher._headroom.waiting
         assert not dispatcher._unplaced
         assert not dispatcher._scheduler.running
         assert dispatcher._scheduler.waiting == 0
-        assert dispatcher.slots.active == 0
-        assert all(not circuit.waiting for circuit in dispatcher._circuits.values())
+        assert dispatcher.seats.active == 0
+        assert not dispatcher._loading.waiting
         for load in dispatcher._scheduler._loads.values():
             assert (load.threads, load.own, load.pinned, load.proofs, load.alone) == (0, 0, 0, 0, False)
 

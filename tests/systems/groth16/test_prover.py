@@ -441,7 +441,9 @@ def test_two_false_proofs_do_not_cancel_out(chain: Made) -> None:
     from gpuprover.curves import Group
     from gpuprover.formats.groth16_json import Proof
 
-    shift = [backend.linear_combination(Group.G1, [proof.c, key.curve.g1], [1, sign]) for sign in (1, -1)]
+    shift = [
+        backend.points.linear_combination(Group.G1, [proof.c, key.curve.g1], [1, sign]) for sign in (1, -1)
+    ]
     pair = [(public, Proof(proof.a, proof.b, c)) for c in shift]  # type: ignore[arg-type]
     assert verifier.verify_batch(key.vk, pair, backend) == [False, False]
 

@@ -50,7 +50,7 @@ def assert_proves(key: ProvingKey, circuit: Circuit, backend: Backend) -> None:
         x = G1.msm(plain.ic, (1, *public))
         left = [G1.neg(proof.a), plain.alpha_1, x, proof.c]
         right = [proof.b, plain.beta_2, plain.gamma_2, plain.delta_2]
-        return backend.pairing_check(g1_to_words(key.curve, left), g2_to_words(key.curve, right))
+        return backend.points.pairing_check(g1_to_words(key.curve, left), g2_to_words(key.curve, right))
 
     public = values[1 : key.n_public + 1]
     assert holds(public)

@@ -38,7 +38,7 @@ class Simulator:
 
     def _times(self, group: Group, k: int) -> Any:
         generator: Any = self.curve.g1 if group is Group.G1 else self.curve.g2
-        return self.backend.linear_combination(group, [generator], [k])
+        return self.backend.points.linear_combination(group, [generator], [k])
 
     def key(self) -> VerificationKey:
         g2 = [self._times(Group.G2, k) for k in (self.beta, self.gamma, self.delta)]

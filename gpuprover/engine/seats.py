@@ -12,7 +12,7 @@ from gpuprover.backpressure import BackpressureController
 from gpuprover.errors import Timeout
 
 
-class Places:
+class Seats:
     """Places for threads and tasks, in the order in which they came.
 
     Args:
