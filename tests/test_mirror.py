@@ -6,12 +6,11 @@ from tests.support.paths import ROOT, TESTS
 
 EXCEPTIONS: dict[str, tuple[str, str]] = {
     "test_backend.py": (
-        "naive polynomial cpu/backend cpu/points cpu/buckets cpu/combine cpu/membership cpu/ntt cpu/rows"
-        " cpu/kernels/inversion cpu/kernels/vector cpu/endomorphisms",
+        "demand naive polynomial cpu/backend cpu/points cpu/buckets cpu/combine cpu/membership cpu/ntt"
+        " cpu/rows cpu/kernels/inversion cpu/kernels/vector cpu/endomorphisms",
         "the suite that every backend passes, on both paths of the CPU",
     ),
     "test_backend_columns.py": ("cpu/columns", "the same suite, continued"),
-    "test_reference.py": ("demand", "records; every backend's suite plans by them"),
     "test_layers.py": ("version", "one line"),
     "test_config.py": ("settings", "the table is read through config"),
     "cli/test_entry.py": (
@@ -31,7 +30,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     ),
     "cuda/test_compile.py": ("cuda/build cuda/source", "from sources to cubins"),
     "cuda/test_cupy_device.py": ("cuda/device cuda/gpus", "the protocol's real device, and their registry"),
-    "cuda/test_memory.py": ("cuda/gpu cuda/residency", "what of a key stays on a device"),
+    "cuda/test_backend.py": ("cuda/gpu cuda/residency", "what of a key stays on a device"),
     "cuda/test_msm.py": ("cuda/msm_plan cuda/msm_launches", "the plan of each sum, and its launches"),
     "cuda/test_calls.py": ("cuda/rehearsal rehearsal", "a rehearsed proof asks for no memory later"),
     "formats/test_circom.py": (
@@ -94,7 +93,6 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "whole runs on the emulated device",
     ),
 }
-
 """Test file -> the modules whose tests it holds beside those of its name, and why."""
 UNTESTED = {"demo": "what make demo shows; the calls that it consists of have tests"}
 
