@@ -18,10 +18,9 @@ import pytest
 
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
-from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand
-from gpuprover.devices import device_names, open_backend, resolve_device
-from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
+from gpuprover.errors import Cancelled, OutOfMemory, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
@@ -69,29 +68,6 @@ def random_scalars(backend: Backend, rng: random.Random, n: int) -> list[int]:
     r = backend.curve.r
     edges = field_edges(r)
     return [rng.choice(edges) if rng.random() < 0.1 else rng.randrange(r) for _ in range(n)]
-
-
-# The registry -----------------------------------------------------------------------
-
-
-def test_registry() -> None:
-    names = device_names()
-    assert names[0] == "auto"
-    assert "cpu" in names
-    assert "reference" not in names
-    assert resolve_device("auto") == "cpu"
-    assert resolve_device("reference") == "reference"
-    assert open_backend("reference", BN254, Job()).name == "reference"
-
-
-def test_unknown_devices_are_refused_by_name() -> None:
-    for name in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match="cuda"):
-            resolve_device(name)
-    with pytest.raises(InvalidInput, match="'tpu'"):
-        resolve_device("tpu")
-    with pytest.raises(DeviceError):
-        open_backend("cuda", BN254, Job())
 
 
 def test_a_backend_knows_what_it_serves(backend: Backend, backend_name: str, curve: CurveParams) -> None:

@@ -152,8 +152,8 @@ def test_the_version_is_the_project_file_s() -> None:
 
 def test_importing_the_package_is_cheap() -> None:
     program = (
-        "import time, sys, json; t = time.perf_counter(); import gpuprover; "
-        "print(json.dumps([time.perf_counter() - t, sorted(sys.modules)]))"
+        "import time, sys, json; t = time.process_time(); import gpuprover; "
+        "print(json.dumps([time.process_time() - t, sorted(sys.modules)]))"
     )
     runs = [
         json.loads(
