@@ -42,8 +42,8 @@ from gpuprover import (
 )
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.config import load_engine_settings
+from gpuprover.engine.driver import _drivers
 from gpuprover.engine.local import LocalExecutor
-from gpuprover.engine.prover import _engines
 from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, witness_bytes
 from gpuprover.limbs import words_to_ints
@@ -824,7 +824,7 @@ def test_a_forgotten_prover_closes_itself_but_not_under_its_jobs(folder: Path) -
     assert job.wait(250).device == "cpu"
     del job
     assert wait_until(lambda: not threads_of_ours()), threads_of_ours()
-    assert all(engine._closed for engine in _engines)
+    assert all(engine._closed for engine in _drivers)
 
 
 def test_a_callback_may_close_the_prover(folder: Path) -> None:
@@ -929,8 +929,8 @@ def test_times_that_are_none(folder: Path, value: Any) -> None:
             prover.prove("chain", WITNESS)
     finally:
         prover.close()
-    assert prover._engine._thread is not None
-    assert not prover._engine._thread.is_alive()
+    assert prover._driver._thread is not None
+    assert not prover._driver._thread.is_alive()
 
 
 @pytest.mark.parametrize("forever", [float("inf"), 10**400])
