@@ -325,11 +325,10 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
         "cpu": (open_backend("cpu", key.curve, job).plan(header, None),),
         "cuda": (_least_on_gpu(key),),
     }
-    shape = JobShape(
-        calibration.groth16(key.curve), key.constraints, plans, tuple(group.value for group in (Group.G2,))
-    )
+    parts = frozenset({Group.G2.value})
+    shape = JobShape(calibration.groth16(key.curve), key.constraints, plans, parts)
     chosen = choose("auto", shape, calibration.devices(job.threads, budget), calibration.load())
-    return Placed(chosen.device, frozenset(Group(name) for name in chosen.host_groups), takeover=True)
+    return Placed(chosen.device, frozenset(Group(name) for name in chosen.host_parts), takeover=True)
 
 
 def _least_on_gpu(key: ProvingKey) -> MemoryPlan:

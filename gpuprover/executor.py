@@ -66,7 +66,7 @@ class KeyInfo:
     def shape(self) -> JobShape:
         """What the scheduler takes."""
         work = calibration.groth16(curve_by_name(self.curve))
-        return JobShape(work, self.constraints, dict(self.plans), (Group.G2.value,))
+        return JobShape(work, self.constraints, dict(self.plans), frozenset({Group.G2.value}))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

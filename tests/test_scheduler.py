@@ -17,12 +17,12 @@ from gpuprover.demand import MemoryPlan
 from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory, QueueFull, Timeout
 from gpuprover.scheduler import (
     TIERS,
+    Assignment,
     Degrade,
     Device,
     JobShape,
     Outcome,
     Placement,
-    Run,
     Scheduler,
     State,
     Ticket,
@@ -79,7 +79,7 @@ def plans(constraints: int) -> dict[str, list[MemoryPlan]]:
 
 
 def shape(constraints: int, **changes: object) -> JobShape:
-    return replace(JobShape(WORK, constraints, plans(constraints), ("G2",)), **changes)
+    return replace(JobShape(WORK, constraints, plans(constraints), frozenset({"G2"})), **changes)
 
 
 def cpu(threads: int = 8, memory: int | None = 16 * GIB) -> Device:
@@ -106,7 +106,7 @@ def test_small_proofs_stay_on_the_cpu_and_complex_ones_go_to_the_gpu() -> None:
     devices = [cpu(), gpu()]
     small, large = (place(shape(n), devices, FakeTimes()) for n in (500, 1 << 20))
     assert (small.device, small.threads) == ("cpu", 8)
-    assert (large.device, large.threads, large.host_groups) == ("cuda:0", 0, frozenset())
+    assert (large.device, large.threads, large.host_parts) == ("cuda:0", 0, frozenset())
     assert large.plan == plans(1 << 20)["cuda"][0]
     assert small.reason.startswith("simple (500 constraints): cpu, 8 threads, ")
     assert large.reason == (
@@ -177,7 +177,7 @@ def test_a_part_goes_to_the_host_where_both_are_measured_and_it_pays() -> None:
     slow_gpu = FakeTimes(gpu=4e-7)
     whole = slow_gpu.seconds(WORK, gpu(), n, 1)
     found = place(shape(n), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"])
-    assert (found.device, found.threads, found.host_groups) == ("cuda:0", 64, frozenset({"G2"}))
+    assert (found.device, found.threads, found.host_parts) == ("cuda:0", 64, frozenset({"G2"}))
     assert found.seconds == pytest.approx(0.6 * whole)
     assert found.host_memory == plans(n)["cuda"][0].host + 240 * n
     assert "G2 on 64 threads of the CPU" in found.reason
@@ -186,8 +186,11 @@ def test_a_part_goes_to_the_host_where_both_are_measured_and_it_pays() -> None:
         ([cpu(64, memory=found.host_memory - 1), gpu()], slow_gpu),
         ([cpu(64), gpu()], replace(slow_gpu, known=False)),
     ]:
-        assert place(shape(n), devices, times, loaded=["cuda:0"]).host_groups == frozenset()
-    assert place(shape(n, parts=()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"]).host_groups == frozenset()
+        assert place(shape(n), devices, times, loaded=["cuda:0"]).host_parts == frozenset()
+    assert (
+        place(shape(n, host_parts=frozenset()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"]).host_parts
+        == frozenset()
+    )
 
 
 def test_without_a_plan_the_tier_says_what_to_reckon_with() -> None:
@@ -224,7 +227,7 @@ def test_choose_takes_what_the_user_asked_for() -> None:
 
 def test_a_named_gpu_may_still_use_the_host() -> None:
     found = choose("cuda:0", shape(1 << 22), [cpu(64), gpu()], FakeTimes(gpu=4e-7))
-    assert found.host_groups == frozenset({"G2"})
+    assert found.host_parts == frozenset({"G2"})
 
 
 @given(
@@ -268,8 +271,8 @@ class Machine:
 
     devices: Sequence[Device]
     times: FakeTimes = field(default_factory=FakeTimes)
-    duration: Callable[[Run], float] = lambda run: run.ends - run.started
-    outcome: Callable[[Run], Outcome] = lambda run: Outcome.SUCCEEDED
+    duration: Callable[[Assignment], float] = lambda run: run.ends - run.started
+    outcome: Callable[[Assignment], Outcome] = lambda run: Outcome.SUCCEEDED
     limit: int = 10_000
     check: bool = True
     overtaking: float = OVERTAKING_SECONDS
@@ -284,9 +287,9 @@ class Machine:
         self.ended: dict[Ticket, str] = {}
         self.begun: dict[Ticket, float] = {}
         self.delivered: dict[Ticket, float] = {}
-        self.active: list[Run] = []
+        self.active: list[Assignment] = []
         self.keys: dict[str, dict[str, int]] = defaultdict(dict)
-        self.runs: list[Run] = []
+        self.runs: list[Assignment] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
@@ -320,7 +323,7 @@ class Machine:
         if self.scheduler.cancel(ticket):
             self.end(ticket, "cancelled")
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Assignment) -> None:
         stale = run not in self.active
         if not stale:
             self.active.remove(run)
@@ -335,7 +338,7 @@ class Machine:
         else:
             assert outcome in (Outcome.OUT_OF_MEMORY, Outcome.DEVICE_FAILED, Outcome.LOST)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Assignment) -> None:
         assert run.ticket not in self.ended
         assert not any(other.ticket is run.ticket for other in self.active)
         flow = (run.ticket.tenant, run.ticket.circuit, run.ticket.priority)
@@ -411,7 +414,7 @@ class Machine:
         assert all(t in self.ended for t in self.tickets), "a proof was lost"
 
 
-def truth(run: Run, factor: float) -> float:
+def truth(run: Assignment, factor: float) -> float:
     """Seconds that do not depend on what is predicted, and so do not follow what is learnt."""
     p, device = run.placement, Device("", run.placement.kind)
     seconds = FakeTimes().seconds(WORK, device, run.ticket.shape.constraints, max(1, p.threads))
@@ -434,11 +437,11 @@ def test_random_arrivals_failures_cancellations_and_losses(rng: random.Random, t
     shapes = some_shapes(rng, rng.randrange(1, 8))
     slow = {(c, d.kind): rng.uniform(0.3, 3) for c in shapes for d in devices}
 
-    def outcome(run: Run) -> Outcome:
+    def outcome(run: Assignment) -> Outcome:
         weights = [90, 4, 4, 2, 2]
         return rng.choices(list(Outcome), weights)[0]
 
-    def duration(run: Run) -> float:
+    def duration(run: Assignment) -> float:
         return truth(run, rng.uniform(0.5, 2) * slow[run.ticket.circuit, run.placement.kind])
 
     machine = Machine(devices, duration=duration, outcome=outcome)
@@ -789,7 +792,9 @@ def test_makespan_of_a_batch(rng: random.Random, trial: int) -> None:
 def a_batch(rng: random.Random) -> tuple[float, float, float]:
     """Until all is done; the longest proof, or all in pieces, perfectly shared; time for keys. Seconds."""
     devices = some_devices(rng)
-    shapes = {c: replace(s, parts=()) for c, s in some_shapes(rng, rng.randrange(1, 10)).items()}
+    shapes = {
+        c: replace(s, host_parts=frozenset()) for c, s in some_shapes(rng, rng.randrange(1, 10)).items()
+    }
     machine = Machine(devices, check=False)
     for _ in range(rng.randrange(1, 120)):
         circuit = rng.choice(list(shapes))
@@ -867,7 +872,7 @@ def test_a_proof_alone_has_the_device_to_itself_and_neighbours_before_it() -> No
     machine = Machine([gpu()])
     failed: list[Ticket] = []
 
-    def outcome(run: Run) -> Outcome:
+    def outcome(run: Assignment) -> Outcome:
         if run.ticket.id == 2 and not failed:
             failed.append(run.ticket)
             return Outcome.OUT_OF_MEMORY

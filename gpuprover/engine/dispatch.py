@@ -58,7 +58,7 @@ from gpuprover.errors import (
 )
 from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, budget_of, threads_of
 from gpuprover.memory import MIB, LeakAlarm, Watermark
-from gpuprover.scheduler import LOSSES, Degrade, Device, Outcome, Run, Scheduler, Times, Verdict
+from gpuprover.scheduler import LOSSES, Assignment, Degrade, Device, Outcome, Scheduler, Times, Verdict
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -467,7 +467,7 @@ class Dispatcher:
 
     # Runs ------------------------------------------------------------------------------
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Assignment) -> None:
         work = self._tickets[run.ticket.id]
         work.run, work.request_id = run, next(self._ids)
         self._runs[work.request_id] = work
@@ -500,7 +500,7 @@ class Dispatcher:
             witness=work.witness,
             device=placement.device,
             threads=threads_of(placement),
-            host_parts=placement.host_groups,
+            host_parts=placement.host_parts,
             budget=budget_of(placement),
             timeout=max(0.001, work.deadline - self._clock()),
         )
@@ -577,7 +577,7 @@ class Dispatcher:
             if run.ticket.level is Degrade.ON_CPU:
                 work.warnings = (*work.warnings, f"{result.told}; the CPU took over")
 
-    def _drop(self, work: Work) -> Run:
+    def _drop(self, work: Work) -> Assignment:
         """Forgets a job's run: what its executor says of it from now on is not known any more."""
         run = work.run
         assert run is not None

@@ -11,7 +11,7 @@ import weakref
 
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.verification import Verification
-from gpuprover.errors import Aborted, OutOfMemory, ProofGenerationFailed, place, shortage
+from gpuprover.errors import Aborted, OutOfMemory, ProofGenerationFailed, code_location, shortage
 from gpuprover.executor import Executor
 
 log = logging.getLogger("gpuprover.engine")
@@ -66,7 +66,7 @@ class Driver:
             except Exception as error:
                 # Whoever waits is answered, whatever happens here.
                 short, stumbles = shortage(error), stumbles + 1
-                what = f"{type(error).__name__} in {place(error.__traceback__)}"
+                what = f"{type(error).__name__} in {code_location(error.__traceback__)}"
                 if short is not None:
                     if stumbles & (stumbles - 1) == 0:  # the 1st, 2nd, 4th, 8th time
                         log.warning("the engine: %s; it is tried again", what)

@@ -17,8 +17,7 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any
 
-from gpuprover.errors import DeviceError, ProverError, shortage
-from gpuprover.errors import place as place_of
+from gpuprover.errors import DeviceError, ProverError, code_location, shortage
 from gpuprover.memory import MIB
 from gpuprover.messages import Channel
 from gpuprover.processes import Backoff, Child, spawn
@@ -197,7 +196,7 @@ class Slots:
                 self._listen(worker)
             except Exception as error:
                 known = error if isinstance(error, ProverError) else shortage(error)
-                what = f"{type(error).__name__} in {place_of(error.__traceback__)}"
+                what = f"{type(error).__name__} in {code_location(error.__traceback__)}"
                 why, told = (known.message, known.told) if known else (what, what)
                 why = f"no process could be started: {why}"
                 self._failed_to_start(slot, why, f"no process could be started: {told}", now)

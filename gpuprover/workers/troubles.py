@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from gpuprover.errors import place as place_of
+from gpuprover.errors import code_location
 from gpuprover.processes import Backoff
 
 STUMBLES = 3
@@ -50,7 +50,7 @@ class Troubles:
     def stumble(self, what: str, error: Exception) -> None:
         """Counts and logs what nobody expected: without a supervisor no proof would be made any more."""
         self.stumbles += 1
-        line = f"{what}: {type(error).__name__} in {place_of(error.__traceback__)}"
+        line = f"{what}: {type(error).__name__} in {code_location(error.__traceback__)}"
         self.tell(logging.ERROR, what, line)
         if self.stumbles >= STUMBLES:
             self.problem = f"{line}; it is tried again"
