@@ -4,7 +4,7 @@
 #   docker run --rm -v "$PWD:/data" gpuprover:0.1.0 prove circuit.zkey witness.wtns proof.json public.json
 #   docker compose -f deploy/compose.yaml up
 #
-# tests/test_dockerfile.py runs the steps of the build; the image itself has not been built by any test.
+# tests/deploy/test_dockerfile.py runs the steps of the build; the image itself has not been built by any test.
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/gpuprover

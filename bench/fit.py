@@ -31,6 +31,7 @@ from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CurveParams, Group, curve_by_name
 from gpuprover.job import Job
+from gpuprover.limbs import generator
 
 from .measure import timed
 from .operations import full_width
@@ -47,8 +48,7 @@ def windows_of(curve: CurveParams, group: Group, logs: Sequence[int], rounds: in
     job = Job(threads=1)
     backend, rng = CpuBackend(curve, job), np.random.default_rng(SEED)
     n = 1 << max(logs)
-    generator = curve.g1 if group is Group.G1 else curve.g2
-    points = backend.fixed_base_mul(group, generator, full_width(curve, n, rng))
+    points = backend.fixed_base_mul(group, generator(curve, group), full_width(curve, n, rng))
     scalars = full_width(curve, n, rng)
     bits = curve.scalar.bits
     name = {"curve": curve.name, "path": backend.path.name}
@@ -92,7 +92,7 @@ def multiples_of(curve: CurveParams, logs: Sequence[int], rounds: int, rows: Row
     job = Job(threads=1)
     backend, rng = CpuBackend(curve, job), np.random.default_rng(SEED)
     n = MULTIPLES[-1] << max(logs)
-    points = backend.fixed_base_mul(Group.G1, curve.g1, full_width(curve, n, rng))
+    points = backend.fixed_base_mul(Group.G1, generator(curve, Group.G1), full_width(curve, n, rng))
     for log in logs:
         calls = {}
         for k in MULTIPLES:

@@ -16,7 +16,7 @@ from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
-from gpuprover.limbs import Words
+from gpuprover.limbs import Words, generator
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 from .measure import Contestant, Failed, Sample, Variant, fastest, measure
@@ -114,8 +114,8 @@ class _Operations:
         kinds = {name: make(self.curve, largest, self._rng) for name, make in KINDS.items()}
         maker = next(iter(self.backends.values()))
         for group in Group:
-            generator = self.curve.g1 if group is Group.G1 else self.curve.g2
-            points = maker.fixed_base_mul(group, generator, full_width(self.curve, largest, self._rng))
+            scalars = full_width(self.curve, largest, self._rng)
+            points = maker.fixed_base_mul(group, generator(self.curve, group), scalars)
             for log in self.logs:
                 bases = {v: b.prepare_bases(group, points[: 1 << log]) for v, b in self.backends.items()}
                 for kind, words in kinds.items():

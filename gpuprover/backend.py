@@ -7,21 +7,21 @@ back to the host. One backend object serves one curve and one :class:`~gpuprover
 Host data have one layout everywhere: little-endian uint64 words, the bytes that circom's
 files hold. Arrays that a backend receives may be read-only and unaligned views of a
 mapped file. Points in arrays are affine, Montgomery, infinity all zeros:
-uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). Single points on the
-host are plain integers (:data:`~gpuprover.curves.AffineG1`, ``AffineG2``).
+uint64[n, g1_words] = (x, y), uint64[n, g2_words] = (x0, x1, y0, y1). A single point is one
+such row, uint64[words].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.columns import Formula
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.job import Job
@@ -47,6 +47,70 @@ class Form(Enum):
     """x·R² mod r, as coefficients stand in a ``.zkey``: times a canonical value, it gives Montgomery form."""
 
 
+class PointMath(Protocol):
+    """What the CPU does with points, whatever the device: it is short, or a part of set-up and verification.
+
+    Every method may raise Cancelled or Timeout.
+    """
+
+    curve: CurveParams
+    job: Job
+
+    def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
+        """Σ scalars[i]·points[i] of a few points, uint64[n, words] -> uint64[words].
+
+        The scalars are integers of any size and sign.
+        """
+        ...
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
+
+        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
+        """
+        ...
+
+    def canonical_coordinates(self, points: Words) -> Words:
+        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
+        ...
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
+
+        Infinity is good.
+        """
+        ...
+
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
+
+        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
+        come again: a backend may keep what it computes from them alone.
+        """
+        ...
+
+
+class Term(NamedTuple):
+    """scalar·X^shift·v, with v the polynomial of these coefficients: see :meth:`Backend.combine`.
+
+    Attributes:
+        vector: the coefficients, from the constant one.
+        scalar: an integer of any size and sign.
+        shift: places by which the coefficients move up; what moves below 0 is left out.
+    """
+
+    vector: Vector
+    scalar: int = 1
+    shift: int = 0
+
+
 class Backend(Protocol):
     """What a prover may ask of a device. All n×n pointwise operations need equal lengths.
 
@@ -58,6 +122,7 @@ class Backend(Protocol):
     name: str
     curve: CurveParams
     job: Job
+    points: PointMath
 
     # Memory ------------------------------------------------------------------
 
@@ -105,11 +170,12 @@ class Backend(Protocol):
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> Vector:
         """Transforms v (length domain.size) in place.
 
-        FORWARD on a coset g·⟨ω⟩ evaluates at g·ω^j; INVERSE from a coset undoes that.
+        FORWARD on a coset g·⟨ω⟩ evaluates at g·ω^j; INVERSE from a coset undoes that. An integer names g
+        itself, in [1, r).
         """
         ...
 
@@ -133,6 +199,99 @@ class Backend(Protocol):
 
     def to_coset_in_place(self, vectors: Sequence[Vector], domain: Domain, coset: Coset) -> Sequence[Vector]:
         """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset; both in natural order."""
+        ...
+
+    # Polynomials and columns -----------------------------------------------------
+    #
+    # What systems of PLONK's kind ask for, beside transforms. A polynomial is the vector of its
+    # coefficients, from the constant one; a column is the vector of its values on a domain. Every
+    # method leaves its arguments as they are, and returns new vectors.
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, Vector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[Vector]:
+        """The formula's results on all rows: see :mod:`gpuprover.columns` for what a row is.
+
+        Quotients' numerators, factors of grand products, folded lookups, products of two vectors: the hot
+        loop of every such system. ``columns`` may hold more than the formula reads; ``step`` >= 1 is the
+        distance of the circuit's rows in them.
+
+        Raises:
+            ValueError: a column or challenge is missing, or a column's length does not divide the rows.
+        """
+        ...
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> Vector:
+        """Σ scalar·X^shift·v as ``length`` coefficients: by default as many as the longest term has.
+
+        Higher ones are left out, and missing ones are 0. So this adds polynomials of several lengths with
+        powers of a challenge (all openings), pads, cuts, joins and shifts vectors, subtracts a value from a
+        constant coefficient, multiplies a short blinding polynomial by X^n − 1, and reduces a polynomial mod
+        X^n − c (terms shifted down by multiples of n).
+
+        Raises:
+            ValueError: no term and no length.
+        """
+        ...
+
+    def extend(self, v: Vector, domain: Domain, cosets: Sequence[Coset | int]) -> list[Vector]:
+        """The polynomial's values on each coset of the domain, in natural order.
+
+        v may have fewer coefficients than the domain has elements (a column on a larger domain), or more (a
+        blinded column on cosets of its own domain): it is evaluated as it is.
+        """
+        ...
+
+    def values_at(self, queries: Sequence[tuple[Vector, int]]) -> list[int]:
+        """v(x) for each polynomial v and integer x in [0, r) -> integers in [0, r): what a proof says."""
+        ...
+
+    def divide(self, v: Vector, root: int, degree: int = 1) -> tuple[Vector, Vector]:
+        """v = quotient·(X^degree − root) + remainder -> (quotient, remainder).
+
+        ``degree`` >= 1. The quotient has len(v) − degree coefficients (at least 0), the remainder ``degree``,
+        and with degree 1 it is v(root). Openings divide by X − x (several times for several points), FFLONK's
+        by X^8 − ξ and X^4 − ξ; with degree n and root 1 it is the division by what vanishes on a domain.
+        """
+        ...
+
+    def running_product(self, numerators: Vector, denominators: Vector, start: int = 1) -> Vector:
+        """z of n + 1 elements: z[0] = start, z[i+1] = z[i]·numerators[i]/denominators[i]; 1/0 counts as 0.
+
+        Permutation and lookup arguments: the last element is 1 where one holds as a whole. ``start`` in
+        [0, r): halo2's chunks go on from each other.
+        """
+        ...
+
+    def powers(self, n: int, base: int, factor: int = 1) -> Vector:
+        """factor·base^i for i in [0, n): the column X on ⟨ω⟩ or on a coset, or 1, y, y², …"""
+        ...
+
+    def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
+        """v[indices[i]]: wires of gates from a witness, rows in the order of a lookup's permutation.
+
+        Raises:
+            IndexError: an index is len(v) or more.
+        """
+        ...
+
+    def interleave(self, vectors: Sequence[Vector]) -> Vector:
+        """Element i·k + j is vectors[j][i], k being their number; shorter ones end with zeros.
+
+        FFLONK's Σ X^j·P_j(X^k); and the values on k cosets g·ω_kn^j·⟨ω_n⟩ as those on g·⟨ω_kn⟩.
+        """
+        ...
+
+    def deinterleave(self, v: Vector, count: int) -> list[Vector]:
+        """The ``count`` vectors v[j], v[j + count], …: undoes :meth:`interleave` of equal lengths.
+
+        Raises:
+            ValueError: count does not divide v's length.
+        """
         ...
 
     # Sparse products -----------------------------------------------------------
@@ -174,11 +333,15 @@ class Backend(Protocol):
         """
         ...
 
-    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
-        """Σ scalars[i]·bases[i].
+    def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
+        """Σ scalars[i]·bases[i], uint64[words].
 
-        ``scalars`` is a Vector, or canonical uint64[n, limbs]; n = len(bases).
-        Small ones may have fewer limbs.
+        ``scalars`` is a Vector, or canonical uint64[n, limbs]; n <= len(bases), and further bases take no
+        part: the points of one SRS serve polynomials of any degree below their number. Small ones may have
+        fewer limbs.
+
+        Raises:
+            ValueError: more scalars than bases.
         """
         ...
 
@@ -186,55 +349,15 @@ class Backend(Protocol):
         self,
         requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
-        """For each request, the same scalars against several bases of equal length.
+    ) -> list[list[Words]]:
+        """For each request, the same scalars against several bases, as :meth:`msm`.
 
-        Scalars of a request are recoded once, and all requests share the device's threads. ``meanwhile`` is
+        Several polynomials against one SRS are several requests with the same bases, of any lengths. Scalars
+        of a request are recoded once, and all requests share the device's threads. ``meanwhile`` is
         called once: while a device works by itself, if there is one.
         """
         ...
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        """Σ scalars[i]·points[i] of a few host points; integers of any size and sign."""
-        ...
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | Vector) -> Words:
         """scalars[i]·point for all i -> affine uint64[n, words]."""
-        ...
-
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        """Row i of the result is Σ values[k]·points[columns[k]] for k in [starts[i], starts[i+1]).
-
-        ``values`` are canonical uint64[nnz, limbs]; the result is affine uint64[rows, words].
-        """
-        ...
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
-        ...
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
-
-        Infinity is good.
-        """
-        ...
-
-    # Pairings ----------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        """Whether every g2[i] is in its subgroup and Π e(g1[i], g2[i]) = 1.
-
-        Affine points on their curves, those of G1 in their subgroup. The last ``fixed`` points of G2 will
-        come again: a backend may keep what it computes from them alone.
-        """
         ...

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.curves import AffineG1, AffineG2, CurveParams, FieldParams
+from gpuprover.curves import AffineG1, AffineG2, AffinePoint, CurveParams, FieldParams, Group
 
 Words = NDArray[np.uint64]
 
@@ -64,6 +66,35 @@ def words_to_g2(curve: CurveParams, words: Words) -> list[AffineG2]:
     c = words_to_field(curve.base, words.reshape(-1, curve.base.limbs))
     quads = zip(c[0::4], c[1::4], c[2::4], c[3::4], strict=True)
     return [((a, b), (d, e)) if a or b or d or e else None for a, b, d, e in quads]
+
+
+def points_to_words(curve: CurveParams, group: Group, points: Iterable[AffinePoint]) -> Words:
+    """Affine points of one group -> uint64[n, words]."""
+    given: list[Any] = list(points)
+    return g1_to_words(curve, given) if group is Group.G1 else g2_to_words(curve, given)
+
+
+def words_to_points(curve: CurveParams, group: Group, words: Words) -> list[AffinePoint]:
+    """Inverse of :func:`points_to_words`."""
+    return [*words_to_g1(curve, words)] if group is Group.G1 else [*words_to_g2(curve, words)]
+
+
+@lru_cache
+def generator(curve: CurveParams, group: Group) -> Words:
+    """The group's generator as a point of uint64[words], read-only."""
+    words = points_to_words(curve, group, [group.generator(curve)]).reshape(-1)
+    words.flags.writeable = False
+    return words
+
+
+def negative(curve: CurveParams, point: Words) -> Words:
+    """−P of an affine point in G1, uint64[g1_words] -> the same; infinity stays."""
+    limbs = curve.base.limbs
+    (y,) = words_to_ints(point[limbs:].reshape(1, -1))
+    out = point.copy()
+    if y:
+        out[limbs:] = ints_to_words([curve.q - y], limbs)[0]
+    return out
 
 
 def first_not_below(words: Words, bound: int) -> int:

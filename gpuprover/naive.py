@@ -7,31 +7,31 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
-from typing import NamedTuple, TypeAlias, cast
+from itertools import pairwise, zip_longest
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover import reference
-from gpuprover.backend import Form
-from gpuprover.curves import AffineG1, AffineG2, CurveParams, Group
-from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.backend import Form, Term
+from gpuprover.columns import Formula, Op
+from gpuprover.curves import AffinePoint, CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
     Words,
     field_to_words,
-    g1_to_words,
-    g2_to_words,
     ints_to_words,
+    points_to_words,
     words_to_field,
     words_to_g1,
     words_to_g2,
     words_to_ints,
+    words_to_points,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
@@ -48,7 +48,72 @@ class Matrices(NamedTuple):
 
 class Bases(NamedTuple):
     group: Group
-    points: list[HostPoint]
+    points: list[AffinePoint]
+
+
+class NaivePoints:
+    """See :class:`gpuprover.backend.PointMath`."""
+
+    def __init__(self, curve: CurveParams, job: Job) -> None:
+        self.curve, self.job = curve, job
+
+    def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
+        return points_to_words(
+            self.curve, group, [self.sum(group, words_to_points(self.curve, group, points), scalars)]
+        ).reshape(-1)
+
+    def sparse_combination(
+        self,
+        group: Group,
+        points: Words,
+        starts: NDArray[np.int64],
+        columns: NDArray[np.uint32],
+        values: Words,
+    ) -> Words:
+        host, factors, chosen = (
+            words_to_points(self.curve, group, points),
+            words_to_ints(values),
+            columns.tolist(),
+        )
+        bounds = starts.tolist()
+        rows: list[AffinePoint] = []
+        for begin, end in pairwise(bounds):
+            terms = [host[column] for column in chosen[begin:end]]
+            rows.append(self.sum(group, terms, factors[begin:end]))
+        return points_to_words(self.curve, group, rows)
+
+    def canonical_coordinates(self, points: Words) -> Words:
+        base = self.curve.base
+        values = words_to_field(base, points.reshape(-1, base.limbs))
+        return ints_to_words(values, base.limbs).reshape(points.shape)
+
+    def first_bad_point(self, group: Group, points: Words) -> int:
+        curve = self._group(group)
+        limbs = self.curve.base.limbs
+        for i, P in enumerate(words_to_points(self.curve, group, points)):
+            self.job.check()
+            coordinates = words_to_ints(points[i].reshape(-1, limbs))
+            if max(coordinates) >= self.curve.q or not curve.in_subgroup(P):
+                return i
+        return -1
+
+    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
+        self.job.check()
+        if self.first_bad_point(Group.G2, g2) >= 0:
+            return False
+        return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
+
+    def _group(self, group: Group) -> reference.EllipticCurve:
+        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
+
+    def sum(self, group: Group, points: Sequence[AffinePoint], scalars: Sequence[int]) -> AffinePoint:
+        """Σ scalars[i]·points[i], looking at the job's limits before every product."""
+        curve = self._group(group)
+        total: AffinePoint = None
+        for P, k in zip(points, scalars, strict=True):
+            self.job.check()
+            total = curve.add(total, curve.scalar_mul(P, k))
+        return total
 
 
 class NaiveBackend:
@@ -59,6 +124,7 @@ class NaiveBackend:
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve = curve
         self.job = job
+        self.points = NaivePoints(curve, job)
         self._fr = reference.PrimeField(curve.r)
 
     # Memory ------------------------------------------------------------------
@@ -119,10 +185,10 @@ class NaiveBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> Vector:
         self.job.check()
-        shift = domain.coset_generator if coset is Coset.ODD else 1
+        shift = domain.shift(coset)
         x = reference.bit_reverse(v) if order is Order.REVERSED_TO_NATURAL else v
         transform = reference.dft if direction is Direction.FORWARD else reference.inverse_dft
         y = transform(domain.field, x, domain.omega, shift)
@@ -161,6 +227,93 @@ class NaiveBackend:
             self.ntt(v, domain, Direction.FORWARD, coset=coset)
         return vectors
 
+    # Polynomials and columns -----------------------------------------------------
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, Vector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[Vector]:
+        self.job.check()
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        scalars = formula.scalar_values(challenges, self.curve.r)
+        operations = {Op.ADD: self._fr.add, Op.SUB: self._fr.sub, Op.MUL: self._fr.mul}
+        results: list[Vector] = [[] for _ in formula.results]
+        for i in range(n):
+            values = [
+                columns[name][(i + rotation * step) % len(columns[name])] for name, rotation in formula.reads
+            ]
+            values += scalars
+            for op, a, b in formula.steps:
+                values.append(operations[op](values[a], values[b]))
+            for result, value in zip(results, formula.results, strict=True):
+                result.append(values[value])
+        return results
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> Vector:
+        self.job.check()
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        out = [0] * length
+        for v, scalar, shift in terms:
+            for i in range(max(0, -shift), min(len(v), length - shift)):
+                out[i + shift] = (out[i + shift] + scalar * v[i]) % self.curve.r
+        return out
+
+    def extend(self, v: Vector, domain: Domain, cosets: Sequence[Coset | int]) -> list[Vector]:
+        self.job.check()
+        n, r = domain.size, self.curve.r
+        results = []
+        for g in map(domain.shift, cosets):
+            # On the coset X^n is g^n.
+            folded = [0] * n
+            for i, x in enumerate(v):
+                folded[i % n] = (folded[i % n] + x * pow(g, i - i % n, r)) % r
+            results.append(reference.dft(domain.field, folded, domain.omega, g))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[Vector, int]]) -> list[int]:
+        self.job.check()
+        r = self.curve.r
+        return [sum(c * pow(x, i, r) for i, c in enumerate(v)) % r for v, x in queries]
+
+    def divide(self, v: Vector, root: int, degree: int = 1) -> tuple[Vector, Vector]:
+        self.job.check()
+        rest = v + [0] * (degree - len(v))
+        for i in reversed(range(degree, len(rest))):
+            rest[i - degree] = (rest[i - degree] + root * rest[i]) % self.curve.r
+        return rest[degree:], rest[:degree]
+
+    def running_product(self, numerators: Vector, denominators: Vector, start: int = 1) -> Vector:
+        self.job.check()
+        if len(numerators) != len(denominators):
+            raise ValueError(f"vectors of lengths {len(numerators)} and {len(denominators)}")
+        z = [start]
+        for a, b in zip(numerators, denominators, strict=True):
+            z.append(z[-1] * a * self._fr.inverse(b) % self.curve.r)
+        return z
+
+    def powers(self, n: int, base: int, factor: int = 1) -> Vector:
+        return self.scale_powers_in_place([1] * n, factor, base)
+
+    def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
+        self.job.check()
+        return [v[i] for i in indices.tolist()]
+
+    def interleave(self, vectors: Sequence[Vector]) -> Vector:
+        self.job.check()
+        return [x for row in zip_longest(*vectors, fillvalue=0) for x in row]
+
+    def deinterleave(self, v: Vector, count: int) -> list[Vector]:
+        self.job.check()
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        return [v[j::count] for j in range(count)]
+
     # Sparse products -----------------------------------------------------------
 
     def prepare_matrices(
@@ -188,90 +341,28 @@ class NaiveBackend:
     # Points ----------------------------------------------------------------------
 
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Bases:
-        return Bases(group, self._from_words(group, points))
+        return Bases(group, words_to_points(self.curve, group, points))
 
-    def msm(self, bases: Bases, scalars: Words | Vector) -> HostPoint:
-        return self._sum(bases.group, bases.points, self._integers(scalars))
+    def msm(self, bases: Bases, scalars: Words | Vector) -> Words:
+        integers = self._integers(scalars)
+        if len(integers) > len(bases.points):
+            raise ValueError(f"{len(bases.points)} bases and {len(integers)} scalars")
+        total = self.points.sum(bases.group, bases.points[: len(integers)], integers)
+        return points_to_words(self.curve, bases.group, [total]).reshape(-1)
 
     def msm_many(
         self,
         requests: Sequence[tuple[Sequence[Bases], Words | Vector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
+    ) -> list[list[Words]]:
         meanwhile()
         return [[self.msm(b, scalars) for b in bases] for bases, scalars in requests]
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        return self._sum(group, points, scalars)
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | Vector) -> Words:
-        return self._to_words(group, [self._sum(group, [point], [k]) for k in self._integers(scalars)])
-
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        host, factors, chosen = self._from_words(group, points), words_to_ints(values), columns.tolist()
-        bounds = starts.tolist()
-        rows: list[HostPoint] = []
-        for begin, end in pairwise(bounds):
-            terms = [host[column] for column in chosen[begin:end]]
-            rows.append(self._sum(group, terms, factors[begin:end]))
-        return self._to_words(group, rows)
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        base = self.curve.base
-        values = words_to_field(base, points.reshape(-1, base.limbs))
-        return ints_to_words(values, base.limbs).reshape(points.shape)
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        curve = self._group(group)
-        limbs = self.curve.base.limbs
-        for i, P in enumerate(self._from_words(group, points)):
-            self.job.check()
-            coordinates = words_to_ints(points[i].reshape(-1, limbs))
-            if max(coordinates) >= self.curve.q or not curve.in_subgroup(P):
-                return i
-        return -1
-
-    # Pairings ----------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        self.job.check()
-        if self.first_bad_point(Group.G2, g2) >= 0:
-            return False
-        return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
-
-    # Helpers -----------------------------------------------------------------------
-
-    def _group(self, group: Group) -> reference.EllipticCurve:
-        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
-
-    def _sum(self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]) -> HostPoint:
-        """Σ scalars[i]·points[i], looking at the job's limits before every product."""
-        curve = self._group(group)
-        total: HostPoint = None
-        for P, k in zip(points, scalars, strict=True):
-            self.job.check()
-            total = curve.add(total, curve.scalar_mul(P, k))
-        return total
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | Vector) -> Words:
+        points = words_to_points(self.curve, group, point)
+        multiples = [self.points.sum(group, points, [k]) for k in self._integers(scalars)]
+        return points_to_words(self.curve, group, multiples)
 
     @staticmethod
     def _integers(scalars: Words | Vector) -> Sequence[int]:
         return words_to_ints(scalars) if isinstance(scalars, np.ndarray) else scalars
-
-    def _from_words(self, group: Group, points: Words) -> list[HostPoint]:
-        if group is Group.G1:
-            return [*words_to_g1(self.curve, points)]
-        return [*words_to_g2(self.curve, points)]
-
-    def _to_words(self, group: Group, points: Sequence[HostPoint]) -> Words:
-        if group is Group.G1:
-            return g1_to_words(self.curve, cast(list[AffineG1], points))
-        return g2_to_words(self.curve, cast(list[AffineG2], points))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuprover.curves import BN254, AffineG1, AffineG2
+from gpuprover.curves import BN254
 from gpuprover.errors import InvalidInput, UnsupportedFile
 from gpuprover.formats.groth16_json import parse_proof, parse_public_signals, parse_verification_key
+from gpuprover.limbs import Words, words_to_field
 
 _CONTRACT = """\
 // SPDX-License-Identifier: MIT
@@ -120,7 +121,7 @@ def export_verifier(verification_key: dict[str, Any], *, allow_insecure: bool = 
         raise InvalidInput(
             f"no contract for an insecure key, unless insecure ones are allowed: {key.warnings[0]}"
         )
-    alpha_x, alpha_y = key.alpha1 or (0, 0)
+    alpha_x, alpha_y = _coordinates(key.alpha1)
     return _CONTRACT.format(
         n_public=key.n_public,
         r=BN254.r,
@@ -154,9 +155,9 @@ def export_calldata(public_signals: Any, proof: Any) -> str:
     _require_bn254(curve in (BN254.snarkjs_name, BN254.name), "proof")
     parsed = parse_proof(proof, BN254)
     signals = parse_public_signals(public_signals, BN254)
-    (x0, x1), (y0, y1) = parsed.b or ((0, 0), (0, 0))
-    a, c = (_pair(point or (0, 0)) for point in (parsed.a, parsed.c))
-    b = f"[{_pair((x1, x0))},{_pair((y1, y0))}]"
+    x0, x1, y0, y1 = _coordinates(parsed.b)
+    a, c = (_pair(*_coordinates(point)) for point in (parsed.a, parsed.c))
+    b = f"[{_pair(x1, x0)},{_pair(y1, y0)}]"
     return f"{a},{b},{c},[{','.join(map(_word, signals))}]"
 
 
@@ -165,22 +166,26 @@ def _require_bn254(is_bn254: bool, source: str) -> None:
         raise UnsupportedFile(source, "curve", "Ethereum verifies proofs over bn128 (BN254) only")
 
 
-def _negated_constants(name: str, point: AffineG2) -> str:
-    (x0, x1), (y0, y1) = point or ((0, 0), (0, 0))
+def _coordinates(point: Words) -> list[int]:
+    """Of a point uint64[words]; those of infinity are 0, as EIP-196 writes it."""
+    return words_to_field(BN254.base, point.reshape(-1, BN254.base.limbs))
+
+
+def _negated_constants(name: str, point: Words) -> str:
+    x0, x1, y0, y1 = _coordinates(point)
     coordinates = {"X1": x1, "X0": x0, "Y1": -y1 % BN254.q, "Y0": -y0 % BN254.q}
     return "".join(
         f"    uint256 private constant NEG_{name}_{part} = {value};\n" for part, value in coordinates.items()
     )
 
 
-def _ic_bytes(point: AffineG1) -> bytes:
-    x, y = point or (0, 0)  # infinity, as EIP-196 writes it
-    return x.to_bytes(32, "big") + y.to_bytes(32, "big")
+def _ic_bytes(point: Words) -> bytes:
+    return b"".join(x.to_bytes(32, "big") for x in _coordinates(point))
 
 
 def _word(value: int) -> str:
     return f'"0x{value:064x}"'
 
 
-def _pair(values: tuple[int, int]) -> str:
-    return f"[{_word(values[0])}, {_word(values[1])}]"
+def _pair(first: int, second: int) -> str:
+    return f"[{_word(first)}, {_word(second)}]"

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from emulator import EmulatedDevice
 from gpuprover.backend import Backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import gpus
@@ -22,7 +21,8 @@ from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.devices import _REGISTRY, open_backend
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
-from running import Ran, Run
+from tests.support.emulator import EmulatedDevice
+from tests.support.running import Ran, Run
 
 # Set in the environment, so that the processes of pytest-xdist share it.
 SEED = os.environ.setdefault("GPUPROVER_SEED", secrets.token_hex(8))
@@ -37,7 +37,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Proofs that are compared with each other need one blinding; tests/test_blinding.py is about the warning.
+    # Proofs that are compared with each other need one blinding; test_unverified.py is about the warning.
     config.addinivalue_line("filterwarnings", "ignore::gpuprover.errors.InsecureBlindingWarning")
 
 
@@ -109,44 +109,8 @@ OpenBackend = Callable[[Job], Backend]
 
 PORTABLE = "portable"
 """In place of a backend's name: the CPU backend, forced to its portable path."""
-TWO_PATHS = (
-    "msm",
-    "blinding",
-    "coset",
-    "ntt",
-    "upload",
-    "pointwise",
-    "scale_powers",
-    "inverse",
-    "spmv",
-    "plan",
-    "fixed_base",
-    "sparse",
-    "many_results",
-    "bad_point",
-)
-"""Parts of the names of tests of what differs between the paths."""
 EMULATED = "emulated"
 """In place of a backend's name: the CUDA backend on a device whose kernels run on the host."""
-ON_HOST = (
-    "linear_combination",
-    "fixed_base",
-    "sparse_combination",
-    "many_results",
-    "canonical_coordinates",
-    "bad_point",
-    "good_point",
-    "pairing",
-    "small_order",
-)
-"""Parts of the names of tests of what the CUDA backend leaves to the CPU's."""
-LONG_SUMS = ("every_kind", "again_and_again", "large_msm", "msm_sizes", "budgets", "one_bit_each")
-"""Parts of the names of tests that the emulated device runs in BN254's G1 alone, but for the slow ones."""
-LONG_IN_INTEGERS = (
-    "pairing", "ceremony_key", "by_the_reference", "bad_point", "small_order", "every_kind", "python_threads",
-)  # fmt: skip
-"""Parts of the names of tests that the reference runs over BN254 alone, but for the slow ones:
-tests/test_reference.py compares it with another implementation over both curves."""
 
 
 @pytest.fixture(params=[*_REGISTRY, PORTABLE, EMULATED, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -157,34 +121,47 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return "cpu"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Runs on the portable path what runs on another path by default, and nothing twice.
+def is_left_out(backend_name: str | None, default_path: str, marks: set[str], threads: int) -> bool:
+    """Whether a test would repeat on this backend what runs on another one.
 
-    On a device, and on the emulated one under the marker of all such tests, runs what is the device's.
+    Args:
+        backend_name: of the fixture, or None for tests without it.
+        default_path: of the CPU backend in this process.
+        marks: the test's markers, of which ``both_paths`` and ``on_host`` count.
+        threads: of the host, which do nothing for a device.
     """
+    if backend_name == PORTABLE:
+        return default_path == PORTABLE or "both_paths" not in marks
+    return backend_name in (EMULATED, "cuda") and (threads > 1 or "on_host" in marks)
 
-    def repeats(item: pytest.Item) -> bool:
-        callspec = getattr(item, "callspec", None)
-        name = callspec.params.get("backend_name") if callspec is not None else None
+
+def is_long(
+    backend_name: str | None, marks: set[str], curve: CurveParams | None, group: Group | None
+) -> bool:
+    """Whether a test belongs to the slow ones for want of a compiled backend.
+
+    tests/test_reference.py compares the reference with another implementation over both curves.
+    """
+    if backend_name == EMULATED:
+        return "long_sums" in marks and (curve, group) != (BN254, Group.G1)
+    return backend_name == "reference" and "long_in_integers" in marks and curve == BLS12_381
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Chooses by markers on which backends a test runs, and on which among the slow tests alone."""
+    kept, left_out = [], []
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        name, marks = params.get("backend_name"), {mark.name for mark in item.iter_markers()}
         if name == EMULATED:
             item.add_marker(pytest.mark.kernels_offline)
-            long = any(part in item.name for part in LONG_SUMS)
-            if long and (callspec.params.get("curve"), callspec.params.get("group")) != (BN254, Group.G1):
-                item.add_marker(pytest.mark.slow)
-        in_integers = name == "reference" and callspec.params.get("curve") == BLS12_381
-        if in_integers and any(part in item.name for part in LONG_IN_INTEGERS):
+        if is_long(name, marks, params.get("curve"), params.get("group")):
             item.add_marker(pytest.mark.slow)
-        if name in (EMULATED, "cuda"):
-            # The host's threads do nothing there.
-            return callspec.params.get("threads", 1) > 1 or any(part in item.name for part in ON_HOST)
-        if name != PORTABLE:
-            return False
-        return cpu_path().name == PORTABLE or not any(part in item.name for part in TWO_PATHS)
-
-    repeated = [item for item in items if repeats(item)]
-    if repeated:
-        config.hook.pytest_deselected(items=repeated)
-        items[:] = [item for item in items if not repeats(item)]
+        repeats = is_left_out(name, cpu_path().name, marks, params.get("threads", 1))
+        (left_out if repeats else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture
@@ -211,8 +188,8 @@ def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from cuda_proofs import backend_on
         from gpuprover.cuda.gpu import Gpu
+        from tests.support.cuda_proofs import backend_on
 
         request.getfixturevalue("quick_sums")
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import OpenBackend, Scale
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
 from gpuprover.curves import BN254, CurveParams, Group
@@ -26,7 +25,8 @@ from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
-from samples import (
+from tests.conftest import OpenBackend, Scale
+from tests.support.samples import (
     POINT_KINDS,
     SCALAR_KINDS,
     combination,
@@ -100,6 +100,7 @@ def test_a_backend_knows_what_it_serves(backend: Backend, backend_name: str, cur
 # Memory -----------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_upload_and_download(backend: Backend, rng: random.Random, n: int) -> None:
     fr = backend.curve.scalar
@@ -157,6 +158,7 @@ def key_header(log_n: int) -> KeyHeader:
     )
 
 
+@pytest.mark.both_paths
 def test_plan(backend: Backend) -> None:
     small, large = (backend.plan(key_header(k), None) for k in (10, 16))
     for plan in (small, large):
@@ -176,6 +178,7 @@ def test_plan(backend: Backend) -> None:
 # Vectors ----------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_pointwise(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -190,6 +193,7 @@ def test_pointwise(backend: Backend, rng: random.Random, n: int) -> None:
     assert [download(backend, x) for x in (v, w)] == [b, c], "an argument was changed"
 
 
+@pytest.mark.both_paths
 def test_pointwise_at_the_edges(backend: Backend) -> None:
     r = backend.curve.r
     edges = field_edges(r)
@@ -200,6 +204,7 @@ def test_pointwise_at_the_edges(backend: Backend) -> None:
     assert download(backend, backend.mul(u, v)) == [x * y % r for x, y in zip(a, b, strict=True)]
 
 
+@pytest.mark.both_paths
 def test_pointwise_with_itself(backend: Backend) -> None:
     r = backend.curve.r
     a = field_edges(r)
@@ -211,6 +216,7 @@ def test_pointwise_with_itself(backend: Backend) -> None:
     assert download(backend, u) == [(x * x - x) % r for x in a]
 
 
+@pytest.mark.both_paths
 def test_pointwise_in_many_pieces(opened: OpenBackend, backend_name: str, rng: random.Random) -> None:
     """Long enough to be shared among threads, at a length that no block divides."""
     n = 20_011 if backend_name != "reference" else 101
@@ -229,6 +235,7 @@ def test_pointwise_in_many_pieces(opened: OpenBackend, backend_name: str, rng: r
         assert download(backend, u) == [x * f % r for x, f in zip(a, factors, strict=True)]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_scale_powers(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -239,6 +246,7 @@ def test_scale_powers(backend: Backend, rng: random.Random, n: int) -> None:
         assert download(backend, v) == [x * factor * pow(base, i, r) % r for i, x in enumerate(a)]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("n", SIZES)
 def test_batch_inverse(backend: Backend, rng: random.Random, n: int) -> None:
     r = backend.curve.r
@@ -254,6 +262,7 @@ def reorder(order: Order, values: list[int], *, given: bool) -> list[int]:
     return reference.bit_reverse(values) if order is reversed_side else values
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("log_n", range(12))
 def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> None:
     """Every direction × order × coset."""
@@ -277,6 +286,7 @@ def test_ntt(backend: Backend, scale: Scale, rng: random.Random, log_n: int) -> 
         assert download(backend, other) == [0] * domain.size
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("log_n", [10, 12, 13, 15])
 def test_to_coset_is_two_transforms(
@@ -300,6 +310,8 @@ def test_to_coset_is_two_transforms(
         assert np.array_equal(backend.download(got), backend.download(want)), name
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_again_and_again(
     opened: OpenBackend, group: Group, scale: Scale, curve: CurveParams, rng: random.Random
 ) -> None:
@@ -315,6 +327,7 @@ def test_msm_again_and_again(
         assert got == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("log_n", [3, 10])
 def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> None:
     domain = Domain(backend.curve.scalar, min(log_n, scale.log_ntt))
@@ -333,6 +346,7 @@ def test_ntt_of_special_vectors(backend: Backend, scale: Scale, log_n: int) -> N
         assert download(backend, backend.ntt(v, domain, Direction.INVERSE)) == x, name
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_large_ntt(opened: OpenBackend, scale: Scale, rng: random.Random, threads: int) -> None:
     """Evaluated at a few places, and back; other thread counts share the work in other ways."""
@@ -356,6 +370,7 @@ def test_large_ntt(opened: OpenBackend, scale: Scale, rng: random.Random, thread
         assert download(backend, v) == x
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 3, 64])
 @pytest.mark.parametrize("log_n", [9, 12, 15])
 def test_orders_of_an_ntt_agree(
@@ -382,6 +397,7 @@ def test_orders_of_an_ntt_agree(
         assert np.array_equal(y, words)
 
 
+@pytest.mark.both_paths
 def test_ntts_of_two_sizes_take_turns(backend: Backend, rng: random.Random) -> None:
     """Tables are cached by domain: one must not be taken for another."""
     for log_n in (5, 2, 5, 0, 6, 2):
@@ -416,6 +432,7 @@ def products(
     return result
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize(
     ("count", "rows", "columns", "nnz"), [(1, 1, 1, 1), (2, 37, 50, 400), (3, 64, 5, 90)]
@@ -440,6 +457,7 @@ def test_spmv(
             assert [download(backend, v) for v in backend.spmv(m, given)] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("form", Form)
 def test_spmv_of_plain_and_reversed_arrays(backend: Backend, rng: random.Random, form: Form) -> None:
     r = backend.curve.r
@@ -454,6 +472,7 @@ def test_spmv_of_plain_and_reversed_arrays(backend: Backend, rng: random.Random,
         assert [download(backend, v) for v in backend.spmv(m, scalar_words(backend, s))] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("order", ["rows", "none", "one row last"])
 def test_spmv_on_threads(
@@ -479,6 +498,7 @@ def test_spmv_on_threads(
     assert [download(backend, v) for v in got] == products(2, rows, entries, s, r)
 
 
+@pytest.mark.both_paths
 def test_spmv_without_entries(backend: Backend) -> None:
     array = records(backend, [], Form.DOUBLE_MONTGOMERY)
     m = backend.prepare_matrices(2, 3, array["m"], array["r"], array["c"], array["v"], Form.DOUBLE_MONTGOMERY)
@@ -489,6 +509,9 @@ def test_spmv_without_entries(backend: Backend) -> None:
 # Multi-scalar multiplication ------------------------------------------------------------
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
+@pytest.mark.long_in_integers
 @pytest.mark.parametrize("kind", SCALAR_KINDS)
 def test_msm_of_every_kind(
     backend: Backend, group: Group, scale: Scale, rng: random.Random, kind: str
@@ -503,6 +526,8 @@ def test_msm_of_every_kind(
         assert got == combination(curve, group, logs, scalars), name
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     for n in sorted({min(n, scale.points) for n in SIZES}):
@@ -518,6 +543,8 @@ def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Ran
         assert backend.msm(bases, scalar_words(backend, [1] * n)) == combination(curve, group, logs, [1] * n)
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> None:
     """2^i·P, (2^i − 1)·P and −2^i·P in turn, alone: no window, carry or top bit is lost."""
     curve = backend.curve
@@ -532,6 +559,7 @@ def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> No
         power = E.add(power, power)
 
 
+@pytest.mark.both_paths
 def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
     curve, r = backend.curve, backend.curve.r
     for logs, scalars in (
@@ -544,6 +572,8 @@ def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
         assert backend.msm(bases, scalar_words(backend, scalars)) is None
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 @pytest.mark.parametrize("budget", [None, 0, 1 << 20])
 def test_msm_with_budgets(
     backend: Backend, group: Group, scale: Scale, rng: random.Random, budget: int | None
@@ -554,6 +584,7 @@ def test_msm_with_budgets(
     assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_msm_many(
     opened: OpenBackend, scale: Scale, rng: random.Random, threads: int, curve: CurveParams
@@ -577,6 +608,7 @@ def test_msm_many(
     assert [backend.msm(b, words) for b in bases] == expected
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "all equal"])
 def test_msm_of_many_equal_points(
     opened: OpenBackend, group: Group, scale: Scale, curve: CurveParams, rng: random.Random, kind: str
@@ -590,6 +622,8 @@ def test_msm_of_many_equal_points(
     assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
 
 
+@pytest.mark.both_paths
+@pytest.mark.long_sums
 @pytest.mark.parametrize("kind", ["random", "zero and one", "half equal", "one bit set", "16 bits"])
 def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Random, kind: str) -> None:
     """More points than one block, window or thread takes."""
@@ -605,6 +639,7 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
 # Other sums -----------------------------------------------------------------------------
 
 
+@pytest.mark.on_host
 def test_linear_combination(backend: Backend, group: Group, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, -1, 0, *random_logs(rng, 3)]
@@ -616,18 +651,25 @@ def test_linear_combination(backend: Backend, group: Group, rng: random.Random) 
         [r, r + 1, -r, 2 * r - 1, -r - 1, r * r + 7],
         [rng.randrange(-(1 << 600), 1 << 600) for _ in range(6)],
     ):
-        assert backend.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
-    assert backend.linear_combination(group, [], []) is None
-    assert backend.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
+        assert backend.points.linear_combination(group, points, scalars) == combination(
+            curve, group, logs, scalars
+        )
+    assert backend.points.linear_combination(group, [], []) is None
+    assert backend.points.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
 
 
+@pytest.mark.on_host
 def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> None:
     curve = backend.curve
     for logs, scalars in (([4, 4], [3, 3]), ([4, -4], [3, 3]), ([4, 8], [2, 1]), ([4, 8], [2, -1])):
         points = [point(curve, group, k) for k in logs]
-        assert backend.linear_combination(group, points, scalars) == combination(curve, group, logs, scalars)
+        assert backend.points.linear_combination(group, points, scalars) == combination(
+            curve, group, logs, scalars
+        )
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     small = [0, 1, -1, 2, -2, 3, 0, *(rng.randrange(500) * rng.choice((1, -1)) for _ in range(300))]
@@ -643,6 +685,8 @@ def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: rando
                 assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul_by_full_scalars(
     backend: Backend, group: Group, scale: Scale, rng: random.Random
 ) -> None:
@@ -654,6 +698,8 @@ def test_fixed_base_mul_by_full_scalars(
     assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, 2, -1, 0, *random_logs(rng, 20)]
@@ -690,11 +736,13 @@ def test_sparse_combination(backend: Backend, group: Group, scale: Scale, rng: r
     ]
     points = point_words(curve, group, logs)
     for given, factors in ((points, values), (unaligned(points), unaligned(values))):
-        got = backend.sparse_combination(group, given, starts, columns, factors)
+        got = backend.points.sparse_combination(group, given, starts, columns, factors)
         assert got.shape == (len(rows), group.words(curve))
         assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     """More products than share an inversion, a block or a thread."""
     curve, n = backend.curve, scale.large
@@ -704,9 +752,11 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     G = point_words(curve, group, [1])
     assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
     starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
-    assert np.array_equal(backend.sparse_combination(group, G, starts, columns, factors), expected)
+    assert np.array_equal(backend.points.sparse_combination(group, G, starts, columns, factors), expected)
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> None:
     """A table that is kept serves the same point only, and grows with the number of multiples."""
     curve = backend.curve
@@ -717,6 +767,8 @@ def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> N
         assert from_words(curve, group, got) == [combination(curve, group, [log], [k]) for k in scalars]
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: Scale) -> None:
     """Rows that take several batches, between short ones; many products at once."""
     curve, n = backend.curve, scale.large
@@ -729,21 +781,24 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
         combination(curve, group, [sum(logs[columns[k]] * values[k] for k in range(lo, hi)) % r], [1])
         for lo, hi in itertools.pairwise(starts.tolist())
     ]
-    got = backend.sparse_combination(
+    got = backend.points.sparse_combination(
         group, point_words(curve, group, logs), starts, columns, scalar_words(backend, values)
     )
     assert from_words(curve, group, got) == expected
 
 
+@pytest.mark.on_host
 def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Random) -> None:
     curve = backend.curve
     points = point_words(curve, group, [0, 1, -1, *random_logs(rng, 5)])
     for given in (points, unaligned(points), points[::2], points[:0]):
-        got, limbs = backend.canonical_coordinates(given), curve.base.limbs
+        got, limbs = backend.points.canonical_coordinates(given), curve.base.limbs
         assert got.shape == given.shape
         assert words_to_ints(got.reshape(-1, limbs)) == words_to_field(curve.base, given.reshape(-1, limbs))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:
     curve = backend.curve
     empty = scalar_words(backend, [])
@@ -751,7 +806,7 @@ def test_sparse_combination_of_nothing(backend: Backend, group: Group) -> None:
     columns = np.zeros(0, np.uint32)
     for rows in (0, 3):
         starts = np.zeros(rows + 1, np.int64)
-        got = backend.sparse_combination(group, points, starts, columns, empty)
+        got = backend.points.sparse_combination(group, points, starts, columns, empty)
         assert got.shape == (rows, group.words(curve))
         assert not got.any()
 
@@ -798,16 +853,19 @@ def bad_points(curve: CurveParams, group: Group, rng: random.Random) -> dict[str
     return bad
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
 def test_good_points(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     n = min(300, 2 * scale.points)
     points = point_words(curve, group, [0, *random_logs(rng, n), 1, -1, 0])
-    assert backend.first_bad_point(group, points) == -1
-    assert backend.first_bad_point(group, unaligned(points)) == -1
-    assert backend.first_bad_point(group, points[:0]) == -1
-    assert backend.first_bad_point(group, points[::2]) == -1
+    assert backend.points.first_bad_point(group, points) == -1
+    assert backend.points.first_bad_point(group, unaligned(points)) == -1
+    assert backend.points.first_bad_point(group, points[:0]) == -1
+    assert backend.points.first_bad_point(group, points[::2]) == -1
 
 
+@pytest.mark.on_host
 def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     """Where x = 0 has a point of order r, it is neither infinity nor bad."""
     curve = backend.curve
@@ -815,28 +873,37 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     if y is None or curve.cofactor_g1 > 1:
         assert curve.name in ("bn254", "bls12-381")
         return
-    assert backend.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
+    assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
     curve = backend.curve
     good = point_words(curve, group, [3, 0, 4])
     for name, row in bad_points(curve, group, rng).items():
         for at in (0, 1, 3):
             points = np.insert(good, at, row, axis=0)
-            assert backend.first_bad_point(group, points) == at, name
-            assert backend.first_bad_point(group, unaligned(points)) == at, name
+            assert backend.points.first_bad_point(group, points) == at, name
+            assert backend.points.first_bad_point(group, unaligned(points)) == at, name
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_first_of_several_bad_points(backend: Backend, group: Group, rng: random.Random) -> None:
     """Whatever is wrong with them."""
     curve = backend.curve
     bad = [*bad_points(curve, group, rng).values()]
     for row in bad:
         points = np.concatenate([point_words(curve, group, [1, 2]), [row], rng.sample(bad, 3)])
-        assert backend.first_bad_point(group, points) == 2
+        assert backend.points.first_bad_point(group, points) == 2
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_bad_point_among_many(backend: Backend, group: Group, scale: Scale, rng: random.Random) -> None:
     curve = backend.curve
     n = 2500 if scale.points > 100 else 5
@@ -845,7 +912,7 @@ def test_bad_point_among_many(backend: Backend, group: Group, scale: Scale, rng:
         at = sorted(rng.sample(range(n), 2))
         points = good.copy()
         points[at] = row
-        assert backend.first_bad_point(group, points) == at[0]
+        assert backend.points.first_bad_point(group, points) == at[0]
 
 
 # Pairings ---------------------------------------------------------------------------------
@@ -870,6 +937,9 @@ def prepared(backend: Backend, n: int) -> list[int]:
     return [0] if isinstance(backend, NaiveBackend) else list(range(n + 1))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 @pytest.mark.parametrize("case", PAIRING_CASES)
 def test_pairing_check(backend: Backend, case: str) -> None:
     logs, expected = PAIRING_CASES[case]
@@ -878,17 +948,23 @@ def test_pairing_check(backend: Backend, case: str) -> None:
     P = point_words(curve, Group.G1, [a for a, _ in logs])
     Q = point_words(curve, Group.G2, [b for _, b in logs])
     for fixed in prepared(backend, len(logs)):
-        assert backend.pairing_check(P, Q, fixed) is expected
+        assert backend.points.pairing_check(P, Q, fixed) is expected
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_of_full_scalars(backend: Backend, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     a, b = rng.randrange(r), rng.randrange(r)
     P = point_words(curve, Group.G1, [a, 1])
-    assert backend.pairing_check(P, point_words(curve, Group.G2, [b, -a * b % r]))
-    assert not backend.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
+    assert backend.points.pairing_check(P, point_words(curve, Group.G2, [b, -a * b % r]))
+    assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [b, (1 - a * b) % r]))
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Random) -> None:
     """More pairs than stand in memory at a time, infinity among them."""
     curve = backend.curve
@@ -897,10 +973,13 @@ def test_pairing_check_of_many(backend: Backend, scale: Scale, rng: random.Rando
     left[n // 2] = right[n // 3] = 0
     total = sum(a * b for a, b in zip(left, right, strict=True))
     P = point_words(curve, Group.G1, [*left, 1])
-    assert backend.pairing_check(P, point_words(curve, Group.G2, [*right, -total]), 1)
-    assert not backend.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
+    assert backend.points.pairing_check(P, point_words(curve, Group.G2, [*right, -total]), 1)
+    assert not backend.points.pairing_check(P, point_words(curve, Group.G2, [*right, 1 - total]), 1)
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng: random.Random) -> None:
     """Wherever they stand, and where the other point is infinity, which would hide them."""
     curve, E = backend.curve, spec(backend.curve, Group.G2)
@@ -909,20 +988,23 @@ def test_pairing_check_refuses_points_outside_the_subgroup(backend: Backend, rng
     bad = [outside, small, E.add(small, point(curve, Group.G2, 5)), E.neg(small)]
     good = point_words(curve, Group.G2, [3, 4, 0])
     P = point_words(curve, Group.G1, [4, -3, 1, 0])
-    assert backend.pairing_check(P, np.concatenate([good, good[:1]]))
+    assert backend.points.pairing_check(P, np.concatenate([good, good[:1]]))
     for Q in bad:
         words = to_words(curve, Group.G2, [Q])
         for at in range(4):
             for fixed in prepared(backend, 4)[::4]:
                 points = np.insert(good, at, words[0], axis=0)
-                assert not backend.pairing_check(np.zeros_like(P), points, fixed)
-        assert not backend.pairing_check(P, np.concatenate([good, words]))
+                assert not backend.points.pairing_check(np.zeros_like(P), points, fixed)
+        assert not backend.points.pairing_check(P, np.concatenate([good, words]))
 
 
 SMALL_PRIMES = {"bn254": 10069, "bls12-381": 13}
 """Divisors of the twists' cofactors."""
 
 
+@pytest.mark.both_paths
+@pytest.mark.on_host
+@pytest.mark.long_in_integers
 def test_points_of_small_order_are_outside(backend: Backend, rng: random.Random) -> None:
     """Their multiples meet the exceptions of the Miller loop's formulas."""
     curve = backend.curve
@@ -936,8 +1018,8 @@ def test_points_of_small_order_are_outside(backend: Backend, rng: random.Random)
     while (multiple := E.scalar_mul(small, prime)) is not None:
         small = multiple
     words = to_words(curve, Group.G2, [small])
-    assert backend.first_bad_point(Group.G2, words) == 0
-    assert not backend.pairing_check(np.zeros((1, curve.g1_words), np.uint64), words)
+    assert backend.points.first_bad_point(Group.G2, words) == 0
+    assert not backend.points.pairing_check(np.zeros((1, curve.g1_words), np.uint64), words)
 
 
 # Limits -------------------------------------------------------------------------------------
@@ -967,7 +1049,7 @@ def long_operations(
 
     def sparse_combination(b: Backend) -> Operation:
         starts, columns = np.arange(0, n + 1, 4), np.arange(n, dtype=np.uint32)
-        return lambda b: b.sparse_combination(
+        return lambda b: b.points.sparse_combination(
             Group.G1, points(Group.G1), starts, columns, scalars[: starts[-1]]
         )
 
@@ -985,7 +1067,7 @@ def long_operations(
         "spmv": spmv,
         "fixed_base_mul": lambda b: lambda b: b.fixed_base_mul(Group.G2, curve.g2, scalars),
         "sparse_combination": sparse_combination,
-        "first_bad_point": lambda b: lambda b: b.first_bad_point(Group.G2, points(Group.G2)),
+        "first_bad_point": lambda b: lambda b: b.points.first_bad_point(Group.G2, points(Group.G2)),
         "batch_inverse": lambda b: lambda b: b.batch_inverse(b.upload(scalars)),
     }
 
@@ -995,13 +1077,14 @@ LONG = [
     "msm G2",
     "ntt",
     "spmv",
-    "fixed_base_mul",
-    "sparse_combination",
-    "first_bad_point",
+    pytest.param("fixed_base_mul", marks=pytest.mark.on_host),
+    pytest.param("sparse_combination", marks=pytest.mark.on_host),
+    pytest.param("first_bad_point", marks=[pytest.mark.on_host, pytest.mark.long_in_integers]),
     "batch_inverse",
 ]
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("name", LONG)
 def test_cancel(opened: OpenBackend, curve: CurveParams, scale: Scale, name: str) -> None:
     """A cancelled operation, or a later one, raises Cancelled soon after the event is set."""
@@ -1038,6 +1121,7 @@ def test_timeout(opened: OpenBackend, curve: CurveParams, scale: Scale) -> None:
             operation(backend)
 
 
+@pytest.mark.long_in_integers
 def test_several_python_threads(
     opened: OpenBackend, curve: CurveParams, scale: Scale, rng: random.Random
 ) -> None:
@@ -1059,8 +1143,8 @@ def test_several_python_threads(
             assert backend.msm_many([(bases, words)]) == [expected]
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
-            assert backend.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
-        assert backend.pairing_check(
+            assert backend.points.first_bad_point(Group.G1, points[Group.G1][:3]) == -1
+        assert backend.points.pairing_check(
             point_words(curve, Group.G1, [1, 0]), point_words(curve, Group.G2, [0, 1])
         )
 

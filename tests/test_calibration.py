@@ -21,9 +21,10 @@ from gpuprover.job import Job
 from gpuprover.machine import processor_name
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
 from gpuprover.version import VERSION
-from running import Run
+from tests.support.paths import ROOT
+from tests.support.running import Run
 
-RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 BN254 = calibration.groth16(curve_by_name("bn254"))
 WORKS = [calibration.groth16(curve) for curve in CURVES]
 

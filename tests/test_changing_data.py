@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import gpuprover
-from conftest import OpenBackend
 from gpuprover.backend import Form
 from gpuprover.circuits import chain_circuit
 from gpuprover.cpu.combine import fixed_base, fixed_base_mul, sparse_combination
@@ -24,9 +23,10 @@ from gpuprover.formats.wtns import read_witness
 from gpuprover.formats.zkey import COEFFICIENTS
 from gpuprover.job import Job, Progress
 from gpuprover.limbs import g1_to_words, ints_to_words
-from samples import point_words
+from tests.conftest import OpenBackend
+from tests.support.paths import VECTORS
+from tests.support.samples import point_words
 
-VECTORS = Path(__file__).parent / "vectors"
 ONES = 0xFFFFFFFFFFFFFFFF
 CHAIN = 300
 """Constraints with which the windows' width divides 256 on the portable path."""
@@ -102,6 +102,7 @@ def test_multiples_by_scalars_of_all_bits(path: str) -> None:
 # Indices --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("index", range(3), ids=["matrix", "row", "column"])
 def test_spmv_refuses_an_index_that_is_out_of_range(

@@ -31,7 +31,8 @@ from gpuprover.machine import (
     machine_memory,
 )
 from gpuprover.settings import SETTINGS, WORKER_BYTES, seconds
-from running import Run
+from tests.support.paths import ROOT
+from tests.support.running import Run
 
 
 def test_arguments_win_over_the_environment_which_wins_over_the_machine() -> None:
@@ -297,7 +298,7 @@ def test_the_table_knows_what_other_modules_read() -> None:
 
 
 def test_the_documents_have_the_table() -> None:
-    text = (Path(__file__).parents[1] / "docs/configuration.md").read_text()
+    text = (ROOT / "docs/configuration.md").read_text()
     assert markdown_table() in text, "docs/configuration.md: put in what `gpuprover config --markdown` prints"
 
 

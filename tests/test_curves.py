@@ -11,7 +11,7 @@ import pytest
 from gpuprover import reference
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, Group, curve_by_name
 from gpuprover.polynomial import Domain
-from samples import curve_point, has_cofactor, whole_order
+from tests.support.samples import curve_point, has_cofactor, whole_order
 
 FIELDS = [field for c in CURVES for field in (c.base, c.scalar)]
 

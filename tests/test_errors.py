@@ -22,6 +22,8 @@ from gpuprover.errors import (
 
 
 def kinds() -> list[type[ProverError]]:
+    """Those of the package and its client's, whatever else a run has imported."""
+    assert issubclass(gpuprover.ServiceError, ProverError)
     return sorted(errors._descendants(ProverError), key=lambda cls: cls.__name__)
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from tests.support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 def test_a_pool_of_workers_loses_nothing_when_one_is_killed(tmp_path: Path) -> None:

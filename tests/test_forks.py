@@ -11,7 +11,6 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +23,11 @@ from gpuprover.cuda import gpus, probe
 from gpuprover.errors import Aborted
 from gpuprover.groth16 import verifier
 from gpuprover.job import Job
+from tests.support.paths import VECTORS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
-STEM = str(Path(__file__).parent / "vectors" / "chain5.bn254")
+STEM = str(VECTORS / "chain5.bn254")
 PATIENCE = 60.0
 """Seconds for a child on a busy machine."""
 

@@ -15,8 +15,8 @@ import pytest
 
 import gpuprover
 from gpuprover.version import VERSION
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gpuprover"
 FACADE = "gpuprover"
 BACKENDS = {"cpu", "cuda", "naive"}

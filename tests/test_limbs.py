@@ -16,7 +16,15 @@ from gpuprover.limbs import (
     words_to_field,
     words_to_ints,
 )
-from samples import field_edges, from_words, point, point_words, random_logs, to_words, unaligned
+from tests.support.samples import (
+    field_edges,
+    from_words,
+    point,
+    point_words,
+    random_logs,
+    to_words,
+    unaligned,
+)
 
 
 @pytest.mark.parametrize("limbs", [1, 4, 6])

@@ -14,9 +14,18 @@ from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
 from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import words_to_field, words_to_g1, words_to_g2, words_to_ints
-from samples import curve_point, fast_dft, field_edges, generator, has_cofactor, point, random_logs, spec
+from tests.support.paths import VECTORS
+from tests.support.samples import (
+    curve_point,
+    fast_dft,
+    field_edges,
+    generator,
+    has_cofactor,
+    point,
+    random_logs,
+    spec,
+)
 
-VECTORS = Path(__file__).parent / "vectors"
 LIBRARIES = {BN254.name: "py_ecc.optimized_bn128", BLS12_381.name: "py_ecc.optimized_bls12_381"}
 
 

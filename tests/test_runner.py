@@ -32,8 +32,8 @@ from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
+from tests.support.paths import VECTORS
 
-VECTORS = Path(__file__).parent / "vectors"
 SECRET = 20261121
 
 

@@ -21,9 +21,9 @@ from gpuprover.scheduler import TIERS, Device
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
 from gpuprover.version import VERSION
-from running import Run
+from tests.support.paths import VECTORS
+from tests.support.running import Run
 
-VECTORS = Path(__file__).resolve().parent / "vectors"
 BN254 = calibration.groth16(curve_by_name("bn254"))
 GIB, MIB = 1 << 30, 1 << 20
 CPU = Device("cpu", "cpu", "a processor", "ifma", 4)

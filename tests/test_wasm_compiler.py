@@ -15,7 +15,7 @@ from gpuprover.errors import MalformedFile, OutOfMemory, ProverError, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import words_to_ints
 from gpuprover.witness import calculate_witness
-from test_witness import write_program
+from tests.test_witness import write_program
 
 MAGIC = b"\0asm\1\0\0\0"
 

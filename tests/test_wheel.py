@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 FOLDERS = {"gpuprover": "gpuprover", "bench": "gpuprover/bench", "kernels": "gpuprover/kernels"}
 
 PROGRAM = """

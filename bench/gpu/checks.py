@@ -24,7 +24,12 @@ from .cases import BITS, Sizes
 from .processes import PACKAGE, ROOT, Late, Worker, start, stop
 from .rates import Skipped
 
-TESTS = ("tests/gpu", "tests/test_backend.py", "tests/test_changing_data.py", "tests/test_setup.py")
+TESTS = (
+    "tests/gpu",
+    "tests/test_backend.py",
+    "tests/test_changing_data.py",
+    "tests/systems/groth16/test_setup.py",
+)
 """What holds tests with the marker ``gpu``: other modules need packages that a bare machine lacks."""
 STARTS, DEATHS = 6, 2
 """Of one shard of the tests: it starts again after a test lost the device, or killed its process."""

@@ -28,7 +28,7 @@ from gpuprover.curves import CurveParams, Group, curve_by_name
 from gpuprover.devices import open_backend
 from gpuprover.errors import ProverError
 from gpuprover.job import Job
-from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
 from gpuprover.polynomial import Direction, Domain
 
 from ..measure import Contestant, Failed, Sample, Variant, fastest, measure, run_process, timed
@@ -201,9 +201,8 @@ def _contestant(shape: Row, variant: Variant, run: Callable[[], Sample]) -> Cont
 
 
 def _distinct(machine: Machine, params: CurveParams, group: Group, log: int) -> Words:
-    generator = params.g1 if group is Group.G1 else params.g2
     scalars = full_width(params, 1 << log, np.random.default_rng(SEED))
-    return machine.backend("cpu", params).fixed_base_mul(group, generator, scalars)
+    return machine.backend("cpu", params).fixed_base_mul(group, generator(params, group), scalars)
 
 
 def _folded(params: CurveParams, scalars: Words, m: int) -> Words:

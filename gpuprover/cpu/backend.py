@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form
-from gpuprover.cpu import combine, layout, membership, msm, multiples, ntt, pairing
+from gpuprover.cpu import combine, layout, msm, multiples, ntt
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import LANES, PRODUCTS, Field, LaneField, has_lanes, power_blocks
+from gpuprover.cpu.layout import LANES, Field, LaneField, has_lanes, power_blocks
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import cpu_path
-from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.cpu.points import SMALLEST_PIECE, CpuPoints, own
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import OutOfMemory
@@ -25,18 +25,11 @@ from gpuprover.limbs import (
     Words,
     address,
     field_to_words,
-    g1_to_words,
-    g2_to_words,
     ints_to_words,
-    words_to_g1,
-    words_to_g2,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 _curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("vector_lanes")
-
-SMALLEST_PIECE = 1 << 12
-"""Elements below which a pointwise operation is not shared among threads."""
 
 
 @dataclass
@@ -66,11 +59,6 @@ class CpuMatrices:
     stride: int
 
 
-def _own(words: Words) -> Words:
-    """The same words, aligned, contiguous and writable; copied only if they are not."""
-    return np.require(words, dtype=np.uint64, requirements=["C", "A", "W"])
-
-
 class CpuBackend:
     """Implements :class:`gpuprover.backend.Backend` with the kernels of this package."""
 
@@ -79,6 +67,7 @@ class CpuBackend:
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
         self.path = cpu_path()
+        self.points = CpuPoints(curve, job)
         self._scalar = Field(curve.scalar)
         in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
         self._lanes = LaneField(curve.scalar) if in_lanes else None
@@ -282,7 +271,7 @@ class CpuBackend:
         return CpuMatrices(count, rows, matrix_index, row_index, column_index, words, stride)
 
     def spmv(self, m: CpuMatrices, scalars: Words) -> list[CpuVector]:
-        scalars = _own(scalars)
+        scalars = own(scalars)
         limbs = self.curve.scalar.limbs
         outs = [CpuVector(np.zeros((m.rows, limbs), dtype=np.uint64)) for _ in range(m.count)]
         if len(m.values) and not self._spmv_in_order(m, scalars, outs):
@@ -342,14 +331,8 @@ class CpuBackend:
 
     # Points ------------------------------------------------------------------------------
 
-    def _encode(self, group: Group, points: Sequence[HostPoint]) -> Words:
-        return (g1_to_words if group is Group.G1 else g2_to_words)(self.curve, points)  # type: ignore[arg-type]
-
-    def _decode(self, group: Group, words: Words) -> HostPoint:
-        return words_to_g1(self.curve, words)[0] if group is Group.G1 else words_to_g2(self.curve, words)[0]
-
     def _canonical(self, scalars: Words | CpuVector) -> Words:
-        return self.download(scalars) if isinstance(scalars, CpuVector) else _own(scalars)
+        return self.download(scalars) if isinstance(scalars, CpuVector) else own(scalars)
 
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Points:
         if len(points) and not points.flags.c_contiguous:
@@ -373,107 +356,34 @@ class CpuBackend:
         out[:, 0], out[:, 1:] = points, found.reshape(n, more, points.shape[1])
         return out.reshape(n * multiples.PARTS, points.shape[1])
 
-    def msm(self, bases: Points, scalars: Words | CpuVector) -> HostPoint:
+    def msm(self, bases: Points, scalars: Words | CpuVector) -> Words:
         return self.msm_many([([bases], scalars)])[0][0]
 
     def msm_many(
         self,
         requests: Sequence[tuple[Sequence[Points], Words | CpuVector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
+    ) -> list[list[Words]]:
         meanwhile()
         for bases, scalars in requests:
             for b in bases:
                 if len(b) != len(scalars):
                     raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        results = msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in requests], self.job)
-        return [
-            [
-                self._decode(Group.G1 if b.plain.degree == 1 else Group.G2, words)
-                for b, words in zip(bases, found, strict=True)
-            ]
-            for (bases, _), found in zip(requests, results, strict=True)
-        ]
+        return msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in requests], self.job)
 
     def _recut(self, bases: Sequence[Points], scalars: Words | CpuVector) -> Words:
         """Canonical scalars, one for every point that the bases' words hold."""
         words = self._canonical(scalars)
         return multiples.in_parts(words) if bases and bases[0].parts > 1 else words
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        if len(points) != len(scalars):
-            raise ValueError(f"{len(points)} points and {len(scalars)} scalars")
-        F = self._coordinates[group]
-        words = self._encode(group, points)
-        limbs = self.curve.scalar.limbs
-        reduced = ints_to_words([s % self.curve.r for s in scalars], limbs).reshape(-1)
-        # A point in four rows, scratch in three, and the affine point.
-        room = np.zeros((9, F.words), dtype=np.uint64)
-        at, row = address(room), 8 * F.words
-        _curve.linear_combination(F, address(words), reduced, limbs, len(points), at)
-        _curve.normalise(F, at, at + 7 * row, at + 4 * row, 1)
-        return self._decode(group, room[7:].reshape(-1))
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | CpuVector) -> Words:
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | CpuVector) -> Words:
         bits = self.curve.r.bit_length()
         c = combine.fixed_base_window(len(scalars), bits)
         known, base = self._fixed
+        asked = group, point.tobytes()
         # A set-up asks for the same point's multiples block after block.
-        if base is None or known != (group, point) or base.c < c:
-            F, words = self._coordinates[group], self._encode(group, [point])
-            base = combine.fixed_base(F, words, c, bits, self.path.name, self.job)
-            self._fixed = (group, point), base
+        if base is None or known != asked or base.c < c:
+            F = self._coordinates[group]
+            base = combine.fixed_base(F, own(point.reshape(1, -1)), c, bits, self.path.name, self.job)
+            self._fixed = asked, base
         return combine.fixed_base_mul(base, self._canonical(scalars), self.job)
-
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        bases = self.prepare_bases(group, points)
-        return combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        source, out = _own(points), np.empty(points.shape, dtype=np.uint64)
-        F, a, o = self._coordinates[Group.G1], address(source), address(out)
-        ranges = self.job.ranges(points.size // self.curve.base.limbs, smallest=SMALLEST_PIECE)
-        self.job.map(lambda r: _vector.convert(F, layout.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
-        return out
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        if not points.flags.c_contiguous:
-            points = np.ascontiguousarray(points)
-        F = self._coordinates[group]
-        c = self.curve
-        coefficient = field_to_words(c.base, [c.b] if group is Group.G1 else c.b_twist)
-        start = address(points)
-
-        def on_curve(r: tuple[int, int]) -> int:
-            return _curve.first_off_curve(F, start, address(coefficient), r[0], r[1])
-
-        bad = self._first_bad(on_curve, len(points))
-        # The subgroup test is for points of the curve.
-        end = len(points) if bad < 0 else bad
-        if end < membership.WORTHWHILE or (group is Group.G1 and c.cofactor_g1 == 1):
-            check = pairing.subgroup_check(c, group, F, start, self.job.stop)
-        else:
-            check = membership.subgroup_check_in_step(c, group, self.prepare_bases(group, points), self.job)
-        outside = self._first_bad(check, end)
-        return bad if outside < 0 else outside
-
-    def _first_bad(self, check: Callable[[tuple[int, int]], int], n: int) -> int:
-        block = PRODUCTS
-        found = self.job.map(check, [(lo, min(lo + block, n)) for lo in range(0, n, block)], progress=True)
-        return min((i for i in found if i >= 0), default=-1)
-
-    # Pairings --------------------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        if len(g1) != len(g2):
-            raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
-        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path.name, self.job)

@@ -7,8 +7,8 @@ back, so a transform and its inverse in a row need no permutation (Gentleman, Sa
 Cooley, Tukey 1965). Stages on long distances pass over the whole vector; once a block fits
 the cache, all its remaining stages run before the next block is touched.
 
-Twiddles: one table per field, of the largest size asked for so far: entry h + j is
-ω_{2h}^j for j < h, for every power of two h. The stage of distance h reads h consecutive
+Twiddles: one table per field and generator (:attr:`Domain.family`), of the largest size asked for so far:
+entry h + j is ω_{2h}^j for j < h, for every power of two h. The stage of distance h reads h consecutive
 entries, and every smaller domain finds its own stages in the same table. The inverse
 transform reads the table backwards: ω^(−j) = −ω^(h−j).
 """
@@ -24,7 +24,6 @@ from gpuprover import forks
 from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field
-from gpuprover.curves import FieldParams
 from gpuprover.job import Job
 from gpuprover.limbs import Words, field_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -35,25 +34,27 @@ LOG_BLOCK = 14
 """A block of 2^14 elements and its twiddles stay in a second-level cache of 1 MiB or more."""
 
 
-_tables: dict[str, Words] = {}
+_tables: dict[tuple[str, int], Words] = {}
 _table_lock = threading.Lock()
 
 
-def twiddles(params: FieldParams, log_n: int) -> Words:
-    """The table for domains up to 2^log_n: uint64[≥ max(2, 2^log_n), limbs], shared, only read."""
-    table = _tables.get(params.name)
+def twiddles(domain: Domain) -> Words:
+    """The table for the domain and smaller ones: uint64[≥ max(2, size), limbs], shared, only read."""
+    params, log_n = domain.field, domain.log_n
+    key = params.name, domain.family
+    table = _tables.get(key)
     if table is not None and len(table) >= 1 << log_n:
         return table
     with _table_lock:
-        table = _tables.get(params.name)
+        table = _tables.get(key)
         have = 0 if table is None else len(table).bit_length() - 1
         if table is None or have < log_n:
             grown = np.zeros((max(2, 1 << log_n), params.limbs), dtype=np.uint64)
             if table is not None:
                 grown[: len(table)] = table
-            roots = field_to_words(params, [params.root_of_unity(s + 1) for s in range(max(1, log_n))])
+            roots = field_to_words(params, [domain.root_of_unity(s + 1) for s in range(max(1, log_n))])
             _kernels.fill_table(Field(params), grown.ctypes.data, roots.ctypes.data, have, max(1, log_n))
-            _tables[params.name] = table = grown
+            _tables[key] = table = grown
     return table
 
 
@@ -83,7 +84,7 @@ def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job
     if log_n == 0:
         return
     F, data = Field(domain.field), v.ctypes.data
-    table_words = twiddles(domain.field, log_n)
+    table_words = twiddles(domain)
     table = table_words.ctypes.data
     log_block = min(log_n, LOG_BLOCK)
     if job.threads > 1 and log_n > 10:
@@ -136,7 +137,7 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
 
 
 def ntt(
-    v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job, path: str
+    v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset | int, job: Job, path: str
 ) -> None:
     """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`.
 
@@ -148,7 +149,7 @@ def ntt(
     p = domain.field.modulus
     inverted = direction is Direction.INVERSE
     in_time = order is Order.REVERSED_TO_NATURAL
-    g = 1 if coset is Coset.NONE else domain.coset_generator
+    g = domain.shift(coset)
     if not inverted and g != 1:
         scale_in_place(v, domain, 1, g, in_time, job)
     _transform(v, domain, in_time, inverted, job)

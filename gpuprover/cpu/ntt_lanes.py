@@ -27,7 +27,6 @@ from gpuprover.cpu.layout import (
     power_blocks,
     splats,
 )
-from gpuprover.curves import FieldParams
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -43,18 +42,20 @@ LOG_BUFFER = 10
 """Likewise for the columns that are taken together."""
 
 
-_tables: dict[str, Blocks] = {}
+_tables: dict[tuple[str, int], Blocks] = {}
 _lock = threading.Lock()
 
 
-def _twiddles(params: FieldParams, log_n: int) -> Blocks:
-    """uint64[≥ 2^log_n / 8, limbs, 8]: block h + j holds ω_{16h}^(8j … 8j + 7), for every power of two h."""
+def _twiddles(domain: Domain) -> Blocks:
+    """uint64[≥ size / 8, limbs, 8]: block h + j holds ω_{16h}^(8j … 8j + 7), for every power of two h."""
+    params, log_n = domain.field, domain.log_n
     blocks = 1 << (log_n - 3)
-    table = _tables.get(params.name)
+    key = params.name, domain.family
+    table = _tables.get(key)
     if table is not None and len(table) >= blocks:
         return table
     with _lock:
-        table = _tables.get(params.name)
+        table = _tables.get(key)
         have = 0 if table is None else len(table).bit_length() - 1
         if table is None or len(table) < blocks:
             grown = np.empty((blocks, lane_form(params).limbs, LANES), dtype=np.uint64)
@@ -62,11 +63,11 @@ def _twiddles(params: FieldParams, log_n: int) -> Blocks:
                 grown[: len(table)] = table
             p, steps = params.modulus, []
             for s in range(log_n - 3):
-                root = params.root_of_unity(s + 4)
+                root = domain.root_of_unity(s + 4)
                 steps += [pow(root, k, p) for k in range(LANES)] + [pow(root, LANES, p)] * LANES
             packed = lane_blocks(params, steps)
             _kernels.grow_table(LaneField(params), address(grown), address(packed), have, log_n - 3)
-            _tables[params.name] = table = grown
+            _tables[key] = table = grown
     return table
 
 
@@ -137,9 +138,9 @@ def _reversed_factors(domain: Domain, factor: int, base: int, together: bool) ->
 
 
 @lru_cache(maxsize=8)
-def _small_roots(params: FieldParams) -> Blocks:
-    p, eighth = params.modulus, params.root_of_unity(3)
-    return splats(params, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
+def _small_roots(domain: Domain) -> Blocks:
+    p, eighth = domain.field.modulus, domain.root_of_unity(3)
+    return splats(domain.field, [eighth, eighth * eighth % p, pow(eighth, 3, p)])
 
 
 class _Split(NamedTuple):
@@ -211,9 +212,9 @@ def _transform(
     params, n = domain.field, domain.size
     F = LaneField(params)
     rows, pitch, width, parts = split = _split(domain, job.threads, together)
-    table_blocks = _twiddles(params, domain.log_n)
+    table_blocks = _twiddles(domain)
     limbs = lane_form(params).limbs
-    small = _small_roots(params)
+    small = _small_roots(domain)
     work_blocks = np.empty((n // LANES, limbs, LANES), dtype=np.uint64)
     words, table, work = address(v), address(table_blocks), address(work_blocks)
     apart = n // LANES // LANES if together else 0
@@ -265,10 +266,10 @@ def _transform(
         job.map(columns_up, tiles)
 
 
-def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset, job: Job) -> None:
+def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset | int, job: Job) -> None:
     """See :meth:`gpuprover.backend.Backend.ntt`."""
     p = domain.field.modulus
-    g = 1 if coset is Coset.NONE else domain.coset_generator
+    g = domain.shift(coset)
     inverse = direction is Direction.INVERSE
     before = (1, 1) if inverse else (1, g)
     after = (pow(domain.size, -1, p), pow(g, -1, p)) if inverse else (1, 1)

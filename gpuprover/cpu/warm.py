@@ -60,27 +60,25 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
 
     def combinations(group: Group) -> Callable[[], object]:
         def run() -> None:
-            generator = curve.g1 if group is Group.G1 else curve.g2
-            backend.fixed_base_mul(group, generator, words)
+            backend.fixed_base_mul(group, points[group][0], words)
             starts = np.array([0, 1], dtype=np.int64)
-            backend.sparse_combination(group, points[group], starts, index, words[1:2])
-            backend.first_bad_point(group, np.tile(points[group], (membership.WORTHWHILE, 1)))
+            backend.points.sparse_combination(group, points[group], starts, index, words[1:2])
+            backend.points.first_bad_point(group, np.tile(points[group], (membership.WORTHWHILE, 1)))
 
         return run
 
     def checks(group: Group) -> Callable[[], object]:
         def run() -> None:
-            generator = curve.g1 if group is Group.G1 else curve.g2
-            backend.linear_combination(group, [generator], [3])
-            backend.first_bad_point(group, points[group])
-            backend.canonical_coordinates(points[group])
+            backend.points.linear_combination(group, points[group][:1], [3])
+            backend.points.first_bad_point(group, points[group])
+            backend.points.canonical_coordinates(points[group])
 
         return run
 
     def pairings() -> None:
         for n in (1, pairing.WORTHWHILE):
             g1, g2 = (np.tile(points[group][:1], (n, 1)) for group in (Group.G1, Group.G2))
-            backend.pairing_check(g1, g2)
+            backend.points.pairing_check(g1, g2)
 
     return {
         "vectors": vectors,

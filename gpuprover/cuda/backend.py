@@ -1,8 +1,7 @@
 """The backend ``cuda``: what a prover asks for, as launches on a GPU.
 
 Everything of a proof stays on the device, from the witness, which is sent once, to the sums that come back.
-``linear_combination``, ``sparse_combination``, the checks of points and pairings are the CPU backend's: they
-are short, or part of set-up and verification.
+Short work with points, and what set-up and verification ask of them, is the CPU backend's.
 
 Within :meth:`CudaBackend.proof` all memory comes from one arena, whose size is known because the same steps
 have been rehearsed on a device that does nothing. Outside of it, each vector is an allocation of the pool.
@@ -45,12 +44,11 @@ from gpuprover.cuda.sparse import (
     slice_bytes,
     staging_bytes,
 )
-from gpuprover.curves import AffinePoint as HostPoint
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import AffinePoint, CurveParams, Group
 from gpuprover.demand import KeyHeader, MemoryPlan
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, ints_to_words
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words, points_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 T = TypeVar("T")
@@ -138,7 +136,7 @@ class DeviceBases:
 class Done(NamedTuple):
     """A sum that is known already."""
 
-    point: HostPoint
+    point: AffinePoint
 
 
 @dataclass
@@ -231,7 +229,7 @@ class CudaBackend:
         self._memory: Source = gpu.pool
         self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
-        self._cpu = host
+        self._cpu, self.points = host, host.points
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
         self._witness: list[tuple[Words, Block]] = []
@@ -610,14 +608,14 @@ class CudaBackend:
         self._table(part, plan, block.address, points)
         return DeviceBases(group, n, plan, block.address, block)
 
-    def msm(self, bases: DeviceBases, scalars: Words | DeviceVector) -> HostPoint:
+    def msm(self, bases: DeviceBases, scalars: Words | DeviceVector) -> Words:
         return self.msm_many([([bases], scalars)])[0][0]
 
     def msm_many(
         self,
         requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[list[HostPoint]]:
+    ) -> list[list[Words]]:
         """Sums in G1 on the main stream, in a proof's G2 on another; the host's while the device works.
 
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
@@ -627,7 +625,9 @@ class CudaBackend:
             for b in bases:
                 if len(b) != len(scalars):
                     raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        found: list[list[HostPoint]] = [[None] * len(bases) for bases, _ in requests]
+        found = [
+            [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
+        ]
         with Scope(self._memory) as memory:
             msm = Msm(self._device, self.curve, self.job, memory)
             try:
@@ -642,7 +642,9 @@ class CudaBackend:
                             found[i][j] = point
                 for i, started in enumerate(sums):
                     for j, s in started.items():
-                        found[i][j] = s.point if isinstance(s, Done) else msm.finish(s)
+                        total = s.point if isinstance(s, Done) else msm.finish(s)
+                        group = requests[i][0][j].group
+                        found[i][j] = points_to_words(self.curve, group, [total]).reshape(-1)
             except BaseException:
                 # The other stream may still write into what is given back here.
                 with suppress(DeviceError):
@@ -724,19 +726,15 @@ class CudaBackend:
                 msm.release(digits)
         return started
 
-    def linear_combination(
-        self, group: Group, points: Sequence[HostPoint], scalars: Sequence[int]
-    ) -> HostPoint:
-        return self._cpu.linear_combination(group, points, scalars)
-
-    def fixed_base_mul(self, group: Group, point: HostPoint, scalars: Words | DeviceVector) -> Words:
+    def fixed_base_mul(self, group: Group, point: Words, scalars: Words | DeviceVector) -> Words:
         if len(scalars) < FEWEST_MULTIPLES:
             return self._cpu.fixed_base_mul(group, point, self._on_host(scalars))
         words = self.download(scalars) if isinstance(scalars, DeviceVector) else scalars
         # A set-up asks for the same point's multiples block after block.
-        if self._fixed[0] != (group, point):
+        asked = group, point.tobytes()
+        if self._fixed[0] != asked:
             factors = ints_to_words(fixed_multiples(self.curve), self.curve.scalar.limbs)
-            self._fixed = (group, point), self._cpu.fixed_base_mul(group, point, factors)
+            self._fixed = asked, self._cpu.fixed_base_mul(group, point, factors)
         table, out = self._fixed[1], np.empty((len(words), group.words(self.curve)), dtype=np.uint64)
         with Scope(self._memory) as memory:
             msm = Msm(self._device, self.curve, self.job, memory)
@@ -750,29 +748,8 @@ class CudaBackend:
                 self._device.read(out[lo : lo + size], result)
         return out
 
-    def sparse_combination(
-        self,
-        group: Group,
-        points: Words,
-        starts: NDArray[np.int64],
-        columns: NDArray[np.uint32],
-        values: Words,
-    ) -> Words:
-        return self._cpu.sparse_combination(group, points, starts, columns, values)
-
-    def canonical_coordinates(self, points: Words) -> Words:
-        return self._cpu.canonical_coordinates(points)
-
-    def first_bad_point(self, group: Group, points: Words) -> int:
-        return self._cpu.first_bad_point(group, points)
-
     def _on_host(self, scalars: Words | DeviceVector) -> Any:
         """Scalars as the CPU backend takes them; needs no memory of the device."""
         if isinstance(scalars, DeviceVector):
             return self._cpu.upload(self.download(scalars, Form.MONTGOMERY), Form.MONTGOMERY)
         return scalars
-
-    # Pairings ----------------------------------------------------------------------------
-
-    def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
-        return self._cpu.pairing_check(g1, g2, fixed)

@@ -160,4 +160,4 @@ def open_backend(
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Gpu(device, gpu_memory_limit())
             count_pool(_shared[name].pool)
-        return CudaBackend(curve, job, _shared[name], host, host_groups, budget)
+        return CudaBackend(curve, job, _shared[name], host, host_groups, budget)  # type: ignore[return-value]

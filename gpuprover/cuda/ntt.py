@@ -97,7 +97,7 @@ class _Table:
         p = field.modulus
         # A field's largest domain has no root of twice its order; without a coset, half of W is enough.
         log_w = log_n if log_n < field.two_adicity else log_n - 1
-        roots = tuple(field.root_of_unity(m + 2) for m in range(log_w))
+        roots = tuple(domain.root_of_unity(m + 2) for m in range(log_w))
         factors: tuple[int, ...] = ()
         if g * g % p != domain.omega:
             squares = [pow(g, 1 << m, p) for m in range(log_n)]

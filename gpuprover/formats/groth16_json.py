@@ -12,40 +12,52 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
+
+import numpy as np
 
 from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.json_files import parse_integer, shown
 from gpuprover.formats.key_warnings import key_warnings
 from gpuprover.formats.points import on_curve_g1, on_curve_g2
+from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
 
 MAX_PUBLIC = 1 << 20
 JsonG1 = list[str]
 JsonG2 = list[list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VerificationKey:
-    """What a Groth16 verifier needs, as host points on their curves (subgroups not checked here).
+    """What a Groth16 verifier needs: points on their curves, uint64[words] (subgroups not checked here).
 
     Attributes:
-        ic: n_public + 1 points: of the constant wire and of every public signal.
+        ic: uint64[n_public + 1, g1_words], of the constant wire and of every public signal.
         source: where it came from, for messages; equal keys may differ in it.
     """
 
     curve: CurveParams
-    alpha1: AffineG1
-    beta2: AffineG2
-    gamma2: AffineG2
-    delta2: AffineG2
-    ic: tuple[AffineG1, ...]
-    source: str = field(default="verification key", compare=False)
+    alpha1: Words
+    beta2: Words
+    gamma2: Words
+    delta2: Words
+    ic: Words
+    source: str = "verification key"
+
+    @cached_property
+    def _points(self) -> bytes:
+        return b"".join(p.tobytes() for p in (self.alpha1, self.beta2, self.gamma2, self.delta2, self.ic))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VerificationKey):
+            return NotImplemented
+        return self.curve == other.curve and self._points == other._points
 
     def __hash__(self) -> int:
-        # Thousands of IC points would be hashed at every look-up; those of a set-up tell keys apart.
-        return hash((self.alpha1, self.gamma2, self.delta2, self.ic[:1]))
+        return hash(self._points)
 
     @property
     def n_public(self) -> int:
@@ -60,17 +72,24 @@ class VerificationKey:
             beta2=self.beta2,
             gamma2=self.gamma2,
             delta2=self.delta2,
-            signals=[None if point is None else point[0] for point in self.ic[1:]],
+            ic=self.ic,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Proof:
-    """A Groth16 proof (A, B, C), on its curves (subgroups not checked here)."""
+    """A Groth16 proof (A, B, C): points on their curves, uint64[words] (subgroups not checked here)."""
 
-    a: AffineG1
-    b: AffineG2
-    c: AffineG1
+    a: Words
+    b: Words
+    c: Words
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Proof):
+            return NotImplemented
+        return all(map(np.array_equal, (self.a, self.b, self.c), (other.a, other.b, other.c)))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def g1_to_json(point: AffineG1) -> JsonG1:
@@ -87,10 +106,12 @@ def g2_to_json(point: AffineG2) -> JsonG2:
 
 def proof_to_json(proof: Proof, curve: CurveParams) -> dict[str, Any]:
     """The document that ``snarkjs groth16 prove`` writes."""
+    a, c = words_to_g1(curve, np.stack([proof.a, proof.c]))
+    (b,) = words_to_g2(curve, proof.b)
     return {
-        "pi_a": g1_to_json(proof.a),
-        "pi_b": g2_to_json(proof.b),
-        "pi_c": g1_to_json(proof.c),
+        "pi_a": g1_to_json(a),
+        "pi_b": g2_to_json(b),
+        "pi_c": g1_to_json(c),
         "protocol": "groth16",
         "curve": curve.snarkjs_name,
     }
@@ -101,7 +122,8 @@ def verification_key_to_json(key: VerificationKey) -> dict[str, Any]:
     from gpuprover.reference import circom_exponent, fq12, pairing, power
 
     # A part of the document that no verifier needs; the reference's half a second does.
-    alpha_beta = power(fq12(key.curve), pairing(key.curve, key.alpha1, key.beta2), circom_exponent(key.curve))
+    (alpha1,), (beta2,) = words_to_g1(key.curve, key.alpha1), words_to_g2(key.curve, key.beta2)
+    alpha_beta = power(fq12(key.curve), pairing(key.curve, alpha1, beta2), circom_exponent(key.curve))
     document = verification_key_points(key)
     points = document.pop("IC")
     table = [[[str(c) for c in fq2] for fq2 in fq6] for fq6 in alpha_beta]
@@ -110,15 +132,17 @@ def verification_key_to_json(key: VerificationKey) -> dict[str, Any]:
 
 def verification_key_points(key: VerificationKey) -> dict[str, Any]:
     """The same document without e(α, β), which costs a pairing and no verifier needs."""
+    alpha1, *ic = words_to_g1(key.curve, np.concatenate([key.alpha1[None], key.ic]))
+    beta2, gamma2, delta2 = words_to_g2(key.curve, np.stack([key.beta2, key.gamma2, key.delta2]))
     return {
         "protocol": "groth16",
         "curve": key.curve.snarkjs_name,
         "nPublic": key.n_public,
-        "vk_alpha_1": g1_to_json(key.alpha1),
-        "vk_beta_2": g2_to_json(key.beta2),
-        "vk_gamma_2": g2_to_json(key.gamma2),
-        "vk_delta_2": g2_to_json(key.delta2),
-        "IC": [g1_to_json(p) for p in key.ic],
+        "vk_alpha_1": g1_to_json(alpha1),
+        "vk_beta_2": g2_to_json(beta2),
+        "vk_gamma_2": g2_to_json(gamma2),
+        "vk_delta_2": g2_to_json(delta2),
+        "IC": [g1_to_json(point) for point in ic],
     }
 
 
@@ -157,8 +181,9 @@ def parse_verification_key(document: object, source: str = "verification key") -
     ):
         if point is None:
             reader.fail(name, "the point at infinity, which no sound key has")
-    ic = tuple(reader.g1(curve, f"IC[{i}]", entry) for i, entry in enumerate(ic_entries))
-    return VerificationKey(curve, alpha1, beta2, gamma2, delta2, ic, source)
+    ic = [reader.g1(curve, f"IC[{i}]", entry) for i, entry in enumerate(ic_entries)]
+    g1, g2 = g1_to_words(curve, [alpha1, *ic]), g2_to_words(curve, [beta2, gamma2, delta2])
+    return VerificationKey(curve, g1[0], g2[0], g2[1], g2[2], g1[1:], source)
 
 
 @about("proof")
@@ -179,7 +204,8 @@ def parse_proof(
     a = reader.g1(curve, "pi_a", reader.field("pi_a"))
     b = reader.g2(curve, "pi_b", reader.field("pi_b"))
     c = reader.g1(curve, "pi_c", reader.field("pi_c"))
-    return Proof(a, b, c)
+    g1 = g1_to_words(curve, [a, c])
+    return Proof(g1[0], g2_to_words(curve, [b])[0], g1[1])
 
 
 @about("public signals")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
+from gpuprover.curves import CurveParams, Group
+from gpuprover.limbs import Words, generator
 
 NO_CONTRIBUTION = (
     "this key has no phase-2 contribution, whatever its file claims: delta is 1 or a known multiple of "
@@ -38,32 +39,33 @@ DEPENDENT = (
 def key_warnings(
     curve: CurveParams,
     *,
-    alpha1: AffineG1,
-    beta2: AffineG2,
-    gamma2: AffineG2,
-    delta2: AffineG2,
-    signals: Sequence[Hashable],
-    beta1: AffineG1 = None,
-    delta1: AffineG1 = None,
+    alpha1: Words,
+    beta2: Words,
+    gamma2: Words,
+    delta2: Words,
+    ic: Words,
+    beta1: Words | None = None,
+    delta1: Words | None = None,
     contributions: int | None = None,
 ) -> tuple[str, ...]:
     """Sentences about a proving key or a verification key, the worst first; none for a key that looks sound.
 
     Args:
-        signals: x-coordinates of the public signals' IC points, without that of the constant; None at
-            infinity.
-        beta1, delta1: where a key has them.
+        alpha1, beta2, gamma2, delta2: points, uint64[words].
+        ic: uint64[n_public + 1, g1_words], the constant's first.
+        beta1, delta1: points that a verification key does not have.
         contributions: how many the file claims; None where it makes no claim.
     """
     known, first = NO_CONTRIBUTION, NO_FIRST_PHASE
-    pairs: tuple[tuple[str, AffineG1 | AffineG2, AffineG1 | AffineG2], ...] = (
+    g1, g2 = generator(curve, Group.G1), generator(curve, Group.G2)
+    pairs: tuple[tuple[str, Words | None, Words | None], ...] = (
         (known, delta2, gamma2),
-        (known, delta2, curve.g2),
-        (known, delta1, curve.g1),
+        (known, delta2, g2),
+        (known, delta1, g1),
         (first, beta2, gamma2),
-        (first, beta2, curve.g2),
-        (first, beta1, curve.g1),
-        (first, alpha1, curve.g1),
+        (first, beta2, g2),
+        (first, beta1, g1),
+        (first, alpha1, g1),
         (DEPENDENT, delta2, beta2),
         (DEPENDENT, delta1, beta1),
         (DEPENDENT, delta1, alpha1),
@@ -73,18 +75,22 @@ def key_warnings(
     if NO_CONTRIBUTION not in found:
         if contributions == 0:
             found[INSECURE] = None
-        elif not same_up_to_sign(gamma2, curve.g2):
+        elif not same_up_to_sign(gamma2, g2):
             found[OWN_GAMMA] = None
-    return (*found, *_loose_signals(signals))
+    xs = ic[1:, : curve.base.limbs]
+    return (*found, *_loose_signals([x.tobytes() if x.any() else None for x in xs]))
 
 
-def same_up_to_sign(p: AffineG1 | AffineG2, q: AffineG1 | AffineG2) -> bool:
-    """Whether p = ±q for two points of one group; infinity equals nothing."""
-    return p is not None and q is not None and p[0] == q[0]
+def same_up_to_sign(p: Words | None, q: Words | None) -> bool:
+    """Whether p = ±q for two points of one group, uint64[words]; infinity equals nothing."""
+    if p is None or q is None or not p.any():
+        return False
+    half = len(p) // 2
+    return bool((p[:half] == q[:half]).all())
 
 
 def _loose_signals(signals: Sequence[Hashable]) -> tuple[str, ...]:
-    """IC points that let a proof hold for other public signals too."""
+    """IC points that let a proof hold for other signals too; of x-coordinates, None for infinity."""
     if len(set(signals)) == len(signals) and None not in signals:
         return ()
     seen: dict[Hashable, int] = {}

@@ -1,8 +1,10 @@
-"""Single curve points in files: decoded to plain integers and checked to lie on their curve."""
+"""Single curve points in files and documents: whether they lie on their curve."""
 
 from __future__ import annotations
 
-from gpuprover.curves import AffineG1, AffineG2, CurveParams
+import numpy as np
+
+from gpuprover.curves import AffineG1, AffineG2, CurveParams, Group
 from gpuprover.limbs import Words, words_to_g1, words_to_g2, words_to_ints
 
 
@@ -27,24 +29,23 @@ def on_curve_g2(curve: CurveParams, point: AffineG2) -> bool:
     return all((y2[i] - x3[i] - curve.b_twist[i]) % q == 0 for i in (0, 1))
 
 
-def decode_g1(curve: CurveParams, words: Words) -> AffineG1:
-    """Montgomery words uint64[g1_words] -> host point. Raises ValueError, saying what is wrong."""
-    _check_coordinates(curve, words)
-    point = words_to_g1(curve, words)[0]
-    if not on_curve_g1(curve, point):
-        raise ValueError(f"not on the curve {curve.name}")
-    return point
+def checked_point(curve: CurveParams, group: Group, words: Words, *, infinity: bool = False) -> Words:
+    """A point of a file, Montgomery words of any shape and alignment -> a copy, uint64[words], on its curve.
 
+    Args:
+        infinity: whether that is a point, too.
 
-def decode_g2(curve: CurveParams, words: Words) -> AffineG2:
-    """Montgomery words uint64[g2_words] -> host point. Raises ValueError, saying what is wrong."""
-    _check_coordinates(curve, words)
-    point = words_to_g2(curve, words)[0]
-    if not on_curve_g2(curve, point):
-        raise ValueError(f"not on the twist of {curve.name}")
-    return point
-
-
-def _check_coordinates(curve: CurveParams, words: Words) -> None:
-    if any(v >= curve.q for v in words_to_ints(words.reshape(-1, curve.base.limbs))):
+    Raises:
+        ValueError: it is not; the message says what is wrong.
+    """
+    row = np.array(words, dtype=np.uint64).reshape(group.words(curve))
+    if any(v >= curve.q for v in words_to_ints(row.reshape(-1, curve.base.limbs))):
         raise ValueError(f"a coordinate is not below the base prime of {curve.name}")
+    if group is Group.G1:
+        if not on_curve_g1(curve, words_to_g1(curve, row)[0]):
+            raise ValueError(f"not on the curve {curve.name}")
+    elif not on_curve_g2(curve, words_to_g2(curve, row)[0]):
+        raise ValueError(f"not on the twist of {curve.name}")
+    if not infinity and not row.any():
+        raise ValueError("the point at infinity, which no sound key has")
+    return row

@@ -13,19 +13,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.curves import CURVES, AffineG1, AffineG2, CurveParams
+from gpuprover.curves import CURVES, CurveParams, Group
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.binfile import BinFile, BinFileWriter, Cursor, SectionWriter, Source, write_binfile
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.groth16_json import VerificationKey, verification_key_to_json
 from gpuprover.formats.key_warnings import key_warnings
-from gpuprover.formats.points import decode_g1, decode_g2
-from gpuprover.limbs import Words, first_not_below, g1_to_words, g2_to_words
+from gpuprover.formats.points import checked_point
+from gpuprover.limbs import Words, first_not_below
 
 if TYPE_CHECKING:
     from gpuprover.backend import Backend
@@ -65,14 +65,14 @@ def coefficient_dtype(curve: CurveParams) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class KeyPoints:
-    """The single points of a key's header, on their curves."""
+    """The single points of a key's header, on their curves: uint64[words]."""
 
-    alpha1: AffineG1
-    beta1: AffineG1
-    beta2: AffineG2
-    gamma2: AffineG2
-    delta1: AffineG1
-    delta2: AffineG2
+    alpha1: Words
+    beta1: Words
+    beta2: Words
+    gamma2: Words
+    delta1: Words
+    delta2: Words
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,6 @@ class ProvingKey:
     def warnings(self) -> tuple[str, ...]:
         """Sentences that whoever uses the key has to read (:mod:`gpuprover.formats.key_warnings`)."""
         h = self.header
-        xs = self.ic[1:, : self.curve.base.limbs]
         return key_warnings(
             self.curve,
             alpha1=h.alpha1,
@@ -166,19 +165,19 @@ class ProvingKey:
             gamma2=h.gamma2,
             delta1=h.delta1,
             delta2=h.delta2,
-            signals=[x.tobytes() if x.any() else None for x in xs],
+            ic=self.ic,
             contributions=self.contributions,
         )
 
     @cached_property
     def vk(self) -> VerificationKey:
-        """The verification key as host points; IC is decoded and checked to be on the curve.
+        """The verification key; IC is copied and checked to be on the curve.
 
         Raises:
             MalformedFile: an IC point is off the curve.
         """
         h = self.header
-        ic = _decode_ic(self.path, self.curve, self.ic)
+        ic = _checked_ic(self.path, self.curve, self.ic)
         return VerificationKey(self.curve, h.alpha1, h.beta2, h.gamma2, h.delta2, ic)
 
     @cached_property
@@ -209,29 +208,25 @@ class ProvingKey:
 
     def check_header_subgroups(self, backend: Backend) -> None:
         """Raises MalformedFile if a header point is outside the prime-order subgroup."""
-        from gpuprover.curves import Group
-
         h = self.header
         g1 = {"alpha1": h.alpha1, "beta1": h.beta1, "delta1": h.delta1}
         g2 = {"beta2": h.beta2, "gamma2": h.gamma2, "delta2": h.delta2}
         for group, names, words in (
-            (Group.G1, list(g1), g1_to_words(self.curve, list(g1.values()))),
-            (Group.G2, list(g2), g2_to_words(self.curve, list(g2.values()))),
+            (Group.G1, list(g1), np.stack(list(g1.values()))),
+            (Group.G2, list(g2), np.stack(list(g2.values()))),
         ):
-            bad = backend.first_bad_point(group, words)
+            bad = backend.points.first_bad_point(group, words)
             if bad >= 0:
                 problem = f"{names[bad]} is outside the subgroup of order r"
                 raise MalformedFile(self.path, _part(HEADER), problem, role="key")
 
     def check_points(self, backend: Backend) -> None:
         """Every point of every section: range, curve, subgroup. Raises MalformedFile naming the culprit."""
-        from gpuprover.curves import Group
-
         self.check_header_subgroups(backend)
         sections = list(self.point_sections())
         for i, (name, in_g2, points) in enumerate(sections):
             with backend.job.part(i, len(sections)):
-                bad = backend.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
+                bad = backend.points.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
             if bad >= 0:
                 problem = f"point {bad} is off the curve, outside the subgroup or out of range"
                 raise MalformedFile(self.path, name, problem, role="key")
@@ -296,7 +291,7 @@ def read_verification_key(source: Source) -> VerificationKey:
     n_public = _sizes(header)[1]
     points = _header_points(header, curve)
     header.end()
-    ic = _decode_ic(file.path, curve, _points(file, IC, n_public + 1, curve.g1_words))
+    ic = _checked_ic(file.path, curve, _points(file, IC, n_public + 1, curve.g1_words))
     return VerificationKey(curve, points.alpha1, points.beta2, points.gamma2, points.delta2, ic)
 
 
@@ -333,14 +328,14 @@ def _points(file: BinFile, kind: int, count: int, words: int) -> Words:
     return view
 
 
-def _decode_ic(path: str, curve: CurveParams, rows: Words) -> tuple[AffineG1, ...]:
-    ic = []
+def _checked_ic(path: str, curve: CurveParams, rows: Words) -> Words:
+    ic = np.empty(rows.shape, dtype=np.uint64)
     for i, row in enumerate(rows):
         try:
-            ic.append(decode_g1(curve, row))
+            ic[i] = checked_point(curve, Group.G1, row, infinity=True)
         except ValueError as error:
             raise MalformedFile(path, _part(IC), f"point {i}: {error}", role="key") from None
-    return tuple(ic)
+    return ic
 
 
 def _curve(file: BinFile, header: Cursor) -> CurveParams:
@@ -359,33 +354,21 @@ def _curve(file: BinFile, header: Cursor) -> CurveParams:
 
 
 def _header_points(header: Cursor, curve: CurveParams) -> KeyPoints:
-    def take(name: str, words: int) -> Words:
-        view: Words = header.bytes(8 * words, name).view("<u8").reshape(1, words)
-        return view
-
-    def refuse(name: str, problem: object) -> NoReturn:
-        header.fail(f"{name}: {problem}")
-
-    def g1(name: str) -> AffineG1:
-        words = take(name, curve.g1_words)
+    def point(name: str, group: Group) -> Words:
         try:
-            point = decode_g1(curve, words)
+            return checked_point(curve, group, header.bytes(8 * group.words(curve), name).view("<u8"))
         except ValueError as error:
-            refuse(name, error)
-        return point if point is not None else refuse(name, "the point at infinity, which no sound key has")
-
-    def g2(name: str) -> AffineG2:
-        words = take(name, curve.g2_words)
-        try:
-            point = decode_g2(curve, words)
-        except ValueError as error:
-            refuse(name, error)
-        return point if point is not None else refuse(name, "the point at infinity, which no sound key has")
+            header.fail(f"{name}: {error}")
 
     # The order of the file.
-    alpha1, beta1, beta2 = g1("alpha1"), g1("beta1"), g2("beta2")
-    gamma2, delta1, delta2 = g2("gamma2"), g1("delta1"), g2("delta2")
-    return KeyPoints(alpha1, beta1, beta2, gamma2, delta1, delta2)
+    return KeyPoints(
+        alpha1=point("alpha1", Group.G1),
+        beta1=point("beta1", Group.G1),
+        beta2=point("beta2", Group.G2),
+        gamma2=point("gamma2", Group.G2),
+        delta1=point("delta1", Group.G1),
+        delta2=point("delta2", Group.G2),
+    )
 
 
 def _coefficients(file: BinFile, curve: CurveParams) -> NDArray[Any]:
@@ -489,10 +472,10 @@ class KeyWriter:
                 section.u32(prime.bytes)
                 section.integer(prime.modulus, prime.bytes)
             section.u32(layout.n_vars, layout.n_public, layout.domain_size)
-            section.write(g1_to_words(curve, [points.alpha1, points.beta1]))
-            section.write(g2_to_words(curve, [points.beta2, points.gamma2]))
-            section.write(g1_to_words(curve, [points.delta1]))
-            section.write(g2_to_words(curve, [points.delta2]))
+            for point in (
+                points.alpha1, points.beta1, points.beta2, points.gamma2, points.delta1, points.delta2,
+            ):  # fmt: skip
+                section.write(point.astype("<u8", copy=False))
 
     @contextmanager
     def _section(self, section: int) -> Iterator[SectionWriter]:

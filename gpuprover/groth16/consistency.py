@@ -34,17 +34,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form
-from gpuprover.curves import AffineG1, AffineG2, CurveParams, Group
+from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
 from gpuprover.formats import zkey as zk
 from gpuprover.formats.key_warnings import NO_CONTRIBUTION, NO_FIRST_PHASE
-from gpuprover.formats.points import decode_g1, decode_g2
+from gpuprover.formats.points import checked_point
 from gpuprover.formats.ptau import PowersOfTau
 from gpuprover.formats.r1cs import R1CS, SparseRows
 from gpuprover.formats.zkey import ProvingKey
 from gpuprover.groth16.prover import products
-from gpuprover.limbs import Words, g1_to_words, g2_to_words
+from gpuprover.limbs import Words, generator
 from gpuprover.polynomial import Coset, Direction, Domain
 
 _WEIGHT_WORDS = 2
@@ -63,8 +63,6 @@ UNCLAIMED = (
     "{path} names no contribution: if nobody contributed, whoever made it can forge proofs for a key that "
     "is made from it"
 )
-
-Point = AffineG1 | AffineG2
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,11 @@ def check_key(key: ProvingKey, backend: Backend) -> KeyCheck:
     h, checked = key.header, ["every point lies in its group"]
     with backend.job.phase("check secrets"):
         for name, g1, g2 in (("beta", h.beta1, h.beta2), ("delta", h.delta1, h.delta2)):
-            if not test.equal([(g1, key.curve.g2)], [(key.curve.g1, g2)]):
+            if not test.equal([(g1, test.g2)], [(test.g1, g2)]):
                 _refuse(key, zk.HEADER, f"{name}1 and {name}2 are of different secrets")
         checked.append("beta and delta are the same in both groups")
         if key.ceremony:
-            if not np.array_equal(key.ceremony[-1].delta1, g1_to_words(key.curve, [h.delta1])):
+            if not np.array_equal(key.ceremony[-1].delta1[0], h.delta1):
                 _refuse(key, zk.CONTRIBUTIONS, "delta after the last contribution is not the header's")
             checked.append("delta is that of the last contribution")
     with test.phase("check sections", 11):
@@ -147,7 +145,7 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
         test.sum(group, points, w)
         for group, points in ((Group.G1, key.a), (Group.G1, key.b1), (Group.G2, key.b2))
     )
-    if not test.equal([(b1_w, curve.g2)], [(curve.g1, b2_w)]):
+    if not test.equal([(b1_w, test.g2)], [(test.g1, b2_w)]):
         _refuse(key, zk.B1, "the points are not those of section 7 (B2 points)")
     records = key.coefficients
     (in_a, row_a), (in_b, row_b) = (_in_one_row(records, matrix, n_vars) for matrix in (0, 1))
@@ -155,8 +153,8 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
         return _B1_B2, "A, H and the coefficients (no wire is in one row only)"
     all_a, all_b = products(key, w, backend)
     zeta = 1 + secrets.randbits(64 * _WEIGHT_WORDS)
-    left: list[tuple[Point, Point]] = []
-    right: list[tuple[Point, Point]] = []
+    left: list[tuple[Words, Words]] = []
+    right: list[tuple[Words, Words]] = []
     domain = Domain(curve.scalar, key.log_domain)
     # Once A under all weights and B on wires of one row, once the other way round.
     for first, mine, rows, other, points in (
@@ -177,7 +175,7 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
         b_point = test.sum(Group.G2, key.b2, masked) if first else b2_w
         left.append((test.times(a_point, factor), b_point))
         right += [
-            (test.times(remainder, factor), curve.g2),
+            (test.times(remainder, factor), test.g2),
             (test.times(quotient, factor), key.header.delta2),
         ]
     if not test.equal(left, right):
@@ -220,11 +218,12 @@ def _small_logarithms(key: ProvingKey, backend: Backend) -> tuple[str, ...]:
     with backend.job.phase("check small secrets"):
         numbers = np.zeros((_SMALL, curve.scalar.limbs), dtype=np.uint64)
         numbers[:, 0] = np.arange(1, _SMALL + 1)
-        multiples = backend.fixed_base_mul(Group.G1, curve.g1, numbers)[:, : curve.base.limbs]
+        multiples = backend.fixed_base_mul(Group.G1, generator(curve, Group.G1), numbers)[
+            :, : curve.base.limbs
+        ]
 
-    def small(point: AffineG1) -> bool:
-        x = g1_to_words(curve, [point])[:, : curve.base.limbs]
-        return bool((multiples == x).all(axis=1).any())
+    def small(point: Words) -> bool:
+        return bool((multiples == point[: curve.base.limbs]).all(axis=1).any())
 
     found = []
     if small(h.delta1):
@@ -315,9 +314,9 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
         ("alpha1", h.alpha1, alpha1),
         ("beta1", h.beta1, beta1),
         ("beta2", h.beta2, beta2),
-        ("gamma2", h.gamma2, curve.g2),
+        ("gamma2", h.gamma2, test.g2),
     ):
-        if mine != theirs:
+        if not np.array_equal(mine, theirs):
             expected = "the generator" if name == "gamma2" else f"that of {ptau.path}"
             _refuse(key, zk.HEADER, f"{name} is not {expected}")
     in_g1, in_g2, alpha, beta = ptau.lagrange_bases(log_n)
@@ -325,9 +324,9 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
     public, private = w.copy(), w.copy()
     public[split:] = private[:split] = 0
 
-    def points_of(a: Words, b: Words, c: Words) -> Point:
+    def points_of(a: Words, b: Words, c: Words) -> Words:
         parts = [test.sum(Group.G1, p, s) for p, s in ((beta, a), (alpha, b), (in_g1, c))]
-        return backend.linear_combination(Group.G1, parts, [1, 1, 1])
+        return backend.points.linear_combination(Group.G1, np.stack(parts), [1, 1, 1])
 
     source = f"not those of {r1cs.source} and {ptau.path}"
     with test.phase("check against powers of tau", 16):
@@ -337,20 +336,19 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
             (zk.B1, Group.G1, key.b1, in_g1, b),
             (zk.B2, Group.G2, key.b2, in_g2, b),
         ):
-            if test.sum(group, points, w) != test.sum(group, lagrange, values):
+            if not np.array_equal(test.sum(group, points, w), test.sum(group, lagrange, values)):
                 _refuse(key, section, f"the points are {source}")
-        if test.sum(Group.G1, key.ic, w[:split]) != points_of(
-            *_products(r1cs, public, key.domain_size, backend)
-        ):
+        expected_ic = points_of(*_products(r1cs, public, key.domain_size, backend))
+        if not np.array_equal(test.sum(Group.G1, key.ic, w[:split]), expected_ic):
             _refuse(key, zk.IC, f"the points are {source}")
         # The rows of the public signals are the public wires' alone.
         at_one = points_of(*_products(r1cs, private, key.domain_size, backend))
-        if not test.equal([(test.sum(Group.G1, key.c, w[split:]), h.delta2)], [(at_one, curve.g2)]):
+        if not test.equal([(test.sum(Group.G1, key.c, w[split:]), h.delta2)], [(at_one, test.g2)]):
             _refuse(key, zk.C, f"the points are {source}")
         rho = _weights(key.domain_size, curve)
         coset = ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n + 1)[1::2]
         sides = [test.sum(Group.G1, points, rho) for points in (key.h, coset)]
-        if not test.equal([(sides[0], h.delta2)], [(sides[1], curve.g2)]):
+        if not test.equal([(sides[0], h.delta2)], [(sides[1], test.g2)]):
             _refuse(key, zk.H, f"the points are {source}")
     return warnings
 
@@ -358,33 +356,25 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
 # Powers of tau ---------------------------------------------------------------------------
 
 
-def ceremony_points(ptau: PowersOfTau) -> tuple[AffineG1, AffineG1, AffineG2]:
-    """α and β in G1, β in G2.
+def ceremony_points(ptau: PowersOfTau) -> tuple[Words, Words, Words]:
+    """α and β in G1, β in G2, uint64[words].
 
     Raises:
         MalformedFile: one of them is off its curve or infinite.
     """
-    curve = ptau.curve
-
-    def first(section: int) -> Words:
-        return ptau.points(section)[:1]
-
-    section = pt.ALPHA_TAU_G1
-    try:
-        alpha1 = _finite(decode_g1(curve, first(section)))
-        section = pt.BETA_TAU_G1
-        beta1 = _finite(decode_g1(curve, first(section)))
-        section = pt.BETA_G2
-        beta2 = _finite(decode_g2(curve, first(section)))
-    except ValueError as error:
-        raise MalformedFile(ptau.path, _part(section), f"point 0: {error}") from None
-    return alpha1, beta1, beta2  # type: ignore[return-value]
-
-
-def _finite(point: Point) -> Point:
-    if point is None:
-        raise ValueError("the point at infinity, which no ceremony gives")
-    return point
+    found = []
+    for section, group in (
+        (pt.ALPHA_TAU_G1, Group.G1),
+        (pt.BETA_TAU_G1, Group.G1),
+        (pt.BETA_G2, Group.G2),
+    ):
+        try:
+            found.append(checked_point(ptau.curve, group, ptau.points(section)[:1]))
+        except ValueError as error:
+            problem = str(error).replace("no sound key has", "no ceremony gives")
+            raise MalformedFile(ptau.path, _part(section), f"point 0: {problem}") from None
+    alpha1, beta1, beta2 = found
+    return alpha1, beta1, beta2
 
 
 def check_points(ptau: PowersOfTau, log_n: int, backend: Backend) -> None:
@@ -409,7 +399,7 @@ def check_points(ptau: PowersOfTau, log_n: int, backend: Backend) -> None:
             points = ptau.points(section)
             for at in range(0, len(indices), _BLOCK):
                 some = indices[at : at + _BLOCK]
-                bad = backend.first_bad_point(group, points[some.start : some.stop : some.step])
+                bad = backend.points.first_bad_point(group, points[some.start : some.stop : some.step])
                 if bad >= 0:
                     problem = f"point {some[bad]} is off the curve, outside the subgroup or out of range"
                     raise MalformedFile(ptau.path, _part(section), problem)
@@ -430,20 +420,20 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
     """
     curve, n, test = ptau.curve, 1 << log_n, _Sums(ptau.curve, backend)
     alpha1, beta1, beta2 = ceremony_points(ptau)
-    g1, g2 = curve.g1, curve.g2
+    g1, g2 = test.g1, test.g2
 
     def must(holds: bool, section: int, problem: str) -> None:
         if not holds:
             raise MalformedFile(ptau.path, _part(section), problem)
 
     powers = ptau.points(pt.TAU_G1)[: _powers_used(ptau, n)]
-    must(np.array_equal(powers[:1], g1_to_words(curve, [g1])), pt.TAU_G1, "point 0 is not the generator")
+    must(np.array_equal(powers[0], g1), pt.TAU_G1, "point 0 is not the generator")
     two = ptau.points(pt.TAU_G2)[:2]
-    must(np.array_equal(two[:1], g2_to_words(curve, [g2])), pt.TAU_G2, "point 0 is not the generator")
+    must(np.array_equal(two[0], g2), pt.TAU_G2, "point 0 is not the generator")
     must(bool(powers.any(axis=1).all()), pt.TAU_G1, "a point at infinity, which no ceremony gives")
     must(bool(two.any(axis=1).all()), pt.TAU_G2, "a point at infinity, which no ceremony gives")
     with test.phase("check powers of tau", 9):
-        tau2 = decode_g2(curve, two[1:])
+        tau2 = two[1]
         w = _weights(len(powers) - 1, curve)
         lower, upper = (test.sum(Group.G1, points, w) for points in (powers[:-1], powers[1:]))
         must(test.equal([(upper, g2)], [(lower, tau2)]), pt.TAU_G1, "not the powers of the tau of section 3")
@@ -452,7 +442,11 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
         w = _weights(n, curve)
         lagrange = test.sum(Group.G1, ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n), w)
         expected = test.sum(Group.G1, powers[:n], _coefficients(w, log_n, backend))
-        must(lagrange == expected, pt.LAGRANGE_TAU_G1, "not the Lagrange points of the powers in section 2")
+        must(
+            np.array_equal(lagrange, expected),
+            pt.LAGRANGE_TAU_G1,
+            "not the Lagrange points of the powers in section 2",
+        )
         in_g2 = test.sum(Group.G2, ptau.lagrange(pt.LAGRANGE_TAU_G2, log_n), w)
         must(test.equal([(lagrange, g2)], [(g1, in_g2)]), pt.LAGRANGE_TAU_G2, "not the points of section 12")
         for section, left, right in (
@@ -471,10 +465,14 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
         coset = test.sum(Group.G1, ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n + 1)[1::2], w)
         coefficients = _coefficients(wide, log_n + 1, backend)
         expected = test.sum(Group.G1, powers, coefficients[: len(powers)])
-        must(coset == expected, pt.LAGRANGE_TAU_G1, "not the Lagrange points of the powers in section 2")
+        must(
+            np.array_equal(coset, expected),
+            pt.LAGRANGE_TAU_G1,
+            "not the Lagrange points of the powers in section 2",
+        )
 
     known = []
-    if _known(powers, [alpha1, beta1], curve):
+    if _known(powers, np.stack([alpha1, beta1]), curve):
         known.append(NO_POWERS.format(path=ptau.path))
     elif not ptau.contributions:
         known.append(UNCLAIMED.format(path=ptau.path))
@@ -486,7 +484,7 @@ def _powers_used(ptau: PowersOfTau, n: int) -> int:
     return min(2 * n, len(ptau.points(pt.TAU_G1)))
 
 
-def _known(powers: Words, points: Sequence[AffineG1], curve: CurveParams) -> bool:
+def _known(powers: Words, points: Words, curve: CurveParams) -> bool:
     """Whether τ is ±1 or a root of unity of order 2^k, or α or β is ±τ^i: so ±1 itself, too."""
     limbs = curve.base.limbs
     x = powers[:, :limbs]
@@ -494,7 +492,7 @@ def _known(powers: Words, points: Sequence[AffineG1], curve: CurveParams) -> boo
     places = [1 << k for k in range(len(x).bit_length()) if 1 << k < len(x)]
     if (x[places] == x[:1]).all(axis=1).any():
         return True
-    wanted = g1_to_words(curve, points)[:, :limbs]
+    wanted = points[:, :limbs]
     if (wanted[0] == wanted[1]).all():
         return True
     return any(bool((x == row).all(axis=1).any()) for row in wanted)
@@ -528,12 +526,13 @@ class _Sums:
 
     def __init__(self, curve: CurveParams, backend: Backend) -> None:
         self.curve, self.backend = curve, backend
+        self.g1, self.g2 = generator(curve, Group.G1), generator(curve, Group.G2)
         self._done, self._of = 0, 1
 
-    def sum(self, group: Group, points: Words, scalars: Words) -> Point:
+    def sum(self, group: Group, points: Words, scalars: Words) -> Words:
         """Σ scalars[i]·points[i] for canonical scalars."""
         if not len(points):
-            return None
+            return np.zeros(group.words(self.curve), dtype=np.uint64)
         bases = self.backend.prepare_bases(group, points, 0)
         with self.backend.job.part(min(self._done, self._of - 1), self._of):
             result = self.backend.msm(bases, scalars)
@@ -549,14 +548,14 @@ class _Sums:
         with self.backend.job.phase(name):
             yield
 
-    def times(self, point: Point, factor: int) -> Point:
-        return self.backend.linear_combination(Group.G1, [point], [factor])
+    def times(self, point: Words, factor: int) -> Words:
+        return self.backend.points.linear_combination(Group.G1, point[None], [factor])
 
-    def equal(self, left: Sequence[tuple[Point, Point]], right: Sequence[tuple[Point, Point]]) -> bool:
+    def equal(self, left: Sequence[tuple[Words, Words]], right: Sequence[tuple[Words, Words]]) -> bool:
         """Whether the products of e(p, q) over both sides are equal."""
         pairs = [*left, *((self.times(p, -1), q) for p, q in right)]
         g1, g2 = zip(*pairs, strict=True)
-        return self.backend.pairing_check(g1_to_words(self.curve, g1), g2_to_words(self.curve, g2))
+        return self.backend.points.pairing_check(np.stack(g1), np.stack(g2))
 
 
 def _same_curve(mine: CurveParams, other: CurveParams, path: str, source: str) -> None:

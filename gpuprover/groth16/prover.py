@@ -28,7 +28,7 @@ from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness
 from gpuprover.formats.zkey import COEFFICIENTS, SECTIONS, ProvingKey
 from gpuprover.groth16.verifier import verify
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_ints
+from gpuprover.limbs import Words, words_to_ints
 from gpuprover.polynomial import Coset, Domain
 
 
@@ -75,15 +75,15 @@ def prove(
     job = backend.job
     w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
     r, s = blinding if blinding is not None else random_blinding(key)
-    k, combine = key.header, backend.linear_combination
-    blinds: list[Any] = []
+    k, combine = key.header, backend.points.linear_combination
+    blinds: list[Words] = []
 
     def blind() -> None:
         """What no sum has a part in."""
-        blinds.append(combine(Group.G1, [k.alpha1, k.delta1], [1, r]))
-        blinds.append(combine(Group.G2, [k.beta2, k.delta2], [1, s]))
-        blinds.append(combine(Group.G1, [k.beta1, k.delta1], [1, s]))
-        blinds.append(combine(Group.G1, [k.delta1], [-r * s]))
+        blinds.append(combine(Group.G1, np.stack([k.alpha1, k.delta1]), [1, r]))
+        blinds.append(combine(Group.G2, np.stack([k.beta2, k.delta2]), [1, s]))
+        blinds.append(combine(Group.G1, np.stack([k.beta1, k.delta1]), [1, s]))
+        blinds.append(combine(Group.G1, k.delta1[None], [-r * s]))
 
     with backend.proof(key.plan_header, key):
         with job.phase("constraints"):
@@ -111,11 +111,11 @@ def prove(
 
     with job.phase("blinding"):
         blind_a, blind_b, blind_b1, blind_c = blinds
-        pi_a = combine(Group.G1, [sum_a, blind_a], [1, 1])
-        pi_b = combine(Group.G2, [sum_b2, blind_b], [1, 1])
-        pi_b1 = combine(Group.G1, [sum_b1, blind_b1], [1, 1])
-        pi_c = combine(Group.G1, [sum_c, sum_h, pi_a, pi_b1, blind_c], [1, 1, s, r, 1])
-    return Proof(pi_a, pi_b, pi_c)  # type: ignore[arg-type]
+        pi_a = combine(Group.G1, np.stack([sum_a, blind_a]), [1, 1])
+        pi_b = combine(Group.G2, np.stack([sum_b2, blind_b]), [1, 1])
+        pi_b1 = combine(Group.G1, np.stack([sum_b1, blind_b1]), [1, 1])
+        pi_c = combine(Group.G1, np.stack([sum_c, sum_h, pi_a, pi_b1, blind_c]), [1, 1, s, r, 1])
+    return Proof(pi_a, pi_b, pi_c)
 
 
 def products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
@@ -166,8 +166,8 @@ def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
     Raises:
         MalformedFile: they are not, so that the key has changed since its points were looked at.
     """
-    g1, g2 = g1_to_words(key.curve, [proof.a, proof.c]), g2_to_words(key.curve, [proof.b])
-    if backend.first_bad_point(Group.G1, g1) >= 0 or backend.first_bad_point(Group.G2, g2) >= 0:
+    points, g1 = backend.points, np.stack([proof.a, proof.c])
+    if points.first_bad_point(Group.G1, g1) >= 0 or points.first_bad_point(Group.G2, proof.b[None]) >= 0:
         raise MalformedFile(
             key.path, "points", "they have changed since they were checked; no proof was made"
         )

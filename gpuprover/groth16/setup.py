@@ -42,7 +42,7 @@ from gpuprover.groth16.consistency import ceremony_points, check_points, check_p
 from gpuprover.limbs import (
     Words,
     g1_to_words,
-    g2_to_words,
+    generator,
     ints_to_words,
     words_to_ints,
 )
@@ -111,7 +111,8 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     n = 1 << log_n
     # γ and δ stay the generators until phase 2.
     alpha1, beta1, beta2 = ceremony_points(ptau)
-    points = KeyPoints(alpha1, beta1, beta2, r1cs.curve.g2, r1cs.curve.g1, r1cs.curve.g2)
+    g1, g2 = (generator(r1cs.curve, group) for group in Group)
+    points = KeyPoints(alpha1, beta1, beta2, g2, g1, g2)
     check_points(ptau, log_n, backend)
     warnings = check_powers(ptau, log_n, backend)
     with backend.job.phase("wires"):
@@ -153,7 +154,7 @@ def _combinations(
         else:
             points = np.concatenate([s[b.wires] for s, b in zip(sources, blocks, strict=True)])
             terms = _join(*_numbered(blocks))
-        yield backend.sparse_combination(group, points, terms.starts, terms.wires, terms.values)
+        yield backend.points.sparse_combination(group, points, terms.starts, terms.wires, terms.values)
 
 
 def _long_combination(
@@ -163,12 +164,16 @@ def _long_combination(
     sums = []
     for source, part in zip(sources, parts, strict=True):
         for terms in part.pieces(wire):
-            sums.append(backend.sparse_combination(group, source, terms.starts, terms.wires, terms.values))
+            sums.append(
+                backend.points.sparse_combination(group, source, terms.starts, terms.wires, terms.values)
+            )
             backend.job.check()
     points = np.concatenate(sums)
     whole = np.array([0, len(points)], dtype=np.int64)
     ones = np.tile(ints_to_words([1], backend.curve.scalar.limbs), (len(points), 1))
-    return backend.sparse_combination(group, points, whole, np.arange(len(points), dtype=np.uint32), ones)
+    return backend.points.sparse_combination(
+        group, points, whole, np.arange(len(points), dtype=np.uint32), ones
+    )
 
 
 def _numbered(blocks: Sequence[SparseRows]) -> Iterator[SparseRows]:
@@ -195,7 +200,9 @@ def _h_differences(ptau: PowersOfTau, n: int, backend: Backend) -> Iterator[Word
         points = np.concatenate([tau[start + n : start + n + rows], tau[start : start + rows]])
         columns = np.arange(2 * rows, dtype=np.uint32).reshape(2, rows).T.ravel()
         starts = np.arange(0, 2 * rows + 1, 2, dtype=np.int64)
-        yield backend.sparse_combination(Group.G1, points, starts, columns, np.tile(minus_one, (rows, 1)))
+        yield backend.points.sparse_combination(
+            Group.G1, points, starts, columns, np.tile(minus_one, (rows, 1))
+        )
     if n - 1 > _HASH_CHUNK:
         size = 8 * curve.g1_words
         raw = ptau.bytes_from(pt.TAU_G1, (2 * n - 1) * size, size).tobytes().ljust(size, b"\0")
@@ -252,13 +259,17 @@ def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupRes
     alpha, beta, gamma, delta = (1 + secrets.randbelow(r - 1) for _ in range(4))
     tau = _secret_outside_cosets(domain)
 
-    def g1(scalar: int) -> Any:
-        return backend.linear_combination(Group.G1, [curve.g1], [scalar])
+    def multiple(group: Group, scalar: int) -> Words:
+        return backend.points.linear_combination(group, generator(curve, group)[None], [scalar])
 
-    def g2(scalar: int) -> Any:
-        return backend.linear_combination(Group.G2, [curve.g2], [scalar])
-
-    points = KeyPoints(g1(alpha), g1(beta), g2(beta), g2(gamma), g1(delta), g2(delta))
+    points = KeyPoints(
+        alpha1=multiple(Group.G1, alpha),
+        beta1=multiple(Group.G1, beta),
+        beta2=multiple(Group.G2, beta),
+        gamma2=multiple(Group.G2, gamma),
+        delta1=multiple(Group.G1, delta),
+        delta2=multiple(Group.G2, delta),
+    )
     with _KeySections(zkey_path, r1cs, log_n, points, backend) as key:
         key.coefficients()
         with backend.job.phase("secret polynomials"):
@@ -371,9 +382,8 @@ def _linear(
 
 
 def _multiples(backend: Backend, group: Group, scalars: Iterable[Words]) -> Iterator[Words]:
-    generator = backend.curve.g1 if group is Group.G1 else backend.curve.g2
     for block in scalars:
-        yield backend.fixed_base_mul(group, generator, block)
+        yield backend.fixed_base_mul(group, generator(backend.curve, group), block)
 
 
 # What both share -------------------------------------------------------------------
@@ -447,7 +457,7 @@ def _blocks(rows: Words) -> Iterator[Words]:
 def _uncompressed(backend: Backend, group: Group, points: Words) -> bytes:
     """Points as the ecosystem hashes them: canonical big-endian coordinates, of Fq2 the second part first."""
     width = 8 * backend.curve.base.limbs * (1 if group is Group.G1 else 2)
-    canonical = backend.canonical_coordinates(points).astype("<u8", copy=False)
+    canonical = backend.points.canonical_coordinates(points).astype("<u8", copy=False)
     return canonical.view(np.uint8).reshape(-1, width)[:, ::-1].tobytes()
 
 
@@ -464,8 +474,8 @@ class _KeySections:
             ((points.alpha1, points.beta1), (points.beta2, points.gamma2)),
             ((points.delta1,), (points.delta2,)),
         ):
-            self._hash.update(_uncompressed(backend, Group.G1, g1_to_words(self._curve, g1)))
-            self._hash.update(_uncompressed(backend, Group.G2, g2_to_words(self._curve, g2)))
+            self._hash.update(_uncompressed(backend, Group.G1, np.stack(g1)))
+            self._hash.update(_uncompressed(backend, Group.G2, np.stack(g2)))
 
     def __enter__(self) -> _KeySections:
         self._writer: KeyWriter = self._open.__enter__()

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuprover import forks
-from gpuprover.backend import Backend
-from gpuprover.curves import AffineG1, CurveParams, Group
+from gpuprover.backend import Backend, PointMath
+from gpuprover.curves import Group
 from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.groth16_json import Proof, VerificationKey, parse_proof, parse_public_signals
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, ints_to_words, words_to_g1
+from gpuprover.limbs import Words, ints_to_words, negative
 
 WEIGHT_BITS = 127
 """A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
@@ -70,10 +70,10 @@ class _KeyCache:
         with self._lock:
             checked = self._entries.pop(key, None)
         if checked is None:
-            checked = _check_key(key, backend, source)
+            checked = _check_key(key, backend.points, source)
         elif checked.digits == 1 and FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
             digits = -(-key.curve.scalar.bits // DIGIT_BITS)
-            checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend), digits)
+            checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend.points), digits)
         with self._lock:
             self._entries[key] = checked
             while len(self._entries) > self._size:
@@ -85,49 +85,42 @@ def _outside(source: str, role: str, part: str) -> MalformedFile:
     return MalformedFile(source, part, "the point is outside the subgroup of order r", role=role)
 
 
-def _check_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
-    curve = key.curve
-    ic, g2 = g1_to_words(curve, key.ic), g2_to_words(curve, [key.beta2, key.gamma2, key.delta2])
-    bad = backend.first_bad_point(Group.G2, g2)
+def _check_key(key: VerificationKey, points: PointMath, source: str) -> _Checked:
+    g2 = np.stack([key.beta2, key.gamma2, key.delta2])
+    bad = points.first_bad_point(Group.G2, g2)
     if bad >= 0:
         raise _outside(source, "verification key", ("vk_beta_2", "vk_gamma_2", "vk_delta_2")[bad])
-    if backend.first_bad_point(Group.G1, g1_to_words(curve, [key.alpha1])) >= 0:
+    if points.first_bad_point(Group.G1, key.alpha1[None]) >= 0:
         raise _outside(source, "verification key", "vk_alpha_1")
-    bad = backend.first_bad_point(Group.G1, ic)
+    bad = points.first_bad_point(Group.G1, key.ic)
     if bad >= 0:
         raise _outside(source, "verification key", f"IC[{bad}]")
-    return _Checked(g2, ic, 1)
+    return _Checked(g2, key.ic, 1)
 
 
-def _shifted_multiples(points: Words, digits: int, backend: Backend) -> Words:
+def _shifted_multiples(points: Words, digits: int, math: PointMath) -> Words:
     """2^(8j)·points[i] at i·digits + j."""
     n, words = points.shape
     out = np.empty((n, digits, words), dtype=np.uint64)
     starts, columns = np.arange(n + 1), np.arange(n, dtype=np.uint32)
-    factor = np.tile(ints_to_words([1 << DIGIT_BITS], backend.curve.scalar.limbs), (n, 1))
+    factor = np.tile(ints_to_words([1 << DIGIT_BITS], math.curve.scalar.limbs), (n, 1))
     for j in range(digits):
         out[:, j] = points
-        points = backend.sparse_combination(Group.G1, points, starts, columns, factor)
+        points = math.sparse_combination(Group.G1, points, starts, columns, factor)
     return out.reshape(-1, words)
 
 
 _keys = _KeyCache(64)
 
 
-def _negative(curve: CurveParams, point: AffineG1) -> AffineG1:
-    return None if point is None else (point[0], -point[1] % curve.q)
-
-
-def _input_point(
-    key: VerificationKey, checked: _Checked, scalars: Sequence[int], backend: Backend
-) -> AffineG1:
+def _input_point(key: VerificationKey, checked: _Checked, scalars: Sequence[int], backend: Backend) -> Words:
     """Σ scalars[i]·IC_i for scalars in [0, r)."""
     if len(scalars) <= FEW_SIGNALS + 1:
-        return backend.linear_combination(Group.G1, key.ic, scalars)  # type: ignore[return-value]
+        return backend.points.linear_combination(Group.G1, key.ic, scalars)
     words = ints_to_words(scalars, key.curve.scalar.limbs)
     if checked.digits > 1:
         words = words.astype("<u8").view(np.uint8)[:, : checked.digits].astype(np.uint64).reshape(-1, 1)
-    return backend.msm(backend.prepare_bases(Group.G1, checked.ic), words)  # type: ignore[return-value]
+    return backend.msm(backend.prepare_bases(Group.G1, checked.ic), words)
 
 
 def verify(
@@ -146,14 +139,14 @@ def verify(
     """
     curve = key.curve
     checked = _keys.get(key, backend, key_source)
-    bad = backend.first_bad_point(Group.G1, g1_to_words(curve, [proof.a, proof.c]))
+    bad = backend.points.first_bad_point(Group.G1, np.stack([proof.a, proof.c]))
     if bad >= 0:
         raise _outside(proof_source, "proof", ("pi_a", "pi_c")[bad])
     x = _input_point(key, checked, [1, *public], backend)
-    g1 = g1_to_words(curve, [_negative(curve, proof.a), key.alpha1, x, proof.c])
-    b = g2_to_words(curve, [proof.b])
-    holds = backend.pairing_check(g1, np.concatenate([b, checked.g2]), fixed=len(checked.g2))
-    if not holds and backend.first_bad_point(Group.G2, b) >= 0:
+    g1 = np.stack([negative(curve, proof.a), key.alpha1, x, proof.c])
+    b = proof.b[None]
+    holds = backend.points.pairing_check(g1, np.concatenate([b, checked.g2]), fixed=len(checked.g2))
+    if not holds and backend.points.first_bad_point(Group.G2, b) >= 0:
         raise _outside(proof_source, "proof", "pi_b")
     return holds
 
@@ -191,6 +184,11 @@ def verify_documents(
     return results
 
 
+def _rows(points: Sequence[Words], words: int) -> Words:
+    """Points uint64[words], perhaps none -> uint64[n, words]."""
+    return np.array(points, dtype=np.uint64).reshape(-1, words)
+
+
 class _Batch:
     """Proofs of one key under their weights, which serve every part of the batch that has to be checked."""
 
@@ -205,10 +203,10 @@ class _Batch:
         self._all = len(statements)
         curve = key.curve
         # All of π_a, then all of π_c, so that both share what is done for many points at once.
-        g1 = g1_to_words(curve, [*(p.a for _, p in statements), *(p.c for _, p in statements)])
+        g1 = _rows([*(p.a for _, p in statements), *(p.c for _, p in statements)], curve.g1_words)
         outside = {i % self._all for i in self._outside(g1)}
         self._chosen = [i for i in range(self._all) if i not in outside]
-        self._b = g2_to_words(curve, [statements[i][1].b for i in self._chosen])
+        self._b = _rows([statements[i][1].b for i in self._chosen], curve.g2_words)
         self._public = [statements[i][0] for i in self._chosen]
         n = len(self._chosen)
         # One proof alone has nothing that it could cancel out with.
@@ -217,7 +215,7 @@ class _Batch:
         points = g1[[*self._chosen, *(self._all + i for i in self._chosen)]]
         # Few π_c are multiplied with π_a; of many, buckets make sums under the weights.
         count = 2 * n if n < BUCKETS else n
-        weighted = backend.sparse_combination(
+        weighted = backend.points.sparse_combination(
             Group.G1,
             points[:count],
             np.arange(count + 1),
@@ -235,7 +233,7 @@ class _Batch:
         found, ranges = set(), [(0, len(points))]
         while ranges:
             lo, hi = ranges.pop()
-            bad = self._backend.first_bad_point(Group.G1, points[lo:hi])
+            bad = self._backend.points.first_bad_point(Group.G1, points[lo:hi])
             if bad >= 0:
                 found.add(lo + bad)
                 # The rest in halves: each point is then looked at a few times, however many are bad.
@@ -268,18 +266,17 @@ class _Batch:
         for column in zip(*self._public[lo:hi], strict=True):
             sums.append(sum(map(mul, weights, column)) % curve.r)
         x = _input_point(key, self._checked, sums, backend)
-        alpha = backend.linear_combination(Group.G1, [key.alpha1], [sums[0]])
+        alpha = backend.points.linear_combination(Group.G1, key.alpha1[None], [sums[0]])
         c = self._sum_of_c(lo, hi)
-        sides = [_negative(curve, point) for point in (alpha, x, c)]  # type: ignore[arg-type]
-        g1 = np.concatenate([self._a[lo:hi], g1_to_words(curve, sides)])
+        sides = [negative(curve, point) for point in (alpha, x, c)]
+        g1 = np.concatenate([self._a[lo:hi], sides])
         g2 = np.concatenate([self._b[lo:hi], self._checked.g2])
-        return backend.pairing_check(g1, g2, fixed=len(self._checked.g2))
+        return backend.points.pairing_check(g1, g2, fixed=len(self._checked.g2))
 
-    def _sum_of_c(self, lo: int, hi: int) -> AffineG1:
+    def _sum_of_c(self, lo: int, hi: int) -> Words:
         """Σ ρ_i·π_c,i for i in [lo, hi)."""
         backend, points, factors = self._backend, self._c[lo:hi], self._c_factors[lo:hi]
         if hi - lo >= BUCKETS:
-            return backend.msm(backend.prepare_bases(Group.G1, points), factors)  # type: ignore[return-value]
+            return backend.msm(backend.prepare_bases(Group.G1, points), factors)
         starts, columns = np.array([0, hi - lo]), np.arange(hi - lo, dtype=np.uint32)
-        row = backend.sparse_combination(Group.G1, points, starts, columns, factors)
-        return words_to_g1(self._key.curve, row)[0]
+        return backend.points.sparse_combination(Group.G1, points, starts, columns, factors).reshape(-1)

@@ -19,9 +19,8 @@ from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254
 from gpuprover.folders import CACHE_VARIABLE
 from gpuprover.processes import is_dumpable
-from running import Run
+from tests.support.running import Run
 
-VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 ATTACKER, VICTIM = 3000, 2000
 as_root = pytest.mark.skipif(
     os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root becomes other users, by setpriv"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import VECTORS
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="limits descriptors, and kills by /proc"),
 ]
 
-VECTORS = Path(__file__).parents[1] / "vectors"
 CHAIN, WITNESS = VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns"
 
 HEAD = """

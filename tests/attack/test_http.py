@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from hostile import Target, filled, hostile_bodies, in_threads, target
-from service_stage import CHAIN, circuits
+from tests.support.hostile import Target, filled, hostile_bodies, in_threads, target
+from tests.support.service_stage import CHAIN, circuits
 
 pytestmark = pytest.mark.slow
 

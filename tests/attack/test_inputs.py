@@ -14,7 +14,7 @@ import pytest
 from gpuprover.errors import MalformedFile, ProverError
 from gpuprover.formats.json_files import discard, parse_json, parsed_size_bound
 from gpuprover.witness import calculate_witness
-from test_witness import write_program
+from tests.test_witness import write_program
 
 pytestmark = pytest.mark.slow
 

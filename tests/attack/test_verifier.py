@@ -25,7 +25,7 @@ from gpuprover.verifier import client
 from gpuprover.verifier.address import connect, parse_address
 from gpuprover.verifier.client import VerifierClient
 from gpuprover.verifier.server import Limits
-from test_verifier_process import (
+from tests.verifier.test_process import (
     DIGESTS,
     PROOF,
     PUBLIC,

@@ -17,7 +17,7 @@ except ImportError:
     sys.exit("atheris is not installed: pip install atheris")
 
 with atheris.instrument_imports(include=["gpuprover"]):
-    from mutations import MUTATIONS, SEEDS, check, mutated
+    from tests.fuzz.mutations import MUTATIONS, SEEDS, check, mutated
 
 NAMES, OPERATIONS = list(SEEDS), list(MUTATIONS)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE.parents[1])]
 
-from containers import Sections, pack, unpack  # noqa: E402
 from gpuprover.curves import CURVES  # noqa: E402
 from gpuprover.errors import MAX_MESSAGE, ProverError  # noqa: E402
 from gpuprover.formats.groth16_json import (  # noqa: E402
@@ -30,6 +29,7 @@ from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
 from gpuprover.formats.zkey import load_key  # noqa: E402
 from gpuprover.limbs import first_not_below  # noqa: E402
+from tests.support.containers import Sections, pack, unpack  # noqa: E402
 
 VECTORS = HERE.parent / "vectors"
 BINARY = ("wtns", "r1cs", "ptau", "zkey", "initial.zkey")

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import (
+
+import gpuprover
+from gpuprover.curves import CURVES
+from gpuprover.errors import ProverError
+from tests.fuzz.mutations import (
     BINARY,
     JSON,
     MUTATIONS,
@@ -20,10 +24,6 @@ from mutations import (
     loaded,
     mutated,
 )
-
-import gpuprover
-from gpuprover.curves import CURVES
-from gpuprover.errors import ProverError
 
 pytestmark = pytest.mark.fuzz
 

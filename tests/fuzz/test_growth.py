@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np  # noqa: F401 - before memory is measured
 import pytest
-from growth import (
+
+from gpuprover.formats.json_files import parse_json, parsed_size_bound
+from tests.fuzz.growth import (
     DOCUMENT_FAMILIES,
     JSON_FAMILIES,
     READERS,
@@ -12,8 +14,6 @@ from growth import (
     file_families,
     peak,
 )
-
-from gpuprover.formats.json_files import parse_json, parsed_size_bound
 
 pytestmark = pytest.mark.fuzz
 

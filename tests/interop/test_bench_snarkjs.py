@@ -9,8 +9,7 @@ from gpuprover.bench import peers
 
 import gpuprover
 from gpuprover.curves import CurveParams
-
-VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+from tests.support.paths import VECTORS
 
 
 @pytest.mark.parametrize("name", ["snarkjs", "snarkjs-warm"])

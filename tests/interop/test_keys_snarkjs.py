@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import gpuprover
-from containers import edit, unpack
 from gpuprover.curves import BN254
 from gpuprover.formats import zkey
 from gpuprover.formats.r1cs import read_r1cs
-from running import Run
+from tests.support.containers import edit, unpack
+from tests.support.running import Run
 
 INPUTS = {
     "unused": {"a": "3", "unused": "4", "b": "5"},

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import gpuprover
-from containers import make_ptau
 from gpuprover.circuits import chain_circuit
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
+from tests.support.containers import make_ptau
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-// Kernels that use each of the emulator's built-ins once, for test_emulator.py.
+// Kernels that use each of the emulator's built-ins once, for tests/support/test_emulator.py.
 
 #include "field.cuh"
 #include "launch.cuh"

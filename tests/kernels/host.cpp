@@ -1,4 +1,4 @@
-// The fields and curves of kernels/ on a host, for test_kernels_offline.py: plain functions over arrays.
+// The fields and curves of kernels/ on a host, for tests/kernels/test_offline.py: plain functions over arrays.
 
 #include "curve.cuh"
 

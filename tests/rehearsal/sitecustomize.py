@@ -1,4 +1,4 @@
-"""Every Python process with this folder on its path has one GPU: the emulated one of tests/emulator.py.
+"""Every Python process with this folder on its path has one GPU, that of tests/support/emulator.py.
 
 Nothing in the package knows of it: whole programs run as they would on a machine with a GPU. With
 ``REHEARSAL_BARE`` that machine has little else (bare.py).
@@ -8,12 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import bare  # noqa: F401 (before everything else)
 
-from emulator import EmulatedDevice
 from gpuprover.cuda import compile, gpu, gpus, msm_plan, probe
+from tests.support.emulator import EmulatedDevice
 
 _NAME = "cuda:0"
 _gpu = probe.FoundGpu(_NAME, "0", "emulated", "sm_90", 1 << 30, 1 << 30)

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE.parents[1])]
 
-from containers import make_ptau, reference_key  # noqa: E402
 from gpuprover import reference  # noqa: E402
 from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
 from gpuprover.curves import CURVES  # noqa: E402
@@ -21,6 +20,7 @@ from gpuprover.formats.zkey import load_key  # noqa: E402
 from gpuprover.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from gpuprover.job import Job  # noqa: E402
 from gpuprover.limbs import words_to_ints  # noqa: E402
+from tests.support.containers import make_ptau, reference_key  # noqa: E402
 
 TAU, ALPHA, BETA = 1234567, 89101112, 13141516
 BLINDING = (7, 11)
