@@ -85,7 +85,6 @@ class Dispatcher:
     Attributes:
         wake: set when there is something to do for :meth:`step`.
         seats: seats in the queue. Whoever submits has taken one; it is given back here.
-        counters: by the names of :data:`gpuprover.engine.records.COUNTERS`.
         observers: called with each job that has ended, before its own callbacks.
     """
 
@@ -144,6 +143,7 @@ class Dispatcher:
 
     @property
     def counters(self) -> Counter[str]:
+        """What has happened so far, by the names of :data:`gpuprover.engine.records.COUNTERS`."""
         return self._steps.counters
 
     @property
