@@ -579,9 +579,7 @@ def test_a_share_of_the_queue_bounds_tenants_who_do_not_wait(folder: Path) -> No
         with pytest.raises(QueueFull, match=r"^as many proofs of this client wait as may$"):
             prover.submit("chain", WITNESS, tenant="greedy", queue="refuse")
         assert prover.get_status().counters["refused"] == 1
-        assert prover.prove("chain", WITNESS, tenant="greedy").proof, (
-            "who waits is bounded by the limit alone"
-        )
+        assert prover.prove("chain", WITNESS, tenant="greedy").proof, "who waits has its limit alone"
         assert prover.prove("chain", WITNESS, tenant="other", queue="refuse").proof
         prover.share_queue(1)
         assert prover.prove("chain", WITNESS, tenant="greedy", queue="refuse").proof
