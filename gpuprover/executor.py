@@ -84,7 +84,7 @@ class ProofRequest:
 
     Attributes:
         id: the engine's number for it, unique among its requests.
-        zkey: path of the key.
+        path: the key's file.
         identity: of the file that was planned with; a run that finds another one is refused.
         witness: as :func:`gpuprover.prove` takes it. Secret.
         device: ``cpu``, ``cuda:0``, ...
@@ -96,7 +96,7 @@ class ProofRequest:
     """
 
     id: int
-    zkey: str
+    path: str
     identity: Identity
     witness: WitnessLike = field(repr=False)
     device: str = "cpu"

@@ -495,7 +495,7 @@ class Dispatcher:
         job, placement = work.job, work.run.placement
         request = ProofRequest(
             id=work.request_id,
-            zkey=work.info.path,
+            path=work.info.path,
             identity=work.info.identity,
             witness=work.witness,
             device=placement.device,
