@@ -18,7 +18,6 @@ from gpuprover.scheduler import (
     JobShape,
     Outcome,
     Placement,
-    Run,
     Scheduler,
     State,
     Ticket,
@@ -44,8 +43,8 @@ class Machine:
 
     devices: Sequence[Device]
     times: FakeTimes = field(default_factory=FakeTimes)
-    duration: Callable[[Run], float] = lambda run: run.ends - run.started
-    outcome: Callable[[Run], Outcome] = lambda run: Outcome.SUCCEEDED
+    duration: Callable[[Assignment], float] = lambda run: run.ends - run.started
+    outcome: Callable[[Assignment], Outcome] = lambda run: Outcome.SUCCEEDED
     limit: int = 10_000
     check: bool = True
     overtaking: float = OVERTAKING_SECONDS
@@ -60,9 +59,9 @@ class Machine:
         self.ended: dict[Ticket, str] = {}
         self.begun: dict[Ticket, float] = {}
         self.delivered: dict[Ticket, float] = {}
-        self.active: list[Run] = []
+        self.active: list[Assignment] = []
         self.keys: dict[str, dict[str, int]] = defaultdict(dict)
-        self.runs: list[Run] = []
+        self.runs: list[Assignment] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
@@ -96,7 +95,7 @@ class Machine:
         if self.scheduler.cancel(ticket):
             self.end(ticket, "cancelled")
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Assignment) -> None:
         stale = run not in self.active
         if not stale:
             self.active.remove(run)
@@ -111,7 +110,7 @@ class Machine:
         else:
             assert outcome in (Outcome.OUT_OF_MEMORY, Outcome.DEVICE_FAILED, Outcome.LOST)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Assignment) -> None:
         assert run.ticket not in self.ended
         assert not any(other.ticket is run.ticket for other in self.active)
         flow = (run.ticket.tenant, run.ticket.circuit, run.ticket.priority)
@@ -187,7 +186,7 @@ class Machine:
         assert all(t in self.ended for t in self.tickets), "a proof was lost"
 
 
-def truth(run: Run, factor: float) -> float:
+def truth(run: Assignment, factor: float) -> float:
     """Seconds that do not depend on what is predicted, and so do not follow what is learnt."""
     p, device = run.placement, Device("", run.placement.kind)
     seconds = FakeTimes().seconds(WORK, device, run.ticket.shape.constraints, max(1, p.threads))
@@ -210,11 +209,11 @@ def test_random_arrivals_failures_cancellations_and_losses(rng: random.Random, t
     shapes = some_shapes(rng, rng.randrange(1, 8))
     slow = {(c, d.kind): rng.uniform(0.3, 3) for c in shapes for d in devices}
 
-    def outcome(run: Run) -> Outcome:
+    def outcome(run: Assignment) -> Outcome:
         weights = [90, 4, 4, 2, 2]
         return rng.choices(list(Outcome), weights)[0]
 
-    def duration(run: Run) -> float:
+    def duration(run: Assignment) -> float:
         return truth(run, rng.uniform(0.5, 2) * slow[run.ticket.circuit, run.placement.kind])
 
     machine = Machine(devices, duration=duration, outcome=outcome)
@@ -643,7 +642,7 @@ def test_a_proof_alone_has_the_device_to_itself_and_neighbours_before_it() -> No
     machine = Machine([gpu()])
     failed: list[Ticket] = []
 
-    def outcome(run: Run) -> Outcome:
+    def outcome(run: Assignment) -> Outcome:
         if run.ticket.id == 2 and not failed:
             failed.append(run.ticket)
             return Outcome.OUT_OF_MEMORY

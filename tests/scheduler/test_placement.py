@@ -33,7 +33,7 @@ def test_small_proofs_stay_on_the_cpu_and_complex_ones_go_to_the_gpu() -> None:
     devices = [cpu(), gpu()]
     small, large = (place(shape(n), devices, FakeTimes()) for n in (500, 1 << 20))
     assert (small.device, small.threads) == ("cpu", 8)
-    assert (large.device, large.threads, large.host_groups) == ("cuda:0", 0, frozenset())
+    assert (large.device, large.threads, large.host_parts) == ("cuda:0", 0, frozenset())
     assert large.plan == plans(1 << 20)["cuda"][0]
     assert small.reason.startswith("simple (500 constraints): cpu, 8 threads, ")
     assert large.reason == (
@@ -104,7 +104,7 @@ def test_a_part_goes_to_the_host_where_both_are_measured_and_it_pays() -> None:
     slow_gpu = FakeTimes(gpu=4e-7)
     whole = slow_gpu.seconds(WORK, gpu(), n, 1)
     found = place(shape(n), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"])
-    assert (found.device, found.threads, found.host_groups) == ("cuda:0", 64, frozenset({"G2"}))
+    assert (found.device, found.threads, found.host_parts) == ("cuda:0", 64, frozenset({"G2"}))
     assert found.seconds == pytest.approx(0.6 * whole)
     assert found.host_memory == plans(n)["cuda"][0].host + 240 * n
     assert "G2 on 64 threads of the CPU" in found.reason
@@ -113,8 +113,12 @@ def test_a_part_goes_to_the_host_where_both_are_measured_and_it_pays() -> None:
         ([cpu(64, memory=found.host_memory - 1), gpu()], slow_gpu),
         ([cpu(64), gpu()], replace(slow_gpu, known=False)),
     ]:
-        assert place(shape(n), devices, times, loaded=["cuda:0"]).host_groups == frozenset()
-    assert place(shape(n, parts=()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"]).host_groups == frozenset()
+        assert place(shape(n), devices, times, loaded=["cuda:0"]).host_parts == frozenset()
+    alone = place(shape(n, host_parts=frozenset()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"])
+    assert alone.host_parts == frozenset()
+        place(shape(n, host_parts=frozenset()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"]).host_parts
+        == frozenset()
+    )
 
 
 def test_without_a_plan_the_tier_says_what_to_reckon_with() -> None:
@@ -151,7 +155,7 @@ def test_choose_takes_what_the_user_asked_for() -> None:
 
 def test_a_named_gpu_may_still_use_the_host() -> None:
     found = choose("cuda:0", shape(1 << 22), [cpu(64), gpu()], FakeTimes(gpu=4e-7))
-    assert found.host_groups == frozenset({"G2"})
+    assert found.host_parts == frozenset({"G2"})
 
 
 @given(

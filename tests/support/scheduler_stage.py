@@ -50,7 +50,7 @@ def plans(constraints: int) -> dict[str, list[MemoryPlan]]:
 
 
 def shape(constraints: int, **changes: object) -> JobShape:
-    return replace(JobShape(WORK, constraints, plans(constraints), ("G2",)), **changes)
+    return replace(JobShape(WORK, constraints, plans(constraints), frozenset({"G2"})), **changes)
 
 
 def cpu(threads: int = 8, memory: int | None = 16 * GIB) -> Device:
