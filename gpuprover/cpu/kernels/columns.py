@@ -49,7 +49,8 @@ def evaluate(F, code, reads, operands, outs, room, size, lo, hi, stop):
         room: ``size`` elements for every read.
     """
     width = element_bytes(F)
-    for start in range(lo, hi, size):
+    start = lo
+    while start < hi:  # a range with this step could raise
         if stop[0] != 0:
             return STOPPED
         count = min(size, hi - start)
@@ -74,6 +75,7 @@ def evaluate(F, code, reads, operands, outs, room, size, lo, hi, stop):
                 out = outs[target] + start * width
                 for i in range(count):
                     store(out + i * width, 0, load(F, a + i * from_a, 0))
+        start += size
     return 0
 
 

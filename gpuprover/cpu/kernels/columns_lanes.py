@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from gpuprover.cpu.kernels.field import load, plain, store
 from gpuprover.cpu.kernels.jit import inline, jit
-from gpuprover.cpu.kernels.lanes import lanes_select, lanes_zero, load_lanes, store_lanes, store_words
+from gpuprover.cpu.kernels.lanes import lanes_select, lanes_zero
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes, store_words
 from gpuprover.cpu.kernels.loose import (
     carried,
     gather_words,
@@ -53,7 +54,8 @@ def evaluate(F, code, reads, operands, outs, copy, size, lo, hi, stop):
         copy: room for 8·size elements as words.
     """
     G = plain(F)
-    for start in range(lo, hi, size):
+    start = lo
+    while start < hi:  # a range with this step could raise
         if stop[0] != 0:
             return STOPPED
         count = min(size, hi - start)
@@ -105,6 +107,7 @@ def evaluate(F, code, reads, operands, outs, copy, size, lo, hi, stop):
                 out = outs[target] + 256 * start
                 for k in range(count):
                     store_words(out, 8 * k, 1, lowest(load_lanes(F, a + k * from_a, 0)))
+        start += size
     return 0
 
 
