@@ -13,6 +13,7 @@ import pytest
 
 from gpuprover.errors import DeviceError, OutOfMemory, QueueFull, Timeout
 from gpuprover.scheduler import (
+    Assignment,
     Degrade,
     Device,
     JobShape,

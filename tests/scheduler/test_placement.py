@@ -116,9 +116,6 @@ def test_a_part_goes_to_the_host_where_both_are_measured_and_it_pays() -> None:
         assert place(shape(n), devices, times, loaded=["cuda:0"]).host_parts == frozenset()
     alone = place(shape(n, host_parts=frozenset()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"])
     assert alone.host_parts == frozenset()
-        place(shape(n, host_parts=frozenset()), [cpu(64), gpu()], slow_gpu, loaded=["cuda:0"]).host_parts
-        == frozenset()
-    )
 
 
 def test_without_a_plan_the_tier_says_what_to_reckon_with() -> None:
