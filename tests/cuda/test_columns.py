@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpuprover.cuda.residency import Residency
 
 from gpuprover.backend import Term
 from gpuprover.columns import Expression, challenge, column, compile_formula, fold
@@ -22,6 +21,7 @@ from gpuprover.cuda.columns import Columns, Shifted, Span, Tuning
 from gpuprover.cuda.device import Address
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block
 from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
