@@ -172,12 +172,13 @@ def scale(backend_name: str) -> Scale:
 @pytest.fixture
 def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
+    from gpuprover.cuda import msm_plan, residency
 
     def choose(*arguments: Any) -> msm_plan.MsmPlan:
         return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
     monkeypatch.setattr(msm_plan, "MAX_WINDOW", 4)
-    monkeypatch.setattr(gpu, "choose_plan", choose)
+    monkeypatch.setattr(residency, "choose_plan", choose)
     residency._choose.cache_clear()
     yield
     residency._choose.cache_clear()

@@ -18,6 +18,7 @@ from gpuprover.bench.operations import KINDS, full_width
 import gpuprover
 from gpuprover.backend import Backend, Form
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
+from gpuprover.cuda import msm_plan, residency
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.errors import DeviceError
@@ -133,7 +134,7 @@ def test_sums_in_pairs(
         plan = msm_plan.choose_plan(*given)
         return replace(plan, tuning=replace(plan.tuning, rounds=rounds))
 
-    monkeypatch.setattr(gpu, "choose_plan", choose)
+    monkeypatch.setattr(residency, "choose_plan", choose)
     residency._choose.cache_clear()
     try:
         bases = points.copy()

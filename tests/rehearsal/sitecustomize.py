@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import bare  # noqa: F401 (before everything else)
 
-from gpuprover.cuda import compile, gpus, msm_plan, probe
+from gpuprover.cuda import compile, gpus, msm_plan, probe, residency
 from tests.support.emulator import EmulatedDevice
 
 _NAME = "cuda:0"
