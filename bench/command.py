@@ -29,7 +29,7 @@ from .rows import OURS, ROOT, Row, Rows, default_output, in_checkout, read_rows
 if TYPE_CHECKING:
     from gpuprover.cli.context import Context
 
-PARTS = ("field", "ntt", "msm", "prove", "verify", "import")
+PARTS = ("field", "ntt", "columns", "msm", "prove", "verify", "import")
 LOGS, QUICK_LOGS = (12, 14, 16, 18), (10, 12)
 MERKLE, QUICK_MERKLE = (32,), ()
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -132,7 +132,7 @@ class _Plan:
         self.args, self.context = args, context
         self.parts = _parts(args.only)
         self.logs = _numbers(args.logs, QUICK_LOGS if quick else LOGS, "--logs", 4, 26)
-        if not self.logs and {"ntt", "msm", "verify"} & set(self.parts):
+        if not self.logs and {"ntt", "columns", "msm", "verify"} & set(self.parts):
             raise InvalidInput("--logs: expected sizes, found none: only prove, field and import do without")
         self.merkle = _numbers(args.merkle, QUICK_MERKLE if quick else MERKLE, "--merkle", 1, 1000)
         self.curves = _curves(args.curves, quick)
@@ -162,7 +162,7 @@ class _Plan:
     def run(self, rows: Rows, job: Job, work: Path) -> None:
         for row, reason in self.skips:
             rows.add({**row, "skipped": reason})
-        if {"field", "ntt", "msm"} & set(self.parts):
+        if {"field", "ntt", "columns", "msm"} & set(self.parts):
             for curve in self.curves:
                 measure_operations(
                     curve, self.single, self.logs, self.parts, self.rounds, rows, job,

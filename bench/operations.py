@@ -1,4 +1,4 @@
-"""Field multiplication, transforms and multi-scalar multiplications, on every device through its backend.
+"""Multiplications, transforms, columns and multi-scalar multiplications, on every device through its backend.
 
 The scalars' kinds show what a witness's shape costs: zeros and ones, small values, and a skew that
 breaks bucket methods which share the work by buckets.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover.backend import Backend
+from gpuprover.columns import column, compile_formula
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
@@ -64,6 +65,16 @@ ORDERS = {"natural": Order.NATURAL_TO_NATURAL, "reversed": Order.NATURAL_TO_REVE
 """Of a forward transform's output."""
 
 
+CELLS = ("qL", "a", "qR", "b", "qM", "qO", "c", "qC")
+_qL, _a, _qR, _b, _qM, _qO, _c, _qC = map(column, CELLS)
+GATE = compile_formula([_qL * _a + _qR * _b + _qM * (_a * _b) + _qO * _c + _qC])
+"""PLONK's gate: five products and four sums over eight columns."""
+POINT = 3**150
+"""Where polynomials are evaluated, below r."""
+COLUMNS = ("gate", "running product", "division", "value")
+"""What is measured of columns: GATE on all rows, a grand product, by X − POINT, at POINT."""
+
+
 def _ours(case: str, fields: Row, variant: Variant, call: Call) -> Contestant:
     def run() -> Sample:
         with variant.chosen():
@@ -108,6 +119,29 @@ class _Operations:
             shift = (domain, Coset.ODD)
             calls = {v: partial(b.to_coset_in_place, [x[v]], *shift) for v, b in self.backends.items()}
             yield self._contest("ntt to coset", {"log": log}, calls)
+
+    def columns(self) -> Iterator[list[Contestant]]:
+        most = max(self.logs)
+        values = [full_width(self.curve, 1 << most, self._rng) for _ in CELLS]
+        for log in self.logs:
+            n = 1 << log
+            cells = {
+                v: {name: b.upload(words[:n]) for name, words in zip(CELLS, values, strict=True)}
+                for v, b in self.backends.items()
+            }
+            cases: dict[str, dict[Variant, Call]] = {name: {} for name in COLUMNS}
+            for v, b in self.backends.items():
+                x, y = cells[v]["a"], cells[v]["b"]
+                calls: tuple[Call, ...] = (
+                    partial(b.evaluate, GATE, cells[v]),
+                    partial(b.running_product, x, y),
+                    partial(b.divide, x, POINT),
+                    partial(b.values_at, [(x, POINT)]),
+                )
+                for name, call in zip(COLUMNS, calls, strict=True):
+                    cases[name][v] = call
+            for name in COLUMNS:
+                yield self._contest(f"columns {name}", {"log": log, "count": n}, cases[name])
 
     def msm(self, arkworks: Arkworks | None) -> Iterator[list[Contestant]]:
         largest = 1 << max(self.logs)
@@ -154,12 +188,13 @@ def measure_operations(
     arkworks: Arkworks | None = None,
     inner: Sequence[InnerPeer] = (),
 ) -> None:
-    """Adds rows of the operations named in ``only`` (``field``, ``ntt``, ``msm``)."""
+    """Adds rows of the operations named in ``only`` (``field``, ``ntt``, ``columns``, ``msm``)."""
     work = _Operations(curve, variants, logs)
     makers: dict[str, tuple[int, Callable[[], Iterator[list[Contestant]]]]]
     makers = {
         "field": (1, work.field),
         "ntt": ((len(ORDERS) + 1) * len(logs), work.ntt),
+        "columns": (len(COLUMNS) * len(logs), work.columns),
         "msm": (len(Group) * len(KINDS) * len(logs), partial(work.msm, arkworks)),
     }
     for name in (name for name in makers if name in only):

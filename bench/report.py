@@ -256,7 +256,7 @@ _TABLES: dict[str, Callable[[Row], bool]] = {
     "Whole proofs and key set-up": lambda r: r["operation"] in ("groth16 prove", "setup"),
     "Verification, import": lambda r: r["operation"] in ("groth16 verify", "import gpuprover"),
     "Multi-scalar multiplications": lambda r: str(r["operation"]).startswith("msm"),
-    "Fields and transforms": lambda r: str(r["operation"]).startswith(("ntt", "field")),
+    "Fields, transforms and columns": lambda r: str(r["operation"]).startswith(("ntt", "field", "columns")),
 }
 
 

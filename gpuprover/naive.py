@@ -63,9 +63,8 @@ class NaivePoints:
         self.curve, self.job = curve, job
 
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
-        return points_to_words(
-            self.curve, group, [self.sum(group, words_to_points(self.curve, group, points), scalars)]
-        ).reshape(-1)
+        total = self.sum(group, words_to_points(self.curve, group, points), scalars)
+        return points_to_words(self.curve, group, [total]).reshape(-1)
 
     def affine(self, group: Group, points: Words) -> Words:
         F, base = self._group(group).field, self.curve.base
@@ -85,15 +84,11 @@ class NaivePoints:
         columns: NDArray[np.uint32],
         values: Words,
     ) -> Words:
-        host, factors, chosen = (
-            words_to_points(self.curve, group, points),
-            words_to_ints(values),
-            columns.tolist(),
-        )
-        bounds = starts.tolist()
+        given = words_to_points(self.curve, group, points)
+        factors, chosen, bounds = words_to_ints(values), columns.tolist(), starts.tolist()
         rows: list[AffinePoint] = []
         for begin, end in pairwise(bounds):
-            terms = [host[column] for column in chosen[begin:end]]
+            terms = [given[column] for column in chosen[begin:end]]
             rows.append(self.sum(group, terms, factors[begin:end]))
         return points_to_words(self.curve, group, rows)
 

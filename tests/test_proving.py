@@ -81,7 +81,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A machine with one GPU, which every circuit is worth."""
     gpu = FakeGpu(EmulatedDevice())
     one_gpu(monkeypatch, lambda: gpu.device)
-    monkeypatch.setattr(cuda.gpu, "Gpu", lambda device, limit: gpu)
+    monkeypatch.setattr(cuda.residency, "Residency", lambda device, limit: gpu)
     monkeypatch.setattr(
         cuda.backend,
         "CudaBackend",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +11,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Form
+from gpuprover.backend import Form, Term
+from gpuprover.columns import Formula
 from gpuprover.cpu import combine, layout, msm, multiples, ntt
+from gpuprover.cpu.columns import Columns
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, Field, LaneField, has_lanes, power_blocks
 from gpuprover.cpu.msm import Points
@@ -101,6 +103,7 @@ class CpuBackend:
         self._scalar = Field(curve.scalar)
         in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
         self._lanes = LaneField(curve.scalar) if in_lanes else None
+        self._columns = Columns(curve.scalar, self._lanes, job)
         self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._session: Demand | None = None
@@ -293,7 +296,7 @@ class CpuBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
@@ -309,6 +312,84 @@ class CpuBackend:
             with self.job.part(i, len(vectors)):
                 ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
         return vectors
+
+    # Polynomials and columns -------------------------------------------------------------
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, CpuVector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[CpuVector]:
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        scalars = formula.scalar_values(challenges, self.curve.r)
+        reads = [(columns[name].words, t * step) for name, t in formula.reads]
+        shape = (n, self.curve.scalar.limbs)
+        outs = [np.empty(shape, dtype=np.uint64) for _ in formula.results]
+        self._columns.evaluate(formula, reads, scalars, outs)
+        return [CpuVector(out) for out in outs]
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> CpuVector:
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        parts = [(v.words, scalar, shift) for v, scalar, shift in terms]
+        return CpuVector(self._columns.combine(parts, length))
+
+    def extend(self, v: CpuVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[CpuVector]:
+        n, r = domain.size, self.curve.r
+        results = []
+        for i, g in enumerate(map(domain.shift, cosets)):
+            # On the coset X^n is g^n.
+            folded = [Term(v, pow(g, at, r), -at) for at in range(0, max(1, len(v)), n)]
+            with self.job.part(i, len(cosets)):
+                results.append(self.ntt(self.combine(folded, n), domain, Direction.FORWARD, coset=g))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[CpuVector, int]]) -> list[int]:
+        return self._columns.values_at([(v.words, x) for v, x in queries])
+
+    def divide(self, v: CpuVector, root: int, degree: int = 1) -> tuple[CpuVector, CpuVector]:
+        quotient = CpuVector(self._columns.divide(v.words, root, degree))
+        return quotient, self.combine([Term(v), Term(quotient, root)], degree)
+
+    def running_product(self, numerators: CpuVector, denominators: CpuVector, start: int = 1) -> CpuVector:
+        if len(numerators) != len(denominators):
+            raise ValueError(f"vectors of lengths {len(numerators)} and {len(denominators)}")
+        return CpuVector(self._columns.running_product(numerators.words, denominators.words, start))
+
+    def powers(self, n: int, base: int, factor: int = 1) -> CpuVector:
+        ones = CpuVector(np.tile(field_to_words(self.curve.scalar, [1]), (n, 1)))
+        return self.scale_powers_in_place(ones, factor, base)
+
+    def gather(self, v: CpuVector, indices: NDArray[np.uint32]) -> CpuVector:
+        out = CpuVector(np.empty((len(indices), self.curve.scalar.limbs), dtype=np.uint64))
+
+        def take(r: tuple[int, int]) -> None:
+            piece = indices[r[0] : r[1]]
+            if len(piece) and piece.max() >= len(v):
+                raise IndexError("an index outside of its vector")
+            # Clipped, so that indices which somebody changes meanwhile lead nowhere else.
+            np.take(v.words, piece, axis=0, out=out.words[r[0] : r[1]], mode="clip")
+
+        self.job.map(take, self.job.ranges(len(indices), smallest=SMALLEST_PIECE))
+        return out
+
+    def interleave(self, vectors: Sequence[CpuVector]) -> CpuVector:
+        self.job.check()
+        count, n = len(vectors), max(map(len, vectors))
+        out = np.zeros((n * count, self.curve.scalar.limbs), dtype=np.uint64)
+        for j, v in enumerate(vectors):
+            out[j : len(v) * count : count] = v.words
+        return CpuVector(out)
+
+    def deinterleave(self, v: CpuVector, count: int) -> list[CpuVector]:
+        self.job.check()
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        return [CpuVector(v.words[j::count].copy()) for j in range(count)]
 
     # Sparse products -------------------------------------------------------------------
 
@@ -426,9 +507,10 @@ class CpuBackend:
         meanwhile()
         for bases, scalars in requests:
             for b in bases:
-                if len(b) != len(scalars):
+                if len(b) < len(scalars):
                     raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
-        return msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in requests], self.job)
+        needed = [([b.first(len(scalars)) for b in bases], scalars) for bases, scalars in requests]
+        return msm.msm([(bases, self._recut(bases, scalars)) for bases, scalars in needed], self.job)
 
     def _recut(self, bases: Sequence[Points], scalars: Words | CpuVector) -> Words:
         """Canonical scalars, one for every point that the bases' words hold."""

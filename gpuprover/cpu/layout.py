@@ -124,6 +124,13 @@ def lane_blocks(params: FieldParams, values: list[int]) -> Blocks:
     return np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(limbs, -1, LANES).transpose(1, 0, 2))
 
 
+def raw_splats(params: FieldParams, values: list[int]) -> Blocks:
+    """Each integer below 2^260, as it stands, in all lanes of a block of its own."""
+    limbs = lane_form(params).limbs
+    rows = [[(v >> (LIMB_BITS * i)) & LIMB_MASK for i in range(limbs)] for v in values]
+    return np.repeat(np.array(rows, dtype=np.uint64).reshape(len(values), limbs, 1), LANES, axis=2)
+
+
 def splats(params: FieldParams, values: list[int]) -> Blocks:
     """Each value in all lanes of a block of its own."""
     return lane_blocks(params, [v for value in values for v in [value] * LANES])
@@ -160,6 +167,10 @@ ROOM = 10
 
 ADD, SUB, MUL, MULTIPLY_SUBTRACT = 0, 1, 2, 3
 """Pointwise operations; the last one in lanes only."""
+STORE, LOAD, SCALE = 3, 4, 5
+"""Steps of formulas, beside the first three of these: see the kernels ``evaluate``."""
+LOOSE, CARRIED, SETTLED = 0, 1, 2
+"""How a formula's step in lanes leaves its result: as it is, with limbs carried, or below 1.2p besides."""
 TO_MONTGOMERY, FROM_MONTGOMERY = 0, 1
 NOTHING, FACTOR, POWERS = 0, 1, 2
 """Scaling of a transform: none, by one factor, by a factor and powers of a base."""

@@ -24,7 +24,7 @@ The window comes from the cost model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +113,10 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.words) // self.parts
+
+    def first(self, n: int) -> Points:
+        """The first n points."""
+        return self if n == len(self) else replace(self, words=self.words[: n * self.parts])
 
 
 def _buckets(field: Field) -> type[buckets.Buckets] | type[buckets_lanes.Buckets]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuprover.backend import Form
+from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams, Group
@@ -17,15 +18,15 @@ from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> None:
     """All kernels for one curve, or those of proofs; reports progress in the job's current phase."""
-    chosen = [step for name, step in steps(curve).items() if not (proofs_only and name in SET_UPS)]
+    chosen = [step for name, step in steps(curve).items() if not (proofs_only and name in NOT_IN_PROOFS)]
     for i, step in enumerate(chosen):
         job.check()
         step()
         job.report((i + 1) / len(chosen))
 
 
-SET_UPS = ("combinations G1", "combinations G2")
-"""Steps that proofs do without."""
+NOT_IN_PROOFS = ("columns", "combinations G1", "combinations G2")
+"""Steps that Groth16's proofs do without."""
 
 
 def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
@@ -55,6 +56,15 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         matrices = backend.prepare_matrices(1, 1, index, index, index, words[:1], Form.DOUBLE_MONTGOMERY)
         backend.spmv(matrices, words)
 
+    def columns() -> None:
+        v = backend.upload(np.tile(words, (257, 1)))  # enough for lanes, which take eight ranges at once
+        a, b = column("v"), column("v", 1)
+        formula = compile_formula([a * b + challenge("y") - a])
+        backend.evaluate(formula, {"v": v}, {"y": 2})
+        backend.values_at([(v, 2)])
+        backend.divide(v, 2)
+        backend.running_product(v, v)
+
     def sums(group: Group) -> Callable[[], object]:
         return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
 
@@ -82,6 +92,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
 
     return {
         "vectors": vectors,
+        "columns": columns,
         "sums G1": sums(Group.G1),
         "checks G1": checks(Group.G1),
         "sums G2": sums(Group.G2),

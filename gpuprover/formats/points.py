@@ -29,11 +29,11 @@ def on_curve_g2(curve: CurveParams, point: AffineG2) -> bool:
     return all((y2[i] - x3[i] - curve.b_twist[i]) % q == 0 for i in (0, 1))
 
 
-def checked_point(curve: CurveParams, group: Group, words: Words, *, infinity: bool = False) -> Words:
+def checked_point(curve: CurveParams, group: Group, words: Words, *, infinity: str = "") -> Words:
     """A point of a file, Montgomery words of any shape and alignment -> a copy, uint64[words], on its curve.
 
     Args:
-        infinity: whether that is a point, too.
+        infinity: a clause that says why the point at infinity is refused; "" where it is good.
 
     Raises:
         ValueError: it is not; the message says what is wrong.
@@ -46,6 +46,6 @@ def checked_point(curve: CurveParams, group: Group, words: Words, *, infinity: b
             raise ValueError(f"not on the curve {curve.name}")
     elif not on_curve_g2(curve, words_to_g2(curve, row)[0]):
         raise ValueError(f"not on the twist of {curve.name}")
-    if not infinity and not row.any():
-        raise ValueError("the point at infinity, which no sound key has")
+    if infinity and not row.any():
+        raise ValueError(f"the point at infinity, {infinity}")
     return row

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuprover.bench import command, measure, peers, pictures, report, rows, targets
+from gpuprover.bench import command, measure, operations, peers, pictures, report, rows, targets
 
 from gpuprover import errors
 from gpuprover.cli import main
@@ -73,6 +73,7 @@ def test_rows_say_what_was_measured_where_and_how(ran: Path) -> None:
         "field mul",
         "ntt",
         "ntt to coset",
+        *(f"columns {name}" for name in operations.COLUMNS),
         "msm G1",
         "msm G2",
         "groth16 prove",

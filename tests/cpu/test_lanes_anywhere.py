@@ -21,8 +21,8 @@ SELECTION = "cpu and not cuda and not large and not every_kind"
 @pytest.mark.skipif(cpu_path().name == "ifma", reason="the CPU has AVX-512 IFMA: the suites run on it anyway")
 @pytest.mark.parametrize(
     ("suites", "selection", "least"),
-    [(SUITES, "", 40), (("test_backend.py",), SELECTION, 100)],
-    ids=["own", "shared"],
+    [(SUITES, "", 40), (("test_backend.py",), SELECTION, 100), (("test_backend_columns.py",), "cpu", 80)],
+    ids=["own", "shared", "columns"],
 )
 def test_lanes_are_right_on_any_cpu(suites: tuple[str, ...], selection: str, least: int) -> None:
     command = [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpuprover.backend import Backend, Form
+from gpuprover.columns import column, compile_formula
 from gpuprover.cpu import kernels, membership, pairing
 from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import Cancelled
@@ -68,6 +69,24 @@ def _spmv(backend: Backend, curve: CurveParams) -> object:
     return backend.spmv(matrices, values)
 
 
+def _columns(operation: str, n: int = 1100) -> Work:
+    """With n so large that lanes take ranges of it."""
+
+    def run(backend: Backend, curve: CurveParams) -> object:
+        v = backend.upload(ints_to_words(range(1, n + 1), curve.scalar.limbs))
+        if operation == "formula":
+            (result,) = backend.evaluate(compile_formula([column("v") * column("v", 1)]), {"v": v})
+        elif operation == "quotient":
+            result, _ = backend.divide(v, 5)
+        elif operation == "quotient of columns":
+            result, _ = backend.divide(v, 5, 100)
+        else:
+            result = backend.running_product(v, v)
+        return backend.download(result)
+
+    return run
+
+
 def _sum(group: Group) -> Work:
     def run(backend: Backend, curve: CurveParams) -> object:
         bases = backend.prepare_bases(group, point_words(curve, group, range(1, 41)))
@@ -111,6 +130,13 @@ WORK: dict[str, Work] = {
     "transform": _transform(9),
     "to the coset": _to_coset,
     "product": _spmv,
+    "formula": _columns("formula"),
+    "formula of few rows": _columns("formula", 5),
+    "quotient": _columns("quotient"),
+    "short quotient": _columns("quotient", 20),
+    "quotient of columns": _columns("quotient of columns"),
+    "running product": _columns("running product"),
+    "short running product": _columns("running product", 20),
     "sum G1": _sum(Group.G1),
     "sum G2": _sum(Group.G2),
     "sparse sum": _combination(1),

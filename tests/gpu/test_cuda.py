@@ -129,6 +129,7 @@ def test_sums_in_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With rounds of affine additions before the accumulation."""
+    from gpuprover.cuda import msm_plan, residency
 
     def choose(*given: Any) -> msm_plan.MsmPlan:
         plan = msm_plan.choose_plan(*given)

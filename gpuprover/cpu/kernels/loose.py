@@ -73,6 +73,18 @@ def minus(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
 
 
 @intrinsic
+def shifted(typingctx: Any, x: Any, bits: Any) -> Any:
+    """x·2^bits; bits is a literal, and limbs are small enough for it."""
+    if not _is_prime(x) or not isinstance(bits, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _make(b, [b.shl(limb, _splat(bits.literal_value)) for limb in _take(b, args[0])])
+
+    return x(x, bits), codegen
+
+
+@intrinsic
 def carried(typingctx: Any, x: Any) -> Any:
     """The same number with limbs in [0, 2^52)."""
     if not _is_prime(x):

@@ -386,10 +386,10 @@ def ceremony_points(ptau: PowersOfTau) -> tuple[Words, Words, Words]:
         (pt.BETA_G2, Group.G2),
     ):
         try:
-            found.append(checked_point(ptau.curve, group, ptau.points(section)[:1]))
+            first = ptau.points(section)[:1]
+            found.append(checked_point(ptau.curve, group, first, infinity="which no ceremony gives"))
         except ValueError as error:
-            problem = str(error).replace("no sound key has", "no ceremony gives")
-            raise MalformedFile(ptau.path, _part(section), f"point 0: {problem}") from None
+            raise MalformedFile(ptau.path, _part(section), f"point 0: {error}") from None
     alpha1, beta1, beta2 = found
     return alpha1, beta1, beta2
 

@@ -58,7 +58,7 @@ def coefficient_dtype(curve: CurveParams) -> np.dtype[Any]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeyPoints:
     """The single points of a key's header, on their curves: uint64[words]."""
 
@@ -314,7 +314,7 @@ def _checked_ic(path: str, curve: CurveParams, rows: Words) -> Words:
     ic = np.empty(rows.shape, dtype=np.uint64)
     for i, row in enumerate(rows):
         try:
-            ic[i] = checked_point(curve, Group.G1, row, infinity=True)
+            ic[i] = checked_point(curve, Group.G1, row)
         except ValueError as error:
             raise MalformedFile(path, _part(IC), f"point {i}: {error}", role="key") from None
     return ic
@@ -323,7 +323,8 @@ def _checked_ic(path: str, curve: CurveParams, rows: Words) -> Words:
 def _header_points(header: Cursor, curve: CurveParams) -> KeyPoints:
     def point(name: str, group: Group) -> Words:
         try:
-            return checked_point(curve, group, header.bytes(8 * group.words(curve), name).view("<u8"))
+            words = header.bytes(8 * group.words(curve), name).view("<u8")
+            return checked_point(curve, group, words, infinity="which no sound key has")
         except ValueError as error:
             header.fail(f"{name}: {error}")
 
