@@ -18,7 +18,6 @@ from gpuprover.bench.operations import KINDS, full_width
 import gpuprover
 from gpuprover.backend import Backend, Form
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
-from gpuprover.cuda import msm_plan, residency
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.errors import DeviceError
