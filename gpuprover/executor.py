@@ -71,7 +71,7 @@ class KeyInfo:
     def shape(self) -> JobShape:
         """What the scheduler takes."""
         work = calibration.work_name(self.protocol, curve_by_name(self.curve))
-        return JobShape(work, self.constraints, dict(self.plans), self.host_parts)
+        return JobShape(work, self.constraints, dict(self.plans), frozenset(self.host_parts))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,7 +89,7 @@ class ProofRequest:
 
     Attributes:
         id: the engine's number for it, unique among its requests.
-        zkey: path of the key.
+        path: the key's file.
         identity: of the file that was planned with; a run that finds another one is refused.
         witness: as :func:`gpuprover.prove` takes it. Secret.
         device: ``cpu``, ``cuda:0``, ...
@@ -101,7 +101,7 @@ class ProofRequest:
     """
 
     id: int
-    zkey: str
+    path: str
     identity: Identity
     witness: WitnessLike = field(repr=False)
     device: str = "cpu"

@@ -114,7 +114,7 @@ class NaivePoints:
         return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
 
     def _group(self, group: Group) -> reference.EllipticCurve:
-        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
+        return reference.group(self.curve, group)
 
     def sum(self, group: Group, points: Sequence[AffinePoint], scalars: Sequence[int]) -> AffinePoint:
         """Σ scalars[i]·points[i], looking at the job's limits before every product."""
@@ -186,7 +186,7 @@ class NaiveBackend:
         rehearsal = Rehearsal(demand, self.job.threads, _Costs())
         demand.rehearse(demand, rehearsal)
         key = sum(
-            bases.size * ((2 if bases.group is Group.G1 else 4) * INTEGER + bases.group.degree * TUPLE)
+            bases.size * demand.curve.group(bases.group).degree * (2 * INTEGER + TUPLE)
             for bases in demand.bases
         )
         key += sum(matrices.entries for matrices in demand.matrices) * (4 * INTEGER + TUPLE)

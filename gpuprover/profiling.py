@@ -53,7 +53,7 @@ FIXED_PHASES = ("check key header", "blinding", "verify")
 
 
 @dataclass(frozen=True)
-class Run:
+class ProfiledRun:
     """One proof, and what the system counted from its beginning to its end.
 
     Attributes:
@@ -116,9 +116,9 @@ class Observed:
     touch: float
     touch_again: float
     touch_read: int
-    first: Run
-    warm: tuple[Run, ...]
-    single: Run | None
+    first: ProfiledRun
+    warm: tuple[ProfiledRun, ...]
+    single: ProfiledRun | None
     device: str
     threads: int
     cpus: int
@@ -142,7 +142,7 @@ class Observed:
         """Phase -> seconds in the first proof, median of those after; ``other`` is what is in no phase."""
         names = dict.fromkeys(name for run in (self.first, *self.warm) for name in run.phases)
 
-        def spent(run: Run, name: str) -> float:
+        def spent(run: ProfiledRun, name: str) -> float:
             if name == "other":
                 return max(0.0, run.seconds - sum(run.phases.values()))
             return run.phases.get(name, 0.0)
@@ -197,7 +197,7 @@ def observe(
 
     ran_on = device
 
-    def prove(count: int) -> Run:
+    def prove(count: int) -> ProfiledRun:
         nonlocal ran_on
         reads, throttled = _disk_reads(), cgroup_throttled()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
@@ -214,7 +214,7 @@ def observe(
         )
         ran_on = result.device
         cpu = time.process_time() - cpu
-        return Run(
+        return ProfiledRun(
             time.perf_counter() - wall,
             cpu,
             result.timings,

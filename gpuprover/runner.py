@@ -132,22 +132,22 @@ class Runner:
         """
         job = Job(threads=request.threads, cancel=cancel, timeout=request.timeout, progress=progress)
         try:
-            if identity_of(request.zkey) != request.identity:
+            if identity_of(request.path) != request.identity:
                 raise KeyChanged(
-                    "the file has changed since the proof was planned", path=request.zkey, role="key"
+                    "the file has changed since the proof was planned", path=request.path, role="key"
                 )
-            with self._using(request.zkey, request.identity, job) as key:
+            with self._using(request.path, request.identity, job) as key:
                 return prove_placed(key, request.witness, _placed(request), job)
         except ProverError:
             raise
         except Exception as error:
             short = shortage(error)
             if short is not None:
-                raise type(short)(f"while proving: {short.message}", path=request.zkey, role="key") from None
+                raise type(short)(f"while proving: {short.message}", path=request.path, role="key") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
                 f"{type(error).__name__} while proving; this is a bug in gpuprover",
-                path=request.zkey,
+                path=request.path,
                 role="key",
             ) from None
 

@@ -17,7 +17,7 @@ from gpuprover.backend import Backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import gpus
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
+from gpuprover.curves import BLS12_381, BN254, PAIRING_CURVES, CurveParams, Group
 from gpuprover.devices import _REGISTRY, open_backend
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
@@ -60,7 +60,7 @@ def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(gpus, "_survey", lambda: Survey(problem="hidden from the tests"))
 
 
-@pytest.fixture(params=CURVES, ids=lambda c: c.name)
+@pytest.fixture(params=PAIRING_CURVES, ids=lambda c: c.name)
 def curve(request: pytest.FixtureRequest) -> CurveParams:
     return request.param
 

@@ -18,10 +18,9 @@ import pytest
 
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
-from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand
-from gpuprover.devices import device_names, open_backend, resolve_device
-from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
+from gpuprover.errors import Cancelled, OutOfMemory, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
@@ -69,29 +68,6 @@ def random_scalars(backend: Backend, rng: random.Random, n: int) -> list[int]:
     r = backend.curve.r
     edges = field_edges(r)
     return [rng.choice(edges) if rng.random() < 0.1 else rng.randrange(r) for _ in range(n)]
-
-
-# The registry -----------------------------------------------------------------------
-
-
-def test_registry() -> None:
-    names = device_names()
-    assert names[0] == "auto"
-    assert "cpu" in names
-    assert "reference" not in names
-    assert resolve_device("auto") == "cpu"
-    assert resolve_device("reference") == "reference"
-    assert open_backend("reference", BN254, Job()).name == "reference"
-
-
-def test_unknown_devices_are_refused_by_name() -> None:
-    for name in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match="cuda"):
-            resolve_device(name)
-    with pytest.raises(InvalidInput, match="'tpu'"):
-        resolve_device("tpu")
-    with pytest.raises(DeviceError):
-        open_backend("cuda", BN254, Job())
 
 
 def test_a_backend_knows_what_it_serves(backend: Backend, backend_name: str, curve: CurveParams) -> None:
@@ -857,7 +833,7 @@ def bad_points(curve: CurveParams, group: Group, rng: random.Random) -> dict[str
         small = E.scalar_mul(outside, curve.r)
         bad["of an order that divides the cofactor"] = to_words(curve, group, [small])[0]
         bad["that plus a good point"] = to_words(curve, group, [E.add(small, (x, y))])[0]
-    if group is Group.G1 and curve.cofactor_g1 % 3 == 0:
+    if group is Group.G1 and curve.cofactor % 3 == 0:
         bad["of order 3"] = to_words(curve, group, [(0, 2)])[0]
     return bad
 
@@ -879,7 +855,7 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     """Where x = 0 has a point of order r, it is neither infinity nor bad."""
     curve = backend.curve
     y = square_root(curve, Group.G1, curve.b)
-    if y is None or curve.cofactor_g1 > 1:
+    if y is None or curve.cofactor > 1:
         assert curve.name in ("bn254", "bls12-381")
         return
     assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1

@@ -16,9 +16,9 @@ from gpuprover.columns import Formula
 from gpuprover.cpu import combine, layout, msm, multiples, ntt
 from gpuprover.cpu.columns import Columns
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import LANES, Field, LaneField, has_lanes, power_blocks
+from gpuprover.cpu.layout import LANES, Field, power_blocks
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import CpuPath, path_for
 from gpuprover.cpu.points import SMALLEST_PIECE, CpuPoints, own
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import Budget, Demand, KeyBases, KeyMatrices, MemoryPlan
@@ -71,7 +71,7 @@ class _Costs:
 
     curve: CurveParams
     threads: int
-    path: str
+    path: CpuPath
 
     @property
     def element(self) -> int:
@@ -82,13 +82,10 @@ class _Costs:
 
     def sums(self, groups: Sequence[Group], requests: int, longest: int) -> int:
         # What requests hold at once, and the sorted entries of each thread.
-        fields = [
-            Points.of(Field(self.curve.base, group.degree), np.empty((0, 0), np.uint64), self.path).field
-            for group in groups
-        ]
+        fields = [Field(self.curve.base, self.curve.group(group).degree) for group in groups]
         at_once = 1 if self.threads == 1 else requests
         request = msm.request_bytes(longest, self.element)
-        return at_once * request + self.threads * msm.workspace_bytes(fields, longest)
+        return at_once * request + self.threads * msm.workspace_bytes(self.path, fields, longest)
 
 
 class CpuBackend:
@@ -98,16 +95,15 @@ class CpuBackend:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
-        self.path = cpu_path()
+        self.path = path_for(curve)
         self.points = CpuPoints(curve, job)
         self._scalar = Field(curve.scalar)
-        in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
-        self._lanes = LaneField(curve.scalar) if in_lanes else None
+        self._lanes = self.path.vectors(curve.scalar)
         self._columns = Columns(curve.scalar, self._lanes, job)
-        self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._session: Demand | None = None
-        self._costs = _Costs(curve, job.threads, self.path.name)
+        self._costs = _Costs(curve, job.threads, self.path)
         self._kept: multiples.Kept | None = None
 
     # Memory ------------------------------------------------------------------------
@@ -183,7 +179,7 @@ class CpuBackend:
         if self._kept is None:
             return self.prepare_bases(group, points)
         words = self._kept.table(group, points, self._multiples)
-        return Points.of(self._coordinates[group], words, self.path.name, multiples.PARTS)
+        return Points(self._coordinates[group], words, self.path, multiples.PARTS)
 
     def matrices(
         self,
@@ -300,7 +296,7 @@ class CpuBackend:
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
+        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path)
         return v
 
     def to_coset_in_place(
@@ -310,7 +306,7 @@ class CpuBackend:
             if len(v) != domain.size:
                 raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
             with self.job.part(i, len(vectors)):
-                ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
+                ntt.to_coset(v.words, domain, coset, self.job, self.path)
         return vectors
 
     # Polynomials and columns -------------------------------------------------------------
@@ -480,7 +476,7 @@ class CpuBackend:
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Points:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
-        return Points.of(self._coordinates[group], points, self.path.name)
+        return Points(self._coordinates[group], points, self.path)
 
     def _multiples(self, group: Group, points: Words) -> Words:
         """See :mod:`gpuprover.cpu.multiples`."""
@@ -489,7 +485,7 @@ class CpuBackend:
         factors = [pow(2, bits * j, self.curve.r) for j in range(1, more + 1)]
         values = np.tile(ints_to_words(factors, self.curve.scalar.limbs), (n, 1))
         columns = np.repeat(np.arange(n, dtype=np.uint32), more)
-        bases = Points.of(self._coordinates[group], points, self.path.name)
+        bases = Points(self._coordinates[group], points, self.path)
         starts = np.arange(n * more + 1)
         found = combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
         out = np.empty((n, multiples.PARTS, points.shape[1]), dtype=np.uint64)
@@ -525,6 +521,6 @@ class CpuBackend:
         # A set-up asks for the same point's multiples block after block.
         if base is None or known != asked or base.c < c:
             F = self._coordinates[group]
-            base = combine.fixed_base(F, own(point.reshape(1, -1)), c, bits, self.path.name, self.job)
+            base = combine.fixed_base(F, own(point.reshape(1, -1)), c, bits, self.path, self.job)
             self._fixed = asked, base
         return combine.fixed_base_mul(base, self._canonical(scalars), self.job)

@@ -9,7 +9,7 @@ have been rehearsed on a device that does nothing. Outside of it, each vector is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Backend, Form
+from gpuprover.backend import Backend, Form, Term
+from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
+from gpuprover.cuda.columns import Columns, Shifted, Span
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
@@ -90,6 +92,10 @@ class DeviceVector:
     def address(self) -> Address:
         return self.block.address if self.block is not None else self._at
 
+    @property
+    def span(self) -> Span:
+        return Span(self.address, self._n)
+
     def swap(self, other: Block) -> None:
         """Takes another block of this size, and leaves its own there."""
         assert self.block is not None
@@ -135,6 +141,15 @@ class DeviceBases:
     def __len__(self) -> int:
         return self.n
 
+    def prefix(self, n: int) -> DeviceBases:
+        """The first n; not for bases with multiples, whose rows are as long as there are points."""
+        if n == self.n:
+            return self
+        if not n:
+            return DeviceBases(self.group, 0, host=self.host)
+        points = self.points if self.points is None else self.points[:n]
+        return replace(self, n=n, block=None, points=points)
+
     def free(self) -> None:
         if self.block is not None:
             self.block.free()
@@ -144,6 +159,9 @@ class Done(NamedTuple):
     """A sum that is known already."""
 
     point: Words
+
+
+_Request = tuple[Sequence[DeviceBases], Words | DeviceVector]
 
 
 @dataclass
@@ -434,13 +452,16 @@ class CudaBackend:
         self._launch("convert", self._blocks(n), operation, source.address, out.address, 0, n)
 
     def _pointwise(self, operation: int, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        out = self._new(len(a))
+        self._pointwise_into(out, operation, a, b)
+        return out
+
+    def _pointwise_into(self, out: DeviceVector, operation: int, a: DeviceVector, b: DeviceVector) -> None:
         if len(a) != len(b):
             raise ValueError(f"vectors of lengths {len(a)} and {len(b)}")
-        out = self._new(len(a))
         if len(a):
             addresses = a.address, b.address, out.address
             self._launch("pointwise", self._blocks(len(a)), operation, *addresses, 0, len(a))
-        return out
 
     def add(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
         return self._pointwise(ADD, a, b)
@@ -483,9 +504,11 @@ class CudaBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> DeviceVector:
         self._check_lengths([v], domain)
+        if isinstance(coset, int):
+            return self._ntt_on(domain.shift(coset), v, domain, direction, order)
         # Only from natural to natural order do the passes need room beside the vector.
         natural = order is Order.NATURAL_TO_NATURAL
         scratch = Block(self._memory, len(v) * self._element) if natural else None
@@ -527,6 +550,120 @@ class CudaBackend:
             yield tables.on(self._device)
         finally:
             gpu.residents.unpin(entry)
+
+    def _ntt_on(
+        self, g: int, v: DeviceVector, domain: Domain, direction: Direction, order: Order
+    ) -> DeviceVector:
+        """On the coset g·⟨ω⟩: coefficient i is multiplied by g^i before, or by g^−i after it."""
+        if direction is Direction.FORWARD:
+            self._scale_coefficients(v, g, order is Order.REVERSED_TO_NATURAL)
+            return self.ntt(v, domain, direction, order)
+        self.ntt(v, domain, direction, order)
+        self._scale_coefficients(v, pow(g, -1, self.curve.r), order is Order.NATURAL_TO_REVERSED)
+        return v
+
+    def _scale_coefficients(self, v: DeviceVector, base: int, in_reverse: bool) -> None:
+        if not in_reverse:
+            self.scale_powers_in_place(v, 1, base)
+        elif len(v) > 1:
+            with self._columns() as columns:
+                columns.scale_reversed(v.span, base)
+
+    # Polynomials and columns -------------------------------------------------------------
+
+    @contextmanager
+    def _columns(self) -> Iterator[Columns]:
+        with Scope(self._memory) as memory:
+            yield Columns(self._device, self.curve, self.job.check, memory)
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, DeviceVector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[DeviceVector]:
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        outs = [self._new(n) for _ in formula.results]
+        spans = {name: columns[name].span for name in formula.columns}
+        with self._columns() as launches:
+            launches.evaluate(formula, spans, challenges, step, n, [v.address for v in outs])
+        return outs
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> DeviceVector:
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        out = self._new(length)
+        with self._columns() as columns:
+            columns.combine([Shifted(v.span, scalar, shift) for v, scalar, shift in terms], out.span)
+        return out
+
+    def extend(self, v: DeviceVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[DeviceVector]:
+        n, r = domain.size, self.curve.r
+        results = []
+        for coset in cosets:
+            # On the coset X^n is g^n.
+            factor = pow(domain.shift(coset), n, r)
+            pieces = range(max(1, -(-len(v) // n)))
+            folded = self.combine([Term(v, pow(factor, j, r), -n * j) for j in pieces], n)
+            results.append(self.ntt(folded, domain, Direction.FORWARD, coset=coset))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[DeviceVector, int]]) -> list[int]:
+        with self._columns() as columns:
+            return columns.values([(v.span, x) for v, x in queries])
+
+    def divide(self, v: DeviceVector, root: int, degree: int = 1) -> tuple[DeviceVector, DeviceVector]:
+        if len(v) <= degree:
+            return self._new(0), self.combine([Term(v)], degree)
+        quotient, remainder = self._new(len(v) - degree), self._new(degree)
+        with self._columns() as columns:
+            columns.divide(v.span, root, degree, quotient.address, remainder.address)
+        return quotient, remainder
+
+    def running_product(
+        self, numerators: DeviceVector, denominators: DeviceVector, start: int = 1
+    ) -> DeviceVector:
+        n = len(numerators)
+        ratios = self.batch_inverse(denominators)
+        self._pointwise_into(ratios, MUL, numerators, ratios)
+        out = self._new(n + 1)
+        self._device.write(out.address, field_to_words(self.curve.scalar, [start]))
+        with self._columns() as columns:
+            columns.running_product(ratios.span, start, Address(out.address + self._element))
+        ratios.free()
+        return out
+
+    def powers(self, n: int, base: int, factor: int = 1) -> DeviceVector:
+        out = self._new(n)
+        with self._columns() as columns:
+            columns.powers(base, factor, out.span)
+        return out
+
+    def gather(self, v: DeviceVector, indices: NDArray[np.uint32]) -> DeviceVector:
+        own = np.array(indices, dtype=np.uint32)  # what is looked at is what is sent
+        if len(own) and int(own.max()) >= len(v):
+            raise IndexError(f"an index of {int(own.max())} in a vector of length {len(v)}")
+        out = self._new(len(own))
+        with self._columns() as columns:
+            columns.gather(v.span, own, out.address)
+        return out
+
+    def interleave(self, vectors: Sequence[DeviceVector]) -> DeviceVector:
+        out = self._new(len(vectors) * max(map(len, vectors), default=0))
+        with self._columns() as columns:
+            columns.interleave([v.span for v in vectors], out.span)
+        return out
+
+    def deinterleave(self, v: DeviceVector, count: int) -> list[DeviceVector]:
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        outs = [self._new(len(v) // count) for _ in range(count)]
+        with self._columns() as columns:
+            columns.deinterleave(v.span, [out.address for out in outs])
+        return outs
 
     # Sparse products -------------------------------------------------------------------
 
@@ -663,10 +800,51 @@ class CudaBackend:
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
-        for bases, scalars in requests:
+        fitted, padded = self._fitted(requests)
+        sums = self._sums([request for _, request in fitted], meanwhile)
+        for v in padded:
+            v.free()
+        # By request and by place in it.
+        at = {
+            (i, j): point
+            for (which, _), row in zip(fitted, sums, strict=True)
+            for (i, j), point in zip(which, row, strict=True)
+        }
+        return [[at[i, j] for j in range(len(bases))] for i, (bases, _) in enumerate(requests)]
+
+    def _fitted(
+        self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+    ) -> tuple[list[tuple[list[tuple[int, int]], _Request]], list[DeviceVector]]:
+        """Requests with as many bases as scalars, each with the places of its bases in the given ones.
+
+        Bases without multiples are cut. Those with multiples, whose table is for all of them, get zeros for
+        scalars: the vectors returned beside, which are for these requests alone.
+        """
+        fitted: list[tuple[list[tuple[int, int]], _Request]] = []
+        padded: list[DeviceVector] = []
+        for i, (bases, scalars) in enumerate(requests):
+            n = len(scalars)
             for b in bases:
-                if len(b) != len(scalars):
-                    raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
+                if len(b) < n:
+                    raise ValueError(f"{len(b)} bases and {n} scalars")
+            whole = [
+                j for j, b in enumerate(bases) if len(b) > n > 0 and b.plan is not None and b.plan.depth > 1
+            ]
+            cut = [j for j in range(len(bases)) if j not in whole]
+            fitted.append(([(i, j) for j in cut], ([bases[j].prefix(n) for j in cut], scalars)))
+            for j in whole:
+                more: Words | DeviceVector
+                if isinstance(scalars, DeviceVector):
+                    more = self.combine([Term(scalars)], len(bases[j]))
+                    padded.append(more)
+                else:
+                    more = np.zeros((len(bases[j]), scalars.shape[1]), np.uint64)
+                    more[:n] = scalars
+                fitted.append(([(i, j)], ([bases[j]], more)))
+        return fitted, padded
+
+    def _sums(self, requests: Sequence[_Request], meanwhile: Callable[[], None]) -> list[list[Words]]:
+        """:meth:`msm_many` of as many bases as scalars."""
         found = [
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
         ]

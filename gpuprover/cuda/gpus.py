@@ -174,4 +174,4 @@ def open_backend(
         if name not in _shared or _shared[name].device is not device:
             _shared[name] = Residency(device, gpu_memory_limit())
             count_pool(_shared[name].pool)
-        return CudaBackend(curve, job, _shared[name], host, host_parts)  # type: ignore[return-value]
+        return CudaBackend(curve, job, _shared[name], host, host_parts)

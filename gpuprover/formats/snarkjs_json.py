@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, curve_by_name
+from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, Group, curve_by_name
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.json_files import parse_integer, shown
-from gpuprover.formats.points import on_curve_g1, on_curve_g2
 
 MAX_PUBLIC = 1 << 20
 JsonG1 = list[str]
@@ -132,7 +131,7 @@ class DocumentReader:
             return None
         if z != 1:
             self.fail(part, "expected affine coordinates: the third has to be 1")
-        if not on_curve_g1(curve, (x, y)):
+        if not curve.group(Group.G1).on_curve((x, y)):
             self.fail(part, f"the point is not on the curve {curve.name}")
         return x, y
 
@@ -148,7 +147,7 @@ class DocumentReader:
         if z != [1, 0]:
             self.fail(part, "expected affine coordinates: the third has to be [1, 0]")
         point = (x0, x1), (y0, y1)
-        if not on_curve_g2(curve, point):
+        if not curve.group(Group.G2).on_curve(point):
             self.fail(part, f"the point is not on the twist of {curve.name}")
         return point
 

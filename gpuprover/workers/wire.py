@@ -36,7 +36,7 @@ class Parcel:
         """
         kind, pieces = _pack(request.witness)
         document = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "witness"}
-        document["zkey"] = os.path.abspath(request.zkey)
+        document["path"] = os.path.abspath(request.path)
         document["host_parts"] = sorted(request.host_parts)
         self.message: dict[str, Any] = {"type": "prove", "request": document, "witness": kind}
         self.fds: list[int] = [] if pieces is None else [private_file(pieces)]

@@ -159,7 +159,7 @@ def test_a_stopped_run_raises(
     from gpuprover.cpu.backend import CpuBackend
     from gpuprover.cpu.path import cpu_path
 
-    if work in WORK_BLS and curve.cofactor_g1 == 1:
+    if work in WORK_BLS and curve.cofactor == 1:
         pytest.skip("nothing to stop")
     if path == "ifma" and cpu_path().name != "ifma":
         pytest.skip("the CPU has no AVX-512 IFMA")

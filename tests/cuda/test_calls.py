@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuprover.backend import Term
+from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu.points import CpuPoints
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
@@ -93,6 +95,26 @@ def test_a_transform(machine: Machine, gpu: Residency, order: Order) -> None:
     assert nothing_slow(calls)
     assert calls["launchKernel"] == 1
     assert not calls["eventQuery"], "many are asked for without a wait between them"
+
+
+def test_columns(machine: Machine, gpu: Residency) -> None:
+    """A launch for each; two for values, three for a running product: inverses, ratios, products."""
+    backend, n = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), 32
+    a, b = (backend.powers(n, base, 5) for base in (3, 7))
+    formula = compile_formula([column("a") * column("b", 1) + challenge("y")])
+    operations: dict[str, tuple[int, Callable[[], object]]] = {
+        "evaluate": (1, lambda: backend.free(*backend.evaluate(formula, {"a": a, "b": b}, {"y": 3}))),
+        "combine": (1, lambda: backend.free(backend.combine([Term(a, 3), Term(b, 4, 2)]))),
+        "values": (2, lambda: backend.values_at([(a, 3), (b, 4)])),
+        "divide": (1, lambda: backend.free(*backend.divide(a, 9))),
+        "running product": (3, lambda: backend.free(backend.running_product(a, b))),
+        "gather": (1, lambda: backend.free(backend.gather(a, np.arange(9, dtype=np.uint32)))),
+        "interleave": (1, lambda: backend.free(backend.interleave([a, b]))),
+    }
+    for name, (launches, operation) in operations.items():
+        calls = warm(machine, operation, before=20)  # all pinned buffers have been in use
+        assert nothing_slow(calls), name
+        assert calls["launchKernel"] == launches, name
 
 
 @pytest.mark.parametrize("group", Group)

@@ -32,7 +32,7 @@ from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, Group
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
-from gpuprover.limbs import Words, ints_to_words
+from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
@@ -324,6 +324,15 @@ def alone(device: Watched) -> None:
             backend.ntt(v, domain, Direction.FORWARD, order, Coset.ODD)
             cpu.ntt(w, domain, Direction.FORWARD, order, Coset.ODD)
         assert np.array_equal(backend.download(v), cpu.download(w))
+        # Scratch and vectors of one operation are those of the next one.
+        values, x = words_to_ints(backend.download(v)), rng.randrange(CURVE.r)
+        for _ in range(2):
+            quotient, remainder = backend.divide(v, x)
+            (at_x,), rest = backend.values_at([(v, x)]), words_to_ints(backend.download(remainder))
+            assert rest == [at_x] == [sum(c * pow(x, i, CURVE.r) for i, c in enumerate(values)) % CURVE.r]
+            ratios = backend.running_product(v, v)
+            assert words_to_ints(backend.download(ratios)) == [1] * (n + 1)
+            backend.free(quotient, remainder, ratios)
         backend.free(v)
     backend.free(bases)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpuprover.circuits import bits_circuit, chain_circuit, poseidon_circuit
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsupportedFile
 from gpuprover.formats import ptau, zkey
 from gpuprover.formats import r1cs as module
@@ -522,7 +522,7 @@ def test_header_points_outside_the_subgroup() -> None:
     x = 0
     while True:
         x += 1
-        rhs = F.add(F.mul(F.mul((x, 0), (x, 0)), (x, 0)), curve.b_twist)
+        rhs = F.add(F.mul(F.mul((x, 0), (x, 0)), (x, 0)), curve.group(Group.G2).b)
         # A square root in Fq2, q = 3 (mod 4), by the norm.
         norm = pow(rhs[0] ** 2 + rhs[1] ** 2, (q + 1) // 4, q)
         half = (rhs[0] + norm) * pow(2, -1, q) % q

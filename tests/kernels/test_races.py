@@ -27,7 +27,7 @@ from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
 from gpuprover.systems.groth16.key import load_key
-from tests.cuda import test_sparse
+from tests.cuda import test_columns, test_sparse
 from tests.cuda.test_msm import SMALL, check, put
 from tests.cuda.test_ntt import OtherCoset, Split, check_all
 from tests.support import cuda_proofs, emulator
@@ -139,6 +139,21 @@ def rates(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None
         launch(kernel, blocks, threads, given, index, out, n)
 
 
+def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
+    """Several blocks, tiles and levels of each operation."""
+    stage = test_columns.Stage(curve, rng, device)
+    for registers in (300, 0):
+        test_columns.test_formulas(stage, registers)
+    test_columns.test_sums_of_shifted_vectors(stage, 17)
+    test_columns.test_powers(stage, 31)
+    test_columns.test_powers_in_reversed_order(stage, 4)
+    test_columns.test_places(stage)
+    test_columns.test_values_at_points(stage, (99, 40))
+    for n, degree in ((150, 1), (61, 2), (45, 9)):
+        test_columns.test_division(stage, n, degree)
+    test_columns.test_running_products(stage, 150)
+
+
 Work = Callable[[WatchedDevice, CurveParams, random.Random], None]
 """Launches all kernels of a file, and checks what most of them compute."""
 WORK: dict[str, tuple[str, Work]] = {
@@ -146,6 +161,7 @@ WORK: dict[str, tuple[str, Work]] = {
     "sparse products": ("sparse.cu", products),
     "transforms": ("ntt.cu", transforms),
     "compact transforms": ("ntt.cu", partial(transforms, compact=True)),
+    "columns": ("columns.cu", columns),
     "digits": ("digits.cu", digits),
     "sums in G1": ("msm.cu", partial(sums, group=Group.G1)),
     "sums in G2": ("msm.cu", partial(sums, group=Group.G2)),
@@ -157,7 +173,7 @@ BARRIER = re.compile(r"__sync(?:threads|warp)\(\);")
 CURVE = {curve.name: curve for curve in CURVES}
 BARRIERS = [
     (name, k)
-    for name in ("transforms", "digits", "sums in G1", "pairs in G1")
+    for name in ("transforms", "columns", "digits", "sums in G1", "pairs in G1")
     for k in range(len(BARRIER.findall(SOURCES[WORK[name][0]])))
 ]
 

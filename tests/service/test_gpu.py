@@ -16,7 +16,7 @@ from gpuprover import ProofJob, Prover
 from gpuprover.curves import BN254
 from gpuprover.errors import Aborted, DeviceError, ProverError
 from gpuprover.formats.wtns import witness_bytes
-from gpuprover.workers import pool
+from gpuprover.workers import slots
 from tests.support import cuda_proofs
 from tests.support.gpu_stage import SECONDS, Machine, Times, eventually, machine
 from tests.support.paths import VECTORS
@@ -100,12 +100,12 @@ def process_of(prover: Prover, device: str = "cuda:0", state: str = "busy") -> i
     return pid
 
 
-@pytest.mark.parametrize("tries", [1, pytest.param(pool.DEVICE_TRIES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [1, pytest.param(slots.DEVICE_TRIES, marks=pytest.mark.slow)])
 def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
     keys: Path, gpus: Callable[..., Machine], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over HTTP. Ready all the while; who asked for nothing but proofs gets them, with a warning."""
-    monkeypatch.setattr(pool, "DEVICE_TRIES", tries)
+    monkeypatch.setattr(slots, "DEVICE_TRIES", tries)
     on = gpus(1 << 30)
     rest = {"rest": (1.0, 2.0, 4.0, 0.0)}
     with on.prover(keys, pool_settings=rest) as prover, stage(keys, prover=prover) as service:
@@ -207,7 +207,7 @@ def test_the_process_of_a_gpu_dies_or_hangs_under_load(
     keys: Path, gpus: Callable[..., Machine], end: str
 ) -> None:
     on = gpus(1 << 30)
-    with on.prover(keys, pool_settings={"stall": 3.0, "rest": (1000.0, 1.0, 1000.0, 0.0)}) as prover:
+    with on.prover(keys, pool_settings={"stall_timeout": 3.0, "rest": (1000.0, 1.0, 1000.0, 0.0)}) as prover:
         load = Load(prover)
         on.set("cuda:0", "slow", 0.05)
         load.ask(5)

@@ -6,7 +6,6 @@ base, so that the right answer of any sum costs one multiplication.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -200,18 +199,9 @@ def curve_point(curve: CurveParams, group: Group, rng: random.Random) -> Any:
 
 
 def has_cofactor(curve: CurveParams, group: Group) -> bool:
-    return group is Group.G2 or curve.cofactor_g1 > 1
+    return curve.group(group).cofactor > 1
 
 
 def whole_order(curve: CurveParams, group: Group) -> int:
-    """Points of the whole curve, or of the twist, from the trace t of Frobenius."""
-    q, t = curve.q, curve.trace
-    if group is Group.G1:
-        return q + 1 - t
-    # Over Fq2 the trace is t² − 2q; the sextic twists' traces are (±t2 ± 3f)/2 with t2² + 3f² = 4q².
-    t2 = t * t - 2 * q
-    f = math.isqrt((4 * q * q - t2 * t2) // 3)
-    assert 3 * f * f == 4 * q * q - t2 * t2
-    twists = [q * q + 1 - (a * t2 + b * 3 * f) // 2 for a in (1, -1) for b in (1, -1)]
-    (twist,) = [n for n in twists if n % curve.r == 0]
-    return twist
+    """Points of the whole curve, or of the twist."""
+    return curve.group(group).cofactor * curve.r

@@ -38,7 +38,7 @@ from gpuprover.errors import (
     Timeout,
 )
 from gpuprover.messages import AccessDenied, Channel, ConnectionLost
-from gpuprover.systems.groth16.documents import digest, parse_verification_key
+from gpuprover.systems.groth16.documents import parse_verification_key
 from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from gpuprover.verifier import address as addresses
 from gpuprover.verifier import client, connections, server
@@ -62,7 +62,7 @@ def document(name: str) -> Any:
 CURVES = ("bn254", "bls12-381")
 VKEYS = {name: document(f"chain5.{name}.vkey") for name in CURVES}
 PROOFS = {name: (document(f"chain5.{name}.public"), document(f"chain5.{name}.proof")) for name in CURVES}
-DIGESTS = {name: digest(parse_verification_key(vkey)) for name, vkey in VKEYS.items()}
+DIGESTS = {name: parse_verification_key(vkey).digest for name, vkey in VKEYS.items()}
 PUBLIC, PROOF = PROOFS["bn254"]
 WRONG = [str(int(PUBLIC[0]) + 1), *PUBLIC[1:]]
 

@@ -94,7 +94,7 @@ def outside_g2(curve: CurveParams, rng: random.Random) -> dict[str, Any]:
         "any": any_point,
         "in the cofactor's part": E.scalar_mul(any_point, curve.r),
         "of order 10069 or 13": E.scalar_mul(
-            any_point, curve.r * (cofactor // (10069 if curve.family == "BN" else 13))
+            any_point, curve.r * (cofactor // (10069 if curve.pairing.family == "BN" else 13))
         ),
     }
 
