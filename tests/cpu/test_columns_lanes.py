@@ -113,6 +113,8 @@ def test_ranges_hold(curve: CurveParams, rng: random.Random, largest: bool) -> N
         [sum([a] * 500, b), 0 - sum([a * b] * 90, b)],
         [(a + a + a) * (b + b + b) * (a - b), (a - b) ** 13],
         [fold(gates, y)],
+        [sum([column("a", t) * y for t in range(5)], a) * sum([column("b", t) * y for t in range(5)], 0 * a)],
+        [sum([column("a", t) * y for t in range(n)], 0 * a) ** 2 for n in range(2, 9)],
         *([grown(rng, rng.choice([8, 30, 200])) for _ in range(3)] for _ in range(30)),
     ]
     for chosen in expressions:
