@@ -22,6 +22,7 @@ from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.scheduler import Device
+from gpuprover.systems.groth16.key import load_key
 from gpuprover.version import VERSION
 
 from .measure import fastest
@@ -59,7 +60,7 @@ def run(args: Namespace, context: Context, curves: Sequence[CurveParams]) -> int
         raise DeviceError(f"device {settings.device!r}: nothing could be measured")
     file = calibration.keep(entries)
     kept = calibration.load()
-    lines = calibration.describe(kept, machine, [calibration.groth16(curve) for curve in curves])
+    lines = calibration.describe(kept, machine, [calibration.work_name("groth16", curve) for curve in curves])
     record = {"ok": True, "calibration": str(file), "entries": len(entries), "times": lines}
     context.console.answer(record, "\n".join([*lines, f"kept in {file}"]))
     return EXIT_OK
@@ -109,7 +110,7 @@ def measure(
             device.kind,
             device.model,
             device.path,
-            calibration.groth16(curve),
+            calibration.work_name("groth16", curve),
             tuple(rows),
             {Group.G2.name: tuple(sums[device])},
             VERSION,
@@ -129,7 +130,7 @@ def _circuit(curve: CurveParams, log: int, folder: Path, job: Job) -> tuple[Path
 
 def _measure(device: Device, zkey: Path, wtns: Path, job: Job) -> tuple[calibration.Row, calibration.Row]:
     """Rows of a whole proof and of its sum in G2."""
-    key, witness = gpuprover.load_key(zkey), read_witness(wtns)
+    key, witness = load_key(zkey), read_witness(wtns)
     counts = sorted({1, device.threads}) if device.kind == "cpu" else [job.threads]
 
     def proof(threads: int) -> float:

@@ -22,8 +22,8 @@ from typing import IO, Any
 import gpuprover
 from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.errors import InvalidInput, ProverError
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.limbs import Words, words_to_g1, words_to_ints
+from gpuprover.systems.system import ProvingKey
 
 from .measure import Failed, Sample, fastest, fill, run_process
 from .rows import ROOT

@@ -106,7 +106,7 @@ def measure_proofs(
         "curve": key.curve.name,
         "circuit": files.name,
         "constraints": key.constraints,
-        "domain": key.domain_size,
+        "domain": key.demand.domains[0].size,
     }
     limit: Row = {} if memory_limit is None else {"memory_limit": memory_limit}
     with ExitStack() as stack:

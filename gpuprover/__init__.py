@@ -48,9 +48,9 @@ _PUBLIC = {
     "setup": "api",
     "verify": "api",
     "verify_batch": "api",
-    "ProofResult": "api",
+    "ProofResult": "proving",
     "InsecureKeyWarning": "errors",
-    "ProvingKey": "formats.zkey",
+    "ProvingKey": "systems.system",
     "Client": "service.client",
     "AsyncClient": "service.client",
     "RemoteProof": "service.client",
@@ -124,7 +124,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gpuprover.api import ProofResult, load_key, prove, setup, verify, verify_batch
+    from gpuprover.api import load_key, prove, setup, verify, verify_batch
     from gpuprover.backpressure import BackpressureController
     from gpuprover.engine import ProofJob, Prover, ProverStatus, acreate_prover, create_prover
     from gpuprover.errors import (
@@ -145,10 +145,11 @@ if TYPE_CHECKING:
         UnsupportedFile,
         WitnessMismatch,
     )
-    from gpuprover.formats.zkey import ProvingKey
     from gpuprover.job import Progress
     from gpuprover.memory import MemoryUsage, memory_usage
+    from gpuprover.proving import ProofResult
     from gpuprover.service.client import AsyncClient, Client, RemoteProof, ServiceError
+    from gpuprover.systems.system import ProvingKey
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gpuprover.columns import Formula
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import KeyHeader, MemoryPlan
+from gpuprover.demand import Budget, Demand, MemoryPlan
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -60,6 +60,13 @@ class PointMath(Protocol):
         """Σ scalars[i]·points[i] of a few points, uint64[n, words] -> uint64[words].
 
         The scalars are integers of any size and sign.
+        """
+        ...
+
+    def affine(self, group: Group, points: Words) -> Words:
+        """A few points (X, Y, ZZ, ZZZ), uint64[n, 2·words] -> (X/ZZ, Y/ZZZ), uint64[n, words].
+
+        Infinity has ZZ = ZZZ = 0.
         """
         ...
 
@@ -138,28 +145,47 @@ class Backend(Protocol):
         """Gives the handles' memory back; using one afterwards is an error of the caller."""
         ...
 
-    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
-        """The memory of one proof with a key of this shape.
-
-        ``budget`` bounds, in bytes, what the backend allocates: tables, arena and staging, and
-        the key where it is copied. Pages of a mapped key do not count: they can be dropped.
+    def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        """The memory of one proof; nothing is taken. Pages of a mapped key do not count: they can be dropped.
 
         Raises:
             OutOfMemory: it cannot be done within the budget.
         """
         ...
 
-    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
-        """The memory of one proof with a key of this shape, from its first handle to its last.
+    # The proof's key -------------------------------------------------------------
+
+    def session(self, demand: Demand, owner: object, budget: Budget) -> AbstractContextManager[None]:
+        """The memory of one proof, from its first handle to its last.
 
         A device takes it on entry and gives it back at the end, however that comes; vectors made within
-        are dead then. Host arrays that are handed in do not change meanwhile. Bases and matrices are the
-        ``owner``'s, who has them prepared in the same order for every proof: a device may keep them for the
-        next one, as long as the owner lives.
+        are dead then. Host arrays that are handed in do not change meanwhile. The parts of the key are the
+        ``owner``'s: a device may keep them for the next proof, as long as the owner lives.
 
         Raises:
             OutOfMemory: on entry; see :meth:`plan`.
+            ValueError: a session of this backend is open.
         """
+        ...
+
+    def bases(self, name: str, points: Words) -> Bases:
+        """The demand's bases of this name, whose points these are; within a session."""
+        ...
+
+    def matrices(
+        self,
+        name: str,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> Matrices:
+        """The demand's matrices of this name, as :meth:`prepare_matrices`; within a session."""
+        ...
+
+    def column(self, name: str, values: Words, form: Form) -> Vector:
+        """The demand's column of this name, as :meth:`upload`; within a session. It is not written to."""
         ...
 
     # Vectors -----------------------------------------------------------------
@@ -327,7 +353,7 @@ class Backend(Protocol):
     # Points ----------------------------------------------------------------------
 
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Bases:
-        """Affine points, for many multiplications with other scalars.
+        """Affine points that are nobody's key, for multiplications with other scalars.
 
         ``budget`` bounds the bytes spent on precomputed multiples; None leaves it to the backend.
         """

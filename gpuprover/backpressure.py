@@ -1,8 +1,9 @@
-"""A bound on how much runs at once, for threads and asyncio tasks together."""
+"""A bound on how much runs at once, for threads and tasks together; and what is a fair share of the rest."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -186,6 +187,20 @@ class BackpressureController:
             except RuntimeError:  # its event loop was closed
                 if not self._withdraw(waiter):
                     return
+
+
+def room(free: int, own: int, share: float) -> int:
+    """Units that one of several users may have more: its own are ``share / (1 - share)`` of the free ones.
+
+    A user alone gets ``share`` of all; at a half, n greedy ones get equal parts and leave one free: dynamic
+    thresholds, after Choudhury and Hahne, IEEE/ACM Transactions on Networking 6 (1998).
+
+    Args:
+        free: units that nobody has.
+        own: units that the user has already.
+        share: above 0, at most 1; with 1 it may have all.
+    """
+    return min(free, max(0, math.ceil(round(share * free - (1 - share) * own, 6))))
 
 
 def _late(timeout: float | None) -> Timeout:

@@ -34,9 +34,9 @@ Row = tuple[int, float, float]
 """Constraints; seconds on one thread; seconds of work that threads share."""
 
 
-def groth16(curve: CurveParams) -> str:
-    """The name under which times of Groth16 proofs over a curve are kept."""
-    return f"groth16 {curve.name}"
+def work_name(protocol: str, curve: CurveParams) -> str:
+    """The name under which times of a protocol's proofs over a curve are kept."""
+    return f"{protocol} {curve.name}"
 
 
 def row(constraints: int, one: float, many: float, threads: int) -> Row:
@@ -53,7 +53,7 @@ class Entry:
 
     Attributes:
         kind, model, path: of the :class:`Device`.
-        work: as :func:`groth16` names it.
+        work: as :func:`work_name` names it.
         version: of gpuprover; empty for figures of other machines.
         rows: of whole proofs, with the key where it is needed; by constraints.
         parts: of parts of a proof, by name.

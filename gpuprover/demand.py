@@ -1,25 +1,116 @@
-"""What a proof asks of a device, and the memory that it takes there."""
+"""What a proof asks of a device, and the memory that it takes there.
+
+Plain records, hashable, shared by the proof systems, which write them, the backends, which plan by them, and
+the scheduler.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpuprover.curves import CurveParams, Group
+from gpuprover.polynomial import Domain
 
 
 @dataclass(frozen=True)
-class KeyHeader:
-    """What :meth:`Backend.plan` needs to know of a key; sizes in elements.
+class KeyBases:
+    """Points of a key, for multi-scalar multiplications.
 
-    ``g1_points`` and ``g2_points`` count all bases of the key, ``largest_msm`` the longest
-    single multi-scalar multiplication.
+    Attributes:
+        name: what the proof system calls them, ``B2`` say.
+        group: the group that they are in.
+        size: the number of points.
     """
 
-    domain_size: int
-    n_vars: int
-    n_public: int
-    n_coefficients: int
-    g1_points: int
-    g2_points: int
-    largest_msm: int
+    name: str
+    group: Group
+    size: int
+
+
+@dataclass(frozen=True)
+class KeyMatrices:
+    """Sparse matrices of a key, in one list of entries.
+
+    Attributes:
+        name: what the proof system calls them.
+        count: the number of matrices.
+        rows: the length of a product.
+        entries: the number of entries of all matrices.
+    """
+
+    name: str
+    count: int
+    rows: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """A vector of a key.
+
+    Attributes:
+        name: what the proof system calls it.
+        size: the number of elements.
+    """
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one proof asks of a device.
+
+    Attributes:
+        system: the proof system's name.
+        curve: the curve of the key.
+        witness: the number of the witness's values.
+        domains: the domains of transforms.
+        bases: the key's points, in the order in which they are prepared.
+        matrices: the key's matrices.
+        columns: the key's vectors.
+        together: names of bases that are multiplied by the same scalars, in one call of ``msm_many``.
+        rehearse: the steps of a proof with a key of this shape, on arrays that nobody has written or will
+            read. A backend that only counts runs them to learn what a proof takes.
+    """
+
+    system: str
+    curve: CurveParams
+    witness: int
+    domains: tuple[Domain, ...]
+    bases: tuple[KeyBases, ...]
+    matrices: tuple[KeyMatrices, ...]
+    columns: tuple[KeyColumn, ...]
+    together: tuple[tuple[str, ...], ...]
+    rehearse: Callable[[Demand, Any], None] = field(repr=False)
+
+    @property
+    def largest_msm(self) -> int:
+        """The number of points of the longest multi-scalar multiplication."""
+        return max((bases.size for bases in self.bases), default=0)
+
+    @property
+    def point_bytes(self) -> int:
+        """Bytes of all of the key's points."""
+        return sum(8 * bases.group.words(self.curve) * bases.size for bases in self.bases)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that a proof may take; None: as many as there are.
+
+    Attributes:
+        host: bytes of the host's memory, mapped pages of a key not counted.
+        device: bytes of a GPU's memory, with the proof's part of its key.
+    """
+
+    host: int | None = None
+    device: int | None = None
+
+
+UNLIMITED = Budget()
 
 
 @dataclass(frozen=True)

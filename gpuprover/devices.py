@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpuprover import forks
 from gpuprover.backend import Backend
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, brief
 from gpuprover.job import Job
 
@@ -111,23 +114,34 @@ def open_backend(
     device: str,
     curve: CurveParams,
     job: Job,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
+    host_parts: Collection[str] = (),
 ) -> Backend:
     """The backend for a resolved or requested device name.
 
-    ``host_groups``: groups whose sums a GPU's backend leaves to the CPU, which computes them meanwhile.
-    ``budget``: bytes of a GPU's memory that one proof may take, with its part of the key; None: what is free.
+    ``host_parts``: names of groups whose sums a GPU leaves to the CPU, which computes them meanwhile.
     """
     name = resolve_device(device)
     if is_gpu(name):
         host = open_backend("cpu", curve, job)
-        backend: Backend = _family(name).open_backend(name, curve, job, host, host_groups, budget)
+        backend: Backend = _family(name).open_backend(name, curve, job, host, host_parts)
         return backend
     module, _, attribute = _REGISTRY[name].partition(":")
     with forks.settled:
         factory: Callable[[CurveParams, Job], Backend] = getattr(import_module(module), attribute)
     return factory(curve, job)
+
+
+def host_memory(device: str, size: int) -> NDArray[np.uint8]:
+    """So many bytes of the host's memory, at least 1, for what a proof on a device or on ``auto`` sends.
+
+    For a GPU that this process has open they are page-locked: it takes data from there without another copy.
+    """
+    for family in _GPUS:
+        if device == "auto" or device.partition(":")[0] == family:
+            memory: NDArray[np.uint8] | None = _family(family).pinned(device, size)
+            if memory is not None:
+                return memory
+    return np.empty(size, dtype=np.uint8)
 
 
 def warm_up(device: str, curve: CurveParams, job: Job) -> None:

@@ -252,7 +252,7 @@ def _bound(name: str) -> int:
     return MAX_PATH if name == "path" else MAX_MESSAGE
 
 
-def place(trace: TracebackType | None) -> str:
+def code_location(trace: TracebackType | None) -> str:
     """``module:line`` of the innermost frame in this package: what may be told of an unexpected exception,
     whose text may hold secret values."""
     found = "an unknown place"

@@ -22,15 +22,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from gpuprover import calibration
-from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.caching import CacheStatistics
-from gpuprover.curves import Group, curve_by_name
+from gpuprover.curves import curve_by_name
 from gpuprover.demand import MemoryPlan
 from gpuprover.errors import InvalidInput, ProverError
 from gpuprover.formats.files import Identity
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, JobShape, Placement
+from gpuprover.witness_source import WitnessLike
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class KeyInfo:
     Attributes:
         path: the key's file.
         identity: of that file when it was read.
+        protocol: the proof system's name.
         curve: the curve's name.
         constraints: rows of the key's circuit.
         n_public: public signals.
         n_vars: wires, the constant 1 among them.
+        host_parts: what a CPU can compute of a proof beside a GPU, by name.
         plans: memory that a proof takes, by kind of device (``cpu``, ``cuda``), the best plan first; of the
             kinds that whoever loaded the key has.
         verification_key: snarkjs's document, without e(α, β).
@@ -53,10 +56,12 @@ class KeyInfo:
 
     path: str
     identity: Identity
+    protocol: str
     curve: str
     constraints: int
     n_public: int
     n_vars: int
+    host_parts: tuple[str, ...]
     plans: Mapping[str, tuple[MemoryPlan, ...]]
     verification_key: dict[str, Any] = field(repr=False)
     digest: str
@@ -65,8 +70,8 @@ class KeyInfo:
     @property
     def shape(self) -> JobShape:
         """What the scheduler takes."""
-        work = calibration.groth16(curve_by_name(self.curve))
-        return JobShape(work, self.constraints, dict(self.plans), (Group.G2.value,))
+        work = calibration.work_name(self.protocol, curve_by_name(self.curve))
+        return JobShape(work, self.constraints, dict(self.plans), frozenset(self.host_parts))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +79,8 @@ class KeyInfo:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> KeyInfo:
         plans = {kind: tuple(MemoryPlan(**p) for p in plans) for kind, plans in document["plans"].items()}
-        identity, warnings = Identity(*document["identity"]), tuple(document["warnings"])
-        return cls(**{**document, "plans": plans, "identity": identity, "warnings": warnings})
+        lists = {name: tuple(document[name]) for name in ("host_parts", "warnings")}
+        return cls(**{**document, **lists, "plans": plans, "identity": Identity(*document["identity"])})
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class ProofRequest:
 
     Attributes:
         id: the engine's number for it, unique among its requests.
-        zkey: path of the key.
+        path: the key's file.
         identity: of the file that was planned with; a run that finds another one is refused.
         witness: as :func:`gpuprover.prove` takes it. Secret.
         device: ``cpu``, ``cuda:0``, ...
@@ -96,7 +101,7 @@ class ProofRequest:
     """
 
     id: int
-    zkey: str
+    path: str
     identity: Identity
     witness: WitnessLike = field(repr=False)
     device: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,45 +44,43 @@ def words_to_field(field: FieldParams, words: Words) -> list[int]:
 
 
 def g1_to_words(curve: CurveParams, points: Sequence[AffineG1]) -> Words:
-    """Affine points -> uint64[n, 2·limbs], Montgomery x, y; infinity is all zeros."""
-    flat = [c for p in points for c in (p if p is not None else (0, 0))]
-    return field_to_words(curve.base, flat).reshape(-1, curve.g1_words)
+    """:func:`points_to_words` in G1: uint64[n, 2·limbs], Montgomery x, y."""
+    return points_to_words(curve, Group.G1, points)
 
 
 def g2_to_words(curve: CurveParams, points: Sequence[AffineG2]) -> Words:
-    """Affine points -> uint64[n, 4·limbs], Montgomery x0, x1, y0, y1; infinity is all zeros."""
-    flat = [c for p in points for pair in (p if p is not None else ((0, 0), (0, 0))) for c in pair]
-    return field_to_words(curve.base, flat).reshape(-1, curve.g2_words)
+    """:func:`points_to_words` in G2: uint64[n, 4·limbs], Montgomery x0, x1, y0, y1."""
+    return points_to_words(curve, Group.G2, points)
 
 
 def words_to_g1(curve: CurveParams, words: Words) -> list[AffineG1]:
     """Inverse of :func:`g1_to_words`."""
-    c = words_to_field(curve.base, words.reshape(-1, curve.base.limbs))
-    return [(x, y) if x or y else None for x, y in zip(c[0::2], c[1::2], strict=True)]
+    return cast(list[AffineG1], words_to_points(curve, Group.G1, words))
 
 
 def words_to_g2(curve: CurveParams, words: Words) -> list[AffineG2]:
     """Inverse of :func:`g2_to_words`."""
-    c = words_to_field(curve.base, words.reshape(-1, curve.base.limbs))
-    quads = zip(c[0::4], c[1::4], c[2::4], c[3::4], strict=True)
-    return [((a, b), (d, e)) if a or b or d or e else None for a, b, d, e in quads]
+    return cast(list[AffineG2], words_to_points(curve, Group.G2, words))
 
 
 def points_to_words(curve: CurveParams, group: Group, points: Iterable[AffinePoint]) -> Words:
-    """Affine points of one group -> uint64[n, words]."""
-    given: list[Any] = list(points)
-    return g1_to_words(curve, given) if group is Group.G1 else g2_to_words(curve, given)
+    """Affine points of one group -> uint64[n, words], Montgomery form; infinity is all zeros."""
+    params = curve.group(group)
+    flat = [c for point in points for c in params.coordinates(point)]
+    return field_to_words(curve.base, flat).reshape(-1, params.words)
 
 
 def words_to_points(curve: CurveParams, group: Group, words: Words) -> list[AffinePoint]:
     """Inverse of :func:`points_to_words`."""
-    return [*words_to_g1(curve, words)] if group is Group.G1 else [*words_to_g2(curve, words)]
+    params = curve.group(group)
+    flat, n = words_to_field(curve.base, words.reshape(-1, curve.base.limbs)), 2 * params.degree
+    return [params.point(flat[i : i + n]) for i in range(0, len(flat), n)]
 
 
 @lru_cache
 def generator(curve: CurveParams, group: Group) -> Words:
     """The group's generator as a point of uint64[words], read-only."""
-    words = points_to_words(curve, group, [group.generator(curve)]).reshape(-1)
+    words = points_to_words(curve, group, [curve.group(group).generator]).reshape(-1)
     words.flags.writeable = False
     return words
 

@@ -44,7 +44,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 
 from gpuprover.config import log_format, log_level
-from gpuprover.errors import ProverError, place
+from gpuprover.errors import ProverError, code_location
 
 _log = logging.getLogger("gpuprover.service")
 
@@ -132,7 +132,7 @@ def catch() -> None:
 
     def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         if not issubclass(kind, SystemExit | KeyboardInterrupt):
-            _log.error("%s in %s, which nobody caught", kind.__name__, place(trace))
+            _log.error("%s in %s, which nobody caught", kind.__name__, code_location(trace))
 
     logging.captureWarnings(True)
     sys.excepthook = tell
@@ -174,7 +174,7 @@ class Repetition:
         except Exception:  # the formatter's to tell
             return record
         error = record.exc_info[1] if record.exc_info else None
-        where = () if error is None else (type(error).__name__, place(error.__traceback__))
+        where = () if error is None else (type(error).__name__, code_location(error.__traceback__))
         same = _see(self._words, (*form, words, *where), now)
         if same.told >= 1 or kept.told >= A_MINUTE:
             same.left_out += 1

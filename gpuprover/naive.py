@@ -7,10 +7,10 @@ enough; a proof of a few constraints made with it can be followed with a debugge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise, zip_longest
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from gpuprover import reference
 from gpuprover.backend import Form, Term
 from gpuprover.columns import Formula, Op
 from gpuprover.curves import AffinePoint, CurveParams, Group
-from gpuprover.demand import KeyHeader, MemoryPlan
+from gpuprover.demand import Budget, Demand, MemoryPlan
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
@@ -34,9 +34,14 @@ from gpuprover.limbs import (
     words_to_points,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.rehearsal import Rehearsal
 
 Vector: TypeAlias = list[int]
 """Canonical integers in [0, r)."""
+
+
+INTEGER = TUPLE = 72
+"""Bytes that CPython takes: 8 for a list's slot, about 64 for an integer of this size or a small tuple."""
 
 
 class Matrices(NamedTuple):
@@ -58,9 +63,18 @@ class NaivePoints:
         self.curve, self.job = curve, job
 
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
-        return points_to_words(
-            self.curve, group, [self.sum(group, words_to_points(self.curve, group, points), scalars)]
-        ).reshape(-1)
+        total = self.sum(group, words_to_points(self.curve, group, points), scalars)
+        return points_to_words(self.curve, group, [total]).reshape(-1)
+
+    def affine(self, group: Group, points: Words) -> Words:
+        F, base = self._group(group).field, self.curve.base
+        flat: list[Any] = words_to_field(base, points.reshape(-1, base.limbs))
+        if group is Group.G2:
+            flat = [*zip(flat[::2], flat[1::2], strict=True)]
+        rows: list[Any] = []
+        for x, y, zz, zzz in zip(*(flat[k::4] for k in range(4)), strict=True):
+            rows.append(None if zzz == F.zero else (F.mul(x, F.inverse(zz)), F.mul(y, F.inverse(zzz))))
+        return points_to_words(self.curve, group, rows)
 
     def sparse_combination(
         self,
@@ -70,15 +84,11 @@ class NaivePoints:
         columns: NDArray[np.uint32],
         values: Words,
     ) -> Words:
-        host, factors, chosen = (
-            words_to_points(self.curve, group, points),
-            words_to_ints(values),
-            columns.tolist(),
-        )
-        bounds = starts.tolist()
+        given = words_to_points(self.curve, group, points)
+        factors, chosen, bounds = words_to_ints(values), columns.tolist(), starts.tolist()
         rows: list[AffinePoint] = []
         for begin, end in pairwise(bounds):
-            terms = [host[column] for column in chosen[begin:end]]
+            terms = [given[column] for column in chosen[begin:end]]
             rows.append(self.sum(group, terms, factors[begin:end]))
         return points_to_words(self.curve, group, rows)
 
@@ -104,7 +114,7 @@ class NaivePoints:
         return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
 
     def _group(self, group: Group) -> reference.EllipticCurve:
-        return reference.g1(self.curve) if group is Group.G1 else reference.g2(self.curve)
+        return reference.group(self.curve, group)
 
     def sum(self, group: Group, points: Sequence[AffinePoint], scalars: Sequence[int]) -> AffinePoint:
         """Σ scalars[i]·points[i], looking at the job's limits before every product."""
@@ -116,6 +126,18 @@ class NaivePoints:
         return total
 
 
+class _Costs:
+    """See :class:`gpuprover.rehearsal.Costs`."""
+
+    element = INTEGER
+
+    def transform(self, domain: Domain) -> tuple[int, int]:
+        return 0, 3 * domain.size * INTEGER
+
+    def sums(self, groups: Sequence[Group], requests: int, longest: int) -> int:
+        return 0
+
+
 class NaiveBackend:
     """See :class:`gpuprover.backend.Backend` for what the methods mean."""
 
@@ -125,6 +147,7 @@ class NaiveBackend:
         self.curve = curve
         self.job = job
         self.points = NaivePoints(curve, job)
+        self._session: Demand | None = None
         self._fr = reference.PrimeField(curve.r)
 
     # Memory ------------------------------------------------------------------
@@ -159,23 +182,62 @@ class NaiveBackend:
                 case _:
                     handle.clear()
 
-    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
-        # CPython: 8 bytes a list slot; about 64 bytes an integer of this size, 64 a tuple.
-        integer, tuple_of = 72, 72
-        plan = MemoryPlan(
-            key=header.n_coefficients * (4 * integer + tuple_of)
-            + header.g1_points * (2 * integer + tuple_of)
-            + header.g2_points * (4 * integer + 3 * tuple_of),
-            tables=0,
-            arena=6 * header.domain_size * integer + header.n_vars * integer,
-            host=0,
+    def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        rehearsal = Rehearsal(demand, self.job.threads, _Costs())
+        demand.rehearse(demand, rehearsal)
+        key = sum(
+            bases.size * demand.curve.group(bases.group).degree * (2 * INTEGER + TUPLE)
+            for bases in demand.bases
         )
-        if budget is not None and plan.total > budget:
-            raise OutOfMemory(f"the reference backend needs {plan.total} bytes for this key, not {budget}")
+        key += sum(matrices.entries for matrices in demand.matrices) * (4 * INTEGER + TUPLE)
+        key += sum(column.size for column in demand.columns) * INTEGER
+        plan = MemoryPlan(key=key, tables=0, arena=demand.witness * INTEGER + rehearsal.arena, host=0)
+        if budget.host is not None and plan.total > budget.host:
+            raise OutOfMemory(
+                f"the reference backend needs {plan.total} bytes for this key, not {budget.host}"
+            )
         return plan
 
-    def proof(self, header: KeyHeader, owner: object) -> AbstractContextManager[None]:
-        return nullcontext()
+    # The proof's key -------------------------------------------------------------
+
+    @contextmanager
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
+        if self._session is not None:
+            raise ValueError("a backend makes one proof at a time")
+        self.plan(demand, budget)
+        self._session = demand
+        try:
+            yield
+        finally:
+            self._session = None
+
+    @property
+    def _demand(self) -> Demand:
+        if self._session is None:
+            raise ValueError("no session is open")
+        return self._session
+
+    def bases(self, name: str, points: Words) -> Bases:
+        (part,) = (bases for bases in self._demand.bases if bases.name == name)
+        return self.prepare_bases(part.group, points)
+
+    def matrices(
+        self,
+        name: str,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> Matrices:
+        (part,) = (matrices for matrices in self._demand.matrices if matrices.name == name)
+        return self.prepare_matrices(
+            part.count, part.rows, matrix_index, row_index, column_index, values, form
+        )
+
+    def column(self, name: str, values: Words, form: Form) -> Vector:
+        (_,) = (column for column in self._demand.columns if column.name == name)
+        return self.upload(values, form)
 
     # Vectors -----------------------------------------------------------------
 

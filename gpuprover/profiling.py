@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpuprover import api, calibration, memory
+from gpuprover.demand import UNLIMITED, Budget
 from gpuprover.devices import cpu_path_name, is_gpu, open_backend
 from gpuprover.errors import InvalidInput
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Event, Job, Progress
 from gpuprover.machine import (
     available_cpus,
@@ -30,6 +30,7 @@ from gpuprover.machine import (
     cgroup_throttled,
 )
 from gpuprover.scheduler.placement import format_seconds, format_size
+from gpuprover.systems.system import ProvingKey
 
 LONGEST_SINGLE = 30.0
 """Seconds of CPU time above which a proof is not made with one thread too."""
@@ -52,7 +53,7 @@ FIXED_PHASES = ("check key header", "blinding", "verify")
 
 
 @dataclass(frozen=True)
-class Run:
+class ProfiledRun:
     """One proof, and what the system counted from its beginning to its end.
 
     Attributes:
@@ -115,9 +116,9 @@ class Observed:
     touch: float
     touch_again: float
     touch_read: int
-    first: Run
-    warm: tuple[Run, ...]
-    single: Run | None
+    first: ProfiledRun
+    warm: tuple[ProfiledRun, ...]
+    single: ProfiledRun | None
     device: str
     threads: int
     cpus: int
@@ -141,7 +142,7 @@ class Observed:
         """Phase -> seconds in the first proof, median of those after; ``other`` is what is in no phase."""
         names = dict.fromkeys(name for run in (self.first, *self.warm) for name in run.phases)
 
-        def spent(run: Run, name: str) -> float:
+        def spent(run: ProfiledRun, name: str) -> float:
             if name == "other":
                 return max(0.0, run.seconds - sum(run.phases.values()))
             return run.phases.get(name, 0.0)
@@ -196,7 +197,7 @@ def observe(
 
     ran_on = device
 
-    def prove(count: int) -> Run:
+    def prove(count: int) -> ProfiledRun:
         nonlocal ran_on
         reads, throttled = _disk_reads(), cgroup_throttled()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
@@ -213,7 +214,7 @@ def observe(
         )
         ran_on = result.device
         cpu = time.process_time() - cpu
-        return Run(
+        return ProfiledRun(
             time.perf_counter() - wall,
             cpu,
             result.timings,
@@ -275,12 +276,12 @@ def touch_pages(path: str, job: Job) -> float:
 def _plans(key: ProvingKey, job: Job, memory_limit: int | None) -> tuple[int, int]:
     """Bytes of a proof on the CPU without a limit, and within the one there is."""
     backend = open_backend("cpu", key.curve, job)
-    within = backend.plan(key.plan_header, memory.budget(memory_limit))
-    return backend.plan(key.plan_header, None).total, within.total
+    within = backend.plan(key.demand, Budget(host=memory.budget(memory_limit)))
+    return backend.plan(key.demand, UNLIMITED).total, within.total
 
 
 def _predictions(key: ProvingKey, threads: int) -> tuple[Prediction, ...]:
-    times, work = calibration.load(), calibration.groth16(key.curve)
+    times, work = calibration.load(), calibration.work_name(key.protocol, key.curve)
     found = []
     for device in calibration.devices(threads):
         if device.problem:

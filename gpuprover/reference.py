@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from gpuprover.curves import AffineG1, AffineG2, CurveParams, FieldParams
+from gpuprover.curves import AffineG1, AffineG2, CurveParams, FieldParams, Group
 
 Element = Any
 """Of Fq an int, of an extension nested tuples."""
@@ -212,7 +212,7 @@ def fq2(curve: CurveParams) -> ComplexField:
 
 @lru_cache
 def fq6(curve: CurveParams) -> CubicExtension:
-    return CubicExtension(fq2(curve), curve.xi)
+    return CubicExtension(fq2(curve), curve.pairing.xi)
 
 
 @lru_cache
@@ -287,15 +287,22 @@ class EllipticCurve:
 
 
 @lru_cache
+def group(curve: CurveParams, which: Group) -> EllipticCurve:
+    """One of the curve's groups; its points are those of :class:`gpuprover.curves.GroupParams`."""
+    params = curve.group(which)
+    if params.degree == 1:
+        return EllipticCurve(fq(curve), params.b[0], curve.r)
+    return EllipticCurve(fq2(curve), params.b, curve.r)
+
+
 def g1(curve: CurveParams) -> EllipticCurve:
     """E over Fq; its points are :data:`~gpuprover.curves.AffineG1`."""
-    return EllipticCurve(fq(curve), curve.b, curve.r)
+    return group(curve, Group.G1)
 
 
-@lru_cache
 def g2(curve: CurveParams) -> EllipticCurve:
     """The sextic twist over Fq2; its points are :data:`~gpuprover.curves.AffineG2`."""
-    return EllipticCurve(fq2(curve), curve.b_twist, curve.r)
+    return group(curve, Group.G2)
 
 
 # Polynomials --------------------------------------------------------------------
@@ -342,7 +349,7 @@ def untwist(curve: CurveParams, Q: AffineG2) -> Point:
         return None
     F = fq12(curve)
     w = (fq6(curve).zero, fq6(curve).one)
-    sign = 1 if curve.twist == "D" else -1
+    sign = 1 if curve.pairing.twist == "D" else -1
     x, y = _lift(curve, Q[0]), _lift(curve, Q[1])
     return F.mul(x, power(F, w, 2 * sign)), F.mul(y, power(F, w, 3 * sign))
 
@@ -368,16 +375,16 @@ def miller_loop(curve: CurveParams, P: AffineG1, Q: AffineG2) -> Element:
         return F.sub(F.sub(y, A[1]), F.mul(λ, F.sub(x, A[0])))
 
     f, T = F.one, base
-    for bit in bin(abs(curve.loop_count))[3:]:
+    for bit in bin(abs(curve.pairing.loop_count))[3:]:
         f = F.mul(F.mul(f, f), line(T, T))
         T = E.add(T, T)
         if bit == "1":
             f = F.mul(f, line(T, base))
             T = E.add(T, base)
-    if curve.loop_count < 0:
+    if curve.pairing.loop_count < 0:
         # f_{−t} = 1/f_t up to vertical lines.
         f, T = F.inverse(f), E.neg(T)
-    if curve.family == "BN":
+    if curve.pairing.family == "BN":
         first = tuple(power(F, c, curve.q) for c in base)
         second = E.neg(tuple(power(F, c, curve.q) for c in first))
         f = F.mul(f, line(T, first))
@@ -415,8 +422,8 @@ def circom_exponent(curve: CurveParams) -> int:
     k = 3 for BLS12 (Hayashida et al., eprint 2020/875). Only ``vk_alphabeta_12`` of a
     verification key shows it; products that are 1 stay 1.
     """
-    x = curve.seed
-    return 2 * x * (6 * x * x + 3 * x + 1) if curve.family == "BN" else 3
+    x = curve.pairing.seed
+    return 2 * x * (6 * x * x + 3 * x + 1) if curve.pairing.family == "BN" else 3
 
 
 # Groth16 ------------------------------------------------------------------------

@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gpuprover import forks
-from gpuprover.api import Placed, ProofResult, load_key, prove_placed
 from gpuprover.caching import Cache
-from gpuprover.curves import Group
-from gpuprover.demand import MemoryPlan
+from gpuprover.demand import UNLIMITED, Budget, MemoryPlan
 from gpuprover.devices import is_gpu, open_backend
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, about, shortage
 from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest
 from gpuprover.formats.files import Identity, identity_of
-from gpuprover.formats.groth16_json import digest, verification_key_points
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Event, Job, Progress
+from gpuprover.proving import Placed, ProofResult, prove_placed
+from gpuprover.systems.system import ProvingKey, load_key, system_named
 
 SMALLEST_BUDGET = 1 << 20
 """Bytes at which the search for a GPU's leanest plan ends."""
@@ -78,13 +76,15 @@ class Runner:
             return KeyInfo(
                 path=path,
                 identity=identity,
+                protocol=key.protocol,
                 curve=key.curve.name,
                 constraints=key.constraints,
                 n_public=key.n_public,
                 n_vars=key.n_vars,
+                host_parts=system_named(key.protocol).host_parts,
                 plans=plans,
-                verification_key=verification_key_points(key.vk),
-                digest=digest(key.vk),
+                verification_key=key.vk.document,
+                digest=key.vk.digest,
                 warnings=key.warnings,
             )
 
@@ -132,29 +132,30 @@ class Runner:
         """
         job = Job(threads=request.threads, cancel=cancel, timeout=request.timeout, progress=progress)
         try:
-            if identity_of(request.zkey) != request.identity:
+            if identity_of(request.path) != request.identity:
                 raise KeyChanged(
-                    "the file has changed since the proof was planned", path=request.zkey, role="key"
+                    "the file has changed since the proof was planned", path=request.path, role="key"
                 )
-            with self._using(request.zkey, request.identity, job) as key:
+            with self._using(request.path, request.identity, job) as key:
                 return prove_placed(key, request.witness, _placed(request), job)
         except ProverError:
             raise
         except Exception as error:
             short = shortage(error)
             if short is not None:
-                raise type(short)(f"while proving: {short.message}", path=request.zkey, role="key") from None
+                raise type(short)(f"while proving: {short.message}", path=request.path, role="key") from None
             # Of an unexpected exception only its kind: its text may hold values of the witness.
             raise ProofGenerationFailed(
                 f"{type(error).__name__} while proving; this is a bug in gpuprover",
-                path=request.zkey,
+                path=request.path,
                 role="key",
             ) from None
 
 
 def _placed(request: ProofRequest) -> Placed:
-    groups = frozenset(Group(name) for name in request.host_parts)
-    return Placed(request.device, groups, budget=request.budget)
+    gpu, bytes_ = is_gpu(request.device), request.budget
+    budget = Budget(device=bytes_) if gpu else Budget(host=bytes_)
+    return Placed(request.device, request.host_parts, budget=budget)
 
 
 def _plans(device: str, key: ProvingKey, job: Job) -> tuple[MemoryPlan, ...]:
@@ -163,15 +164,15 @@ def _plans(device: str, key: ProvingKey, job: Job) -> tuple[MemoryPlan, ...]:
     On a GPU one without tables follows, and the leanest; on a CPU that of a proof on one thread.
     """
     backend = open_backend(device, key.curve, job)
-    best = backend.plan(key.plan_header, None)
+    best = backend.plan(key.demand, UNLIMITED)
     if not is_gpu(device):
-        lean = open_backend(device, key.curve, Job(threads=1)).plan(key.plan_header, None)
+        lean = open_backend(device, key.curve, Job(threads=1)).plan(key.demand, UNLIMITED)
         return (best, lean) if lean.total < best.total else (best,)
     plans = [best]
     budget = best.key + best.arena
     while budget > SMALLEST_BUDGET:
         try:
-            found = backend.plan(key.plan_header, budget)
+            found = backend.plan(key.demand, Budget(device=budget))
         except OutOfMemory:
             break
         # All in one step without tables, then in slices: only the last of those is of use.

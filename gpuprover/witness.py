@@ -41,6 +41,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from gpuprover import folders, forks, wasm_compiler
+from gpuprover.backend import Backend, Form
 from gpuprover.curves import CURVES, CurveParams
 from gpuprover.errors import (
     InvalidInput,
@@ -50,11 +51,13 @@ from gpuprover.errors import (
     Timeout,
     UnsatisfiedWitness,
     UnsupportedFile,
+    WitnessMismatch,
     about,
 )
 from gpuprover.formats.files import Pathish, open_regular
 from gpuprover.formats.json_files import MAX_DEPTH
-from gpuprover.formats.wtns import check_witness_values
+from gpuprover.formats.r1cs import R1CS
+from gpuprover.formats.wtns import Witness, check_witness_values
 from gpuprover.job import POLL_SECONDS, Job
 from gpuprover.limbs import Words, ints_to_words
 
@@ -893,3 +896,33 @@ def _symbols(wasm: Path, *, whole: bool = False) -> dict[str, int]:
                 names[name] = names.get(name, 0) + 1
             return {} if whole else names
     return {}
+
+
+def check_witness(r1cs: R1CS, witness: Witness, backend: Backend) -> int | None:
+    """The first constraint that the witness does not satisfy, or None if it satisfies all.
+
+    Raises:
+        WitnessMismatch: another field, or another number of wires.
+    """
+    if witness.curve != r1cs.curve:
+        raise WitnessMismatch(
+            f"{witness.source}: values over the scalar field of {witness.curve.name}, "
+            f"expected that of {r1cs.curve.name} for {r1cs.source}"
+        )
+    if len(witness) != r1cs.n_wires:
+        raise WitnessMismatch(
+            f"{witness.source}: {len(witness)} values, expected {r1cs.n_wires}, the wires of {r1cs.source}"
+        )
+    if r1cs.n_constraints == 0:
+        return None
+    products = []
+    for m in r1cs.matrices:
+        single = np.zeros(m.nnz, dtype=np.uint32)
+        matrix = backend.prepare_matrices(1, m.rows, single, m.row_index(), m.wires, m.values, Form.CANONICAL)
+        products += backend.spmv(matrix, witness.values)
+        backend.free(matrix)
+    a, b, c = products
+    difference = backend.multiply_subtract_in_place(a, b, c)
+    wrong = backend.download(difference, Form.MONTGOMERY).any(axis=1)
+    backend.free(a, b, c)
+    return int(np.argmax(wrong)) if wrong.any() else None

@@ -17,7 +17,7 @@ from gpuprover.backend import Backend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.cuda import gpus
 from gpuprover.cuda.probe import Survey
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
+from gpuprover.curves import BLS12_381, BN254, PAIRING_CURVES, CurveParams, Group
 from gpuprover.devices import _REGISTRY, open_backend
 from gpuprover.errors import MAX_MESSAGE, DeviceError
 from gpuprover.job import Job
@@ -60,7 +60,7 @@ def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(gpus, "_survey", lambda: Survey(problem="hidden from the tests"))
 
 
-@pytest.fixture(params=CURVES, ids=lambda c: c.name)
+@pytest.fixture(params=PAIRING_CURVES, ids=lambda c: c.name)
 def curve(request: pytest.FixtureRequest) -> CurveParams:
     return request.param
 
@@ -172,28 +172,28 @@ def scale(backend_name: str) -> Scale:
 @pytest.fixture
 def quick_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few buckets and small blocks: on the emulated device a barrier takes a microsecond a thread."""
-    from gpuprover.cuda import gpu, msm_plan
+    from gpuprover.cuda import msm_plan, residency
 
     def choose(*arguments: Any) -> msm_plan.MsmPlan:
         return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
     monkeypatch.setattr(msm_plan, "MAX_WINDOW", 4)
-    monkeypatch.setattr(gpu, "choose_plan", choose)
-    gpu._choose.cache_clear()
+    monkeypatch.setattr(residency, "choose_plan", choose)
+    residency._choose.cache_clear()
     yield
-    gpu._choose.cache_clear()
+    residency._choose.cache_clear()
 
 
 @pytest.fixture
 def opened(backend_name: str, curve: CurveParams, request: pytest.FixtureRequest) -> OpenBackend:
     """Opens the backend under test for ``curve`` with a given job."""
     if backend_name == EMULATED:
-        from gpuprover.cuda.gpu import Gpu
+        from gpuprover.cuda.residency import Residency
         from tests.support.cuda_proofs import backend_on
 
         request.getfixturevalue("quick_sums")
 
-        gpu = Gpu(EmulatedDevice(EMULATED))
+        gpu = Residency(EmulatedDevice(EMULATED))
         return lambda job: backend_on(gpu, curve, job)
     try:
         open_backend(backend_name, curve, Job())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,14 +18,14 @@ import pytest
 
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
-from gpuprover.curves import BN254, CurveParams, Group
-from gpuprover.demand import KeyHeader
-from gpuprover.devices import device_names, open_backend, resolve_device
-from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory, Timeout
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import UNLIMITED, Budget, Demand
+from gpuprover.errors import Cancelled, OutOfMemory, Timeout
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.systems.groth16 import prover
 from tests.conftest import OpenBackend, Scale
 from tests.support.samples import (
     POINT_KINDS,
@@ -36,6 +37,7 @@ from tests.support.samples import (
     from_words,
     generator,
     has_cofactor,
+    plain,
     point,
     point_words,
     random_logs,
@@ -66,29 +68,6 @@ def random_scalars(backend: Backend, rng: random.Random, n: int) -> list[int]:
     r = backend.curve.r
     edges = field_edges(r)
     return [rng.choice(edges) if rng.random() < 0.1 else rng.randrange(r) for _ in range(n)]
-
-
-# The registry -----------------------------------------------------------------------
-
-
-def test_registry() -> None:
-    names = device_names()
-    assert names[0] == "auto"
-    assert "cpu" in names
-    assert "reference" not in names
-    assert resolve_device("auto") == "cpu"
-    assert resolve_device("reference") == "reference"
-    assert open_backend("reference", BN254, Job()).name == "reference"
-
-
-def test_unknown_devices_are_refused_by_name() -> None:
-    for name in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match="cuda"):
-            resolve_device(name)
-    with pytest.raises(InvalidInput, match="'tpu'"):
-        resolve_device("tpu")
-    with pytest.raises(DeviceError):
-        open_backend("cuda", BN254, Job())
 
 
 def test_a_backend_knows_what_it_serves(backend: Backend, backend_name: str, curve: CurveParams) -> None:
@@ -145,22 +124,14 @@ def test_free(backend: Backend, group: Group) -> None:
     assert download(backend, kept) == [1, 2]
 
 
-def key_header(log_n: int) -> KeyHeader:
+def key_demand(curve: CurveParams, log_n: int) -> Demand:
     n = 1 << log_n
-    return KeyHeader(
-        domain_size=n,
-        n_vars=n - 3,
-        n_public=2,
-        n_coefficients=4 * n,
-        g1_points=4 * n,
-        g2_points=n,
-        largest_msm=n,
-    )
+    return prover.demand(curve, n_vars=n - 3, n_public=2, domain_size=n, n_coefficients=4 * n)
 
 
 @pytest.mark.both_paths
 def test_plan(backend: Backend) -> None:
-    small, large = (backend.plan(key_header(k), None) for k in (10, 16))
+    small, large = (backend.plan(key_demand(backend.curve, k), UNLIMITED) for k in (10, 16))
     for plan in (small, large):
         parts = [getattr(plan, f.name) for f in fields(plan)]
         assert all(isinstance(part, int) and part >= 0 for part in parts)
@@ -170,9 +141,10 @@ def test_plan(backend: Backend) -> None:
     assert large.key >= (4 * curve.g1_words + curve.g2_words) * 8 << 16
     assert large.arena >= 3 * curve.scalar.bytes << 16
     assert large.total > small.total
-    assert backend.plan(key_header(16), large.total).total <= large.total
+    same = Budget(large.total, large.total)
+    assert backend.plan(key_demand(curve, 16), same).total <= large.total
     with pytest.raises(OutOfMemory):
-        backend.plan(key_header(16), 1 << 20)
+        backend.plan(key_demand(curve, 16), Budget(1 << 20, 1 << 20))
 
 
 # Vectors ----------------------------------------------------------------------------
@@ -324,7 +296,7 @@ def test_msm_again_and_again(
         scalars = SCALAR_KINDS[rng.choice(list(SCALAR_KINDS))](rng, curve.r, n)
         bases = backend.prepare_bases(group, table[np.array(logs) + 40])
         got = backend.msm(bases, scalar_words(backend, scalars))
-        assert got == combination(curve, group, logs, scalars)
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.both_paths
@@ -523,7 +495,7 @@ def test_msm_of_every_kind(
         scalars = SCALAR_KINDS[kind](rng, curve.r, n)
         bases = backend.prepare_bases(group, point_words(curve, group, logs))
         got = backend.msm(bases, scalar_words(backend, scalars))
-        assert got == combination(curve, group, logs, scalars), name
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars), name
 
 
 @pytest.mark.both_paths
@@ -535,12 +507,13 @@ def test_msm_sizes(backend: Backend, group: Group, scale: Scale, rng: random.Ran
         expected = combination(curve, group, logs, scalars)
         points, words = point_words(curve, group, logs), scalar_words(backend, scalars)
         bases = backend.prepare_bases(group, unaligned(points))
-        assert backend.msm(bases, unaligned(words)) == expected, n
+        assert plain(curve, group, backend.msm(bases, unaligned(words))) == expected, n
         v = backend.upload(words)
-        assert backend.msm(bases, v) == expected, n
+        assert plain(curve, group, backend.msm(bases, v)) == expected, n
         assert download(backend, v) == scalars, "the argument was changed"
         # The same bases serve other scalars.
-        assert backend.msm(bases, scalar_words(backend, [1] * n)) == combination(curve, group, logs, [1] * n)
+        got = backend.msm(bases, scalar_words(backend, [1] * n))
+        assert plain(curve, group, got) == combination(curve, group, logs, [1] * n)
 
 
 @pytest.mark.both_paths
@@ -555,7 +528,8 @@ def test_msm_of_one_bit_each(backend: Backend, group: Group, scale: Scale) -> No
     for i in range(curve.r.bit_length() - 1):
         cases = [(1 << i, power), ((1 << i) - 1, E.add(power, E.neg(P))), (curve.r - (1 << i), E.neg(power))]
         for k, expected in cases[i // step % 3 :: 3] if i % step == 0 else ():
-            assert backend.msm(bases, scalar_words(backend, [k])) == expected, k
+            got = backend.msm(bases, scalar_words(backend, [k]))
+            assert plain(curve, group, got) == expected, k
         power = E.add(power, power)
 
 
@@ -569,7 +543,7 @@ def test_msm_result_at_infinity(backend: Backend, group: Group) -> None:
         ([0], [r - 1]),
     ):
         bases = backend.prepare_bases(group, point_words(curve, group, logs))
-        assert backend.msm(bases, scalar_words(backend, scalars)) is None
+        assert plain(curve, group, backend.msm(bases, scalar_words(backend, scalars))) is None
 
 
 @pytest.mark.both_paths
@@ -581,7 +555,8 @@ def test_msm_with_budgets(
     curve, n = backend.curve, scale.edge_points
     logs, scalars = random_logs(rng, n), random_scalars(backend, rng, n)
     bases = backend.prepare_bases(group, point_words(curve, group, logs), budget)
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.both_paths
@@ -601,11 +576,17 @@ def test_msm_many(
     few = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, logs[0][:short]))
     none = backend.prepare_bases(Group.G1, point_words(curve, Group.G1, []))
     other = combination(curve, Group.G1, logs[0][:short], scalars[-short:])
+    plain_in = partial(plain, curve)
     requests = [(bases, words), ([few], backend.upload(words[-short:])), ([none], words[:0]), ([], words)]
-    assert backend.msm_many(requests) == [expected, [other], [None], []]
-    assert backend.msm_many([(bases, backend.upload(words))]) == [expected]
+    found, (rest,), (nothing,), no_bases = backend.msm_many(requests)
+    assert list(map(plain_in, groups, found)) == expected
+    assert plain_in(Group.G1, rest) == other
+    assert plain_in(Group.G1, nothing) is None
+    assert no_bases == []
+    (found,) = backend.msm_many([(bases, backend.upload(words))])
+    assert list(map(plain_in, groups, found)) == expected
     assert backend.msm_many([]) == []
-    assert [backend.msm(b, words) for b in bases] == expected
+    assert [plain_in(g, backend.msm(b, words)) for g, b in zip(groups, bases, strict=True)] == expected
 
 
 @pytest.mark.both_paths
@@ -619,7 +600,8 @@ def test_msm_of_many_equal_points(
     logs = [rng.choice((5, -5, 10)) for _ in range(n)]
     scalars = SCALAR_KINDS[kind](rng, curve.r, n)
     bases = backend.prepare_bases(group, point_words(curve, group, logs))
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.both_paths
@@ -633,7 +615,8 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
     points = np.resize(point_words(curve, group, distinct), (n, group.words(curve)))
     scalars = SCALAR_KINDS[kind](rng, curve.r, n)
     bases = backend.prepare_bases(group, points)
-    assert backend.msm(bases, scalar_words(backend, scalars)) == combination(curve, group, logs, scalars)
+    got = backend.msm(bases, scalar_words(backend, scalars))
+    assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 # Other sums -----------------------------------------------------------------------------
@@ -643,7 +626,7 @@ def test_large_msm(backend: Backend, group: Group, scale: Scale, rng: random.Ran
 def test_linear_combination(backend: Backend, group: Group, rng: random.Random) -> None:
     curve, r = backend.curve, backend.curve.r
     logs = [1, -1, 0, *random_logs(rng, 3)]
-    points = [point(curve, group, k) for k in logs]
+    points = point_words(curve, group, logs)
     for scalars in (
         [0] * 6,
         [1, 1, 1, 0, 0, 0],
@@ -651,21 +634,21 @@ def test_linear_combination(backend: Backend, group: Group, rng: random.Random) 
         [r, r + 1, -r, 2 * r - 1, -r - 1, r * r + 7],
         [rng.randrange(-(1 << 600), 1 << 600) for _ in range(6)],
     ):
-        assert backend.points.linear_combination(group, points, scalars) == combination(
-            curve, group, logs, scalars
-        )
-    assert backend.points.linear_combination(group, [], []) is None
-    assert backend.points.linear_combination(group, [points[0]], [5]) == point(curve, group, 5)
+        expected = combination(curve, group, logs, scalars)
+        for given in (points, unaligned(points), np.repeat(points, 2, axis=0)[::2]):
+            assert plain(curve, group, backend.points.linear_combination(group, given, scalars)) == expected
+    assert plain(curve, group, backend.points.linear_combination(group, points[:0], [])) is None
+    assert plain(curve, group, backend.points.linear_combination(group, points[:1], [5])) == point(
+        curve, group, 5
+    )
 
 
 @pytest.mark.on_host
 def test_linear_combination_of_equal_points(backend: Backend, group: Group) -> None:
     curve = backend.curve
     for logs, scalars in (([4, 4], [3, 3]), ([4, -4], [3, 3]), ([4, 8], [2, 1]), ([4, 8], [2, -1])):
-        points = [point(curve, group, k) for k in logs]
-        assert backend.points.linear_combination(group, points, scalars) == combination(
-            curve, group, logs, scalars
-        )
+        got = backend.points.linear_combination(group, point_words(curve, group, logs), scalars)
+        assert plain(curve, group, got) == combination(curve, group, logs, scalars)
 
 
 @pytest.mark.both_paths
@@ -677,7 +660,7 @@ def test_fixed_base_mul(backend: Backend, group: Group, scale: Scale, rng: rando
         scalars = [k % r for k in small[:n]]
         words = scalar_words(backend, scalars)
         for log in (1, 7, 0):
-            P = point(curve, group, log)
+            (P,) = point_words(curve, group, [log])
             expected = [combination(curve, group, [log], [k]) for k in scalars]
             for given in (words, unaligned(words), backend.upload(words)):
                 got = backend.fixed_base_mul(group, P, given)
@@ -693,7 +676,7 @@ def test_fixed_base_mul_by_full_scalars(
     curve = backend.curve
     scalars = [k for make in SCALAR_KINDS.values() for k in make(rng, curve.r, 2)]
     scalars = rng.sample(scalars, min(len(scalars), scale.points * 2))
-    got = backend.fixed_base_mul(group, generator(curve, group), scalar_words(backend, scalars))
+    got = backend.fixed_base_mul(group, point_words(curve, group, [1])[0], scalar_words(backend, scalars))
     expected = [spec(curve, group).scalar_mul(generator(curve, group), k) for k in scalars]
     assert from_words(curve, group, got) == expected
 
@@ -750,7 +733,7 @@ def test_many_results(backend: Backend, group: Group, scale: Scale) -> None:
     expected = np.resize(point_words(curve, group, logs), (n, group.words(curve)))
     factors = np.resize(scalar_words(backend, [k % curve.r for k in logs]), (n, curve.scalar.limbs))
     G = point_words(curve, group, [1])
-    assert np.array_equal(backend.fixed_base_mul(group, generator(curve, group), factors), expected)
+    assert np.array_equal(backend.fixed_base_mul(group, G[0], factors), expected)
     starts, columns = np.arange(n + 1, dtype=np.int64), np.zeros(n, np.uint32)
     assert np.array_equal(backend.points.sparse_combination(group, G, starts, columns, factors), expected)
 
@@ -763,7 +746,9 @@ def test_fixed_base_mul_again(backend: Backend, group: Group, scale: Scale) -> N
     n = min(400, 2 * scale.points)
     for log, count in ((1, 2), (1, n), (7, n), (7, 1), (1, 3)):
         scalars = [curve.r - 1 - k * k for k in range(count)]
-        got = backend.fixed_base_mul(group, point(curve, group, log), scalar_words(backend, scalars))
+        got = backend.fixed_base_mul(
+            group, point_words(curve, group, [log])[0], scalar_words(backend, scalars)
+        )
         assert from_words(curve, group, got) == [combination(curve, group, [log], [k]) for k in scalars]
 
 
@@ -848,7 +833,7 @@ def bad_points(curve: CurveParams, group: Group, rng: random.Random) -> dict[str
         small = E.scalar_mul(outside, curve.r)
         bad["of an order that divides the cofactor"] = to_words(curve, group, [small])[0]
         bad["that plus a good point"] = to_words(curve, group, [E.add(small, (x, y))])[0]
-    if group is Group.G1 and curve.cofactor_g1 % 3 == 0:
+    if group is Group.G1 and curve.cofactor % 3 == 0:
         bad["of order 3"] = to_words(curve, group, [(0, 2)])[0]
     return bad
 
@@ -870,7 +855,7 @@ def test_good_point_with_a_zero_coordinate(backend: Backend) -> None:
     """Where x = 0 has a point of order r, it is neither infinity nor bad."""
     curve = backend.curve
     y = square_root(curve, Group.G1, curve.b)
-    if y is None or curve.cofactor_g1 > 1:
+    if y is None or curve.cofactor > 1:
         assert curve.name in ("bn254", "bls12-381")
         return
     assert backend.points.first_bad_point(Group.G1, to_words(curve, Group.G1, [(0, y)])) == -1
@@ -1065,7 +1050,9 @@ def long_operations(
         "msm G2": msm(Group.G2),
         "ntt": ntt,
         "spmv": spmv,
-        "fixed_base_mul": lambda b: lambda b: b.fixed_base_mul(Group.G2, curve.g2, scalars),
+        "fixed_base_mul": lambda b: (
+            lambda b: b.fixed_base_mul(Group.G2, point_words(curve, Group.G2, [1])[0], scalars)
+        ),
         "sparse_combination": sparse_combination,
         "first_bad_point": lambda b: lambda b: b.points.first_bad_point(Group.G2, points(Group.G2)),
         "batch_inverse": lambda b: lambda b: b.batch_inverse(b.upload(scalars)),
@@ -1140,7 +1127,8 @@ def test_several_python_threads(
         start.wait()
         for _ in range(rounds):
             bases = [backend.prepare_bases(g, points[g]) for g in Group]
-            assert backend.msm_many([(bases, words)]) == [expected]
+            (found,) = backend.msm_many([(bases, words)])
+            assert [plain(curve, g, total) for g, total in zip(Group, found, strict=True)] == expected
             v = upload(backend, x)
             assert download(backend, backend.ntt(v, domain, Direction.FORWARD, coset=Coset.ODD)) == y
             assert backend.points.first_bad_point(Group.G1, points[Group.G1][:3]) == -1

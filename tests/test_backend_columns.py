@@ -19,18 +19,10 @@ from gpuprover.errors import Cancelled
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_ints, words_to_points
 from gpuprover.polynomial import Coset, Direction, Domain, Order
-from tests.conftest import EMULATED, OpenBackend, Scale
+from tests.conftest import OpenBackend, Scale
 from tests.support.samples import combination, fast_dft, field_edges, point_words, random_logs
 
 pytestmark = pytest.mark.both_paths
-
-
-@pytest.fixture
-def backend_name(backend_name: str) -> str:
-    """The CUDA backend's columns are still to come."""
-    if backend_name in (EMULATED, "cuda"):
-        pytest.skip(f"no columns on {backend_name} yet")
-    return backend_name
 
 
 def upload(backend: Backend, values: list[int]) -> Any:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import gpuprover
-from gpuprover.backpressure import BackpressureController
+from gpuprover.backpressure import BackpressureController, room
 from gpuprover.errors import InvalidInput, Timeout
 
 WAIT = 30.0
@@ -267,3 +267,16 @@ def test_no_place_is_lost_and_none_is_given_twice(count: int, rng: random.Random
             future.result(2 * WAIT)
     assert idle(limit)
     assert most == count
+
+
+def test_n_greedy_tenants_have_equal_shares_and_leave_one() -> None:
+    assert room(100, 0, 0.5) == 50
+    assert [room(free, own, 1.0) for free, own in ((100, 0), (1, 99), (0, 100))] == [100, 1, 0]
+    assert [room(1, 0, 0.5), room(0, 0, 0.5), room(1, 1, 0.5)] == [1, 0, 0]
+    for tenants in (1, 2, 3, 7):
+        used = [0] * tenants
+        for i in range(2000):
+            free = 2000 - sum(used)
+            used[i % tenants] += min(1, room(free, used[i % tenants], 0.5))
+        assert max(used) - min(used) <= 1
+        assert abs(2000 - sum(used) - 2000 // (tenants + 1)) <= tenants

@@ -17,12 +17,12 @@ from gpuprover.cpu.combine import fixed_base, fixed_base_mul, sparse_combination
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field
 from gpuprover.cpu.msm import Points, recode
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import CpuPath, cpu_path
 from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
-from gpuprover.formats.zkey import COEFFICIENTS
 from gpuprover.job import Job, Progress
 from gpuprover.limbs import g1_to_words, ints_to_words
+from gpuprover.systems.groth16.key import COEFFICIENTS
 from tests.conftest import OpenBackend
 from tests.support.paths import VECTORS
 from tests.support.samples import point_words
@@ -35,11 +35,11 @@ _msm, _combine = Kernels("msm"), Kernels("combine")
 
 
 @pytest.fixture(params=["ifma", "portable"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CpuPath:
     if request.param == "ifma" and cpu_path().name != "ifma":
         pytest.skip("the CPU has no AVX-512 IFMA")
     monkeypatch.setenv("PROVER_CPU_PATH", request.param)
-    return str(request.param)
+    return cpu_path()
 
 
 # Digits ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_an_entry_of_any_scalar_is_in_its_table(c: int) -> None:
     assert (entries[: starts[n]] & 0x7FFFFFFF).max() < windows << (c - 1)
 
 
-def test_scalars_of_all_bits_are_refused(path: str) -> None:
+def test_scalars_of_all_bits_are_refused(path: CpuPath) -> None:
     from gpuprover.cpu.backend import CpuBackend
 
     for n in (1, 30, 1500):
@@ -85,13 +85,13 @@ def test_scalars_of_all_bits_are_refused(path: str) -> None:
             backend.msm(bases, np.full((n, 4), ONES, dtype=np.uint64))
 
 
-def test_multiples_by_scalars_of_all_bits(path: str) -> None:
+def test_multiples_by_scalars_of_all_bits(path: CpuPath) -> None:
     """What comes out is wrong, but comes."""
     F, generator = Field(BN254.base), g1_to_words(BN254, [BN254.g1])
     scalars = np.full((40, 4), ONES, dtype=np.uint64)
     table = fixed_base(F, generator, 8, 254, path, Job(threads=1))
     assert len(fixed_base_mul(table, scalars, Job(threads=1))) == 40
-    points = Points.of(F, np.repeat(generator, 40, axis=0), path)
+    points = Points(F, np.repeat(generator, 40, axis=0), path)
     columns = np.arange(40, dtype=np.uint32)
     for top in (ONES, 1 << 63):
         scalars[:, 3] = top
@@ -130,8 +130,8 @@ def test_spmv_refuses_an_index_that_is_out_of_range(
 
 
 @pytest.mark.parametrize("value", [1, -1, 7])
-def test_a_sum_refuses_a_point_that_is_not_there(path: str, value: int) -> None:
-    points = Points.of(Field(BN254.base), point_words(BN254, Group.G1, [1, 2, 3]), path)
+def test_a_sum_refuses_a_point_that_is_not_there(path: CpuPath, value: int) -> None:
+    points = Points(Field(BN254.base), point_words(BN254, Group.G1, [1, 2, 3]), path)
     values = ints_to_words([value % BN254.r] * 3, 4)
     for column in (3, 1 << 20, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF):
         columns = np.array([0, 1, column], dtype=np.uint32)
@@ -156,7 +156,7 @@ def _records(data: bytes) -> int:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("part", range(3), ids=["matrix", "constraint", "signal"])
 def test_a_key_that_is_written_to_is_refused(
-    tmp_path: Path, curve: CurveParams, path: str, part: int, threads: int
+    tmp_path: Path, curve: CurveParams, path: CpuPath, part: int, threads: int
 ) -> None:
     data = (VECTORS / f"chain5.{curve.name}.zkey").read_bytes()
     for far in (0x1000, 0x7FFFFF00, 0xFFFFFFFF):
@@ -200,7 +200,7 @@ def _in_place(array: np.ndarray[Any, Any], file: Path) -> dict[str, tuple[Any, C
 @pytest.mark.parametrize("kind", ["array", "file", "bytearray"])
 @pytest.mark.parametrize("phase", ["constraints", "quotient", "msm", "blinding", "verify"])
 def test_a_witness_that_changes_is_the_one_that_was_checked(
-    tmp_path: Path, chain: tuple[gpuprover.ProvingKey, Path], path: str, phase: str, kind: str
+    tmp_path: Path, chain: tuple[gpuprover.ProvingKey, Path], path: CpuPath, phase: str, kind: str
 ) -> None:
     """Whenever it changes: the proof is the one of the values that were checked, and so are its signals."""
     key, wtns = chain

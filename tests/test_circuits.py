@@ -22,9 +22,10 @@ from gpuprover.circuits import (
 )
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
 from gpuprover.errors import WitnessMismatch
-from gpuprover.formats.r1cs import R1CS, SparseRows, check_witness, read_r1cs
+from gpuprover.formats.r1cs import R1CS, SparseRows, read_r1cs
 from gpuprover.formats.wtns import Witness, read_witness
 from gpuprover.limbs import ints_to_words, words_to_ints
+from gpuprover.witness import check_witness
 
 CIRCUITS: dict[str, Callable[[CurveParams], Circuit]] = {
     "poseidon": poseidon_circuit,

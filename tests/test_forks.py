@@ -21,8 +21,8 @@ from gpuprover.caching import Cache
 from gpuprover.cpu import multiples, ntt, ntt_lanes
 from gpuprover.cuda import gpus, probe
 from gpuprover.errors import Aborted
-from gpuprover.groth16 import verifier
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import verifier
 from tests.support.paths import VECTORS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -81,22 +81,27 @@ def test_one_thread_keeps_the_caller_responsive() -> None:
         job.map(lambda _: wait_for_stop(job), [0])
 
 
-def test_cancel_in_time() -> None:
-    """Within 0.2 s, counted in what the threads do meanwhile, as a busy machine wakes all of them late."""
-    cancel, polls = threading.Event(), Counter()
-    job = Job(threads=2, cancel=cancel)
+def works_on(job: Job, over: Callable[[], bool], polls: Counter) -> Callable[[int], None]:
+    """Counts the milliseconds of work after it was over: a busy machine adds none to them."""
 
     def work(_: int) -> None:
         deadline = time.perf_counter() + 10
         while not job.stop[0] and time.perf_counter() < deadline:
-            if cancel.is_set():
+            if over():
                 polls(0.0)
             time.sleep(0.001)
 
+    return work
+
+
+def test_cancel_in_time() -> None:
+    """Within 0.2 s of two threads' work."""
+    cancel, polls = threading.Event(), Counter()
+    job = Job(threads=2, cancel=cancel)
     set_later(cancel, 0.1)
     begun = time.perf_counter()
     with pytest.raises(Cancelled):
-        job.map(work, range(100))
+        job.map(works_on(job, cancel.is_set, polls), range(100))
     assert time.perf_counter() - begun >= 0.1
     assert polls.calls <= 2 * 200
     assert job.stop[0]
@@ -127,12 +132,13 @@ def test_cancelled_before_the_start() -> None:
 
 
 def test_timeout() -> None:
-    job = Job(threads=2, timeout=0.1)
+    """Within 0.2 s of two threads' work."""
+    job, polls = Job(threads=2, timeout=0.1), Counter()
     job.check()
-    begun = time.perf_counter()
+    end = time.perf_counter() + 0.1
     with pytest.raises(Timeout, match="time limit"):
-        job.map(lambda _: wait_for_stop(job), range(4))
-    assert time.perf_counter() - begun < 0.1 + 0.2
+        job.map(works_on(job, lambda: time.perf_counter() > end, polls), range(4))
+    assert polls.calls <= 2 * 200
     with pytest.raises(Timeout):
         job.check()
 
@@ -192,13 +198,15 @@ def test_progress_and_timings() -> None:
     job = Job(threads=1, progress=seen.append)
     with job.phase("first"):
         job.map(lambda i: time.sleep(0.01), range(4), progress=True)
+    begun = time.perf_counter()
     with job.phase("second"):
         job.report(0.5)
+    around = time.perf_counter() - begun
     with job.phase("first"):
         time.sleep(0.02)
     assert list(job.timings) == ["first", "second"]
     assert job.timings["first"] >= 0.05
-    assert job.timings["second"] < 0.02
+    assert job.timings["second"] <= around
     assert [p.phase for p in seen] == ["first"] * 6 + ["second"] * 3 + ["first"] * 2
     assert [p.fraction for p in seen] == [0, 0.25, 0.5, 0.75, 1, 1, 0, 0.5, 1, 0, 1]
     elapsed = [p.elapsed for p in seen]

@@ -240,7 +240,7 @@ def test_the_container_decides_where_it_is_tighter() -> None:
 
 
 def test_usage_is_quick() -> None:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(20):
         memory_usage()
-    assert time.perf_counter() - begun < 5
+    assert time.thread_time() - begun < 2

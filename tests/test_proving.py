@@ -19,7 +19,7 @@ import pytest
 
 import gpuprover
 import gpuprover.cuda.backend
-import gpuprover.cuda.gpu
+import gpuprover.cuda.residency
 from gpuprover import api, calibration, cuda, scheduler
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
@@ -28,8 +28,8 @@ from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey
 from gpuprover.curves import BN254, Group
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import prover
 from tests.support.emulator import EmulatedDevice, Faults
 from tests.support.paths import VECTORS
 from tests.support.running import Run
@@ -81,7 +81,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A machine with one GPU, which every circuit is worth."""
     gpu = FakeGpu(EmulatedDevice())
     one_gpu(monkeypatch, lambda: gpu.device)
-    monkeypatch.setattr(cuda.gpu, "Gpu", lambda device, limit: gpu)
+    monkeypatch.setattr(cuda.residency, "Residency", lambda device, limit: gpu)
     monkeypatch.setattr(
         cuda.backend,
         "CudaBackend",

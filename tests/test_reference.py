@@ -7,13 +7,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpuprover import reference
 from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.formats.wtns import read_witness
-from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import words_to_field, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16.key import load_key
 from tests.support.paths import VECTORS
 from tests.support.samples import (
     curve_point,
@@ -59,11 +60,11 @@ def from_py_ecc(library: Any, P: Any) -> Any:
 
 def fq12_to_py_ecc(curve: CurveParams, library: Any, a: Any) -> Any:
     """The tower's element in py_ecc's basis 1, w, …, w¹¹, where w⁶ = ξ = xi[0] + u."""
-    assert curve.xi[1] == 1
+    assert curve.pairing.xi[1] == 1
     coefficients = [0] * 12
     for k, half in enumerate(a):
         for j, (c0, c1) in enumerate(half):
-            coefficients[2 * j + k] = (c0 - curve.xi[0] * c1) % curve.q
+            coefficients[2 * j + k] = (c0 - curve.pairing.xi[0] * c1) % curve.q
             coefficients[2 * j + k + 6] = c1
     return library.FQ12(coefficients)
 
@@ -114,7 +115,7 @@ def test_adjoined_roots(curve: CurveParams) -> None:
     _, F2, F6, F12 = tower(curve)
     u, v, w = (0, 1), (F2.zero, F2.one, F2.zero), (F6.zero, F6.one)
     assert F2.mul(u, u) == F2.embed(-1)
-    assert F6.mul(v, F6.mul(v, v)) == (curve.xi, F2.zero, F2.zero)
+    assert F6.mul(v, F6.mul(v, v)) == (curve.pairing.xi, F2.zero, F2.zero)
     assert F12.mul(w, w) == (v, F6.zero)
 
 
@@ -266,7 +267,7 @@ def test_pairing_of_py_ecc(curve: CurveParams, library: Any) -> None:
     P, Q = point(curve, Group.G1, a), point(curve, Group.G2, b)
     theirs = library.pairing(to_py_ecc(library, Group.G2, Q), to_py_ecc(library, Group.G1, P))
     ours = reference.pairing(curve, P, Q)
-    if curve.loop_count < 0:
+    if curve.pairing.loop_count < 0:
         # py_ecc takes the loop count's absolute value, which inverts the result.
         ours = reference.fq12(curve).inverse(ours)
     assert fq12_to_py_ecc(curve, library, ours) == theirs
@@ -323,18 +324,20 @@ def load(zkey: Path, wtns: Path) -> tuple[reference.Groth16Key, list[int]]:
     for matrix, row, column, value in zip(*indices, values, strict=True):
         matrices[matrix].append((row, column, value))
     header = key.header
+    alpha_1, beta_1, delta_1 = words_to_g1(curve, np.stack([header.alpha1, header.beta1, header.delta1]))
+    beta_2, gamma_2, delta_2 = words_to_g2(curve, np.stack([header.beta2, header.gamma2, header.delta2]))
     return reference.Groth16Key(
         curve=curve,
         log_n=key.log_domain,
         n_public=key.n_public,
         matrix_a=matrices[0],
         matrix_b=matrices[1],
-        alpha_1=header.alpha1,
-        beta_1=header.beta1,
-        beta_2=header.beta2,
-        gamma_2=header.gamma2,
-        delta_1=header.delta1,
-        delta_2=header.delta2,
+        alpha_1=alpha_1,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        gamma_2=gamma_2,
+        delta_1=delta_1,
+        delta_2=delta_2,
         ic=words_to_g1(curve, key.ic),
         a=words_to_g1(curve, key.a),
         b1=words_to_g1(curve, key.b1),

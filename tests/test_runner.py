@@ -27,11 +27,11 @@ from gpuprover.errors import (
     to_record,
 )
 from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest, budget_of, threads_of
-from gpuprover.formats.groth16_json import digest, parse_verification_key
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
+from gpuprover.systems.groth16.documents import parse_verification_key
 from tests.support.paths import VECTORS
 
 SECRET = 20261121
@@ -59,7 +59,7 @@ def test_a_proof_is_that_of_the_library(curve: CurveParams) -> None:
 def test_what_is_known_of_a_key_crosses_processes(key: str) -> None:
     info = Runner().load(key)
     assert KeyInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
-    assert digest(parse_verification_key(info.verification_key)) == info.digest
+    assert parse_verification_key(info.verification_key).digest == info.digest
     chosen = choose("auto", info.shape, [Device("cpu", "cpu", threads=2, path="portable")], _times())
     assert chosen.device == "cpu"
     assert chosen.plan == open_backend("cpu", BN254, Job()).plan(gpuprover.load_key(key).plan_header, None)

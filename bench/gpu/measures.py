@@ -21,8 +21,8 @@ import numpy as np
 import gpuprover
 from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
-from gpuprover.cuda import gpu as gpu_module
-from gpuprover.cuda.device import MAIN, Device
+from gpuprover.cuda import residency
+from gpuprover.cuda.device import MAIN, Device, launch_each
 from gpuprover.cuda.msm_plan import MsmPlan, Tuning, mixed_addition
 from gpuprover.curves import CurveParams, Group, curve_by_name
 from gpuprover.devices import open_backend
@@ -113,11 +113,11 @@ def _profile(device: Any) -> Iterator[dict[str, float]]:
             device.synchronize()
             seconds[kernel] += time.perf_counter() - begun
 
-    device.launch = launch
+    device.launch, device.run = launch, partial(launch_each, device)
     try:
         yield seconds
     finally:
-        del device.launch
+        del device.launch, device.run
 
 
 def _kernels(seconds: Mapping[str, float]) -> Row:
@@ -239,7 +239,7 @@ def _tuned(changes: Mapping[str, Any]) -> Iterator[None]:
     """Plans that are made in the block have these sizes in place of their own."""
     if unknown := changes.keys() - {field.name for field in fields(Tuning)}:
         raise rates.Skipped(f"sums have no tuning called {', '.join(sorted(unknown))}")
-    plans: Any = gpu_module
+    plans: Any = residency
     real = plans.choose_plan
 
     def choose(*given: Any) -> MsmPlan:
@@ -345,7 +345,7 @@ def proof(
     if proofs[0] != proofs[1]:
         raise Failed(f"proof {name} {curve}: with one blinding the GPU's proof is not the CPU's")
     shape: Row = {"operation": "groth16 prove", "curve": curve, "circuit": name, "implementation": OURS}
-    shape |= {"constraints": key.constraints, "domain": key.domain_size, "checked": True}
+    shape |= {"constraints": key.constraints, "domain": key.demand.domains[0].size, "checked": True}
 
     def warm(variant: Variant) -> Contestant:
         def run() -> Sample:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cuda.device import Address, Device, Program
-from gpuprover.cuda.msm import BLOCK
+from gpuprover.cuda.msm_launches import BLOCK
 from gpuprover.cuda.msm_plan import WARP, point_bytes
 from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import g1_to_words

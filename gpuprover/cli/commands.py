@@ -16,8 +16,8 @@ from gpuprover.errors import EXIT_INVALID, EXIT_OK, Cancelled, InvalidInput, Uns
 from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
-    from gpuprover.api import ProofResult
-    from gpuprover.formats.zkey import Contribution, ProvingKey
+    from gpuprover.proving import ProofResult
+    from gpuprover.systems.system import ProvingKey
 
 
 MAX_PIPED_WITNESS = 1 << 30
@@ -184,8 +184,8 @@ def check_device(context: Context) -> str:
 
 def verify(args: Namespace, context: Context) -> int:
     import gpuprover
-    from gpuprover.formats.groth16_json import parse_verification_key
     from gpuprover.formats.json_files import read_json
+    from gpuprover.systems.system import parse_verification_key
 
     check_device(context)
     console = context.console
@@ -238,8 +238,9 @@ def wtns_calculate(args: Namespace, context: Context) -> int:
 def wtns_check(args: Namespace, context: Context) -> int:
     from gpuprover import memory
     from gpuprover.devices import open_backend
-    from gpuprover.formats.r1cs import check_witness, read_r1cs
+    from gpuprover.formats.r1cs import read_r1cs
     from gpuprover.formats.wtns import read_witness
+    from gpuprover.witness import check_witness
 
     device = check_device(context)
     r1cs = read_r1cs(args.r1cs, memory.budget(context.settings.memory_limit))
@@ -260,33 +261,25 @@ def wtns_check(args: Namespace, context: Context) -> int:
     return EXIT_OK
 
 
+def _description(key: ProvingKey) -> dict[str, Any]:
+    """What the key's system says of it."""
+    from gpuprover.systems.system import system_named
+
+    return system_named(key.protocol).describe_key(key)
+
+
 def _key_record(key: ProvingKey) -> dict[str, Any]:
-    return {
-        "protocol": key.protocol,
-        "curve": key.curve.name,
-        "constraints": key.constraints,
-        "variables": key.n_vars,
-        "public_signals": key.n_public,
-        "domain_size": key.domain_size,
-        "contributions": key.contributions,
-    }
+    return {name: value for name, value in _description(key).items() if name != "ceremony"}
 
 
-def _contribution_text(contribution: Contribution) -> str:
-    return f"{contribution.name or 'unnamed'}{' (beacon)' if contribution.kind == 1 else ''}"
+def _contribution_text(contribution: dict[str, Any]) -> str:
+    return f"{contribution['name'] or 'unnamed'}{' (beacon)' if contribution['beacon'] else ''}"
 
 
 def zkey_info(args: Namespace, context: Context) -> int:
     key = open_key(args.zkey, context)
-    ceremony = [{"name": c.name, "beacon": c.kind == 1} for c in key.ceremony]
-    record = {
-        "ok": True,
-        "zkey": args.zkey,
-        "bytes": key.size,
-        **_key_record(key),
-        "ceremony": ceremony,
-        "warnings": key.warnings,
-    }
+    said = _description(key)
+    record = {"ok": True, "zkey": args.zkey, "bytes": key.size, **said, "warnings": key.warnings}
     rows = [
         ("file", f"{args.zkey} ({format_bytes(key.size)})"),
         ("protocol", key.protocol),
@@ -294,12 +287,11 @@ def zkey_info(args: Namespace, context: Context) -> int:
         ("constraints", f"{key.constraints:,}"),
         ("variables", f"{key.n_vars:,}"),
         ("public signals", f"{key.n_public:,}"),
-        ("domain", f"2^{key.domain_size.bit_length() - 1}"),
-        (
-            "contributions",
-            "\n".join([f"{key.contributions} claimed, not verified", *map(_contribution_text, key.ceremony)]),
-        ),
+        ("domain", f"2^{said['domain_size'].bit_length() - 1}"),
     ]
+    if "contributions" in said:
+        claimed = f"{said['contributions']} claimed, not verified"
+        rows.append(("contributions", "\n".join([claimed, *map(_contribution_text, said["ceremony"])])))
     context.console.answer(record, context.console.table(rows))
     return EXIT_OK
 
@@ -317,46 +309,29 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
     """Checks a key by itself, against a circuit, and with both against the powers of tau."""
     from gpuprover import memory
     from gpuprover.devices import open_backend
-    from gpuprover.formats.ptau import read_ptau
-    from gpuprover.formats.r1cs import read_r1cs
-    from gpuprover.groth16 import consistency
+    from gpuprover.systems.system import system_named
 
     check_device(context)
     key = open_key(args.zkey, context)  # checks the structure, the header and the coefficients
     with context.work("check") as limits:
-        job = job_of(limits)
         # Sums and pairings of a moment: no device is worth the way there.
-        backend = open_backend("cpu", key.curve, job)
-        r1cs, budget = None, memory.budget(context.settings.memory_limit)
-        memory.require(consistency.memory_needed(key, backend), budget, f"checking {args.zkey}")
-        if circuit is not None:  # first: it takes least, and a wrong circuit is the likeliest mistake
-            r1cs = read_r1cs(circuit, budget, job.check)
-            consistency.check_circuit(key, r1cs, backend)
-        found = consistency.check_key(key, backend)
-        warnings = list(found.warnings)
-        checked, unchecked = list(found.checked), list(found.unchecked)
-        if r1cs is not None:
-            checked.append(f"sizes and coefficients are those of {circuit}")
-            unchecked.remove(consistency.CIRCUIT)
-            if powers is not None:
-                warnings += consistency.check_against_powers(key, r1cs, read_ptau(powers), backend)
-                checked.append(
-                    f"every section is what a set-up makes of {circuit} and {powers}, for this delta"
-                )
-                unchecked = [consistency.CONTRIBUTIONS]
-    for warning in warnings:
+        backend = open_backend("cpu", key.curve, job_of(limits))
+        budget = memory.budget(context.settings.memory_limit)
+        system = system_named(key.protocol)
+        found = system.check_whole_key(key, circuit, powers, backend, budget)
+    for warning in found.warnings:
         context.console.warn(f"{args.zkey}: {warning}")
     record = {
         "ok": True,
         "zkey": args.zkey,
         "r1cs": circuit,
-        "points": sum(len(words) for _, _, words in key.point_sections()),
-        "checked": checked,
-        "unchecked": unchecked,
+        "points": sum(bases.size for bases in key.demand.bases) + key.n_public + 1,
+        "checked": found.checked,
+        "unchecked": found.unchecked,
         **_key_record(key),
-        "warnings": [*key.warnings, *warnings],
+        "warnings": [*key.warnings, *found.warnings],
     }
-    rows = [("checked", "\n".join(checked)), ("not checked", "\n".join(unchecked))]
+    rows = [("checked", "\n".join(found.checked)), ("not checked", "\n".join(found.unchecked))]
     context.console.answer(record, f"OK, as far as this was checked:\n{context.console.table(rows)}")
     return EXIT_OK
 
@@ -373,7 +348,7 @@ def export_verification_key(args: Namespace, context: Context) -> int:
 
 def export_solidity_verifier(args: Namespace, context: Context) -> int:
     from gpuprover.formats.files import write_atomic
-    from gpuprover.solidity import export_verifier
+    from gpuprover.systems.system import system_named
 
     check_paths([args.zkey], [args.contract])
     key = open_key(args.zkey, context)
@@ -382,7 +357,7 @@ def export_solidity_verifier(args: Namespace, context: Context) -> int:
             f"{args.zkey}: proofs can be forged for this key, so no contract was written; --allow-insecure "
             "writes one all the same, for tests"
         )
-    source = export_verifier(key.verification_key, allow_insecure=args.allow_insecure)
+    source = system_named(key.protocol).solidity_verifier(key.verification_key, args.allow_insecure)
     with write_atomic(args.contract) as file:
         file.write(source.encode())
     context.console.answer(
@@ -392,16 +367,11 @@ def export_solidity_verifier(args: Namespace, context: Context) -> int:
 
 
 def export_calldata(args: Namespace, context: Context) -> int:
-    from gpuprover.curves import BN254
-    from gpuprover.formats.groth16_json import parse_proof, parse_public_signals
     from gpuprover.formats.json_files import read_json
-    from gpuprover.solidity import export_calldata as calldata_of
+    from gpuprover.systems.system import system_of_document
 
     public, proof = read_json(args.public), read_json(args.proof)
-    # Parsed here too, for messages that name the file.
-    parse_proof(proof, BN254, args.proof)
-    parse_public_signals(public, BN254, source=args.public)
-    calldata = calldata_of(public, proof)
+    calldata = system_of_document(proof).solidity_calldata(public, proof, args.public, args.proof)
     if context.console.json:
         context.console.answer({"ok": True, "calldata": calldata}, "")
     else:

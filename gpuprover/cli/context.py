@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from gpuprover.cli.console import Console
 from gpuprover.config import Settings
-from gpuprover.errors import EXIT_RESOURCES, Cancelled, OutOfMemory, ProverError, place
+from gpuprover.errors import EXIT_RESOURCES, Cancelled, OutOfMemory, ProverError, code_location
 from gpuprover.progress import Display
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def as_prover_error(error: BaseException, interrupts: Interrupts) -> ProverError
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
     return InternalError(
-        f"{type(error).__name__} in {place(error.__traceback__)}; this is a bug in gpuprover: "
+        f"{type(error).__name__} in {code_location(error.__traceback__)}; this is a bug in gpuprover: "
         f"run again with {DEBUG_VARIABLE}=1 for the details (they may show secret inputs) and report it"
     )
 

@@ -17,7 +17,6 @@ from gpuprover.errors import EXIT_OK, DeviceError, InvalidInput
 from gpuprover.settings import MAX_THREADS, seconds, whole_number
 
 if TYPE_CHECKING:
-    from gpuprover.curves import CurveParams
     from gpuprover.profiling import Advice, Observed
     from gpuprover.sizing import Estimate, Memory
 
@@ -40,10 +39,10 @@ def estimate(args: Namespace, context: Context) -> int:
             raise InvalidInput("estimate: --measured needs --constraints N or --zkey CIRCUIT.zkey")
     elif proof_time is None:
         raise InvalidInput("estimate: expected --proof-time SECONDS, or --measured")
-    curve, constraints, memory = _circuit(args, context)
+    work, constraints, memory = _circuit(args, context)
     machine = sizing.machine()
     if args.measured:
-        result = _measured(context, curve, constraints, cores, each, memory, machine)
+        result = _measured(context, work, constraints, cores, each, memory, machine)
     else:
         assert proof_time is not None
         each = 1 if each is None else each
@@ -65,33 +64,37 @@ def estimate(args: Namespace, context: Context) -> int:
     return EXIT_OK
 
 
-def _circuit(args: Namespace, context: Context) -> tuple[CurveParams, int, list[Memory]]:
-    """Curve, constraints, and the memory of one proof: by the key's plan, or by its tier or all tiers."""
+def _circuit(args: Namespace, context: Context) -> tuple[str, int, list[Memory]]:
+    """The work's name, constraints, and the memory of one proof: by the key's plan, its tier or all tiers."""
+    from gpuprover.calibration import work_name
     from gpuprover.curves import CURVES, curve_by_name
+    from gpuprover.demand import UNLIMITED
     from gpuprover.devices import open_backend
     from gpuprover.job import Job
     from gpuprover.scheduler import TIERS, tier_of
+    from gpuprover.systems import system as systems
 
     mark = load_engine_settings({}).memory_watermark
     if args.zkey is not None:
         key = open_key(args.zkey, context)
-        plan = open_backend("cpu", key.curve, Job(threads=1)).plan(key.plan_header, None)
-        return key.curve, key.constraints, [sizing.plan_memory(plan, key.size, mark)]
+        plan = open_backend("cpu", key.curve, Job(threads=1)).plan(key.demand, UNLIMITED)
+        return work_name(key.protocol, key.curve), key.constraints, [sizing.plan_memory(plan, key.size, mark)]
     name = CURVES[0].name if args.curve is None else args.curve
     try:
         curve = curve_by_name(name)
     except KeyError:
         known = ", ".join(curve.name for curve in CURVES)
         raise InvalidInput(f"--curve: expected one of {known}; found {name!r}") from None
+    work = work_name(systems.names()[0], curve)
     if args.constraints is None:
-        return curve, 0, [sizing.tier_memory(tier, mark) for tier in TIERS]
+        return work, 0, [sizing.tier_memory(tier, mark) for tier in TIERS]
     constraints = whole_number(args.constraints, "--constraints", high=1 << 28)
-    return curve, constraints, [sizing.tier_memory(tier_of(constraints), mark)]
+    return work, constraints, [sizing.tier_memory(tier_of(constraints), mark)]
 
 
 def _measured(
     context: Context,
-    curve: CurveParams,
+    work: str,
     constraints: int,
     cores: int,
     each: int | None,
@@ -106,7 +109,7 @@ def _measured(
         raise DeviceError(f"device {asked!r}: nothing to estimate for")
     return sizing.measured(
         calibration.load(context.console.warn),
-        calibration.groth16(curve),
+        work,
         devices,
         constraints,
         cores,

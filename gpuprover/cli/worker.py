@@ -15,31 +15,35 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gpuprover.caching import Cache
 from gpuprover.cli.commands import check_paths, proof_record, write_proof
 from gpuprover.cli.console import Console, error_record
 from gpuprover.cli.context import Context, as_prover_error
 from gpuprover.cli.parser import Parser
 from gpuprover.config import load_settings
-from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput
+from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, InvalidInput, ProverError
+from gpuprover.formats.files import Identity, identity_of
 from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
-    from gpuprover.formats.zkey import ProvingKey
+    from gpuprover.systems.system import ProvingKey
 
 MAX_LINE = 1 << 16
 """Bytes of a job's line; a longer one is refused and skipped."""
 
 
 class KeyCache:
-    """The keys used last, by path and by the file's identity: a replaced file is loaded anew."""
+    """The keys used last, by path and by the file's identity: a replaced file is loaded anew.
+
+    Args:
+        size: keys that are kept.
+    """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._keys: OrderedDict[str, tuple[tuple[int, ...], ProvingKey]] = OrderedDict()
+        self._keys: Cache[str, tuple[Identity, ProvingKey]] = Cache(size)
 
     def get(self, path: str) -> tuple[ProvingKey, bool]:
         """The key, and whether it was loaded already. Raises what ``load_key`` raises."""
@@ -47,18 +51,17 @@ class KeyCache:
 
         name = os.path.realpath(path)
         try:
-            info = os.stat(name)
-            identity = (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_size)
-        except OSError:
-            self._keys.pop(name, None)
+            identity = identity_of(name)
+        except ProverError:
+            self._keys.drop(name)
             return gpuprover.load_key(path), False  # says what is wrong with the path
-        known = self._keys.pop(name, None)
-        warm = known is not None and known[0] == identity
-        key = known[1] if known is not None and warm else gpuprover.load_key(path)
-        self._keys[name] = (identity, key)
-        while len(self._keys) > self._size:
-            self._keys.popitem(last=False)
-        return key, warm
+        known = self._keys.get(name)
+        if known is not None and known[0] == identity:
+            return known[1], True
+        self._keys.drop(name)
+        key = gpuprover.load_key(path)
+        self._keys.put(name, (identity, key), 1)
+        return key, False
 
 
 def job_parser() -> Parser:

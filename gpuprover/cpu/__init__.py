@@ -21,11 +21,11 @@ def warmup(
     Progress is reported as one phase a curve, named ``compile <curve>``.
     """
     from gpuprover.cpu.warm import compile_curve
-    from gpuprover.curves import CURVES
+    from gpuprover.curves import PAIRING_CURVES
     from gpuprover.job import Job
 
     job = job or Job()
-    for curve in CURVES if curves is None else curves:
+    for curve in PAIRING_CURVES if curves is None else curves:
         with job.phase(f"compile {curve.name}"):
             compile_curve(curve, job, proofs_only)
             if not proofs_only:

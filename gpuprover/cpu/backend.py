@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,12 @@ from gpuprover.columns import Formula
 from gpuprover.cpu import combine, layout, msm, multiples, ntt
 from gpuprover.cpu.columns import Columns
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import LANES, Field, LaneField, has_lanes, power_blocks
+from gpuprover.cpu.layout import LANES, Field, power_blocks
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import CpuPath, path_for
 from gpuprover.cpu.points import SMALLEST_PIECE, CpuPoints, own
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import KeyHeader, MemoryPlan
+from gpuprover.demand import Budget, Demand, KeyBases, KeyMatrices, MemoryPlan
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
@@ -30,6 +31,9 @@ from gpuprover.limbs import (
     ints_to_words,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.rehearsal import Rehearsal
+
+Part = TypeVar("Part", KeyBases, KeyMatrices)
 
 _curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("vector_lanes")
 
@@ -61,6 +65,29 @@ class CpuMatrices:
     stride: int
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """See :class:`gpuprover.rehearsal.Costs`."""
+
+    curve: CurveParams
+    threads: int
+    path: CpuPath
+
+    @property
+    def element(self) -> int:
+        return self.curve.scalar.bytes
+
+    def transform(self, domain: Domain) -> tuple[int, int]:
+        return ntt.coset_bytes(domain, self.path, self.threads)
+
+    def sums(self, groups: Sequence[Group], requests: int, longest: int) -> int:
+        # What requests hold at once, and the sorted entries of each thread.
+        fields = [Field(self.curve.base, self.curve.group(group).degree) for group in groups]
+        at_once = 1 if self.threads == 1 else requests
+        request = msm.request_bytes(longest, self.element)
+        return at_once * request + self.threads * msm.workspace_bytes(self.path, fields, longest)
+
+
 class CpuBackend:
     """Implements :class:`gpuprover.backend.Backend` with the kernels of this package."""
 
@@ -68,15 +95,15 @@ class CpuBackend:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
-        self.path = cpu_path()
+        self.path = path_for(curve)
         self.points = CpuPoints(curve, job)
         self._scalar = Field(curve.scalar)
-        in_lanes = self.path.name == "ifma" and has_lanes(curve.scalar)
-        self._lanes = LaneField(curve.scalar) if in_lanes else None
+        self._lanes = self.path.vectors(curve.scalar)
         self._columns = Columns(curve.scalar, self._lanes, job)
-        self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
-        self._spare: int | None = None
+        self._session: Demand | None = None
+        self._costs = _Costs(curve, job.threads, self.path)
         self._kept: multiples.Kept | None = None
 
     # Memory ------------------------------------------------------------------------
@@ -103,50 +130,81 @@ class CpuBackend:
             if isinstance(handle, CpuVector):
                 handle.words = np.empty((0, self.curve.scalar.limbs), dtype=np.uint64)
 
-    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
-        scalar, base = self.curve.scalar.bytes, self.curve.base.bytes
-        key = (2 * header.g1_points + 4 * header.g2_points) * base + header.n_coefficients * (12 + scalar)
-        domain = Domain(self.curve.scalar, header.domain_size.bit_length() - 1)
-        tables, copy = ntt.coset_bytes(domain, self.path.name, self.job.threads)
-        # Quotient: three vectors, a working copy of one, buffers, and the witness; afterwards one vector, its
-        # canonical form, what the sums hold, and the sorted entries of each thread.
-        quotient = 3 * header.domain_size * scalar + copy
-        fields = [
-            Points.of(F, np.empty((0, 0), np.uint64), self.path.name).field
-            for F in self._coordinates.values()
-        ]
-        workspace = self.job.threads * msm.workspace_bytes(fields, header.largest_msm)
-        at_once = 1 if self.job.threads == 1 else 3
-        sums = (
-            2 * header.domain_size * scalar
-            + at_once * msm.request_bytes(header.largest_msm, scalar)
-            + workspace
+    def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        rehearsal = Rehearsal(demand, self.job.threads, self._costs)
+        demand.rehearse(demand, rehearsal)
+        element = self.curve.scalar.bytes
+        key = (
+            demand.point_bytes
+            + sum(matrices.entries for matrices in demand.matrices) * (12 + element)
+            + sum(column.size for column in demand.columns) * element
         )
-        arena = header.n_vars * scalar + max(quotient, sums)
-        plan = MemoryPlan(key=key, tables=tables, arena=arena, host=0)
-        if budget is not None and plan.tables + plan.arena > budget:
+        # The witness is held by whoever asks for the proof.
+        arena = demand.witness * element + rehearsal.arena
+        plan = MemoryPlan(key=key, tables=rehearsal.tables, arena=arena, host=0)
+        room = budget.host
+        if room is not None and plan.tables + plan.arena > room:
             need = -(-(plan.tables + plan.arena) // (1 << 20))
             raise OutOfMemory(
                 f"memory limit: a proof with this key needs {need} MiB beside the mapped key, "
-                f"the limit leaves {max(0, budget) >> 20} MiB"
+                f"the limit leaves {max(0, room) >> 20} MiB"
             )
-        # Multiples of the key's points are made only from what is left: they are not in the plan.
-        self._spare = None if budget is None else budget - plan.tables - plan.arena
         return plan
 
+    # The proof's key -------------------------------------------------------------------
+
     @contextmanager
-    def proof(self, header: KeyHeader, owner: object) -> Iterator[None]:
-        kept = multiples.kept_for(owner)
-        base = self.curve.base.bytes
-        need = multiples.PARTS * (2 * header.g1_points + 4 * header.g2_points) * base
-        # What is kept already counts as memory of the process, not as room to be found.
-        fits = bool(kept.tables) or self._spare is None or need <= self._spare
-        if kept.proofs > multiples.FREE and header.largest_msm <= multiples.LARGEST and fits:
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
+        if self._session is not None:
+            raise ValueError("a backend makes one proof at a time")
+        plan, kept = self.plan(demand, budget), multiples.kept_for(owner)
+        # Multiples of the key's points are made only from what is left: they are not in the plan. What is
+        # kept already counts as memory of the process, not as room to be found.
+        spare = None if budget.host is None else budget.host - plan.tables - plan.arena
+        fits = bool(kept.tables) or spare is None or multiples.PARTS * demand.point_bytes <= spare
+        if kept.proofs > multiples.FREE and demand.largest_msm <= multiples.LARGEST and fits:
             self._kept = kept
+        self._session = demand
         try:
             yield
         finally:
-            self._kept = None
+            self._session = self._kept = None
+
+    def _part(self, parts: Iterable[Part], name: str) -> Part:
+        """The part of the session's demand that has this name."""
+        return next(part for part in parts if part.name == name)
+
+    def bases(self, name: str, points: Words) -> Points:
+        group = self._part(self._demand.bases, name).group
+        if self._kept is None:
+            return self.prepare_bases(group, points)
+        words = self._kept.table(group, points, self._multiples)
+        return Points(self._coordinates[group], words, self.path, multiples.PARTS)
+
+    def matrices(
+        self,
+        name: str,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> CpuMatrices:
+        part = self._part(self._demand.matrices, name)
+        return self.prepare_matrices(
+            part.count, part.rows, matrix_index, row_index, column_index, values, form
+        )
+
+    def column(self, name: str, values: Words, form: Form) -> CpuVector:
+        if form is Form.MONTGOMERY and values.flags.c_contiguous and values.flags.aligned:
+            return CpuVector(values)
+        return self.upload(values, form)
+
+    @property
+    def _demand(self) -> Demand:
+        if self._session is None:
+            raise ValueError("no session is open")
+        return self._session
 
     # Vectors -------------------------------------------------------------------------
 
@@ -238,7 +296,7 @@ class CpuBackend:
     ) -> CpuVector:
         if len(v) != domain.size:
             raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path.name)
+        ntt.ntt(v.words, domain, direction, order, coset, self.job, self.path)
         return v
 
     def to_coset_in_place(
@@ -248,7 +306,7 @@ class CpuBackend:
             if len(v) != domain.size:
                 raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
             with self.job.part(i, len(vectors)):
-                ntt.to_coset(v.words, domain, coset, self.job, self.path.name)
+                ntt.to_coset(v.words, domain, coset, self.job, self.path)
         return vectors
 
     # Polynomials and columns -------------------------------------------------------------
@@ -418,10 +476,7 @@ class CpuBackend:
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> Points:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
-        if self._kept is None:
-            return Points.of(self._coordinates[group], points, self.path.name)
-        words = self._kept.table(group, points, self._multiples)
-        return Points.of(self._coordinates[group], words, self.path.name, multiples.PARTS)
+        return Points(self._coordinates[group], points, self.path)
 
     def _multiples(self, group: Group, points: Words) -> Words:
         """See :mod:`gpuprover.cpu.multiples`."""
@@ -430,7 +485,7 @@ class CpuBackend:
         factors = [pow(2, bits * j, self.curve.r) for j in range(1, more + 1)]
         values = np.tile(ints_to_words(factors, self.curve.scalar.limbs), (n, 1))
         columns = np.repeat(np.arange(n, dtype=np.uint32), more)
-        bases = Points.of(self._coordinates[group], points, self.path.name)
+        bases = Points(self._coordinates[group], points, self.path)
         starts = np.arange(n * more + 1)
         found = combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
         out = np.empty((n, multiples.PARTS, points.shape[1]), dtype=np.uint64)
@@ -466,6 +521,6 @@ class CpuBackend:
         # A set-up asks for the same point's multiples block after block.
         if base is None or known != asked or base.c < c:
             F = self._coordinates[group]
-            base = combine.fixed_base(F, own(point.reshape(1, -1)), c, bits, self.path.name, self.job)
+            base = combine.fixed_base(F, own(point.reshape(1, -1)), c, bits, self.path, self.job)
             self._fixed = asked, base
         return combine.fixed_base_mul(base, self._canonical(scalars), self.job)

@@ -29,7 +29,7 @@ from gpuprover.cpu.image import Entry, callable_kinds, identity, image_name, mac
 from gpuprover.cpu.kernels.field import FieldType
 from gpuprover.cpu.path import cpu_features
 from gpuprover.cpu.sources import store
-from gpuprover.curves import CURVES, CurveParams, curve_by_name
+from gpuprover.curves import PAIRING_CURVES, CurveParams, curve_by_name
 from gpuprover.errors import DeviceError
 from gpuprover.folders import places
 from gpuprover.job import Job
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str]) -> None:
     if machine() is None or places().writable is None:
         return
     with store().locked("bake.lock"):
-        for curve in [curve_by_name(name) for name in names] or CURVES:
+        for curve in [curve_by_name(name) for name in names] or PAIRING_CURVES:
             bake_missing(curve)
 
 

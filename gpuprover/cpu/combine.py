@@ -18,10 +18,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.cpu import rows, rows_lanes
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import PRODUCTS, WIDTH, Field, LaneField
+from gpuprover.cpu.layout import PRODUCTS, WIDTH, Field
 from gpuprover.cpu.msm import Points, recode
+from gpuprover.cpu.path import CpuPath
+from gpuprover.cpu.rows import Products
+from gpuprover.cpu.rows_lanes import Products as ProductsInLanes
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, ints_to_words
 
@@ -34,8 +36,6 @@ MAX_FIXED_WINDOW = 13
 TERMS = 1 << 13
 """Terms of sparse sums that a thread takes at once."""
 
-RowSums = rows.RowSums | rows_lanes.RowSums
-Products = rows.Products | rows_lanes.Products
 T = TypeVar("T")
 
 
@@ -56,15 +56,6 @@ class Spare(Generic[T]):
         self._free.append(scratch)
 
 
-def _row_sums(F: Field, most_rows: int, entries: int) -> RowSums:
-    return (rows_lanes if isinstance(F, LaneField) else rows).RowSums(F, most_rows, entries)
-
-
-def products(F: Field) -> Products:
-    """Scratch of one thread for :func:`multiply`."""
-    return (rows_lanes if isinstance(F, LaneField) else rows).Products(F)
-
-
 @dataclass(frozen=True)
 class FixedBase:
     """A point's multiples d·2^(cw) for d in [1, 2^(c−1)], window by window."""
@@ -80,10 +71,10 @@ def fixed_base_window(n: int, bits: int) -> int:
     return min(costs, key=costs.__getitem__)
 
 
-def fixed_base(F: Field, point: Words, c: int, bits: int, path: str, job: Job) -> FixedBase:
+def fixed_base(F: Field, point: Words, c: int, bits: int, path: CpuPath, job: Job) -> FixedBase:
     """The table for an affine point uint64[1, 2·F.words] and scalars of so many bits."""
     windows, half = -(-(bits + 1) // c), 1 << (c - 1)
-    points = Points.of(F, np.empty((windows * half, 2 * F.words), dtype=np.uint64), path)
+    points = Points(F, np.empty((windows * half, 2 * F.words), dtype=np.uint64), path)
 
     def build(w: int) -> None:
         out = address(points.words[w * half :])
@@ -104,7 +95,7 @@ def fixed_base_mul(base: FixedBase, scalars: Words, job: Job) -> Words:
     if n == 0:
         return out
     recoded, block = recode(scalars, windows, base.c), min(n, BATCH)
-    spare = Spare(lambda: _row_sums(points.field, block, block * windows))
+    spare = Spare(lambda: points.path.row_sums(points.field, block, block * windows))
 
     def run(bounds: tuple[int, int]) -> None:
         lo, hi = bounds
@@ -147,8 +138,8 @@ def sparse_combination(
     ranges = _row_ranges(starts)
     most_rows = max((hi - lo for lo, hi in ranges), default=0)
     most_terms = max((int(starts[hi] - starts[lo]) for lo, hi in ranges), default=0)
-    row_sums = Spare(lambda: _row_sums(points.field, most_rows, most_rows + most_terms))
-    in_step = Spare(lambda: products(points.field))
+    row_sums = Spare(lambda: points.path.row_sums(points.field, most_rows, most_rows + most_terms))
+    in_step = Spare(lambda: points.path.products(points.field))
 
     def run(bounds: tuple[int, int]) -> None:
         lo, hi = bounds
@@ -196,7 +187,7 @@ def _row_ranges(starts: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def multiply(
-    space: Products,
+    space: Products | ProductsInLanes,
     points: Points,
     entries: NDArray[np.uint32],
     scalars: Words,

@@ -30,7 +30,7 @@ import numpy as np
 
 from gpuprover.cpu.layout import Field
 from gpuprover.cpu.sources import callers_digest, store
-from gpuprover.curves import CURVES, CurveParams
+from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.folders import LARGEST, warn
 from gpuprover.limbs import address
 
@@ -262,7 +262,7 @@ def use(curves: Sequence[CurveParams] | None = None) -> bool:
     For the start of a process, before anything is verified: kernels that have been called stay what they
     are. What no image has still goes through Numba.
     """
-    wanted = CURVES if curves is None else curves
+    wanted = PAIRING_CURVES if curves is None else curves
     for curve in wanted:
         found = None if curve.name in _used else open_image(curve)
         if found is not None:

@@ -7,7 +7,7 @@ imports it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ class Field:
         words: uint64 words of an element in memory; in degree 2 the real part comes first.
     """
 
+    _numba_type_: Any
+    """What Numba takes a field for: the kernels give it to this class and to its subclass, once imported."""
+
     def __init__(self, params: FieldParams, degree: int = 1) -> None:
         self.params, self.degree = params, degree
         self.words = params.limbs * degree
@@ -33,12 +36,6 @@ class Field:
     def name(self) -> str:
         """What tells the kernels for this field from those for others."""
         return f"{type(self).__name__}[{self.params.name}, {self.degree}]"
-
-    @cached_property
-    def _numba_type_(self) -> Any:  # Numba asks for it
-        from gpuprover.cpu.kernels.field import FieldType
-
-        return FieldType(self.params, self.degree)
 
 
 # Eight lanes -------------------------------------------------------------------------------
@@ -94,14 +91,16 @@ def lane_form(f: FieldParams) -> LaneForm:
     raise ValueError(f"no lane form for {f.name}")
 
 
+def ranges_hold(field: FieldParams) -> bool:
+    """Whether points with such coordinates may be taken eight at a time.
+
+    In lanes coordinates are below 2^bits + p, and the ranges that kernels state need that to be below 2.4p.
+    """
+    return 10 * (1 << field.bits) < 14 * field.modulus
+
+
 class LaneField(Field):
     """A field whose elements kernels take eight at a time, as their argument."""
-
-    @cached_property
-    def _numba_type_(self) -> Any:
-        from gpuprover.cpu.kernels.lanes import LaneFieldType
-
-        return LaneFieldType(self.params, self.degree)
 
 
 Blocks = NDArray[np.uint64]

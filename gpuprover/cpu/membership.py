@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuprover.cpu.combine import Spare, multiply, products
+from gpuprover.cpu.combine import Spare, multiply
 from gpuprover.cpu.compiled import Kernels
+from gpuprover.cpu.endomorphisms import fq2_words, g1_endomorphism, twist_frobenius
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.pairing import _fq2_words, _g1_endomorphism, twist_frobenius
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import address, field_to_words, ints_to_words
@@ -37,13 +37,13 @@ def subgroup_check_in_step(
     :func:`gpuprover.cpu.pairing.subgroup_check`.
     """
     F, source = points.plain, points.words
-    value = c.trace - 1 if group is Group.G2 else c.seed**2
+    value = c.trace - 1 if group is Group.G2 else c.pairing.seed**2
     scalar, longest = ints_to_words([abs(value)], _WORDS), abs(value).bit_length()
     if group is Group.G2:
-        constants = _fq2_words(c, list(twist_frobenius(c)))
+        constants = fq2_words(c, list(twist_frobenius(c)))
     else:
-        constants = field_to_words(c.base, [_g1_endomorphism(c)])
-    spare = Spare(lambda: products(points.field))
+        constants = field_to_words(c.base, [g1_endomorphism(c)])
+    spare = Spare(lambda: points.path.products(points.field))
 
     def check(bounds: tuple[int, int]) -> int:
         lo, hi = bounds

@@ -25,15 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.cpu import buckets, buckets_lanes
 from gpuprover.cpu.buckets import Costs
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import Field, LaneField
+from gpuprover.cpu.layout import Field
+from gpuprover.cpu.path import CpuPath
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, ints_to_words
@@ -96,20 +97,19 @@ class Points:
 
     Attributes:
         plain: the coordinates' field.
-        field: the same field, as the chosen path takes it.
+        path: the path that they are worked on.
         parts: how many of the words' points stand for one: itself and multiples of it.
     """
 
     plain: Field
-    field: Field
     words: Words
+    path: CpuPath
     parts: int = 1
 
-    @classmethod
-    def of(cls, plain: Field, words: Words, path: str, parts: int = 1) -> Points:
-        """``path``: see :mod:`gpuprover.cpu.path`."""
-        field = plain if path == "portable" else LaneField(plain.params, plain.degree)
-        return cls(plain, field, words, parts)
+    @cached_property
+    def field(self) -> Field:
+        """The coordinates' field as the path's kernels take it."""
+        return self.path.coordinates(self.plain)
 
     def __len__(self) -> int:
         return len(self.words) // self.parts
@@ -119,24 +119,20 @@ class Points:
         return self if n == len(self) else replace(self, words=self.words[: n * self.parts])
 
 
-def _buckets(field: Field) -> type[buckets.Buckets] | type[buckets_lanes.Buckets]:
-    return buckets_lanes.Buckets if isinstance(field, LaneField) else buckets.Buckets
-
-
 class _Workspace:
     """Scratch of one thread: a window's sorted entries and its buckets."""
 
-    def __init__(self, fields: Sequence[Field], entries: int, half: int) -> None:
+    def __init__(self, path: CpuPath, fields: Sequence[Field], entries: int, half: int) -> None:
         self.entries = np.empty(entries, dtype=np.uint32)
         self.digits = np.empty(entries, dtype=np.int32)
         self.starts = np.empty(half + 2, dtype=np.int64)
-        self.buckets = _buckets(fields[0])(fields, entries, half)
+        self.buckets = path.buckets(fields, entries, half)
 
 
-def workspace_bytes(fields: Sequence[Field], n: int) -> int:
-    """Scratch of one thread for n points, at the widest window that pays."""
+def workspace_bytes(path: CpuPath, plain: Sequence[Field], n: int) -> int:
+    """Scratch of one thread for n points over any of the fields, at the widest window that pays."""
     half = min(1 << (MAX_WINDOW - 1), 1 << max(1, n.bit_length() - 1))
-    return 8 * n + 8 * half + 64 + _buckets(fields[0]).bytes(fields, n, half)
+    return 8 * n + 8 * half + 64 + path.buckets.bytes([path.coordinates(F) for F in plain], n, half)
 
 
 def request_bytes(n: int, scalar_bytes: int) -> int:
@@ -195,11 +191,12 @@ class Sum:
         total = counts.sum(axis=0)
         if not bases or not total.any():
             return
-        longest, costs = int(np.flatnonzero(total)[-1]), _buckets(self.fields[0]).COSTS
+        longest, costs = int(np.flatnonzero(total)[-1]), bases[0].path.buckets.COSTS
         if longest == 64 * self._limbs:  # no room for the carry of signed digits
             raise InvalidInput(
                 f"scalars: expected integers below 2^{longest - 1}, found one of {longest} bits"
             )
+        self.path = bases[0].path
         self.split = split or choose_split(total, costs, job.threads)
         self.half = 1 << (self.split.c - 1)
         self._windows = self.split.windows(longest)
@@ -297,6 +294,7 @@ def msm(
     if busy:
         fields = list(dict.fromkeys(F for s in busy for F in s.fields))
         entries, half = max(s.entries for s in busy), max(s.half for s in busy)
+        path = busy[0].path
         spare: list[_Workspace] = []
 
         def run(entry: tuple[Task, Sum]) -> None:
@@ -304,7 +302,7 @@ def msm(
             try:
                 space = spare.pop()
             except IndexError:
-                space = _Workspace(fields, entries, half)
+                space = _Workspace(path, fields, entries, half)
             s.run(task, space)
             spare.append(space)
 

@@ -24,6 +24,7 @@ from gpuprover import forks
 from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import Field
+from gpuprover.cpu.path import CpuPath
 from gpuprover.job import Job
 from gpuprover.limbs import Words, field_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -71,9 +72,9 @@ def drop_tables() -> None:
     ntt_lanes.drop_tables()
 
 
-def coset_bytes(domain: Domain, path: str, threads: int) -> tuple[int, int]:
+def coset_bytes(domain: Domain, path: CpuPath, threads: int) -> tuple[int, int]:
     """(table, working copy and buffers) in bytes that :func:`to_coset` takes beside its vector."""
-    if path == "ifma" and ntt_lanes.supports(domain):
+    if path.transforms_in_lanes(domain):
         size = ntt_lanes.block_bytes(domain)
         return size, size + ntt_lanes.buffer_bytes(domain, threads)
     return domain.field.bytes << max(1, domain.log_n), 0
@@ -137,13 +138,16 @@ def scale_in_place(v: Words, domain: Domain, factor: int, base: int, bit_reverse
 
 
 def ntt(
-    v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset | int, job: Job, path: str
+    v: Words,
+    domain: Domain,
+    direction: Direction,
+    order: Order,
+    coset: Coset | int,
+    job: Job,
+    path: CpuPath,
 ) -> None:
-    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`.
-
-    ``path``: see :mod:`gpuprover.cpu.path`.
-    """
-    if path == "ifma" and ntt_lanes.supports(domain):
+    """Transforms uint64[domain.size, limbs] in place; see :meth:`gpuprover.backend.Backend.ntt`."""
+    if path.transforms_in_lanes(domain):
         ntt_lanes.ntt(v, domain, direction, order, coset, job)
         return
     p = domain.field.modulus
@@ -160,14 +164,11 @@ def ntt(
         reverse_in_place(v, domain, job)
 
 
-def to_coset(v: Words, domain: Domain, coset: Coset, job: Job, path: str) -> None:
-    """Evaluations on ⟨ω⟩ -> evaluations on the coset, with one scaling pass between two transforms.
-
-    ``path``: see :mod:`gpuprover.cpu.path`.
-    """
+def to_coset(v: Words, domain: Domain, coset: Coset, job: Job, path: CpuPath) -> None:
+    """Evaluations on ⟨ω⟩ -> evaluations on the coset, with one scaling pass between two transforms."""
     if coset is Coset.NONE:
         return
-    if path == "ifma" and ntt_lanes.supports(domain):
+    if path.transforms_in_lanes(domain):
         ntt_lanes.to_coset(v, domain, job)
         return
     _transform(v, domain, in_time=False, inverted=True, job=job)

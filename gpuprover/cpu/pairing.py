@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.cpu.compiled import Kernels
+from gpuprover.cpu.endomorphisms import fq2_power, fq2_words, g1_endomorphism, twist_frobenius
 from gpuprover.cpu.layout import DOUBLE, LANES, LINE, ROOM, Field, LaneField, lane_form
+from gpuprover.cpu.path import CpuPath
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, g2_to_words, ints_to_words
+from gpuprover.limbs import Words, address, field_to_words, generator, ints_to_words
 
 _kernels = Kernels("pairing")
 
@@ -31,38 +33,10 @@ WORTHWHILE = 5
 # Constants ----------------------------------------------------------------------------------------
 
 
-def _fq2_power(c: CurveParams, base: tuple[int, int], exponent: int) -> tuple[int, int]:
-    q = c.q
-    result = (1, 0)
-    for bit in bin(exponent)[2:]:
-        a, b = result
-        result = ((a * a - b * b) % q, 2 * a * b % q)
-        if bit == "1":
-            a, b = result
-            result = ((a * base[0] - b * base[1]) % q, (a * base[1] + b * base[0]) % q)
-    return result
-
-
-def _fq2_inverse(c: CurveParams, x: tuple[int, int]) -> tuple[int, int]:
-    n = pow(x[0] * x[0] + x[1] * x[1], -1, c.q)
-    return x[0] * n % c.q, -x[1] * n % c.q
-
-
-def _fq2_words(c: CurveParams, values: list[tuple[int, int]]) -> Words:
-    return field_to_words(c.base, [part for value in values for part in value])
-
-
-@lru_cache
-def twist_frobenius(c: CurveParams) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The factors of ψ(x, y) = (x̄·γx, ȳ·γy)."""
-    gx, gy = _fq2_power(c, c.xi, (c.q - 1) // 3), _fq2_power(c, c.xi, (c.q - 1) // 2)
-    return (gx, gy) if c.twist == "D" else (_fq2_inverse(c, gx), _fq2_inverse(c, gy))
-
-
 @lru_cache
 def _loop_digits(c: CurveParams) -> NDArray[np.int8]:
     """The loop count in non-adjacent form, lowest digit first."""
-    n, digits = abs(c.loop_count), []
+    n, digits = abs(c.pairing.loop_count), []
     while n:
         d = 2 - n % 4 if n % 2 else 0
         digits.append(d)
@@ -76,25 +50,25 @@ def _loop_steps(c: CurveParams) -> NDArray[np.int8]:
     steps = []
     for digit in _loop_digits(c)[-2::-1]:
         steps += [DOUBLE, int(digit)] if digit else [DOUBLE]
-    return np.array(steps + ([2, -3] if c.family == "BN" else []), dtype=np.int8)
+    return np.array(steps + ([2, -3] if c.pairing.family == "BN" else []), dtype=np.int8)
 
 
 @lru_cache
 def _constants(c: CurveParams) -> tuple[Words, Words]:
     """(3b', γx, γy) and ξ^(k(q − 1)/6) for k < 6."""
-    three_b = tuple(3 * v % c.q for v in c.b_twist)
-    powers = [_fq2_power(c, c.xi, k * (c.q - 1) // 6) for k in range(6)]
-    return _fq2_words(c, [three_b, *twist_frobenius(c)]), _fq2_words(c, powers)  # type: ignore[list-item]
+    three_b = tuple(3 * v % c.q for v in c.group(Group.G2).b)
+    powers = [fq2_power(c, c.pairing.xi, k * (c.q - 1) // 6) for k in range(6)]
+    return fq2_words(c, [three_b, *twist_frobenius(c)]), fq2_words(c, powers)  # type: ignore[list-item]
 
 
 def _lines_of(c: CurveParams, points: Words, stop: NDArray[np.uint8]) -> Words | None:
     """The lines of affine, finite, contiguous points; None where one is outside the subgroup."""
     digits = _loop_digits(c)
-    steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.family == "BN" else 0)
+    steps = len(digits) - 1 + int(np.count_nonzero(digits[:-1])) + (2 if c.pairing.family == "BN" else 0)
     lines = np.empty((len(points), steps, LINE * 2 * c.base.limbs), dtype=np.uint64)
     constants, _ = _constants(c)
     outside = _kernels.lines(
-        Field(c.base, 2), address(points), len(points), digits, address(constants), c.family == "BN",
+        Field(c.base, 2), address(points), len(points), digits, address(constants), c.pairing.family == "BN",
         address(lines), steps, stop,
     )  # fmt: skip
     return lines if outside < 0 else None
@@ -114,7 +88,7 @@ def _miller(c: CurveParams, g1: Words, lines: Words) -> Words:
     out = np.empty((1, 12 * c.base.limbs), dtype=np.uint64)
     _kernels.miller_loop(
         Field(c.base), Field(c.base, 2), address(g1), len(g1), address(lines), lines.shape[1],
-        _loop_digits(c), c.family == "BN", address(out),
+        _loop_digits(c), c.pairing.family == "BN", address(out),
     )  # fmt: skip
     return out
 
@@ -127,21 +101,16 @@ def _miller_of_many(c: CurveParams, g1: Words, g2: Words, stop: NDArray[np.uint8
     # Pairs with P = (0, 0) fill up: their lines at P are k·w³ (k for an M-twist) with k in Fq2, which the
     # final exponentiation makes 1, w³ too: its square is ξ. For the generator, no k is 0.
     p, q = (np.zeros((LANES * groups, words), dtype=np.uint64) for words in (c.g1_words, c.g2_words))
-    p[:n], q[:n], q[n:] = g1, g2, _generator(c)
+    p[:n], q[:n], q[n:] = g1, g2, generator(c, Group.G2)
     constants, _ = _constants(c)
     rows = np.empty((groups, ROOM, 2 * lane_form(c.base).limbs, LANES), dtype=np.uint64)
     elements = np.empty((6 * LANES, E.words), dtype=np.uint64)
     out = np.empty((LANES, 6 * E.words), dtype=np.uint64)
     inside = _kernels.miller_in_lanes(
-        L, E, address(p), address(q), groups, _loop_steps(c), address(constants), c.family == "BN",
+        L, E, address(p), address(q), groups, _loop_steps(c), address(constants), c.pairing.family == "BN",
         address(rows), address(elements), address(out), stop,
     )  # fmt: skip
     return out if inside else None
-
-
-@lru_cache
-def _generator(c: CurveParams) -> Words:
-    return g2_to_words(c, [c.g2])[0]
 
 
 def _is_one(c: CurveParams, product: Words) -> bool:
@@ -149,13 +118,13 @@ def _is_one(c: CurveParams, product: Words) -> bool:
     _, powers = _constants(c)
     return bool(
         _kernels.product_is_one(
-            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.seed)), address(powers),
-            c.family == "BN",
+            Field(c.base, 2), address(product), len(product), np.uint64(abs(c.pairing.seed)), address(powers),
+            c.pairing.family == "BN",
         )
     )  # fmt: skip
 
 
-def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, path: str, job: Job) -> bool:
+def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, path: CpuPath, job: Job) -> bool:
     """Whether all g2[i] are in their subgroup and Π e(g1[i], g2[i]) = 1.
 
     Points are affine, on their curves, g1 in its subgroup. The lines of the last ``fixed`` of g2 are kept.
@@ -166,7 +135,7 @@ def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, path: str, j
     varied = len(g1) - fixed
     kept = [varied + i for i in range(fixed) if finite[varied + i]]
     alone, many = np.flatnonzero(finite[:varied]), np.empty(0, dtype=np.int64)
-    if path == "ifma":
+    if path.lanes:
         pairs = np.asarray(g1[:varied].any(axis=1)) & finite[:varied]
         if np.count_nonzero(pairs) >= WORTHWHILE:
             alone, many = np.flatnonzero(finite[:varied] & ~pairs), np.flatnonzero(pairs)
@@ -195,34 +164,6 @@ def pairing_check(c: CurveParams, g1: Words, g2: Words, fixed: int, path: str, j
     return _is_one(c, np.concatenate(factors))
 
 
-@lru_cache
-def _g1_endomorphism(c: CurveParams) -> int:
-    """β with β³ = 1 such that (βx, y) = −seed²·(x, y) on the subgroup of a BLS12 curve."""
-    beta = next(b for b in (pow(g, (c.q - 1) // 3, c.q) for g in range(2, 99)) if b != 1)
-    x, y = c.g1
-    want = _plain_multiple(c, c.g1, c.seed**2)
-    for candidate in (beta, beta * beta % c.q):
-        if (candidate * x % c.q, -y % c.q) == want:
-            return candidate
-    raise AssertionError(f"{c.name}: no endomorphism found")
-
-
-def _plain_multiple(c: CurveParams, point: tuple[int, int], k: int) -> tuple[int, int]:
-    """k·point on G1 by the textbook, for a constant."""
-    q, result = c.q, None
-    for bit in bin(k)[2:]:
-        for other in (result, point if bit == "1" else None):
-            if result is None or other is None:
-                result = result or other
-                continue
-            (x1, y1), (x2, y2) = result, other
-            slope = 3 * x1 * x1 * pow(2 * y1, -1, q) if result == other else (y2 - y1) * pow(x2 - x1, -1, q)
-            x3 = (slope * slope - x1 - x2) % q
-            result = (x3, (slope * (x1 - x3) - y1) % q)
-    assert result is not None
-    return result
-
-
 def subgroup_check(
     c: CurveParams, group: Group, F: Field, points: int, stop: NDArray[np.uint8]
 ) -> Callable[[tuple[int, int]], int]:
@@ -237,16 +178,16 @@ def subgroup_check(
     curves" (2022).
     """
     limbs = c.scalar.limbs
+    if c.group(group).cofactor == 1:
+        return lambda r: -1
     if group is Group.G2:
-        assert c.family == "BN" or c.seed < 0
-        frobenius = _fq2_words(c, list(twist_frobenius(c)))
-        scalar = ints_to_words([abs(c.seed)], limbs)[0]
-        is_bn = c.family == "BN"
+        assert c.pairing.family == "BN" or c.pairing.seed < 0
+        frobenius = fq2_words(c, list(twist_frobenius(c)))
+        scalar = ints_to_words([abs(c.pairing.seed)], limbs)[0]
+        is_bn = c.pairing.family == "BN"
         return lambda r: _kernels.first_outside_g2(
             F, points, address(frobenius), scalar, limbs, is_bn, r[0], r[1], stop
         )
-    if c.cofactor_g1 == 1:
-        return lambda r: -1
-    beta = field_to_words(c.base, [_g1_endomorphism(c)])
-    square_seed = ints_to_words([c.seed**2], limbs)[0]
+    beta = field_to_words(c.base, [g1_endomorphism(c)])
+    square_seed = ints_to_words([c.pairing.seed**2], limbs)[0]
     return lambda r: _kernels.first_outside_g1(F, points, address(beta), square_seed, limbs, r[0], r[1], stop)

@@ -1,4 +1,4 @@
-"""Which of the CPU's paths runs: ``ifma`` (eight lanes on AVX-512 IFMA) or ``portable``.
+"""The CPU's two paths, ``ifma`` (eight lanes on AVX-512 IFMA) and ``portable``: which runs, and what differs.
 
 ``PROVER_CPU_PATH`` forces one. Otherwise the features decide that Numba compiles for, which
 are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for another machine. With
@@ -8,23 +8,72 @@ are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for another 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
+from gpuprover.cpu import buckets, buckets_lanes, ntt_lanes, rows, rows_lanes
 from gpuprover.cpu.image import PATH_VARIABLE as VARIABLE
 from gpuprover.cpu.image import used_features
+from gpuprover.cpu.layout import Field, LaneField, has_lanes, ranges_hold
+from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.errors import DeviceError, InvalidInput
+from gpuprover.polynomial import Domain
 
 PATHS = ("ifma", "portable")
 EMULATION = "GPUPROVER_EMULATE_IFMA"
 NEEDED = ("avx512f", "avx512dq", "avx512vl", "avx512ifma")
 
 
-class CpuPath(NamedTuple):
-    """The path's name, and why it was chosen."""
+@dataclass(frozen=True)
+class CpuPath:
+    """One of the paths, with all that is done differently on it.
+
+    Attributes:
+        name: ``ifma`` or ``portable``.
+        reason: why this process takes it.
+        buckets: scratch of one thread for the bucket sums of a multi-scalar multiplication.
+        row_sums: scratch of one thread for many short sums of points.
+        products: scratch of one thread for many multiplications in step.
+    """
 
     name: str
     reason: str
+    buckets: type[buckets.Buckets] | type[buckets_lanes.Buckets]
+    row_sums: type[rows.RowSums] | type[rows_lanes.RowSums]
+    products: type[rows.Products] | type[rows_lanes.Products]
+
+    @property
+    def lanes(self) -> bool:
+        """Whether elements are worked on eight at a time, where there are enough of them."""
+        return self.name == "ifma"
+
+    def coordinates(self, plain: Field) -> Field:
+        """The field of points' coordinates as :attr:`buckets`, :attr:`row_sums`, :attr:`products` take it."""
+        return LaneField(plain.params, plain.degree) if self.lanes else plain
+
+    def vectors(self, params: FieldParams) -> LaneField | None:
+        """The field as the kernels for vectors in lanes take it; None where the portable ones serve."""
+        return LaneField(params) if self.lanes and has_lanes(params) else None
+
+    def transforms_in_lanes(self, domain: Domain) -> bool:
+        """Whether :mod:`gpuprover.cpu.ntt_lanes` has the transforms on the domain."""
+        return self.lanes and ntt_lanes.supports(domain)
+
+
+def path_named(name: str, reason: str) -> CpuPath:
+    """The path ``ifma`` or ``portable``, whatever the CPU can do."""
+    if name == "ifma":
+        return CpuPath(name, reason, buckets_lanes.Buckets, rows_lanes.RowSums, rows_lanes.Products)
+    assert name == "portable"
+    return CpuPath(name, reason, buckets.Buckets, rows.RowSums, rows.Products)
+
+
+def path_for(curve: CurveParams) -> CpuPath:
+    """The path of this process for a curve. Raises as :func:`cpu_path` does."""
+    path = cpu_path()
+    if path.lanes and not ranges_hold(curve.base):
+        return path_named("portable", f"the ranges of eight lanes do not hold for {curve.name}")
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +109,7 @@ def cpu_path() -> CpuPath:
     if forced == "ifma" and missing:
         raise DeviceError(f"{VARIABLE}=ifma: this CPU, or the one compiled for, lacks {', '.join(missing)}")
     if forced:
-        return CpuPath(forced, f"{VARIABLE} says so")
+        return path_named(forced, f"{VARIABLE} says so")
     if missing:
-        return CpuPath("portable", f"the CPU lacks {', '.join(missing)}")
-    return CpuPath("ifma", "the CPU has AVX-512 IFMA")
+        return path_named("portable", f"the CPU lacks {', '.join(missing)}")
+    return path_named("ifma", "the CPU has AVX-512 IFMA")

@@ -11,7 +11,7 @@ from gpuprover.cpu import combine, layout, membership, pairing
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import PRODUCTS, Field
 from gpuprover.cpu.msm import Points
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import path_for
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
@@ -32,13 +32,13 @@ class CpuPoints:
 
     def __init__(self, curve: CurveParams, job: Job) -> None:
         self.curve, self.job = curve, job
-        self.path = cpu_path()
-        self._coordinates = {Group.G1: Field(curve.base), Group.G2: Field(curve.base, 2)}
+        self.path = path_for(curve)
+        self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
 
     def _bases(self, group: Group, points: Words) -> Points:
         if len(points) and not points.flags.c_contiguous:
             points = np.ascontiguousarray(points)
-        return Points.of(self._coordinates[group], points, self.path.name)
+        return Points(self._coordinates[group], points, self.path)
 
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
         if len(points) != len(scalars):
@@ -53,6 +53,13 @@ class CpuPoints:
         _curve.linear_combination(F, address(words), reduced, limbs, len(points), at)
         _curve.normalise(F, at, at + 7 * row, at + 4 * row, 1)
         return room[7:].reshape(-1)
+
+    def affine(self, group: Group, points: Words) -> Words:
+        F, n = self._coordinates[group], len(points)
+        words = own(points)
+        out, prefix = np.empty((n, 2 * F.words), dtype=np.uint64), np.empty((n, F.words), dtype=np.uint64)
+        _curve.normalise(F, address(words), address(out), address(prefix), n)
+        return out
 
     def sparse_combination(
         self,
@@ -77,7 +84,7 @@ class CpuPoints:
             points = np.ascontiguousarray(points)
         F = self._coordinates[group]
         c = self.curve
-        coefficient = field_to_words(c.base, [c.b] if group is Group.G1 else c.b_twist)
+        coefficient = field_to_words(c.base, c.group(group).b)
         start = address(points)
 
         def on_curve(r: tuple[int, int]) -> int:
@@ -86,7 +93,7 @@ class CpuPoints:
         bad = self._first_bad(on_curve, len(points))
         # The subgroup test is for points of the curve.
         end = len(points) if bad < 0 else bad
-        if end < membership.WORTHWHILE or (group is Group.G1 and c.cofactor_g1 == 1):
+        if end < membership.WORTHWHILE or c.group(group).cofactor == 1:
             check = pairing.subgroup_check(c, group, F, start, self.job.stop)
         else:
             check = membership.subgroup_check_in_step(c, group, self._bases(group, points), self.job)
@@ -101,4 +108,4 @@ class CpuPoints:
     def pairing_check(self, g1: Words, g2: Words, fixed: int = 0) -> bool:
         if len(g1) != len(g2):
             raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
-        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path.name, self.job)
+        return pairing.pairing_check(self.curve, g1, g2, fixed, self.path, self.job)

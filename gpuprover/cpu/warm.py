@@ -12,7 +12,7 @@ from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
-from gpuprover.limbs import g1_to_words, g2_to_words, ints_to_words
+from gpuprover.limbs import generator, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 
@@ -37,10 +37,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
     longer = np.tile(words, (3, 1))  # a block of eight lanes, where there are any, and a rest
     domain = Domain(curve.scalar, 2)
     index = np.zeros(1, dtype=np.uint32)
-    points = {
-        Group.G1: g1_to_words(curve, [curve.g1] * 4),
-        Group.G2: g2_to_words(curve, [curve.g2] * 4),
-    }
+    points = {group: np.tile(generator(curve, group), (4, 1)) for group in curve.groups}
 
     def vectors() -> None:
         v = backend.upload(longer)

@@ -3,13 +3,13 @@
 Everything of a proof stays on the device, from the witness, which is sent once, to the sums that come back.
 Short work with points, and what set-up and verification ask of them, is the CPU backend's.
 
-Within :meth:`CudaBackend.proof` all memory comes from one arena, whose size is known because the same steps
+Within :meth:`CudaBackend.session` all memory comes from one arena, whose size is known because the same steps
 have been rehearsed on a device that does nothing. Outside of it, each vector is an allocation of the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -17,25 +17,28 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.backend import Backend, Form
+from gpuprover.backend import Backend, Form, Term
+from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
+from gpuprover.cuda.columns import Columns, Shifted, Span
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
-from gpuprover.cuda.gpu import (
-    STREAMS,
-    Gpu,
-    Layout,
-    RowsPart,
-    Session,
-    TwiddlesPart,
-    choose,
-    sets_of,
-    size_of,
-)
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
 from gpuprover.cuda.msm_plan import MsmPlan, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.residency import (
+    STREAMS,
+    ColumnPart,
+    Layout,
+    MatricesPart,
+    Residency,
+    RowsPart,
+    Session,
+    TwiddlesPart,
+    choose,
+    size_of,
+)
 from gpuprover.cuda.sparse import (
     SLICE,
     MatricesShape,
@@ -44,11 +47,12 @@ from gpuprover.cuda.sparse import (
     slice_bytes,
     staging_bytes,
 )
-from gpuprover.curves import AffinePoint, CurveParams, Group
-from gpuprover.demand import KeyHeader, MemoryPlan
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import Budget, Demand, MemoryPlan
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, ints_to_words, points_to_words
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words
+from gpuprover.memory import require
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
 T = TypeVar("T")
@@ -71,17 +75,26 @@ TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
 
 
 class DeviceVector:
-    """n elements in Montgomery form; no memory for n = 0."""
+    """n elements in Montgomery form; no memory for n = 0.
 
-    def __init__(self, n: int, block: Block | None) -> None:
-        self._n, self.block = n, block
+    Args:
+        block: the memory that they lie in, if it is their own.
+        at: where they lie, if it is not.
+    """
+
+    def __init__(self, n: int, block: Block | None, at: Address = Address(0)) -> None:  # noqa: B008
+        self._n, self.block, self._at = n, block, at
 
     def __len__(self) -> int:
         return self._n
 
     @property
     def address(self) -> Address:
-        return self.block.address if self.block is not None else Address(0)
+        return self.block.address if self.block is not None else self._at
+
+    @property
+    def span(self) -> Span:
+        return Span(self.address, self._n)
 
     def swap(self, other: Block) -> None:
         """Takes another block of this size, and leaves its own there."""
@@ -128,6 +141,15 @@ class DeviceBases:
     def __len__(self) -> int:
         return self.n
 
+    def prefix(self, n: int) -> DeviceBases:
+        """The first n; not for bases with multiples, whose rows are as long as there are points."""
+        if n == self.n:
+            return self
+        if not n:
+            return DeviceBases(self.group, 0, host=self.host)
+        points = self.points if self.points is None else self.points[:n]
+        return replace(self, n=n, block=None, points=points)
+
     def free(self) -> None:
         if self.block is not None:
             self.block.free()
@@ -136,7 +158,10 @@ class DeviceBases:
 class Done(NamedTuple):
     """A sum that is known already."""
 
-    point: AffinePoint
+    point: Words
+
+
+_Request = tuple[Sequence[DeviceBases], Words | DeviceVector]
 
 
 @dataclass
@@ -208,24 +233,23 @@ class CudaBackend:
 
     Args:
         host: the CPU's backend, of this curve and job.
-        host_groups: groups whose sums that computes meanwhile, on the job's threads.
-        budget: bytes of device memory that a proof may take, with its part of the key; None: what is free.
+        host_parts: names of groups whose sums that computes meanwhile, on the job's threads.
     """
 
     def __init__(
         self,
         curve: CurveParams,
         job: Job,
-        gpu: Gpu,
+        gpu: Residency,
         host: Backend,
-        host_groups: Collection[Group] = (),
-        budget: int | None = None,
+        host_parts: Collection[str] = (),
     ) -> None:
         self.name = gpu.device.name
         self.curve, self.job = curve, job
         self._gpu = gpu
         self._device: Device = gpu.device
-        self._host_groups, self._budget = frozenset(host_groups), budget
+        self._host_groups = frozenset(map(Group, host_parts))
+        self._hollow = False
         self._memory: Source = gpu.pool
         self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
@@ -237,7 +261,9 @@ class CudaBackend:
     # Memory ------------------------------------------------------------------------
 
     def upload(self, values: Words, form: Form = Form.CANONICAL) -> DeviceVector:
-        v = self._new(len(values))
+        return self._written(self._new(len(values)), values, form)
+
+    def _written(self, v: DeviceVector, values: Words, form: Form) -> DeviceVector:
         if len(v):
             self._device.write(v.address, np.ascontiguousarray(values, dtype=np.uint64))
             if form is not Form.MONTGOMERY:
@@ -265,26 +291,27 @@ class CudaBackend:
         """A vector with arbitrary contents."""
         return DeviceVector(n, Block(self._memory, n * self._element) if n else None)
 
-    def plan(self, header: KeyHeader, budget: int | None) -> MemoryPlan:
-        """``budget`` is in bytes of device memory; what the host takes, for the matrices, does not count."""
-        budgets = [b for b in (budget, self._budget) if b is not None]
+    def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        """What the host takes for the matrices does not count as the device's."""
         layout, _, arena = self._gpu.plan(
-            self.curve,
-            header,
-            self._host_groups,
-            lambda layout: self._rehearse(header, layout),
-            min(budgets, default=None),
+            demand, self._host_groups, lambda layout: self._rehearse(demand, layout), budget.device
         )
         sizes = {part: aligned(size_of(self.curve, part)) for part in layout.resident()}
         rows = [part for part in layout.resident() if isinstance(part, RowsPart)]
         points = sum(part.n * point_bytes(self.curve, part.group) for part in rows)
-        multiples = sum(sizes[part] for part in rows) - points
-        key = points + sizes.get(layout.matrices, 0)
-        tables = multiples + sizes.get(layout.twiddles, 0)
-        return MemoryPlan(key, tables, arena, staging_bytes(self.curve, header.n_coefficients))
+        tables = sum(sizes[part] for part in rows) - points
+        tables += sum(sizes[part] for part in layout.twiddles if part in sizes)
+        key = points + sum(
+            size for part, size in sizes.items() if isinstance(part, MatricesPart | ColumnPart)
+        )
+        staging = sum(staging_bytes(self.curve, matrices.entries) for matrices in demand.matrices)
+        require(staging, budget.host, f"a proof on {self.name}")
+        return MemoryPlan(key, tables, arena, staging)
+
+    # The proof's key -----------------------------------------------------------------
 
     @contextmanager
-    def proof(self, header: KeyHeader, owner: object) -> Iterator[None]:
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
         """A proof has memory and streams of its own: what is made within stays within, and what is made
         outside of it outside."""
         if self._session is not None:
@@ -292,12 +319,11 @@ class CudaBackend:
         done = False
         try:
             session = self._gpu.begin(
-                self.curve,
-                header,
+                demand,
                 owner,
                 self._host_groups,
-                lambda layout: self._rehearse(header, layout),
-                self._budget,
+                lambda layout: self._rehearse(demand, layout),
+                budget.device,
             )
             self._session, self._memory = session, session.arena
             self._device = OnStream(self._gpu.device, session.streams[0])
@@ -315,46 +341,99 @@ class CudaBackend:
             self._gpu.fail(error)  # if the device is lost with it
             raise
 
-    def _rehearse(self, header: KeyHeader, layout: Layout) -> int:
-        """The arena of a proof: its own steps, in the order of the prover, on a device that does nothing."""
-        known = self._gpu.arenas.get((header, layout, self._host_groups))
+    @property
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise ValueError("no session is open")
+        return self._session
+
+    def bases(self, name: str, points: Words) -> DeviceBases:
+        self.job.check()
+        n = len(points)
+        group = self._opened.group(name)
+        if group in self._host_groups:
+            return DeviceBases(
+                group, n, host=None if self._hollow else self._cpu.prepare_bases(group, points)
+            )
+        if not n:
+            return DeviceBases(group, n)
+        sums, part = self._opened.bases(name)
+        if not sums.resident:
+            # Never touched in a rehearsal, whose points are all at one place.
+            sent = np.empty(points.shape, dtype=np.uint64) if self._hollow else points
+            return DeviceBases(group, n, sums.plan, points=sent)
+        if self._hollow:
+            return DeviceBases(group, n, sums.plan, self._table(part, sums.plan, Address(0), Address(0)))
+        entry = self._opened.entry(part)
+        place = entry.block.address
+        self._filled(entry, address(points), lambda: self._table(part, sums.plan, place, points))
+        return DeviceBases(group, n, sums.plan, place)
+
+    def matrices(
+        self,
+        name: str,
+        matrix_index: NDArray[np.uint32],
+        row_index: NDArray[np.uint32],
+        column_index: NDArray[np.uint32],
+        values: Words,
+        form: Form,
+    ) -> DeviceMatrices:
+        self.job.check()
+        part = next(part for part in self._opened.layout.matrices if part.name == name)
+        if self._hollow:
+            partials = sparse.partials_bound(part.entries)
+            return DeviceMatrices(MatricesShape(part.count, part.rows, partials, part.size, part.resident))
+
+        def make() -> SparseMatrices:
+            arrays = matrix_index, row_index, column_index, values
+            return SparseMatrices(
+                self._device, self.curve, part.count, part.rows, *arrays, form, entries=part.size
+            )
+
+        if not part.resident:
+            return DeviceMatrices(make())
+        entry = self._opened.entry(part)
+
+        def fill() -> SparseMatrices:
+            made = make()
+            made.place(entry.block.address, self.job.check)
+            return made
+
+        return DeviceMatrices(self._filled(entry, address(values), fill).on(self._device))
+
+    def column(self, name: str, values: Words, form: Form) -> DeviceVector:
+        part = next(part for part in self._opened.layout.columns if part.name == name)
+        if not part.resident:
+            return self.upload(values, form)
+        if self._hollow:
+            return DeviceVector(part.n, None)
+        entry = self._opened.entry(part)
+        v = DeviceVector(part.n, None, entry.block.address)
+        self._filled(entry, address(values), lambda: self._written(v, values, form))
+        return v
+
+    def _rehearse(self, demand: Demand, layout: Layout) -> int:
+        """The arena of a proof: its own steps, on a device that does nothing."""
+        known = self._gpu.arenas.get((demand, layout, self._host_groups))
         if known is not None:
             return known
-        gpu = Gpu(Nothing(self._device))
-        double = CudaBackend(self.curve, self.job, gpu, self._cpu, self._host_groups)
+        gpu = Residency(Nothing(self._device))
+        double = CudaBackend(
+            self.curve, Job(threads=self.job.threads), gpu, self._cpu, [g.value for g in self._host_groups]
+        )
+        double._hollow = True
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
         streams = [gpu.device.new_stream() for _ in range(STREAMS)]
-        double._session = Session(layout, arena, [], streams)
-        limbs = self.curve.scalar.limbs
-        domain, m = layout.twiddles.domain, layout.matrices
-        shape = MatricesShape(2, m.rows, sparse.partials_bound(m.entries), m.size, m.resident)
-        w = np.empty((header.n_vars, limbs), dtype=np.uint64)  # never touched
-        a, b = double.spmv(DeviceMatrices(shape), w)
-        c = double.mul(a, b)
-        double.to_coset_in_place([a, b, c], domain, Coset.ODD)
-        h = double.multiply_subtract_in_place(a, b, c)
-        double.free(b, c)
-        bases = [double._unfilled(group, n) for group, n in sets_of(header)]
-        double.msm_many([(bases[:3], w), (bases[3:4], w[header.n_public + 1 :]), (bases[4:], h)])
-        self._gpu.arenas[header, layout, self._host_groups] = arena.extent
+        double._session = Session(demand, layout, arena, [], streams)
+        demand.rehearse(demand, double)
+        self._gpu.arenas[demand, layout, self._host_groups] = arena.extent
         return arena.extent
-
-    def _unfilled(self, group: Group, n: int) -> DeviceBases:
-        """Bases as the session's layout has them, but for their points."""
-        if not n or group in self._host_groups:
-            return DeviceBases(group, n)
-        assert self._session is not None
-        sums, part = self._session.next_bases(group, n)
-        if not sums.resident:
-            points = np.empty((n, group.words(self.curve)), dtype=np.uint64)  # never touched
-            return DeviceBases(group, n, sums.plan, points=points)
-        return DeviceBases(group, n, sums.plan, self._table(part, sums.plan, Address(0), Address(0)))
 
     def _table(self, part: RowsPart, plan: MsmPlan, at: Address, points: Words | Address) -> Address:
         """Brings bases to a place on the device, with the multiples that the part has."""
         with Scope(self._memory) as memory:
             kept = part.plan or replace(plan, n=part.n, depth=1)
-            msm = Msm(self._device, self.curve, self.job, Within(at, memory))
+            msm = Msm(self._device, self.curve, self.points, self.job, Within(at, memory))
             return msm.bases(kept, part.group, points, part.n).address
 
     # Vectors -------------------------------------------------------------------------
@@ -373,13 +452,16 @@ class CudaBackend:
         self._launch("convert", self._blocks(n), operation, source.address, out.address, 0, n)
 
     def _pointwise(self, operation: int, a: DeviceVector, b: DeviceVector) -> DeviceVector:
+        out = self._new(len(a))
+        self._pointwise_into(out, operation, a, b)
+        return out
+
+    def _pointwise_into(self, out: DeviceVector, operation: int, a: DeviceVector, b: DeviceVector) -> None:
         if len(a) != len(b):
             raise ValueError(f"vectors of lengths {len(a)} and {len(b)}")
-        out = self._new(len(a))
         if len(a):
             addresses = a.address, b.address, out.address
             self._launch("pointwise", self._blocks(len(a)), operation, *addresses, 0, len(a))
-        return out
 
     def add(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
         return self._pointwise(ADD, a, b)
@@ -422,9 +504,11 @@ class CudaBackend:
         domain: Domain,
         direction: Direction,
         order: Order = Order.NATURAL_TO_NATURAL,
-        coset: Coset = Coset.NONE,
+        coset: Coset | int = Coset.NONE,
     ) -> DeviceVector:
         self._check_lengths([v], domain)
+        if isinstance(coset, int):
+            return self._ntt_on(domain.shift(coset), v, domain, direction, order)
         # Only from natural to natural order do the passes need room beside the vector.
         natural = order is Order.NATURAL_TO_NATURAL
         scratch = Block(self._memory, len(v) * self._element) if natural else None
@@ -455,10 +539,8 @@ class CudaBackend:
     def _tables(self, domain: Domain) -> Iterator[Transform]:
         """The tables for a domain: the proof's, or others that lie in the pool, or new ones."""
         gpu = self._gpu
-        if self._session is not None and self._session.layout.twiddles.domain == domain:
-            part = self._session.layout.twiddles
-        else:
-            part = TwiddlesPart(domain)
+        known = () if self._session is None else self._session.layout.twiddles
+        part = next((part for part in known if part.domain == domain), TwiddlesPart(domain))
         entry = gpu.shared(self.curve, part)
         memory = Arena(entry.block.address, entry.size)
         try:
@@ -468,6 +550,120 @@ class CudaBackend:
             yield tables.on(self._device)
         finally:
             gpu.residents.unpin(entry)
+
+    def _ntt_on(
+        self, g: int, v: DeviceVector, domain: Domain, direction: Direction, order: Order
+    ) -> DeviceVector:
+        """On the coset g·⟨ω⟩: coefficient i is multiplied by g^i before, or by g^−i after it."""
+        if direction is Direction.FORWARD:
+            self._scale_coefficients(v, g, order is Order.REVERSED_TO_NATURAL)
+            return self.ntt(v, domain, direction, order)
+        self.ntt(v, domain, direction, order)
+        self._scale_coefficients(v, pow(g, -1, self.curve.r), order is Order.NATURAL_TO_REVERSED)
+        return v
+
+    def _scale_coefficients(self, v: DeviceVector, base: int, in_reverse: bool) -> None:
+        if not in_reverse:
+            self.scale_powers_in_place(v, 1, base)
+        elif len(v) > 1:
+            with self._columns() as columns:
+                columns.scale_reversed(v.span, base)
+
+    # Polynomials and columns -------------------------------------------------------------
+
+    @contextmanager
+    def _columns(self) -> Iterator[Columns]:
+        with Scope(self._memory) as memory:
+            yield Columns(self._device, self.curve, self.job.check, memory)
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, DeviceVector],
+        challenges: Mapping[str, int] = {},
+        step: int = 1,
+    ) -> list[DeviceVector]:
+        n = formula.rows({name: len(v) for name, v in columns.items()})
+        outs = [self._new(n) for _ in formula.results]
+        spans = {name: columns[name].span for name in formula.columns}
+        with self._columns() as launches:
+            launches.evaluate(formula, spans, challenges, step, n, [v.address for v in outs])
+        return outs
+
+    def combine(self, terms: Sequence[Term], length: int | None = None) -> DeviceVector:
+        if length is None:
+            if not terms:
+                raise ValueError("a sum of no terms has no length")
+            length = max(max(0, len(v) + shift) for v, _, shift in terms)
+        out = self._new(length)
+        with self._columns() as columns:
+            columns.combine([Shifted(v.span, scalar, shift) for v, scalar, shift in terms], out.span)
+        return out
+
+    def extend(self, v: DeviceVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[DeviceVector]:
+        n, r = domain.size, self.curve.r
+        results = []
+        for coset in cosets:
+            # On the coset X^n is g^n.
+            factor = pow(domain.shift(coset), n, r)
+            pieces = range(max(1, -(-len(v) // n)))
+            folded = self.combine([Term(v, pow(factor, j, r), -n * j) for j in pieces], n)
+            results.append(self.ntt(folded, domain, Direction.FORWARD, coset=coset))
+        return results
+
+    def values_at(self, queries: Sequence[tuple[DeviceVector, int]]) -> list[int]:
+        with self._columns() as columns:
+            return columns.values([(v.span, x) for v, x in queries])
+
+    def divide(self, v: DeviceVector, root: int, degree: int = 1) -> tuple[DeviceVector, DeviceVector]:
+        if len(v) <= degree:
+            return self._new(0), self.combine([Term(v)], degree)
+        quotient, remainder = self._new(len(v) - degree), self._new(degree)
+        with self._columns() as columns:
+            columns.divide(v.span, root, degree, quotient.address, remainder.address)
+        return quotient, remainder
+
+    def running_product(
+        self, numerators: DeviceVector, denominators: DeviceVector, start: int = 1
+    ) -> DeviceVector:
+        n = len(numerators)
+        ratios = self.batch_inverse(denominators)
+        self._pointwise_into(ratios, MUL, numerators, ratios)
+        out = self._new(n + 1)
+        self._device.write(out.address, field_to_words(self.curve.scalar, [start]))
+        with self._columns() as columns:
+            columns.running_product(ratios.span, start, Address(out.address + self._element))
+        ratios.free()
+        return out
+
+    def powers(self, n: int, base: int, factor: int = 1) -> DeviceVector:
+        out = self._new(n)
+        with self._columns() as columns:
+            columns.powers(base, factor, out.span)
+        return out
+
+    def gather(self, v: DeviceVector, indices: NDArray[np.uint32]) -> DeviceVector:
+        own = np.array(indices, dtype=np.uint32)  # what is looked at is what is sent
+        if len(own) and int(own.max()) >= len(v):
+            raise IndexError(f"an index of {int(own.max())} in a vector of length {len(v)}")
+        out = self._new(len(own))
+        with self._columns() as columns:
+            columns.gather(v.span, own, out.address)
+        return out
+
+    def interleave(self, vectors: Sequence[DeviceVector]) -> DeviceVector:
+        out = self._new(len(vectors) * max(map(len, vectors), default=0))
+        with self._columns() as columns:
+            columns.interleave([v.span for v in vectors], out.span)
+        return out
+
+    def deinterleave(self, v: DeviceVector, count: int) -> list[DeviceVector]:
+        if len(v) % count:
+            raise ValueError(f"a vector of length {len(v)} in {count} parts")
+        outs = [self._new(len(v) // count) for _ in range(count)]
+        with self._columns() as columns:
+            columns.deinterleave(v.span, [out.address for out in outs])
+        return outs
 
     # Sparse products -------------------------------------------------------------------
 
@@ -481,29 +677,22 @@ class CudaBackend:
         values: Words,
         form: Form,
     ) -> DeviceMatrices:
-        arrays = matrix_index, row_index, column_index, values
-
-        def make(size: int) -> SparseMatrices:
-            return SparseMatrices(self._device, self.curve, count, rows, *arrays, form, entries=size)
-
         self.job.check()
-        if self._session is None:
-            made = make(SLICE)
-            block = Block(self._memory, resident_bytes(self.curve, count, rows, len(values)))
-            made.place(block.address, self.job.check)
-            return DeviceMatrices(made, block)
-        part = self._session.layout.matrices
-        entry = self._session.entry(part)
-        if entry is None:
-            return DeviceMatrices(make(part.size))
-        at = entry.block.address
-
-        def fill() -> SparseMatrices:
-            made = make(part.size)
-            made.place(at, self.job.check)
-            return made
-
-        return DeviceMatrices(self._filled(entry, address(values), fill).on(self._device))
+        made = SparseMatrices(
+            self._device,
+            self.curve,
+            count,
+            rows,
+            matrix_index,
+            row_index,
+            column_index,
+            values,
+            form,
+            entries=SLICE,
+        )
+        block = Block(self._memory, resident_bytes(self.curve, count, rows, len(values)))
+        made.place(block.address, self.job.check)
+        return DeviceMatrices(made, block)
 
     def _filled(self, entry: Resident, source: Hashable, make: Callable[[], T]) -> T:
         """What an entry holds of a ``source``, such as data that begin at an address; made where it does not.
@@ -564,7 +753,7 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
-        if words.nbytes < 2 * SENT:
+        if words.nbytes < 2 * SENT or self._device.is_pinned(words):
             self._device.write(block.address, words)
             return block
         # One thread copies into pinned memory more slowly than the bus takes it from there.
@@ -576,31 +765,21 @@ class CudaBackend:
     # Points ------------------------------------------------------------------------------
 
     def prepare_bases(self, group: Group, points: Words, budget: int | None = None) -> DeviceBases:
-        """Outside of a proof None is for no tables: nobody has said that the bases are used again."""
+        """In an allocation of their own; where that cannot be had, they are sent for every sum.
+
+        None is for no tables: nobody has said that the bases are used again.
+        """
         self.job.check()
-        n = len(points)
+        n, properties = len(points), self._device.properties
         if group in self._host_groups:
             return DeviceBases(group, n, host=self._cpu.prepare_bases(group, points))
         if not n:
             return DeviceBases(group, n)
-        if self._session is None:
-            return self._own_bases(group, points, budget)
-        sums, part = self._session.next_bases(group, n)
-        entry = self._session.entry(part)
-        if entry is None:
-            return DeviceBases(group, n, sums.plan, points=points)
-        place = entry.block.address
-        self._filled(entry, address(points), lambda: self._table(part, sums.plan, place, points))
-        return DeviceBases(group, n, sums.plan, place)
-
-    def _own_bases(self, group: Group, points: Words, budget: int | None) -> DeviceBases:
-        """In an allocation of their own; where that cannot be had, they are sent for every sum."""
-        n, properties = len(points), self._device.properties
         plan = choose(self.curve, (group,), n, properties, self._gpu.pool.available)
         if budget and plan.n >= n:
             room = min(plan.bytes(properties) + budget, self._gpu.pool.available)
             plan = choose(self.curve, (group,), n, properties, room, keep=True)
-        part = RowsPart(0, group, n, plan if plan.depth > 1 else None)
+        part = RowsPart("", group, n, plan if plan.depth > 1 else None)
         try:
             block = Block(self._memory, size_of(self.curve, part))
         except OutOfMemory:
@@ -621,15 +800,56 @@ class CudaBackend:
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
-        for bases, scalars in requests:
+        fitted, padded = self._fitted(requests)
+        sums = self._sums([request for _, request in fitted], meanwhile)
+        for v in padded:
+            v.free()
+        # By request and by place in it.
+        at = {
+            (i, j): point
+            for (which, _), row in zip(fitted, sums, strict=True)
+            for (i, j), point in zip(which, row, strict=True)
+        }
+        return [[at[i, j] for j in range(len(bases))] for i, (bases, _) in enumerate(requests)]
+
+    def _fitted(
+        self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+    ) -> tuple[list[tuple[list[tuple[int, int]], _Request]], list[DeviceVector]]:
+        """Requests with as many bases as scalars, each with the places of its bases in the given ones.
+
+        Bases without multiples are cut. Those with multiples, whose table is for all of them, get zeros for
+        scalars: the vectors returned beside, which are for these requests alone.
+        """
+        fitted: list[tuple[list[tuple[int, int]], _Request]] = []
+        padded: list[DeviceVector] = []
+        for i, (bases, scalars) in enumerate(requests):
+            n = len(scalars)
             for b in bases:
-                if len(b) != len(scalars):
-                    raise ValueError(f"{len(b)} bases and {len(scalars)} scalars")
+                if len(b) < n:
+                    raise ValueError(f"{len(b)} bases and {n} scalars")
+            whole = [
+                j for j, b in enumerate(bases) if len(b) > n > 0 and b.plan is not None and b.plan.depth > 1
+            ]
+            cut = [j for j in range(len(bases)) if j not in whole]
+            fitted.append(([(i, j) for j in cut], ([bases[j].prefix(n) for j in cut], scalars)))
+            for j in whole:
+                more: Words | DeviceVector
+                if isinstance(scalars, DeviceVector):
+                    more = self.combine([Term(scalars)], len(bases[j]))
+                    padded.append(more)
+                else:
+                    more = np.zeros((len(bases[j]), scalars.shape[1]), np.uint64)
+                    more[:n] = scalars
+                fitted.append(([(i, j)], ([bases[j]], more)))
+        return fitted, padded
+
+    def _sums(self, requests: Sequence[_Request], meanwhile: Callable[[], None]) -> list[list[Words]]:
+        """:meth:`msm_many` of as many bases as scalars."""
         found = [
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
         ]
         with Scope(self._memory) as memory:
-            msm = Msm(self._device, self.curve, self.job, memory)
+            msm = Msm(self._device, self.curve, self.points, self.job, memory)
             try:
                 sums = self._start_all(msm, requests)
                 meanwhile()
@@ -640,11 +860,16 @@ class CudaBackend:
                         points = self._cpu.msm_many([(handles, self._on_host(scalars))])[0]
                         for j, point in zip(places, points, strict=True):
                             found[i][j] = point
+                pending: list[tuple[int, int, list[Sum]]] = []
                 for i, started in enumerate(sums):
                     for j, s in started.items():
-                        total = s.point if isinstance(s, Done) else msm.finish(s)
-                        group = requests[i][0][j].group
-                        found[i][j] = points_to_words(self.curve, group, [total]).reshape(-1)
+                        if isinstance(s, Done):
+                            found[i][j] = s.point
+                        else:
+                            pending.append((i, j, s))
+                finished = msm.finish(*(pieces for _, _, pieces in pending)) if pending else []
+                for (i, j, _), point in zip(pending, finished, strict=True):
+                    found[i][j] = point
             except BaseException:
                 # The other stream may still write into what is given back here.
                 with suppress(DeviceError):
@@ -737,7 +962,7 @@ class CudaBackend:
             self._fixed = asked, self._cpu.fixed_base_mul(group, point, factors)
         table, out = self._fixed[1], np.empty((len(words), group.words(self.curve)), dtype=np.uint64)
         with Scope(self._memory) as memory:
-            msm = Msm(self._device, self.curve, self.job, memory)
+            msm = Msm(self._device, self.curve, self.points, self.job, memory)
             at, size = memory.allocate(table.nbytes), min(len(words), MOST_MULTIPLES)
             self._device.write(at, table)
             given, result = memory.allocate(size * self._element), memory.allocate(size * 8 * out.shape[1])

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
+from operator import add
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,8 +26,10 @@ from numpy.typing import NDArray
 from gpuprover.cuda import probe, source
 from gpuprover.cuda.build import build
 from gpuprover.cuda.compile import find_cubin, find_nvrtc, load_cubin, program_name, store
-from gpuprover.cuda.device import MAIN, Address, Mark, Program, Properties, Stream
+from gpuprover.cuda.device import MAIN, Address, Launch, Mark, Program, Properties, Stream
+from gpuprover.cuda.pinned import PinnedPool
 from gpuprover.errors import DeviceError, OutOfMemory
+from gpuprover.limbs import address
 from gpuprover.machine import available_cpus
 
 P = ParamSpec("P")
@@ -142,13 +145,15 @@ class CupyDevice:
         self._streams: list[int] = []
         self._functions: dict[tuple[Any, ...], _Function] = {}
         self._modules: dict[str, int] = {}
-        self._resident: dict[tuple[int, int, int], int] = {}
+        self._resident: dict[tuple[Any, ...], int] = {}
         self._words = _Words()
         self._events: deque[int] = deque()
         self._waits: deque[int] = deque()
         self._free: deque[_Buffer] = deque()
         self._buffers, self._most = 0, MAX_BUFFERS
         self._returned = threading.Condition()
+        self._pinned = PinnedPool(self._host_alloc, self._host_free)
+        self._sending: deque[tuple[int, object]] = deque()
         self._lock = threading.RLock()
         self._start()
 
@@ -174,6 +179,7 @@ class CupyDevice:
         # After a fault in a kernel every further call fails, until the process ends.
         if self._streams and self._runtime.streamQuery(self._streams[MAIN]) not in (0, NOT_READY):
             probe.mark_lost(self.name, problem)
+            self._sending.clear()
         return DeviceError(f"{self.name}: {problem}")
 
     @property
@@ -202,7 +208,11 @@ class CupyDevice:
     @_on_device
     def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
         runtime, handle, source = self._runtime, self._streams[stream], _bytes(data)
-        kind = runtime.memcpyHostToDevice
+        kind, holder = runtime.memcpyHostToDevice, self._pinned.holder(address(source), len(source))
+        if holder is not None and len(source):
+            runtime.memcpyAsync(to, address(source), len(source), kind, handle)
+            self._sending.append((self._recorded(handle), holder))
+            return
         for start in range(0, len(source), CHUNK):
             part = source[start : start + CHUNK]
             buffer = self._take()
@@ -217,6 +227,12 @@ class CupyDevice:
             finally:
                 self._give_back(buffer)
 
+    def pinned(self, size: int) -> NDArray[np.uint8] | None:
+        return None if self.lost else self._pinned.take(size)
+
+    def is_pinned(self, data: NDArray[Any]) -> bool:
+        return self._pinned.holder(address(data), data.nbytes) is not None
+
     @_on_device
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
         runtime, handle, target = self._runtime, self._streams[stream], _bytes(data)
@@ -226,6 +242,7 @@ class CupyDevice:
             if len(target):
                 runtime.memcpyAsync(target.ctypes.data, start, len(target), kind, handle)
             self._wait_until(runtime.streamQuery, handle)
+            self._let_go()
             return
         buffers = [first]
         flying: deque[tuple[_Buffer, NDArray[np.uint8]]] = deque()
@@ -245,6 +262,7 @@ class CupyDevice:
         finally:
             for buffer in buffers:
                 self._give_back(buffer)
+        self._let_go()
 
     def _land(self, buffer: _Buffer, part: NDArray[np.uint8]) -> None:
         self._wait_until(self._runtime.eventQuery, buffer.event)
@@ -259,7 +277,43 @@ class CupyDevice:
         kind = self._runtime.memcpyDeviceToDevice
         self._runtime.memcpyAsync(to, start, size, kind, self._streams[stream])
 
-    # Pinned buffers --------------------------------------------------------------------
+    # Pinned memory ---------------------------------------------------------------------
+
+    @_on_device
+    def _host_alloc(self, size: int) -> int | None:
+        runtime = self._runtime
+        try:
+            return int(runtime.hostAlloc(size, runtime.hostAllocPortable))
+        except RuntimeError as error:
+            if getattr(error, "status", None) != OUT_OF_MEMORY:
+                raise
+            return None
+
+    @_on_device
+    def _host_free(self, start: int) -> None:
+        self._runtime.freeHost(start)
+
+    def _recorded(self, handle: int) -> int:
+        """An event after what a stream was asked for so far; it goes back to the waits."""
+        runtime = self._runtime
+        try:
+            event = self._waits.popleft()
+        except IndexError:
+            event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
+        runtime.eventRecord(event, handle)
+        return int(event)
+
+    def _let_go(self) -> None:
+        """Forgets the pinned memory that has been sent, the oldest first."""
+        with suppress(IndexError):  # there is nothing more
+            while True:
+                event, holder = self._sending.popleft()
+                if self._runtime.eventQuery(event) != 0:
+                    self._sending.appendleft((event, holder))
+                    return
+                self._waits.append(event)
+
+    # Buffers that data go through which lie elsewhere
 
     def _take(self) -> _Buffer | None:
         """A buffer that nothing uses any more; None where there is no pinned memory."""
@@ -321,13 +375,34 @@ class CupyDevice:
         )
 
     @_on_device
+    def run(
+        self,
+        launches: Sequence[Launch],
+        beginnings: Sequence[int],
+        stream: Stream = MAIN,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        words, handle, ask = self._words, self._streams[stream], self._driver.launchKernel
+        values, pointers = words.values, words.pointers
+        for program, kernel, blocks, threads, shared, regions, offsets in launches:
+            check()
+            function = self._function(program, kernel, shared)
+            values[: len(offsets)] = list(map(add, offsets, regions(beginnings)))
+            ask(function, blocks, 1, 1, threads, 1, 1, shared, handle, pointers, 0)
+
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
+        key = program.curve.name, program.source, program.defines, kernel, threads, shared
+        found = self._resident.get(key)
+        return self._occupancy(key, program, kernel, threads, shared) if found is None else found
+
+    @_on_device
+    def _occupancy(
+        self, key: tuple[Any, ...], program: Program, kernel: str, threads: int, shared: int
+    ) -> int:
+        """What a multiprocessor holds, kept under the key."""
         function = self._function(program, kernel, shared)
-        key = function, threads, shared
-        if key not in self._resident:
-            blocks = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)
-            self._resident[key] = max(1, int(blocks))
-        return self._resident[key]
+        blocks = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared)
+        return self._resident.setdefault(key, max(1, int(blocks)))
 
     def _function(self, program: Program, kernel: str, shared: int) -> int:
         """The kernel's handle, loaded at its first use and allowed ``shared`` bytes."""
@@ -392,12 +467,8 @@ class CupyDevice:
             assert isinstance(other, _Moment)
             runtime.streamWaitEvent(self._streams[stream], other.event)
             return
+        event = self._recorded(self._streams[other])
         try:
-            event = self._waits.popleft()
-        except IndexError:
-            event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
-        try:
-            runtime.eventRecord(event, self._streams[other])
             runtime.streamWaitEvent(self._streams[stream], event)
         finally:
             # Who waits already waits for the event as it was recorded then.
@@ -433,6 +504,7 @@ class CupyDevice:
     @_on_device
     def synchronize(self) -> None:
         self._wait_for_streams()
+        self._let_go()
 
     def _wait_for_streams(self) -> None:
         for handle in tuple(self._streams):

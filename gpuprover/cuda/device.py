@@ -6,10 +6,12 @@ CuPy; the tests have another that runs the same kernels on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType, Protocol
+from operator import add, itemgetter
+from typing import Any, NamedTuple, NewType, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.curves import CurveParams
@@ -59,6 +61,48 @@ class Properties:
     threads: int
     shared: int
     memory: int
+
+
+NUMBERS = 0
+"""The region of arguments that are no addresses; it begins at 0."""
+
+
+class At(NamedTuple):
+    """An argument that is an address: so many bytes after the beginning of a region, which has a number."""
+
+    region: int
+    offset: int = 0
+
+
+class Launch(NamedTuple):
+    """A launch that has yet to be told where its memory lies; made by :func:`launch`.
+
+    Attributes:
+        program, kernel, blocks, threads, shared: as :meth:`Device.launch` takes them.
+        regions: picks the beginning of each argument's region from the list of all.
+        offsets: what is added to it, for each argument.
+    """
+
+    program: Program
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+    regions: itemgetter[Any]
+    offsets: tuple[int, ...]
+
+    def arguments(self, beginnings: Sequence[int]) -> Iterable[int]:
+        """The kernel's arguments, with the regions where they are."""
+        return map(add, self.offsets, self.regions(beginnings))
+
+
+def launch(
+    program: Program, kernel: str, blocks: int, threads: int, *arguments: int | At, shared: int = 0
+) -> Launch:
+    """A launch of a kernel with two arguments or more."""
+    at = [a if isinstance(a, At) else At(NUMBERS, a) for a in arguments]
+    regions = itemgetter(*(region for region, _ in at))
+    return Launch(program, kernel, blocks, threads, shared, regions, tuple(offset for _, offset in at))
 
 
 class Allocator(Protocol):
@@ -116,7 +160,21 @@ class Device(Allocator, Protocol):
         ...
 
     def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
-        """Copies a C-contiguous array to the device; the array may be changed once this returns."""
+        """Copies a C-contiguous array to the device; the array may be changed once this returns.
+
+        An array in memory of :meth:`pinned` has to stay as it is until the stream has sent it.
+        """
+        ...
+
+    def pinned(self, size: int) -> NDArray[np.uint8] | None:
+        """``size`` bytes of the host's memory, at least 1, from which :meth:`write` sends without a copy.
+
+        They are overwritten once nobody refers to them. None where there is no such memory.
+        """
+        ...
+
+    def is_pinned(self, data: NDArray[Any]) -> bool:
+        """Whether a C-contiguous array lies in memory of :meth:`pinned`."""
         ...
 
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
@@ -146,6 +204,19 @@ class Device(Allocator, Protocol):
         """Runs ``kernel`` on ``blocks`` blocks of ``threads`` threads.
 
         Every argument is a word of eight bytes: an address or an integer.
+        """
+        ...
+
+    def run(
+        self,
+        launches: Sequence[Launch],
+        beginnings: Sequence[int],
+        stream: Stream = MAIN,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Launches in a row, with regions that begin where ``beginnings`` says, by their numbers.
+
+        ``check`` is called before each; an exception of its ends it.
         """
         ...
 
@@ -193,6 +264,21 @@ class Device(Allocator, Protocol):
         ...
 
 
+def launch_each(
+    device: Device,
+    launches: Sequence[Launch],
+    beginnings: Sequence[int],
+    stream: Stream = MAIN,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """:meth:`Device.run` by :meth:`Device.launch`."""
+    for one in launches:
+        check()
+        sizes = one.blocks, one.threads
+        arguments = one.arguments(beginnings)
+        device.launch(one.program, one.kernel, *sizes, *arguments, shared=one.shared, stream=stream)
+
+
 class OnStream:
     """A device whose main stream is another of its streams: what is asked of MAIN is asked of that one.
 
@@ -221,6 +307,12 @@ class OnStream:
     def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
         self._device.write(to, data, stream or self._main)
 
+    def pinned(self, size: int) -> NDArray[np.uint8] | None:
+        return self._device.pinned(size)
+
+    def is_pinned(self, data: NDArray[Any]) -> bool:
+        return self._device.is_pinned(data)
+
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
         self._device.read(data, start, stream or self._main)
 
@@ -243,6 +335,15 @@ class OnStream:
         self._device.launch(
             program, kernel, blocks, threads, *arguments, shared=shared, stream=stream or self._main
         )
+
+    def run(
+        self,
+        launches: Sequence[Launch],
+        beginnings: Sequence[int],
+        stream: Stream = MAIN,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._device.run(launches, beginnings, stream or self._main, check)
 
     def resident_blocks(self, program: Program, kernel: str, threads: int, shared: int = 0) -> int:
         return self._device.resident_blocks(program, kernel, threads, shared)

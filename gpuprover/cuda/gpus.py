@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuprover import forks
 from gpuprover.backend import Backend
@@ -18,20 +19,20 @@ from gpuprover.cuda.device import Device
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey, mark_lost
 from gpuprover.cuda.source import proving_programs
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput
 from gpuprover.job import Job
 from gpuprover.memory import count_pool
 
 if TYPE_CHECKING:
-    from gpuprover.cuda.gpu import Gpu
+    from gpuprover.cuda.residency import Residency
 
 __all__ = ["gpus", "mark_lost", "open_backend", "open_device", "present", "resolve", "try_device"]
 TRY_WORDS = 1024
 
 _open: dict[str, Device] = {}
 _loaded: dict[tuple[str, str], Device] = {}
-_shared: dict[str, Gpu] = {}
+_shared: dict[str, Residency] = {}
 _lock = threading.Lock()
 _seen: set[str] = set()
 """The GPUs that this process has asked CUDA about."""
@@ -113,6 +114,21 @@ def open_device(name: str) -> Device:
         return _open[name]
 
 
+def pinned(name: str, size: int) -> NDArray[np.uint8] | None:
+    """So many bytes of page-locked memory of the host, at least 1, for a GPU that this process has open.
+
+    That is ``cuda:N``, or any for another name; None where none is open, or has such memory. The bytes are
+    overwritten once nobody refers to them.
+    """
+    with _lock:
+        opened = [device for gpu, device in _open.items() if name == gpu or ":" not in name]
+    for device in opened:
+        with suppress(DeviceError):
+            if (memory := device.pinned(size)) is not None:
+                return memory
+    return None
+
+
 def try_device(name: str) -> int:
     """Has the device ``cuda:N`` take some bytes and give them back -> bytes that a pool may take of it.
 
@@ -139,17 +155,15 @@ def open_backend(
     curve: CurveParams,
     job: Job,
     host: Backend,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
+    host_parts: Collection[str] = (),
 ) -> Backend:
     """A backend on the device ``cuda:N``; those of one device share its memory and the keys in it.
 
-    ``host``: the CPU's backend, which computes the sums of ``host_groups`` meanwhile. ``budget``: bytes of
-    the device's memory for one proof; None: what is free. The first backend of a curve compiles its kernels
-    where they were not built before.
+    ``host``: the CPU's backend, which computes the sums of the groups named by ``host_parts`` meanwhile. The
+    first backend of a curve compiles its kernels where they were not built before.
     """
     from gpuprover.cuda.backend import CudaBackend
-    from gpuprover.cuda.gpu import Gpu
+    from gpuprover.cuda.residency import Residency
 
     device = open_device(name)
     if _loaded.get((name, curve.name)) is not device:
@@ -158,6 +172,6 @@ def open_backend(
         _loaded[name, curve.name] = device
     with _lock:
         if name not in _shared or _shared[name].device is not device:
-            _shared[name] = Gpu(device, gpu_memory_limit())
+            _shared[name] = Residency(device, gpu_memory_limit())
             count_pool(_shared[name].pool)
-        return CudaBackend(curve, job, _shared[name], host, host_groups, budget)  # type: ignore[return-value]
+        return CudaBackend(curve, job, _shared[name], host, host_parts)

@@ -14,7 +14,7 @@ buckets:
    each halves the points of every bucket.
 4. Σ k·B_k in each set: short running sums, then a tree that adds up what each bit of the index takes.
    2·G·2^(c−1) additions, and some 20 + c more one after another.
-5. The host adds Σ 2^(cg)·S_g over the sets.
+5. The host adds Σ 2^(cg)·S_g over the sets, if there are several.
 
 Full tables (D = W) leave one set; without tables (D = 1) there are W. One Digits, the result of 1 and 2,
 serves every bases of one plan: Groth16's A and B in G1 and B in G2 share theirs.
@@ -28,47 +28,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover import reference
-from gpuprover.backend import Form
-from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Program, Stream
+from gpuprover.backend import Form, PointMath
+from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Launch, Program, Stream
+from gpuprover.cuda.msm_launches import (
+    BLOCK,
+    PAIRING,
+    accumulator_bytes,
+    digits_program,
+    pairing_bytes,
+    pairs_program,
+    sort_launches,
+    sum_launches,
+    sums_program,
+)
 from gpuprover.cuda.msm_plan import (
     TUNING,
-    WARP,
     MsmPlan,
-    accumulations,
-    digit_pieces,
     lanes_of,
-    most_tiles,
-    pairs_seconds,
     point_bytes,
-    scalars_of_block,
-    segments_for,
-    sort_pieces,
-    sum_pieces,
 )
-from gpuprover.curves import AffinePoint as HostPoint
 from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
-from gpuprover.limbs import Words, words_to_field
-
-MERGE_HEADS, SUM_RUNS, SUM_TREE, FINISH_SETS = range(4)
-"""Steps of the kernel combine, as in kernels/msm.cu."""
-BLOCK = 128
-"""Lanes of a block of the kernels over points."""
-PAIRING = 256
-"""Lanes of a block of add_pairs, as in kernels/pairs.cu."""
-TREE = 32
-"""Threads of a block that sums a tree; in G2 a thread is two lanes."""
-
-
-def _pairs_program(curve: CurveParams, group: Group) -> Program:
-    return Program(curve, "pairs.cu", (("GROUP", group.name[1]),))
+from gpuprover.limbs import Words
 
 
 def fixed_multiples(curve: CurveParams) -> list[int]:
@@ -76,8 +62,7 @@ def fixed_multiples(curve: CurveParams) -> list[int]:
     return [(d << 8 * w) % curve.r for w in range(curve.scalar.bytes) for d in range(1, 256)]
 
 
-@dataclass(frozen=True)
-class Bases:
+class Bases(NamedTuple):
     """Points on the device with their multiples: ``plan.depth`` rows of ``n`` affine points."""
 
     plan: MsmPlan
@@ -86,15 +71,15 @@ class Bases:
     address: Address
 
 
-@dataclass(frozen=True)
-class Digits:
+class Digits(NamedTuple):
     """Scalars as entries in the order of buckets.
 
     Attributes:
-        sorted: u32[entries]: row·n + i, the sign in the highest bit.
-        starts: u32[plan.buckets + 1]: where buckets begin; the last is the number of entries.
-        stream: of the work that makes them.
-        scratch: of that work, where it is kept until the digits are released.
+        memory: the address of all that stays.
+        sorted: the address of u32[entries]: row·n + i, the sign in the highest bit.
+        starts: the address of u32[plan.buckets + 1]: where buckets begin, and the number of entries.
+        stream: the stream whose work makes them.
+        scratch: that work's memory, where it is kept until the digits are released.
     """
 
     plan: MsmPlan
@@ -106,8 +91,7 @@ class Digits:
     scratch: Address | None = None
 
 
-@dataclass
-class Sum:
+class Sum(NamedTuple):
     """A sum on its way: ``plan.sets`` XYZZ points at ``address``, once the stream gets there."""
 
     plan: MsmPlan
@@ -115,13 +99,6 @@ class Sum:
     stream: Stream
     address: Address
     scratch: Address | None
-
-
-class _Kernels(NamedTuple):
-    """Those of a group, and the lanes of theirs that hold a point together."""
-
-    program: Program
-    lanes: int
 
 
 # The driver --------------------------------------------------------------------------------------
@@ -136,21 +113,26 @@ class Msm:
     """
 
     def __init__(
-        self, device: Device, curve: CurveParams, job: Job | None = None, allocator: Allocator | None = None
+        self,
+        device: Device,
+        curve: CurveParams,
+        points: PointMath,
+        job: Job | None = None,
+        allocator: Allocator | None = None,
     ) -> None:
-        """``allocator`` stands in for the device's own allocations."""
-        self.device, self.curve, self.job = device, curve, job or Job(threads=1)
+        """``points`` adds up sets of buckets; ``allocator`` stands in for the device's own allocations."""
+        self.device, self.curve, self.points, self.job = device, curve, points, job or Job(threads=1)
         self.memory: Allocator = allocator or device
-        self._digits_program, *sums = self.programs(curve)
-        self._sums_programs = dict(zip(Group, sums, strict=True))
+        self._lanes: dict[Group, int] = {}
 
     @staticmethod
     def programs(curve: CurveParams) -> list[Program]:
         """All that :class:`Msm` launches, for :meth:`Device.prepare`."""
-        return [
-            Program(curve, "digits.cu"),
-            *(Program(curve, "msm.cu", (("GROUP", group.name[1]),)) for group in Group),
-        ]
+        return [digits_program(curve), *(sums_program(curve, group) for group in Group)]
+
+    def _run(self, launches: Sequence[Launch], stream: Stream, *beginnings: int) -> None:
+        """Launches on a stream; ``beginnings`` of SCALARS, BASES, DIGITS, SCRATCH and OUT."""
+        self.device.run(launches, (0, *beginnings), stream, self.job.check)
 
     def _allocate(self, stream: Stream, *sizes: int) -> list[Address]:
         """Memory for work of a stream, in so many pieces.
@@ -235,7 +217,7 @@ class Msm:
         """
         if not n:
             return
-        program, size = self._sums_programs[group], point_bytes(self.curve, group)
+        program, size = sums_program(self.curve, group), point_bytes(self.curve, group)
         threads = self._resident(program, kernel, shared) // lanes_of(group)
         share = max(1, min(inversions, -(-n // threads)))
         blocks = -(-min(threads, -(-n // share)) * lanes_of(group) // BLOCK)
@@ -263,7 +245,7 @@ class Msm:
             n,
             TUNING.inversions,
             lambda lo, hi: (table, scalars, words, out, lo, hi),
-            shared=self._accumulator_bytes(group),
+            shared=accumulator_bytes(self.curve, group),
         )
 
     def _resident(self, program: Program, kernel: str, shared: int = 0) -> int:
@@ -290,18 +272,17 @@ class Msm:
         """
         assert n <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
-        kept = digit_pieces(plan, n)
-        share = scalars_of_block(plan, n, self.device.properties)
-        parts = sort_pieces(plan, n, share) if n else None
-        memory, *scratch = self._allocate(stream, kept.size, *([parts.size] if parts else []))
-        held = scratch[0] if scratch and stream != MAIN else None
-        result = Digits(plan, n, memory, **kept.at(memory), stream=stream, scratch=held)
+        limbs = words or self.curve.scalar.limbs
+        launches = sort_launches(plan, n, form, limbs, self.device.properties)
+        sizes = (launches.kept, launches.scratch) if n else (launches.kept,)
+        memory, *scratch = self._allocate(stream, *sizes)
+        starts, held = memory + launches.starts, scratch[0] if scratch and stream != MAIN else None
+        result = Digits(plan, n, memory, memory + launches.sorted, starts, stream, held)
         try:
-            if parts is not None:
-                at = parts.at(scratch[0])
-                self._sort(result, scalars, form, words or self.curve.scalar.limbs, share, at, stream)
-            else:
-                self.device.fill(result.starts, 0, 4 * (plan.buckets + 1), stream)
+            self.device.fill(starts, 0, 4 * (plan.buckets + 1), stream)
+            if n:
+                self.device.fill(scratch[0] + launches.counts, 0, 4 * plan.bins, stream)
+                self._run(launches.sort, stream, scalars, 0, memory, scratch[0], 0)
         except BaseException:
             if stream != MAIN:
                 with suppress(DeviceError):
@@ -313,41 +294,6 @@ class Msm:
             for address in scratch:
                 self.memory.release(address)
         return result
-
-    def _sort(
-        self,
-        out: Digits,
-        scalars: int,
-        form: Form,
-        words: int,
-        share: int,
-        at: dict[str, int],
-        stream: Stream,
-    ) -> None:
-        """Into ``out``, with scratch ``at`` the parts of :func:`sort_pieces`."""
-        plan, n, block = out.plan, out.n, out.plan.tuning.block
-        counts, bins, tiles, keys, values = (at[k] for k in ("counts", "bins", "tiles", "keys", "values"))
-        bin_places, bucket_places = at["bin places"], at["bucket places"]
-        recoding: tuple[int, ...] = (scalars, words, int(form is Form.MONTGOMERY), n, share)
-        recoding += (plan.c, plan.windows, plan.sets, plan.low, plan.bins)
-        blocks, cut, tile = -(-n // share), most_tiles(plan, n), plan.tuning.tile
-        for_bins, for_buckets, for_scan = 4 * plan.bins, 4 << plan.low, 4 * (WARP + 1)
-
-        def launch(kernel: str, blocks: int, shared: int, *arguments: int) -> None:
-            self.device.launch(
-                self._digits_program, kernel, blocks, block, *arguments, shared=shared, stream=stream
-            )
-
-        self.job.check()
-        self.device.fill(counts, 0, 4 * plan.bins, stream)
-        self.device.fill(out.starts, 0, 4 * plan.buckets, stream)
-        launch("count_bins", blocks, for_bins, *recoding, counts, bin_places)
-        launch("place_bins", 1, for_scan, counts, plan.bins, tile, bins, tiles)
-        launch("scatter_bins", blocks, for_bins, *recoding, bins, bin_places, keys, values)
-        in_tiles = bins, tiles, plan.bins, tile, plan.low, out.starts, bucket_places
-        launch("count_buckets", cut, for_buckets, keys, *in_tiles)
-        launch("place_buckets", plan.bins, for_scan, bins, plan.bins, plan.low, out.starts)
-        launch("scatter_buckets", cut, for_buckets, keys, values, *in_tiles, out.sorted)
 
     # Sums --------------------------------------------------------------------------------------
 
@@ -362,26 +308,26 @@ class Msm:
         plan, group = digits.plan, bases.group
         assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
         last = stream if reductions is None else reductions
-        size = plan.sets * 2 * point_bytes(self.curve, group)
         if digits.n == 0:
+            size = plan.sets * 2 * point_bytes(self.curve, group)
             (out,) = self._allocate(last, size)
             self.device.fill(out, 0, size, last)
             return Sum(plan, group, last, out, None)
-        launches = accumulations(plan, group, self.device.properties)
-        lanes = self._resident(self._sums_programs[group], "accumulate", self._accumulator_bytes(group))
-        segments = plan.tuning.segments or segments_for(plan, digits.n, launches * lanes // lanes_of(group))
-        parts = sum_pieces(plan, group, segments)
-        out, scratch = self._allocate(stream, size, parts.size)
+        properties = self.device.properties
+        if group not in self._lanes:
+            shared = accumulator_bytes(self.curve, group)
+            self._lanes[group] = self._resident(sums_program(self.curve, group), "accumulate", shared)
+        pairing = self._pairing(plan, group)
+        launches = sum_launches(plan, group, digits.n, self._lanes[group], pairing, properties)
+        out, scratch = self._allocate(stream, launches.out, launches.scratch)
+        regions = 0, bases.address, digits.memory, scratch, out
         try:
             if digits.stream not in (stream, MAIN):
                 self.device.wait(stream, digits.stream)
-            at = parts.at(scratch)
-            self._accumulate(*self._paired(bases, digits, stream, at), stream, at, segments, launches)
+            self._run(launches.accumulate, stream, *regions)
             if last != stream:
                 self.device.wait(last, stream)
-            kernels = _Kernels(self._sums_programs[group], lanes_of(group))
-            self._merge(kernels, last, at, segments)
-            self._reduce(plan, kernels, digits, last, at, out)
+            self._run(launches.reduce, last, *regions)
         except BaseException:
             with suppress(DeviceError):
                 self.device.synchronize()
@@ -393,149 +339,54 @@ class Msm:
         self.memory.release(scratch)
         return Sum(plan, group, last, out, None)
 
-    def _paired(
-        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int]
-    ) -> tuple[Bases, Digits]:
-        """What is left to accumulate after the rounds of additions in pairs."""
-        plan, group = digits.plan, bases.group
+    def _pairing(self, plan: MsmPlan, group: Group) -> int:
+        """Blocks of add_pairs that the device holds at once; 0 where there are no rounds of them."""
         if not plan.rounds:
-            return bases, digits
-        program, lanes = _pairs_program(self.curve, group), lanes_of(group)
-        shared = 2 * PAIRING * 8 * self.curve.base.limbs
+            return 0
+        program, shared = pairs_program(self.curve, group), pairing_bytes(self.curve)
         resident = self.device.resident_blocks(program, "add_pairs", PAIRING, shared)
-        resident *= self.device.properties.multiprocessors
-        points, entries = int(bases.address), digits.sorted
-        for k in range(plan.rounds):
-            seconds = pairs_seconds(plan, group, k, self.device.properties)
-            launches = max(1, round(seconds / plan.tuning.piece))
-            needed = -(-plan.places(k + 1) // plan.tuning.shortest)
-            blocks = max(1, min(launches * resident, -(-needed * lanes // PAIRING)))
-            threads, out = blocks * PAIRING // lanes, at[f"pairs {k % 2}"]
-            common = points, entries, digits.starts, plan.buckets, k, threads
-            for piece in range(launches):
-                first, end = blocks * piece // launches, blocks * (piece + 1) // launches
-                if first < end:
-                    self.job.check()
-                    self.device.launch(
-                        program, "add_pairs", end - first, PAIRING, *common, first * PAIRING // lanes, out,
-                        shared=shared, stream=stream,
-                    )  # fmt: skip
-            points, entries = out, 0
-        self.device.launch(
-            program, "list_pairs", resident, PAIRING, digits.starts, plan.buckets, plan.rounds,
-            at["list starts"], at["list"], stream=stream,
-        )  # fmt: skip
-        left = replace(digits, sorted=at["list"], starts=at["list starts"])
-        return replace(bases, address=Address(points)), left
-
-    def _accumulator_bytes(self, group: Group) -> int:
-        """Shared memory of a block of accumulate: an XYZZ point a thread."""
-        return BLOCK // lanes_of(group) * 2 * point_bytes(self.curve, group)
-
-    def _accumulate(
-        self, bases: Bases, digits: Digits, stream: Stream, at: dict[str, int], segments: int, launches: int
-    ) -> None:
-        plan, group = digits.plan, bases.group
-        threads = BLOCK // lanes_of(group)
-        blocks = -(-segments // threads)
-        for k in range(launches):
-            first, end = blocks * k // launches, blocks * (k + 1) // launches
-            if first < end:
-                self.job.check()
-                self.device.launch(
-                    self._sums_programs[group], "accumulate", end - first, BLOCK,
-                    bases.address, digits.sorted, digits.starts, plan.buckets, segments, plan.tuning.shortest,
-                    first * threads, at["sums"], at["heads"], at["head keys"],
-                    shared=self._accumulator_bytes(group), stream=stream,
-                )  # fmt: skip
-
-    def _combine(
-        self, of: _Kernels, stream: Stream, step: int, threads: int,
-        a: int, b: int, c: int, index: int, keys: int, count: int, size: int, block: int = BLOCK,
-    ) -> None:  # fmt: skip
-        self.job.check()
-        self.device.launch(
-            of.program, "combine", -(-threads * of.lanes // block), block,
-            step, a, b, c, index, keys, count, size, stream=stream,
-        )  # fmt: skip
-
-    def _merge(self, of: _Kernels, stream: Stream, at: dict[str, int], count: int) -> None:
-        """Heads by warps, then what is left of them, until it is one warp. The two arrays take turns."""
-        heads, keys, merged, merged_keys = (at[k] for k in ("heads", "head keys", "merged", "merged keys"))
-        warp = WARP // of.lanes
-        while True:
-            self._combine(
-                of, stream, MERGE_HEADS, count, heads, at["sums"], merged, keys, merged_keys, count, 0
-            )
-            if count <= warp:
-                return
-            count = -(-count // warp)
-            heads, keys, merged, merged_keys = merged, merged_keys, heads, keys
-
-    def _reduce(
-        self, plan: MsmPlan, of: _Kernels, digits: Digits, stream: Stream, at: dict[str, int], out: int
-    ) -> None:
-        plain, weighted = at["plain"], at["weighted"]
-        total = plan.buckets // plan.run
-        runs = total // plan.sets
-        self._combine(
-            of, stream, SUM_RUNS, total, plain, weighted, at["sums"], digits.starts, 0, total, plan.run
-        )
-        bits, block = 0, TREE * of.lanes
-        while runs >> bits > 1:
-            span = min(plan.tuning.span, runs >> bits)
-            blocks = (total >> bits) // span * (bits + 2)
-            self._combine(
-                of, stream, SUM_TREE, blocks * TREE, plain, weighted, 0, 0, 0, bits, span, block=block
-            )
-            bits += span.bit_length() - 1
-        self._combine(
-            of,
-            stream,
-            FINISH_SETS,
-            plan.sets * TREE,
-            plain,
-            weighted,
-            out,
-            0,
-            0,
-            runs,
-            plan.run,
-            block=block,
-        )
+        return resident * self.device.properties.multiprocessors
 
     # Results -----------------------------------------------------------------------------------
 
-    def finish(self, sums: Sequence[Sum]) -> HostPoint:
-        """Phase 5: waits for sums of one group and plan, adds them up and frees them. Infinity for none."""
-        points: list[Any] = []
+    def finish(self, *sums: Sequence[Sum]) -> list[Words]:
+        """Phase 5 -> each sum as an affine point, uint64[words].
+
+        Waits for them and frees them. A sum comes in pieces, one at least, of one group and plan. The sums
+        of a group share an inversion.
+        """
         try:
-            if not sums:
-                return None
-            plan, group = sums[0].plan, sums[0].group
-            host = _HostPoints(reference.fq(self.curve) if group is Group.G1 else reference.fq2(self.curve))
-            for s in sums:
-                assert (s.plan, s.group) == (plan, group)
-                words = np.empty(plan.sets * 2 * group.words(self.curve), dtype=np.uint64)
-                self.device.read(words, s.address, s.stream)
-                flat: list[Any] = [*words_to_field(self.curve.base, words.reshape(-1, self.curve.base.limbs))]
-                if group is Group.G2:
-                    flat = [*zip(flat[::2], flat[1::2], strict=True)]
-                found = [tuple(flat[k : k + 4]) for k in range(0, len(flat), 4)]
-                # Set by set, so that the doublings are done once.
-                points = [host.add(p, q) for p, q in zip(points, found, strict=True)] if points else found
-            point = points.pop()
-            while points:
-                for _ in range(plan.c):
-                    point = host.double(point)
-                point = host.add(point, points.pop())
-            result: HostPoint = host.affine(point)
-            return result
+            found: dict[int, Words] = {}
+            for group in Group:
+                mine = [i for i, pieces in enumerate(sums) if pieces[0].group is group]
+                if mine:
+                    found.update(zip(mine, self._finish(group, [sums[i] for i in mine]), strict=True))
+            return [found[i] for i in range(len(sums))]
         finally:
-            for s in sums:
-                self.memory.release(s.address)
-                if s.scratch is not None:
-                    self.memory.release(s.scratch)
+            for piece in (piece for pieces in sums for piece in pieces):
+                self.memory.release(piece.address)
+                if piece.scratch is not None:
+                    self.memory.release(piece.scratch)
+
+    def _finish(self, group: Group, sums: Sequence[Sequence[Sum]]) -> list[Words]:
+        """Those of one group; Σ 2^(c·k)·S_k over the sets of each piece."""
+        sets = [len(pieces) * pieces[0].plan.sets for pieces in sums]
+        xyzz = np.empty((sum(sets), 2 * group.words(self.curve)), dtype=np.uint64)
+        end = 0
+        for piece in (piece for pieces in sums for piece in pieces):
+            start, end = end, end + piece.plan.sets
+            self.device.read(xyzz[start:end], piece.address, piece.stream)
+        points, found, end = self.points.affine(group, xyzz), list[Words](), 0
+        for pieces, count in zip(sums, sets, strict=True):
+            start, end = end, end + count
+            if count == 1:
+                found.append(points[start])
+                continue
+            plan = pieces[0].plan
+            assert all(piece.plan == plan for piece in pieces)
+            weights = [1 << plan.c * k for k in range(plan.sets)] * len(pieces)
+            found.append(self.points.linear_combination(group, points[start:end], weights))
+        return found
 
     def sum_slices(
         self,
@@ -545,7 +396,7 @@ class Msm:
         copies: Stream,
         form: Form = Form.CANONICAL,
         words: int | None = None,
-    ) -> list[HostPoint]:
+    ) -> list[Words]:
         """Sums of the same scalars with bases that stay on the host and come in slices of ``plan.n`` points.
 
         While the device works on a slice, the next is on its way.
@@ -562,7 +413,6 @@ class Msm:
         room = sum(point_bytes(self.curve, group) * plan.n for group, _ in bases)
         staged: list[Address] = []
         results: list[list[Sum]] = [[] for _ in bases]
-        finished: list[HostPoint] = []
 
         def send(k: int) -> list[Bases]:
             sent, to = [], int(staged[k % 2])
@@ -587,9 +437,10 @@ class Msm:
                     self.release(digits)
                 if k + 1 < len(starts):
                     slices = send(k + 1)
-            while results:
-                finished.append(self.finish(results.pop(0)))
-            return finished
+            if not n:
+                return [np.zeros(group.words(self.curve), dtype=np.uint64) for group, _ in bases]
+            begun, results = results, []
+            return self.finish(*begun)
         except BaseException:
             # Slices may be on their way. After the last sum nothing is.
             with suppress(DeviceError):
@@ -607,49 +458,3 @@ class Msm:
             self.memory.release(handle.address if isinstance(handle, Bases) else handle.memory)
             if isinstance(handle, Digits) and handle.scratch is not None:
                 self.memory.release(handle.scratch)
-
-
-class _HostPoints:
-    """XYZZ points over plain integers; the formulas of kernels/curve.cuh."""
-
-    def __init__(self, field: reference.Field) -> None:
-        self.field = field
-
-    def double(self, p: tuple[Any, ...]) -> tuple[Any, ...]:
-        F = self.field
-        x, y, zz, zzz = p
-        u = F.add(y, y)
-        v = F.mul(u, u)
-        w, s, xx = F.mul(u, v), F.mul(x, v), F.mul(x, x)
-        m = F.add(F.add(xx, xx), xx)
-        x = F.sub(F.mul(m, m), F.add(s, s))
-        y = F.sub(F.mul(m, F.sub(s, x)), F.mul(w, y))
-        return x, y, F.mul(v, zz), F.mul(w, zzz)
-
-    def add(self, p: tuple[Any, ...], q: tuple[Any, ...]) -> tuple[Any, ...]:
-        F = self.field
-        x1, y1, zz1, zzz1 = p
-        x2, y2, zz2, zzz2 = q
-        if zz1 == F.zero:
-            return q
-        if zz2 == F.zero:
-            return p
-        u, s = F.mul(x1, zz2), F.mul(y1, zzz2)
-        d, r = F.sub(F.mul(x2, zz1), u), F.sub(F.mul(y2, zzz1), s)
-        if d == F.zero and r == F.zero:
-            return self.double(p)
-        dd = F.mul(d, d)
-        ddd, v = F.mul(d, dd), F.mul(u, dd)
-        x = F.sub(F.sub(F.mul(r, r), ddd), F.add(v, v))
-        y = F.sub(F.mul(r, F.sub(v, x)), F.mul(s, ddd))
-        return x, y, F.mul(F.mul(zz1, zz2), dd), F.mul(F.mul(zzz1, zzz2), ddd)
-
-    def affine(self, p: tuple[Any, ...]) -> Any:
-        """(x, y), or None."""
-        F = self.field
-        x, y, zz, zzz = p
-        if zz == F.zero:
-            return None
-        t = F.inverse(zzz)
-        by_z = F.mul(zz, t)
-        return F.mul(x, F.mul(by_z, by_z)), F.mul(y, t)

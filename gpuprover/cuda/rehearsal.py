@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.cuda.device import MAIN, Address, Device, Mark, Program, Stream
+from gpuprover.cuda.device import MAIN, Address, Device, Launch, Mark, Program, Stream
 
 
 class Nothing:
@@ -38,6 +39,12 @@ class Nothing:
     def write(self, to: int, data: NDArray[Any], stream: Stream = MAIN) -> None:
         pass
 
+    def pinned(self, size: int) -> NDArray[np.uint8] | None:
+        return None
+
+    def is_pinned(self, data: NDArray[Any]) -> bool:
+        return False
+
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
         data[...] = 0
 
@@ -56,6 +63,15 @@ class Nothing:
         *arguments: int,
         shared: int = 0,
         stream: Stream = MAIN,
+    ) -> None:
+        pass
+
+    def run(
+        self,
+        launches: Sequence[Launch],
+        beginnings: Sequence[int],
+        stream: Stream = MAIN,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         pass
 

@@ -6,6 +6,7 @@ verifies.
 """
 
 from gpuprover.engine.proof_job import JobState, ProofJob
-from gpuprover.engine.prover import Prover, ProverStatus, acreate_prover, create_prover
+from gpuprover.engine.prover import Prover, acreate_prover, create_prover
+from gpuprover.engine.status import ProverStatus
 
 __all__ = ["JobState", "ProofJob", "Prover", "ProverStatus", "acreate_prover", "create_prover"]

@@ -22,14 +22,8 @@ from typing import Any
 
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, ProverError, about
 from gpuprover.formats.files import Identity, Pathish, as_path, identity_of, os_problem
-from gpuprover.formats.groth16_json import (
-    VerificationKey,
-    digest,
-    parse_verification_key,
-    verification_key_points,
-)
 from gpuprover.formats.json_files import read_json
-from gpuprover.formats.zkey import read_verification_key
+from gpuprover.systems.system import VerificationKey, parse_verification_key, read_verification_key
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -162,7 +156,7 @@ class CircuitDirectory:
         if kept is not None and kept[:2] == (files, identities):
             return kept[2]
         keys = [_read(path) for path in paths]
-        digests = [digest(key) for key in keys]
+        digests = [key.digest for key in keys]
         if len(set(digests)) > 1:
             raise MalformedFile(
                 files.vkey,
@@ -171,7 +165,7 @@ class CircuitDirectory:
                 role="verification key",
                 more=f"of {files.zkey}",
             )
-        known = KnownKey(verification_key_points(keys[0]), digests[0], keys[0].warnings)
+        known = KnownKey(keys[0].document, digests[0], keys[0].warnings)
         with self._lock:
             self._keys[files.name] = files, identities, known
         for sentence in known.warnings:

@@ -32,7 +32,6 @@ from functools import partial
 from itertools import count
 
 from gpuprover import memory
-from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.caching import Cache
 from gpuprover.config import EngineSettings
 from gpuprover.devices import is_gpu
@@ -58,7 +57,9 @@ from gpuprover.errors import (
 )
 from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, budget_of, threads_of
 from gpuprover.memory import MIB, LeakAlarm, Watermark
-from gpuprover.scheduler import LOSSES, Degrade, Device, Outcome, Run, Scheduler, Times, Verdict
+from gpuprover.proving import ProofResult
+from gpuprover.scheduler import LOSSES, Assignment, Degrade, Device, Outcome, Scheduler, Times, Verdict
+from gpuprover.witness_source import WitnessLike
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -85,7 +86,6 @@ class Dispatcher:
     Attributes:
         wake: set when there is something to do for :meth:`step`.
         seats: seats in the queue. Whoever submits has taken one; it is given back here.
-        counters: by the names of :data:`gpuprover.engine.records.COUNTERS`.
         observers: called with each job that has ended, before its own callbacks.
     """
 
@@ -144,6 +144,7 @@ class Dispatcher:
 
     @property
     def counters(self) -> Counter[str]:
+        """What has happened so far, by the names of :data:`gpuprover.engine.records.COUNTERS`."""
         return self._steps.counters
 
     @property
@@ -467,7 +468,7 @@ class Dispatcher:
 
     # Runs ------------------------------------------------------------------------------
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Assignment) -> None:
         work = self._tickets[run.ticket.id]
         work.run, work.request_id = run, next(self._ids)
         self._runs[work.request_id] = work
@@ -495,12 +496,12 @@ class Dispatcher:
         job, placement = work.job, work.run.placement
         request = ProofRequest(
             id=work.request_id,
-            zkey=work.info.path,
+            path=work.info.path,
             identity=work.info.identity,
             witness=work.witness,
             device=placement.device,
             threads=threads_of(placement),
-            host_parts=placement.host_groups,
+            host_parts=placement.host_parts,
             budget=budget_of(placement),
             timeout=max(0.001, work.deadline - self._clock()),
         )
@@ -577,7 +578,7 @@ class Dispatcher:
             if run.ticket.level is Degrade.ON_CPU:
                 work.warnings = (*work.warnings, f"{result.told}; the CPU took over")
 
-    def _drop(self, work: Work) -> Run:
+    def _drop(self, work: Work) -> Assignment:
         """Forgets a job's run: what its executor says of it from now on is not known any more."""
         run = work.run
         assert run is not None

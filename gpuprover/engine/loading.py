@@ -113,7 +113,7 @@ class Loading:
         return path
 
     def stop(self, error: ProverError) -> None:
-        """Tells all who wait, and whoever would be told later, nothing any more."""
+        """Tells all who wait that it is over; a load that ends later is told to nobody."""
         self._stopped = True
         for circuit in self._circuits.values():
             self._answer(circuit, error)

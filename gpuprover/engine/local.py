@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 from gpuprover import calibration
-from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.devices import is_gpu
 from gpuprover.errors import DeviceError, OutOfMemory, ProofGenerationFailed, ProverError, shortage
 from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, WorkerStatus
 from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Device
 
@@ -27,7 +27,7 @@ CANCEL_SECONDS = 2.0
 """For runs to notice that they are cancelled when all is closed: 200 ms, unless it compiles something."""
 
 
-class _Run:
+class _LocalRun:
     """A request that runs; ``done`` is called once."""
 
     def __init__(self, request: ProofRequest, done: Done) -> None:
@@ -57,7 +57,7 @@ class LocalExecutor:
         self._runner: Runner | None = None
         self._problem: ProverError | None = None
         self._devices: list[Device] = []
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, _LocalRun] = {}
         self._loads = self._proofs = 0
         self._closed = False
         self._stop = threading.Event()
@@ -137,7 +137,7 @@ class LocalExecutor:
     def prove(
         self, request: ProofRequest, done: Done, progress: Callable[[Progress], None] | None = None
     ) -> None:
-        run = _Run(request, done)
+        run = _LocalRun(request, done)
         with self._lock:
             runner = None if self._closed else self._runner
             if runner is not None:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
-from gpuprover.api import ProofResult
 from gpuprover.errors import Cancelled, InvalidInput, ProverError, ShuttingDown, Timeout
 from gpuprover.job import Progress
+from gpuprover.proving import ProofResult
 
 log = logging.getLogger("gpuprover.engine")
 

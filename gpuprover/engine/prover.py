@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import logging
 import os
@@ -11,103 +10,52 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
 
 from gpuprover import calibration, memory
-from gpuprover.api import ProofResult, WitnessLike, witness_words
 from gpuprover.caching import CacheStatistics, keyed_digest
 from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
 from gpuprover.engine.dispatch import Dispatcher
+from gpuprover.engine.driver import Driver
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.proof_job import ProofJob, require_process, seconds
+from gpuprover.engine.status import ProverStatus
+from gpuprover.engine.terms import Terms
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
-    Aborted,
     CircuitNotFound,
     DeviceError,
     InvalidInput,
-    OutOfMemory,
-    ProofGenerationFailed,
     ProverError,
     ShuttingDown,
     Timeout,
     about,
-    place,
     shortage,
 )
-from gpuprover.executor import Executor, KeyInfo, WorkerStatus
+from gpuprover.executor import Executor, KeyInfo
 from gpuprover.formats.files import as_path, identity_of, open_regular
 from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, Times
-from gpuprover.settings import PRIORITIES
-from gpuprover.verifier.client import VerifierStatus
+from gpuprover.witness_source import WitnessLike, witness_words
 from gpuprover.workers import PoolSettings, WorkerPool
 
 log = logging.getLogger("gpuprover.engine")
 
-MAX_TENANT = 256
-"""Characters."""
 READY_POLL_SECONDS = 0.02
-JOIN_SECONDS = 5.0
-STUMBLE_SECONDS = 0.1
-"""After a step of the engine that failed for what the system refuses; each pause is longer by so much."""
 VERIFIER_BYTES = 144 << 20
 """What of the memory limit is set aside for a verifier process; it held 132 MiB of its own after 300
 verifications, measured by hand."""
-
-
-@dataclass(frozen=True)
-class ProverStatus:
-    """How a prover is, at one moment. Sizes are bytes.
-
-    Attributes:
-        ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the
-            verifier can be had where it is needed.
-        policy: ``eager``, ``lazy`` or ``off``.
-        active_jobs, queued_jobs: that run, or are tried again; and that wait.
-        memory_usage: private memory of this process, of the workers and of the verifier.
-        memory_limit: that they stay within.
-        loaded_circuits: names, sorted.
-        problems: sentences: circuits whose key could not be loaded, workers or a verifier that do not run,
-            and why no proof can be made, if none can.
-        warnings: sentences: circuits whose keys proofs can be forged for, by name.
-        devices: what proofs may be placed on, each with ``running`` proofs.
-        pools: GPU memory that each worker on a GPU has taken.
-        workers: where proofs run.
-        caches: ``keys`` (of all workers), ``proofs`` and ``verifications``.
-        counters: by step, from 0 on; see the README.
-        verifier: its state.
-    """
-
-    ready: bool
-    policy: str
-    active_jobs: int
-    queued_jobs: int
-    memory_usage: int
-    memory_limit: int
-    loaded_circuits: tuple[str, ...]
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    devices: tuple[dict[str, Any], ...]
-    pools: dict[str, int]
-    workers: tuple[WorkerStatus, ...]
-    caches: dict[str, CacheStatistics]
-    counters: dict[str, int]
-    verifier: VerifierStatus
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
-        return asdict(self)
 
 
 def create_prover(*, wait: bool = True, **settings: Any) -> Prover:
@@ -152,94 +100,6 @@ async def acreate_prover(*, wait: bool = True, **settings: Any) -> Prover:
     return prover
 
 
-class _Engine:
-    """What lives as long as a prover is not closed, and the thread that drives it.
-
-    It does not know the prover, which may be forgotten without being closed.
-    """
-
-    def __init__(self, executor: Executor, dispatcher: Dispatcher, verification: Verification) -> None:
-        self.executor, self.dispatcher, self.verification = executor, dispatcher, verification
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Lock()
-        self._closed = self._abandoned = False
-        self.pid = os.getpid()
-        self.problem = ""
-
-    def run(self) -> None:
-        """Starts the thread; it does not keep the interpreter alive."""
-        thread = threading.Thread(target=self._serve, name="gpuprover-engine", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            raise OutOfMemory("the machine refused a thread for the prover") from None
-        self._thread = thread
-
-    def _serve(self) -> None:
-        wake, stumbles = self.dispatcher.wake, 0
-        while True:
-            wake.clear()
-            try:
-                delay = self.dispatcher.step()
-            except Exception as error:
-                # Whoever waits is answered, whatever happens here.
-                short, stumbles = shortage(error), stumbles + 1
-                what = f"{type(error).__name__} in {place(error.__traceback__)}"
-                if short is not None:
-                    if stumbles & (stumbles - 1) == 0:  # the 1st, 2nd, 4th, 8th time
-                        log.warning("the engine: %s; it is tried again", what)
-                    self.problem = f"the engine: {short.message}"
-                    time.sleep(min(STUMBLE_SECONDS * stumbles, 1.0))
-                    continue
-                log.critical("the engine ends: %s", what)
-                self.dispatcher.stop(
-                    ProofGenerationFailed(f"{type(error).__name__} in the engine; this is a bug in gpuprover")
-                )
-                continue
-            stumbles, self.problem = 0, ""
-            if self._abandoned:
-                self.close(0.0)
-                return
-            if delay is None:
-                return
-            wake.wait(delay)
-
-    def abandon(self) -> None:
-        """Has the thread close everything. Takes no lock: garbage may be collected anywhere."""
-        if os.getpid() != self.pid:
-            return  # the thread is another process's
-        self._abandoned = True
-        self.dispatcher.wake.set()
-
-    def close(self, grace: float) -> None:
-        if os.getpid() != self.pid:
-            return  # everything there is to end is another process's
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            own = threading.current_thread() is self._thread
-            dispatcher = self.dispatcher
-            dispatcher.abort(Aborted("the prover was closed before the proof began"), running=False)
-            if grace > 0 and not own:
-                dispatcher.drain(grace)
-            dispatcher.stop(Aborted("the prover was closed before the proof was done"))
-            self.executor.close(0.0)
-            self.verification.close()
-            if self._thread is not None and not own:
-                self._thread.join(JOIN_SECONDS)
-
-
-_engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Provers that nobody closed: their workers do not outlive the interpreter."""
-    for engine in list(_engines):
-        engine.close(0.0)
-
-
 class Prover:
     """Makes and verifies proofs for the circuits of a folder; :func:`create_prover` makes one.
 
@@ -282,12 +142,11 @@ class Prover:
             relief=partial(_relieve, self._verification),
             preload=preload,
         )
-        self._engine = _Engine(self._executor, self._dispatcher, self._verification)
-        _engines.add(self._engine)
-        self._finalizer = weakref.finalize(self, self._engine.abandon)
+        self._driver = Driver(self._executor, self._dispatcher, self._verification)
+        self._finalizer = weakref.finalize(self, self._driver.abandon)
         self._finalizer.atexit = False
         if settings.policy != "off":
-            self._engine.run()
+            self._driver.run()
         if settings.policy == "eager":
             self._dispatcher.start()
 
@@ -329,15 +188,7 @@ class Prover:
             ProofGenerationFailed: what made it died three times.
             ProverError: what :func:`gpuprover.prove` raises for this key and witness.
         """
-        job = self.submit(
-            circuit,
-            witness,
-            timeout=timeout,
-            priority=priority,
-            queue=queue,
-            tenant=tenant,
-            progress=progress,
-        )
+        job = self._submit(circuit, witness, self._terms(timeout, priority, queue, tenant, progress))
         try:
             return job.wait()
         finally:
@@ -355,15 +206,7 @@ class Prover:
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofResult:
         """:meth:`prove` for tasks. A task that is cancelled cancels the proof."""
-        job = await self.asubmit(
-            circuit,
-            witness,
-            timeout=timeout,
-            priority=priority,
-            queue=queue,
-            tenant=tenant,
-            progress=progress,
-        )
+        job = await self._asubmit(circuit, witness, self._terms(timeout, priority, queue, tenant, progress))
         try:
             return await job
         finally:
@@ -385,9 +228,7 @@ class Prover:
         Raises:
             those errors of :meth:`prove` that are known before the proof is made; others are the job's.
         """
-        deadline, wait = self._terms(timeout, priority, queue, tenant)
-        self._dispatcher.take_seat(wait, deadline - time.monotonic(), tenant)
-        return self._submit(circuit, witness, deadline, priority, tenant, progress)
+        return self._submit(circuit, witness, self._terms(timeout, priority, queue, tenant, progress))
 
     async def asubmit(
         self,
@@ -401,21 +242,44 @@ class Prover:
         progress: Callable[[Progress], None] | None = None,
     ) -> ProofJob:
         """:meth:`submit` for tasks."""
-        deadline, wait = self._terms(timeout, priority, queue, tenant)
-        await self._dispatcher.atake_seat(wait, deadline - time.monotonic(), tenant)
+        return await self._asubmit(circuit, witness, self._terms(timeout, priority, queue, tenant, progress))
+
+    def _here(self) -> None:
+        require_process(self._driver.pid)
+
+    def _terms(
+        self,
+        timeout: float | None,
+        priority: int,
+        queue: str,
+        tenant: str,
+        progress: Callable[[Progress], None] | None,
+    ) -> Terms:
+        self._here()
+        if self.settings.policy == "off":
+            raise InvalidInput("this prover only verifies (policy off)")
+        timeout = self.settings.job_timeout if timeout is None else timeout
+        return Terms.checked(timeout, priority, queue, tenant, progress)
+
+    def _submit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
+        self._dispatcher.take_seat(terms.wait, terms.left, terms.tenant)
+        return self._submit_seated(circuit, witness, terms)
+
+    async def _asubmit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
+        await self._dispatcher.atake_seat(terms.wait, terms.left, terms.tenant)
         # Files are looked up, and witnesses are converted.
         begun = threading.Event()
 
         def submit() -> ProofJob:
             begun.set()
-            return self._submit(circuit, witness, deadline, priority, tenant, progress)
+            return self._submit_seated(circuit, witness, terms)
 
         async def submitted() -> ProofJob:
             try:
                 return await asyncio.to_thread(submit)
             except BaseException as error:
-                if not begun.is_set():  # no thread for it: the place is here still
-                    self._dispatcher.seats.release(tenant)
+                if not begun.is_set():  # no thread for it: the seat is here still
+                    self._dispatcher.seats.release(terms.tenant)
                 raise (shortage(error) or error) from None
 
         submission = asyncio.ensure_future(submitted())
@@ -425,46 +289,15 @@ class Prover:
             submission.add_done_callback(_cancel_submitted)
             raise
 
-    def _here(self) -> None:
-        require_process(self._engine.pid)
-
-    def _terms(self, timeout: float | None, priority: int, queue: str, tenant: str) -> tuple[float, bool]:
-        """When it has to be done, and whether it waits for a place."""
-        self._here()
-        if self.settings.policy == "off":
-            raise InvalidInput("this prover only verifies (policy off)")
-        if timeout is None:
-            timeout = self.settings.job_timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
-            raise InvalidInput(f"timeout: expected a positive number of seconds, found {timeout!r}")
-        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > PRIORITIES:
-            raise InvalidInput(
-                f"priority: expected a whole number from -{PRIORITIES} to {PRIORITIES}, found {priority!r}"
-            )
-        if not isinstance(queue, str) or queue not in ("wait", "refuse"):
-            raise InvalidInput(f"queue: expected 'wait' or 'refuse', found {queue!r}")
-        if not isinstance(tenant, str) or len(tenant) > MAX_TENANT:
-            raise InvalidInput(f"tenant: expected a text of at most {MAX_TENANT} characters")
-        return time.monotonic() + timeout, queue == "wait"
-
-    def _submit(
-        self,
-        circuit: str,
-        witness: WitnessLike,
-        deadline: float,
-        priority: int,
-        tenant: str,
-        progress: Callable[[Progress], None] | None,
-    ) -> ProofJob:
-        """For a job that has a place in the queue."""
+    def _submit_seated(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
+        """Submits what has a seat in the queue, or gives the seat back."""
         try:
             files = self._provable(circuit)
             ready, content = self._witness(files, witness)
-            job = ProofJob(files.name, priority, progress, owner=self)
-            left = max(0.0, deadline - time.monotonic())
-            self._dispatcher.submit(job, files, ready, left, content, tenant)
+            job = ProofJob(files.name, terms.priority, terms.progress, owner=self)
+            self._dispatcher.submit(job, files, ready, terms.left, content, terms.tenant)
         except BaseException:
-            self._dispatcher.seats.release(tenant)
+            self._dispatcher.seats.release(terms.tenant)
             raise
         return job
 
@@ -628,12 +461,29 @@ class Prover:
             raise InvalidInput(f"callback: expected a function, found {type(callback).__name__}")
         self._dispatcher.observers.append(callback)
 
+    def share_queue(self, share: float) -> None:
+        """Bounds what one tenant may have of the queue, besides ``tenant_queue_limit``, from now on.
+
+        Whoever does not wait for a place gets one only while its tenant's are fewer than ``share / (1 -
+        share)`` of the free ones: at a half, n greedy tenants get equal parts, and one place stays free.
+
+        Args:
+            share: above 0, at most 1, with which ``tenant_queue_limit`` alone counts, as at first.
+
+        Raises:
+            InvalidInput: it is no such number.
+        """
+        self._here()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InvalidInput(f"share: expected a number above 0, at most 1, found {share!r}")
+        self._dispatcher.seats.share = float(share)
+
     def get_status(self) -> ProverStatus:
         """How it is now; starts nothing."""
         self._here()
         found, policy = self._dispatcher.snapshot(), self.settings.policy
         workers = tuple(self._executor.workers()) if found.started else ()
-        problem = self._engine.problem or (self._executor.problem if found.started else "")
+        problem = self._driver.problem or (self._executor.problem if found.started else "")
         verifier = self._verification.status()
         serving = self._serving([device for device, _ in found.devices])
         usable = any(not device.problem for device in serving)
@@ -697,7 +547,7 @@ class Prover:
             if devices and all(device.problem for device in serving):
                 gone = f"device {self.settings.device!r} is not there"
                 raise DeviceError(serving[0].problem if serving else gone)
-            if devices and found.preloaded and not (self._executor.problem or self._engine.problem):
+            if devices and found.preloaded and not (self._executor.problem or self._driver.problem):
                 return
             if time.monotonic() >= end:
                 raise Timeout(f"the prover is not ready after {timeout} s")
@@ -717,7 +567,7 @@ class Prover:
         # Before anything ends: what is half closed could not be closed again.
         grace = self.settings.grace_period if grace is None else seconds(grace, "grace")
         self._finalizer.detach()
-        self._engine.close(grace)
+        self._driver.close(grace)
 
     async def aclose(self, grace: float | None = None) -> None:
         """:meth:`close` for tasks."""
@@ -760,16 +610,16 @@ def _executor(settings: EngineSettings) -> Executor:
             min_workers=settings.min_workers,
             max_workers=settings.max_workers,
             gpus=gpus,
-            memory_limit=settings.memory_limit * MIB,
-            key_bytes=settings.key_cache * MIB,
+            memory_limit=settings.memory_limit,
+            key_cache=settings.key_cache,
             warm=settings.policy == "eager",
-            max_proofs=settings.max_proofs_per_worker,
-            memory_mark=settings.worker_memory * MIB,
-            heartbeat=settings.heartbeat_timeout,
-            init=settings.init_timeout,
-            stall=settings.stall_timeout,
-            idle=settings.idle_timeout,
-            wait=settings.worker_wait,
+            max_proofs_per_worker=settings.max_proofs_per_worker,
+            worker_memory=settings.worker_memory,
+            worker_wait=settings.worker_wait,
+            idle_timeout=settings.idle_timeout,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            init_timeout=settings.init_timeout,
+            stall_timeout=settings.stall_timeout,
         )
     )
 

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gpuprover.api import WitnessLike
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.proof_job import ProofJob
 from gpuprover.engine.timers import Timer
 from gpuprover.errors import OutOfMemory, ProverError
 from gpuprover.executor import KeyInfo
-from gpuprover.scheduler import Device, Run, Ticket
+from gpuprover.scheduler import Assignment, Device, Ticket
+from gpuprover.witness_source import WitnessLike
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -141,7 +141,7 @@ class Work:
     info: KeyInfo | None = None
     ticket: Ticket | None = None
     limit: Timer | None = None
-    run: Run | None = None
+    run: Assignment | None = None
     request_id: int = 0
     launched: bool = False
     problem: OutOfMemory | None = None

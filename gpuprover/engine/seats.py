@@ -1,4 +1,4 @@
-"""The bounded queue's places, and the share of them that one tenant may have."""
+"""The bounded queue's seats, and what of them one tenant may have."""
 
 from __future__ import annotations
 
@@ -8,61 +8,76 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpuprover.backpressure import BackpressureController
+from gpuprover.backpressure import BackpressureController, room
 from gpuprover.errors import Timeout
 
 
 class Seats:
-    """Places for threads and tasks, in the order in which they came.
+    """Seats for threads and tasks, in the order in which they came.
+
+    A tenant has at most ``each`` of them. One that does not wait leaves some to others besides: it may have
+    more of them only as far as :func:`gpuprover.backpressure.room` says, for the share that was set. Whoever
+    is no tenant (``""``) may have all.
 
     Args:
-        limit: places that there are.
-        share: of them, those that one tenant may have; who is no tenant (``""``) may have all.
+        limit: seats that there are.
+        each: seats that one tenant may have.
+
+    Attributes:
+        share: of the seats, for :func:`room`; above 0, at most 1, with which only ``each`` bounds a tenant.
 
     Raises:
         Timeout: from both ways to take one: there was none in time, and none was taken; ``timeout`` of 0 does
             not wait, and None waits for as long as it takes.
     """
 
-    def __init__(self, limit: int, share: int) -> None:
-        self._all, self._share = BackpressureController(limit), share
+    def __init__(self, limit: int, each: int) -> None:
+        self._all, self._limit, self._each = BackpressureController(limit), limit, each
+        self.share = 1.0
         self._lock = threading.Lock()
-        # Of tenants that have places or wait for one, with the number of both.
+        # Of tenants that have seats or wait for one, with the number of both.
         self._own: dict[str, BackpressureController] = {}
         self._users: Counter[str] = Counter()
+        self._trying = threading.Lock()
 
     @property
     def active(self) -> int:
-        """Places that are taken."""
+        """Seats that are taken."""
         return self._all.active
 
     @property
     def tenants(self) -> int:
-        """That have places, or wait for one."""
+        """Tenants that have seats, or wait for one."""
         return len(self._own)
 
     def acquire(self, timeout: float | None = None, tenant: str = "") -> None:
-        """Takes a place. Blocks the thread: tasks use :meth:`aacquire`."""
+        """Takes a seat. Blocks the thread: tasks use :meth:`aacquire`."""
+        if timeout == 0:
+            self._try(tenant)
+            return
         end = _end(timeout)
         with self._entered(tenant) as own:
             if own is not None:
-                with self._told("the queue is full for this client", "of its proofs", own, timeout):
+                with self._said(self._full_for_one(), timeout):
                     own.acquire(timeout)
-            with self._returned(own), self._told("the queue is full", "proofs", self._all, timeout):
+            with self._returned(own), self._said(self._full(), timeout):
                 self._all.acquire(_left(end))
 
     async def aacquire(self, timeout: float | None = None, tenant: str = "") -> None:
         """:meth:`acquire` for tasks."""
+        if timeout == 0:
+            self._try(tenant)
+            return
         end = _end(timeout)
         with self._entered(tenant) as own:
             if own is not None:
-                with self._told("the queue is full for this client", "of its proofs", own, timeout):
+                with self._said(self._full_for_one(), timeout):
                     await own.aacquire(timeout)
-            with self._returned(own), self._told("the queue is full", "proofs", self._all, timeout):
+            with self._returned(own), self._said(self._full(), timeout):
                 await self._all.aacquire(_left(end))
 
     def release(self, tenant: str = "") -> None:
-        """Gives a place of a tenant back.
+        """Gives a seat of a tenant back.
 
         Raises:
             InvalidInput: none is taken.
@@ -72,14 +87,37 @@ class Seats:
             self._own[tenant].release()
             self._leave(tenant)
 
+    # The rule --------------------------------------------------------------------------
+
+    def _try(self, tenant: str) -> None:
+        """Takes a seat now, or says why not."""
+        # One after the other, so that what is looked at is what is taken.
+        with self._trying, self._entered(tenant) as own:
+            if own is not None:
+                free = self._limit - self._all.active
+                if free > 0 and not room(free, own.active, self.share):
+                    raise Timeout("as many proofs of this client wait as may")
+                with self._said(self._full_for_one(), 0):
+                    own.acquire(0)
+            with self._returned(own), self._said(self._full(), 0):
+                self._all.acquire(0)
+
+    def _full(self) -> str:
+        return f"the queue is full: {self._limit} proofs wait"
+
+    def _full_for_one(self) -> str:
+        return f"the queue is full for this client: {self._each} of its proofs wait"
+
+    # Who has what ----------------------------------------------------------------------
+
     @contextmanager
     def _entered(self, tenant: str) -> Iterator[BackpressureController | None]:
-        """The tenant's own places, which are there until it has left; where something fails, it has."""
+        """The tenant's own seats, which are there until it has left; where something fails, it has."""
         if not tenant:
             yield None
             return
         with self._lock:
-            own = self._own.setdefault(tenant, BackpressureController(self._share))
+            own = self._own.setdefault(tenant, BackpressureController(self._each))
             self._users[tenant] += 1
         try:
             yield own
@@ -90,6 +128,7 @@ class Seats:
     @staticmethod
     @contextmanager
     def _returned(own: BackpressureController | None) -> Iterator[None]:
+        """Gives a tenant's own seat back where something fails."""
         try:
             yield
         except BaseException:
@@ -99,12 +138,13 @@ class Seats:
 
     @staticmethod
     @contextmanager
-    def _told(what: str, whose: str, places: BackpressureController, timeout: float | None) -> Iterator[None]:
+    def _said(full: str, timeout: float | None) -> Iterator[None]:
+        """Has a Timeout say what is full."""
         try:
             yield
         except Timeout:
             late = f", and none of them began in {timeout:.1f} s" if timeout else ""
-            raise Timeout(f"{what}: {places.max_concurrent} {whose} wait{late}") from None
+            raise Timeout(f"{full}{late}") from None
 
     def _leave(self, tenant: str) -> None:
         with self._lock:

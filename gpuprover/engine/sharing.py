@@ -9,9 +9,9 @@ import copy
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from gpuprover.api import ProofResult
 from gpuprover.caching import Cache, keyed_digest
 from gpuprover.executor import KeyInfo
+from gpuprover.proving import ProofResult
 
 T = TypeVar("T")
 """Who asks for a proof; compared and hashed by identity."""

@@ -17,9 +17,9 @@ from gpuprover.config import EngineSettings
 from gpuprover.engine.directory import CircuitDirectory, KnownKey
 from gpuprover.errors import CircuitNotFound, InvalidInput, Timeout, about
 from gpuprover.formats.files import as_path
-from gpuprover.formats.groth16_json import VerificationKey, parse_verification_key
 from gpuprover.formats.json_files import read_json
 from gpuprover.memory import MIB
+from gpuprover.systems.system import VerificationKey, parse_verification_key
 from gpuprover.verifier.client import VerifierStatus
 from gpuprover.verifier.process import VerifierProcess
 

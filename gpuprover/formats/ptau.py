@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpuprover.curves import CURVES, CurveParams
+from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.errors import InvalidInput, UnsupportedFile
 from gpuprover.formats.binfile import BinFile, Bytes, Source
 from gpuprover.limbs import Words
@@ -103,9 +103,9 @@ def read_ptau(source: Source) -> PowersOfTau:
     power = header.u32("the power")
     ceremony_power = header.u32("the ceremony's power")
     header.end()
-    curve = next((c for c in CURVES if c.q == q), None)
+    curve = next((c for c in PAIRING_CURVES if c.q == q), None)
     if curve is None:
-        known = ", ".join(c.name for c in CURVES)
+        known = ", ".join(c.name for c in PAIRING_CURVES)
         raise UnsupportedFile(file.path, header.part, f"base prime of no known curve ({known})")
     if size != curve.base.bytes:
         header.fail(f"elements of {size} bytes, expected {curve.base.bytes} for {curve.name}")

@@ -15,21 +15,16 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover import memory
 from gpuprover.curves import CurveParams
-from gpuprover.errors import UnsupportedFile, WitnessMismatch
+from gpuprover.errors import UnsupportedFile
 from gpuprover.formats.binfile import BinFile, Source, write_binfile
 from gpuprover.formats.files import Pathish
-from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, first_not_below
-
-if TYPE_CHECKING:
-    from gpuprover.backend import Backend
 
 HEADER, CONSTRAINTS, LABELS, GATE_LIST, GATE_USES = 1, 2, 3, 4, 5
 SECTIONS = {
@@ -319,35 +314,3 @@ def _constraint_words(r1cs: R1CS, first: int, stop: int) -> NDArray[np.uint32]:
     words[~is_term] = lengths.ravel()
     words[is_term] = terms.ravel()
     return words
-
-
-def check_witness(r1cs: R1CS, witness: Witness, backend: Backend) -> int | None:
-    """The first constraint that the witness does not satisfy, or None if it satisfies all.
-
-    Raises:
-        WitnessMismatch: another field, or another number of wires.
-    """
-    from gpuprover.backend import Form
-
-    if witness.curve != r1cs.curve:
-        raise WitnessMismatch(
-            f"{witness.source}: values over the scalar field of {witness.curve.name}, "
-            f"expected that of {r1cs.curve.name} for {r1cs.source}"
-        )
-    if len(witness) != r1cs.n_wires:
-        raise WitnessMismatch(
-            f"{witness.source}: {len(witness)} values, expected {r1cs.n_wires}, the wires of {r1cs.source}"
-        )
-    if r1cs.n_constraints == 0:
-        return None
-    products = []
-    for m in r1cs.matrices:
-        single = np.zeros(m.nnz, dtype=np.uint32)
-        matrix = backend.prepare_matrices(1, m.rows, single, m.row_index(), m.wires, m.values, Form.CANONICAL)
-        products += backend.spmv(matrix, witness.values)
-        backend.free(matrix)
-    a, b, c = products
-    difference = backend.multiply_subtract_in_place(a, b, c)
-    wrong = backend.download(difference, Form.MONTGOMERY).any(axis=1)
-    backend.free(a, b, c)
-    return int(np.argmax(wrong)) if wrong.any() else None

@@ -7,9 +7,11 @@ repr, and a file written here can be read by its owner only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.errors import MalformedFile, about
@@ -40,10 +42,31 @@ class Witness:
         return len(self.values)
 
 
+Allocate = Callable[[int], NDArray[np.uint8]]
+"""Memory of the host for a witness: so many bytes, at least 1, of arbitrary contents."""
+
+
+def ordinary(size: int) -> NDArray[np.uint8]:
+    """Memory as NumPy has it; see :data:`Allocate`."""
+    return np.empty(size, dtype=np.uint8)
+
+
+def own_words(words: Words, allocate: Allocate) -> Words:
+    """A copy of uint64[n, limbs], n >= 0, that its owner alone can write to; read-only."""
+    if not words.size:
+        return words.copy(order="C")
+    own: Words = allocate(words.nbytes).view(np.uint64).reshape(words.shape)
+    own[...] = words
+    own.flags.writeable = False
+    return own
+
+
 @about("witness")
-def read_witness(source: Source) -> Witness:
+def read_witness(source: Source, allocate: Allocate = ordinary) -> Witness:
     """Reads and checks a witness, given as a path or as the file's bytes.
 
+    Args:
+        allocate: where the values are copied to.
     Raises:
         InvalidInput, MalformedFile, UnsupportedFile: see :class:`~gpuprover.formats.binfile.BinFile`;
             also when a value is not below the field's prime, or wire 0 is not 1.
@@ -58,8 +81,7 @@ def read_witness(source: Source) -> Witness:
         header.fail(f"values of {size} bytes, expected {curve.scalar.bytes} for {curve.name}")
     content = file.exactly(VALUES, count * size, f"{count} values of {size} bytes")
     # A copy: the file, or the caller's buffer, may change after the check.
-    values: Words = np.array(content.view("<u8"), dtype=np.uint64).reshape(count, curve.scalar.limbs)
-    values.flags.writeable = False
+    values = own_words(content.view("<u8").reshape(count, curve.scalar.limbs), allocate)
     check_witness_values(values, curve, file.path, file.name(VALUES))
     return Witness(curve, values, file.path)
 

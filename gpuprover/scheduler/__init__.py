@@ -5,7 +5,16 @@ protocol. What a proof takes in memory comes as plans, what it takes in time fro
 kinds of work and parts of it by name alone.
 """
 
-from gpuprover.scheduler.admission import LOSSES, Decisions, Outcome, Run, Scheduler, State, Ticket, Verdict
+from gpuprover.scheduler.admission import (
+    LOSSES,
+    Assignment,
+    Decisions,
+    Outcome,
+    Scheduler,
+    State,
+    Ticket,
+    Verdict,
+)
 from gpuprover.scheduler.placement import (
     TIERS,
     Degrade,
@@ -22,13 +31,13 @@ from gpuprover.scheduler.placement import (
 __all__ = [
     "LOSSES",
     "TIERS",
+    "Assignment",
     "Decisions",
     "Degrade",
     "Device",
     "JobShape",
     "Outcome",
     "Placement",
-    "Run",
     "Scheduler",
     "State",
     "Ticket",

@@ -115,7 +115,7 @@ class _Need(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Assignment:
     """A ticket's proof, started.
 
     Attributes:
@@ -134,7 +134,7 @@ class Run:
 class Decisions(NamedTuple):
     """Runs to start, and tickets that end without one, each with its error."""
 
-    starts: list[Run]
+    starts: list[Assignment]
     refused: list[tuple[Ticket, ProverError]]
 
 
@@ -302,7 +302,7 @@ class Scheduler:
         self._times, self._clock, self._limit, self._overtaking = times, clock, limit, overtaking
         self._ids, self.waiting = count(), 0
         self._flows: dict[_Key, _Flow] = {}
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, Assignment] = {}
         self._refused: list[tuple[Ticket, ProverError]] = []
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._factors: dict[tuple[str, str], float] = {}
@@ -354,7 +354,7 @@ class Scheduler:
             ticket = heapq.heappop(self._deadlines)[2]
             if ticket.state is State.WAITING:
                 self._refuse(ticket, Timeout(f"no device became free in {now - ticket.submitted:.1f} s"))
-        starts: list[Run] = []
+        starts: list[Assignment] = []
         booked: dict[str, _Booking] = {}
         backlog: dict[str, float] = defaultdict(float)
         tops: dict[str, int] = {}
@@ -403,7 +403,7 @@ class Scheduler:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def finished(self, run: Run, outcome: Outcome) -> Verdict:
+    def finished(self, run: Assignment, outcome: Outcome) -> Verdict:
         """Ends a run. After RETRY its ticket waits again; DELIVER and DISCARD are final."""
         ticket = run.ticket
         if self._runs.get(ticket.id) is not run:
@@ -451,7 +451,7 @@ class Scheduler:
             if self._host is None and device.kind == "cpu":
                 self._host = load
 
-    def device_lost(self, name: str) -> list[Run]:
+    def device_lost(self, name: str) -> list[Assignment]:
         """Takes a device out until :meth:`update`. The runs returned are void: their tickets wait again."""
         load = self._loads[name]
         void = [run for run in self._runs.values() if name in run.needs]
@@ -469,7 +469,7 @@ class Scheduler:
         return void
 
     @property
-    def running(self) -> list[Run]:
+    def running(self) -> list[Assignment]:
         return list(self._runs.values())
 
     # Tickets -------------------------------------------------------------------------
@@ -554,7 +554,7 @@ class Scheduler:
 
     def _decide(
         self, ticket: Ticket, depth: int, now: float, booked: dict[str, _Booking], backlog: dict[str, float]
-    ) -> Run | None:
+    ) -> Assignment | None:
         """Starts a proof where it is predicted to end first, unless that is where it has to wait.
 
         ``depth`` proofs of its flow wait; of those that were looked at before and wait, ``booked`` has the
@@ -696,7 +696,7 @@ class Scheduler:
         booked: Mapping[str, _Booking],
         others: list[Placement],
         out: list[str],
-    ) -> Run:
+    ) -> Assignment:
         placement, needs = option.placement, option.needs
         load = self._loads[placement.device]
         if load.device.memory is None:
@@ -709,7 +709,7 @@ class Scheduler:
             self._loads[name].add(need)
             if name in booked and option.end > booked[name].when:
                 booked[name].load.add(need)
-        run = Run(ticket, placement, load.evict(), now, option.end, needs)
+        run = Assignment(ticket, placement, load.evict(), now, option.end, needs)
         self._runs[ticket.id] = run
         self._leave(ticket, State.RUNNING)
         self._turn = ticket.tenant, ticket.circuit
@@ -717,7 +717,7 @@ class Scheduler:
         self._circuits[ticket.tenant].serve(ticket.circuit, cost)
         return run
 
-    def _end(self, run: Run) -> None:
+    def _end(self, run: Assignment) -> None:
         del self._runs[run.ticket.id]
         for name, need in run.needs.items():
             self._loads[name].remove(need)

@@ -81,13 +81,13 @@ class JobShape:
         constraints: the circuit's.
         plans: memory by kind of device, the best first (with all tables; without; in chunks). A kind that is
             missing cannot prove it; without any, the tier's memory is reckoned with on every kind.
-        parts: what of it the host may do while a GPU does the rest, such as ``G2``.
+        host_parts: parts that the host may do while a GPU does the rest, by name, such as ``G2``.
     """
 
     work: str
     constraints: int
     plans: Mapping[str, Sequence[MemoryPlan]] = field(default_factory=dict)
-    parts: tuple[str, ...] = ()
+    host_parts: frozenset[str] = frozenset()
 
     @property
     def tier(self) -> Tier:
@@ -133,9 +133,9 @@ class Placement:
 
     Attributes:
         device, kind: of the :class:`Device`.
-        threads: CPU threads: of the proof, or of ``host_groups``; 0 for a GPU alone.
+        threads: CPU threads: of the proof, or of ``host_parts``; 0 for a GPU alone.
         plan: the memory that it may take, the one of index ``step`` among those for the kind.
-        host_groups: parts that the CPU does while the GPU does the rest.
+        host_parts: parts that the CPU does while the GPU does the rest.
         host_memory: bytes of the host's memory that a proof on a GPU takes.
         seconds: predicted, ``loading`` of them for the key's way to the device.
         level: how far the proof has come down, for want of memory or of a device.
@@ -147,7 +147,7 @@ class Placement:
     threads: int
     plan: MemoryPlan
     step: int
-    host_groups: frozenset[str]
+    host_parts: frozenset[str]
     host_memory: int
     seconds: float
     loading: float
@@ -198,7 +198,7 @@ def propose(
             threads=threads if on_cpu else 0,
             plan=plan,
             step=step,
-            host_groups=frozenset(),
+            host_parts=frozenset(),
             host_memory=0 if on_cpu else plan.host,
             seconds=seconds,
             loading=0.0,
@@ -237,14 +237,14 @@ def _splits(
         return
     # A part takes less than the whole proof would; how much less is not worth a plan of its own.
     memory = whole.host_memory + max((p.tables + p.arena for p in shape.plans_for("cpu")[-1:]), default=0)
-    for part in shape.parts if _holds(host, memory) else ():
+    for part in sorted(shape.host_parts) if _holds(host, memory) else ():
         there = whole.seconds - times.seconds(shape.work, device, shape.constraints, 1, part)
         here = times.seconds(shape.work, host, shape.constraints, threads, part)
         if max(there, here) * SPLIT_GAIN < whole.seconds:
             yield replace(
                 whole,
                 threads=threads,
-                host_groups=frozenset([part]),
+                host_parts=frozenset([part]),
                 host_memory=memory,
                 seconds=max(there, here),
             )
@@ -279,8 +279,8 @@ def explain(
         where += f", {chosen.threads} thread{'s' if chosen.threads != 1 else ''}"
     free = "" if device.memory is None else f" of {format_size(device.memory)} free"
     where += f", {format_size(chosen.shared + chosen.own)}{free}"
-    if chosen.host_groups:
-        where += f", {' and '.join(sorted(chosen.host_groups))} on {chosen.threads} threads of the CPU"
+    if chosen.host_parts:
+        where += f", {' and '.join(sorted(chosen.host_parts))} on {chosen.threads} threads of the CPU"
     against = ", ".join(f"{format_seconds(p.seconds)} on {p.device}" for p in others)
     when = f"predicted {format_seconds(chosen.seconds)}{f' against {against}' if against else ''}"
     why = "failed elsewhere" if chosen.level is Degrade.ON_CPU else "out of memory"

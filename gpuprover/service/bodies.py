@@ -10,8 +10,8 @@ from types import TracebackType
 
 from starlette.requests import Request
 
+from gpuprover.backpressure import room
 from gpuprover.service.problems import Problem
-from gpuprover.service.shares import room
 
 MAX_JSON = 32 << 20
 

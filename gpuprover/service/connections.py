@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gpuprover.errors import place
+from gpuprover.errors import code_location
 from gpuprover.service.bodies import Pace
 from gpuprover.service.shares import tenant_of
 
@@ -44,7 +44,9 @@ def descriptors() -> int:
 
 def _tell(error: Exception) -> None:
     """Kind and place: a text may hold what is secret."""
-    log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, place(error.__traceback__))
+    log.error(
+        "%s in %s; this is a bug in gpuprover", type(error).__name__, code_location(error.__traceback__)
+    )
 
 
 class _Counted:

@@ -8,7 +8,6 @@ import hmac
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +24,7 @@ from gpuprover.service.bodies import MAX_JSON, Budget, Pace, Reservation
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import Problem, fault_of, problem_of, status_of
 from gpuprover.service.results import Attempt, Name, Record, Results
-from gpuprover.service.shares import TenantThreads, room, tenant_of
+from gpuprover.service.shares import TenantThreads, tenant_of
 from gpuprover.version import VERSION
 
 log = logging.getLogger("gpuprover.service")
@@ -77,13 +76,13 @@ class Service:
         self._started = time.monotonic()
         self._seconds = 1.0
         """Of a proof, about."""
+        prover.share_queue(settings.tenant_share)
         self._brief = ThreadPoolExecutor(THREADS, thread_name_prefix="gpuprover-http")
         self._reading = TenantThreads(*READING, "gpuprover-http-read")
         self._verifying = TenantThreads(*VERIFYING, "gpuprover-http-verify")
         self._loading = TenantThreads(*LOADING, "gpuprover-http-load")
         self._submissions: set[asyncio.Task[Record]] = set()
-        self._submitting: Counter[str] = Counter()
-        """Proofs that are on their way to the queue, by tenant."""
+        """Proofs that are on their way to the queue."""
         self._rendering: asyncio.Task[bytes] | None = None
         self._status: asyncio.Task[ProverStatus] | None = None
         self._status_at = self._names_at = -math.inf
@@ -302,27 +301,22 @@ class Service:
         """Hands a witness, and the reservation, to the prover; a client that goes away changes nothing.
 
         Raises:
-            ProverError: it is not taken.
-            Problem: 429, as many of the tenant's proofs wait as may.
+            ProverError: it is not taken; QueueFull, where as many proofs wait as may, or of this tenant.
+            Problem: 503, the service is shutting down.
         """
         self.refuse_if_draining()
-        self._check_places(tenant)
-        self._submitting[tenant] += 1
 
         async def submit() -> Record:
-            try:
-                job = await self.briefly(
-                    self.prover.submit,
-                    circuit,
-                    witness,
-                    timeout=timeout,
-                    priority=priority,
-                    queue="refuse",
-                    # One tenant that may have all is no tenant: a proxy, for all of its clients.
-                    tenant=tenant if self.settings.tenant_share < 1 else "",
-                )
-            finally:
-                self._submitting[tenant] -= 1
+            job = await self.briefly(
+                self.prover.submit,
+                circuit,
+                witness,
+                timeout=timeout,
+                priority=priority,
+                queue="refuse",
+                # One tenant that may have all is no tenant: a proxy, for all of its clients.
+                tenant=tenant if self.settings.tenant_share < 1 else "",
+            )
             reservation.hand_on()
             job.add_done_callback(self._learn)
             event = {"job": job.id, "circuit": circuit}
@@ -336,19 +330,6 @@ class Service:
         self._submissions.add(submission)
         submission.add_done_callback(self._submissions.discard)
         return await asyncio.shield(submission)
-
-    def _check_places(self, tenant: str) -> None:
-        """Leaves places in the queue to other tenants. Whether there is one at all is the prover's to say."""
-        waiting = Counter(self._submitting)
-        waiting.update(one.tenant for one in self.results.open if one.state is JobState.QUEUED)
-        free = self.prover.settings.queue_limit - waiting.total()
-        if free > 0 and not room(free, waiting[tenant], self.settings.tenant_share):
-            raise Problem(
-                429,
-                "QueueFull",
-                "as many proofs of this client wait as may",
-                {"Retry-After": str(self.retry_after())},
-            )
 
     async def submit_once(
         self, name: Name, fingerprint: bytes, submit: Callable[[], Any]

@@ -14,8 +14,8 @@ from typing import Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from gpuprover.api import ProofResult
 from gpuprover.errors import Aborted
+from gpuprover.proving import ProofResult
 from gpuprover.service.bodies import media_type
 from gpuprover.service.models import inputs_text
 from gpuprover.service.problems import Problem

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuprover.api import ProofResult
 from gpuprover.engine import JobState, ProofJob
 from gpuprover.errors import ProverError
+from gpuprover.proving import ProofResult
 from gpuprover.service.bodies import Reservation
 
 MAX_BYTES = 128 << 20

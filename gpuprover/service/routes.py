@@ -15,10 +15,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from gpuprover.api import ProofResult
 from gpuprover.caching import keyed_digest
 from gpuprover.errors import MalformedFile, ProverError
 from gpuprover.formats.json_files import discard, parsed_size_bound
+from gpuprover.proving import ProofResult
 from gpuprover.service import models
 from gpuprover.service.access import Caller, check_site
 from gpuprover.service.bodies import Reservation, media_type, read_body

@@ -18,7 +18,7 @@ import uvicorn
 
 from gpuprover.config import ServiceSettings
 from gpuprover.engine import Prover
-from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, InvalidInput, ProverError, place
+from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, InvalidInput, ProverError, code_location
 from gpuprover.service.app import create_app
 from gpuprover.service.connections import Connection, Connections
 from gpuprover.service.core import Service
@@ -239,6 +239,8 @@ def _log_place(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     if isinstance(error, ProverError):
         log.error("%s: %s", error.kind, error.message)
     elif error is not None:
-        log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, place(error.__traceback__))
+        log.error(
+            "%s in %s; this is a bug in gpuprover", type(error).__name__, code_location(error.__traceback__)
+        )
     else:
         log.error("%s", context.get("message", "an error without a message"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ipaddress
-import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,20 +33,6 @@ def tenant_of(address: str) -> str:
             return str(found.ipv4_mapped)
         return str(ipaddress.ip_network((found.packed[:8] + bytes(8), 64)))
     return str(found)
-
-
-def room(free: int, own: int, share: float) -> int:
-    """Units that a tenant may have more: as many that its own are ``share / (1 - share)`` of the free ones.
-
-    A tenant alone gets ``share`` of all; at a half, n greedy ones get equal parts and leave one free: dynamic
-    thresholds, after Choudhury and Hahne, IEEE/ACM Transactions on Networking 6 (1998).
-
-    Args:
-        free: that nobody has.
-        own: that the tenant has already.
-        share: above 0, at most 1; with 1 it may have all.
-    """
-    return min(free, max(0, math.ceil(round(share * free - (1 - share) * own, 6))))
 
 
 class _Line:

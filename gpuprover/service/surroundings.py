@@ -20,7 +20,7 @@ from h11 import LocalProtocolError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gpuprover.errors import place
+from gpuprover.errors import code_location
 from gpuprover.logs import bound
 from gpuprover.service.problems import MEDIA_TYPE, Problem
 from gpuprover.service.shares import Turns, tenant_of
@@ -142,7 +142,7 @@ class Surroundings:
                 log.warning("a request fails: %s", problem.detail)
             else:
                 # Of an unexpected exception only kind and place: its text may hold values of a witness.
-                where = place(error.__traceback__)
+                where = code_location(error.__traceback__)
                 log.error("%s in %s; this is a bug in gpuprover", type(error).__name__, where)
                 problem = Problem(500, "InternalError", "a fault of the service; its log says where")
             scope[KIND] = problem.kind

@@ -28,7 +28,7 @@ op                request                                     result
 An id is a whole number of at most 63 bits; what has none, or is no message, is answered with the id null, and
 after what is no message the connection ends.
 
-Both sides compute a key's digest (:func:`gpuprover.formats.groth16_json.digest`), and a key is what its
+Both sides compute a key's digest (:class:`gpuprover.systems.system.VerificationKey`), and a key is what its
 digest says: a name that a connection loads means that key on this connection alone, so that no client can
 exchange another's key. The names that a verifier was started with are known to all.
 """

@@ -32,7 +32,7 @@ from gpuprover.verifier.address import connect, parse_address, stays_here
 from gpuprover.verifier.secret import authenticate, read_secret
 
 if TYPE_CHECKING:
-    from gpuprover.formats.groth16_json import VerificationKey
+    from gpuprover.systems.system import VerificationKey
 
     KeyLike = VerificationKey | Mapping[str, Any]
 
@@ -209,8 +209,8 @@ class VerifierClient:
 
         Args:
             verification_key: a :class:`VerificationKey`, or its document as snarkjs writes it.
-            digest: what :func:`gpuprover.formats.groth16_json.digest` gave where the key comes from. Both
-                sides compute it, and compare. Without it, an insecure key is an :class:`InsecureKeyWarning`.
+            digest: the key's digest where it comes from; both sides compute it, and compare. Without it, an
+                insecure key is an :class:`InsecureKeyWarning`.
 
         Raises:
             MalformedFile, UnsupportedFile: the key is damaged, or has another digest.
@@ -667,18 +667,14 @@ class VerifierClient:
 
 
 def _checked_key(source: KeyLike, expected: str | None) -> _Key:
-    from gpuprover.formats import groth16_json
+    from gpuprover.systems.system import is_verification_key, parse_verification_key
 
-    key = (
-        source
-        if isinstance(source, groth16_json.VerificationKey)
-        else groth16_json.parse_verification_key(source)
-    )
+    key = source if is_verification_key(source) else parse_verification_key(source)
     if expected is None:  # who knows the digest has looked at the key where it comes from
         for sentence in key.warnings:
             warnings.warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)
-    found = groth16_json.digest(key)
+    found = key.digest
     if expected is not None and found != expected:
         problem = f"expected {expected[:64]}, found {found}: not the key it should be"
         raise MalformedFile("verification key", "digest", problem, role="verification key")
-    return _Key(found, groth16_json.verification_key_points(key))
+    return _Key(found, key.document)

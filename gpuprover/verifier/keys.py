@@ -10,7 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
-from gpuprover.formats import groth16_json
+from gpuprover.formats.snarkjs_json import parse_public_signals
+from gpuprover.systems import system as systems
+from gpuprover.systems.system import VerificationKey
 
 if TYPE_CHECKING:
     from gpuprover.backend import Backend
@@ -26,8 +28,7 @@ class LoadedKey:
         expected: the digest that the key has to have, or None.
 
     Attributes:
-        digest: :func:`gpuprover.formats.groth16_json.digest` of the key; before it is ready, the expected
-            one.
+        digest: the key's digest; before it is ready, the expected one.
         ready: the key is checked, and has its digest.
     """
 
@@ -37,12 +38,12 @@ class LoadedKey:
         self._document, self._expected, self._source = document, expected, source
         self.digest = expected or ""
         self.ready = False
-        self._key: groth16_json.VerificationKey | None = None
+        self._key: VerificationKey | None = None
         self._lock = threading.Lock()
         self._problem: ProverError | None = None
 
     @property
-    def key(self) -> groth16_json.VerificationKey:
+    def key(self) -> VerificationKey:
         """The key, checked.
 
         Raises:
@@ -79,16 +80,14 @@ class LoadedKey:
             raise self._problem
 
     def _check(self) -> None:
-        from gpuprover.groth16 import verifier
-
-        key = groth16_json.parse_verification_key(self._document, self._source)
-        digest = groth16_json.digest(key)
+        key = systems.parse_verification_key(self._document, self._source)
+        digest = key.digest
         if self._expected is not None and self._expected != digest:
             problem = f"expected {self._expected[:64]}, found {digest}: not the key it should be"
             raise MalformedFile(self._source, "digest", problem, role="verification key")
-        # Points of the key itself, which are checked by then; the answer does not matter.
-        proof = groth16_json.Proof(key.alpha1, key.beta2, key.alpha1)
-        verifier.verify(key, [0] * key.n_public, proof, _backend(key), key_source=self._source)
+        system = systems.system_named(key.protocol)
+        # The answer does not matter.
+        system.verify(key, [0] * key.n_public, system.sample_proof(key), _backend(key), self._source, "proof")
         self._key, self.digest, self._document = key, digest, None
         self.ready = True
 
@@ -98,17 +97,16 @@ class LoadedKey:
         Raises:
             MalformedFile, UnsupportedFile: as :func:`gpuprover.verify`.
         """
-        from gpuprover.groth16 import verifier
-
         key = self.key
-        signals = groth16_json.parse_public_signals(public, key.curve, key.n_public)
-        return verifier.verify(key, signals, groth16_json.parse_proof(proof, key.curve), _backend(key))
+        system = systems.system_named(key.protocol)
+        signals = parse_public_signals(public, key.curve, key.n_public)
+        parsed = system.parse_proof(proof, key.curve, "proof", False)
+        return system.verify(key, signals, parsed, _backend(key), key.source, "proof")
 
     def verify_batch(self, statements: list[tuple[object, object]]) -> list[bool]:
         """For each (public signals, proof) whether it holds; a damaged one is False."""
-        from gpuprover.groth16 import verifier
-
-        return verifier.verify_documents(self.key, statements, _backend(self.key))
+        system = systems.system_named(self.key.protocol)
+        return system.verify_documents(self.key, statements, _backend(self.key))
 
     def describe(self) -> dict[str, Any]:
         """Its digest; once it is ready, also its curve, its number of public signals, and warnings."""
@@ -116,13 +114,14 @@ class LoadedKey:
             return {"digest": self.digest}
         return {
             "digest": self.digest,
+            "protocol": self.key.protocol,
             "curve": self.key.curve.name,
             "public": self.key.n_public,
             "warnings": list(self.warnings),
         }
 
 
-def _backend(key: groth16_json.VerificationKey) -> Backend:
+def _backend(key: VerificationKey) -> Backend:
     from gpuprover.devices import open_backend
     from gpuprover.job import Job
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from gpuprover.api import ProofResult, WitnessLike
 from gpuprover.curves import CURVES
 from gpuprover.errors import InvalidInput, OutOfMemory
 from gpuprover.executor import ProofRequest
 from gpuprover.formats.files import Identity
 from gpuprover.limbs import ints_to_words
 from gpuprover.processes import private_file
+from gpuprover.proving import ProofResult
+from gpuprover.witness_source import WitnessLike
 
 (_LIMBS,) = {curve.scalar.limbs for curve in CURVES}
 """Of every curve's scalars: which curve's they are, the key says."""
@@ -35,7 +36,7 @@ class Parcel:
         """
         kind, pieces = _pack(request.witness)
         document = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "witness"}
-        document["zkey"] = os.path.abspath(request.zkey)
+        document["path"] = os.path.abspath(request.path)
         document["host_parts"] = sorted(request.host_parts)
         self.message: dict[str, Any] = {"type": "prove", "request": document, "witness": kind}
         self.fds: list[int] = [] if pieces is None else [private_file(pieces)]

@@ -241,7 +241,7 @@ def test_folders_that_are_exchanged_all_the_time(shared: Path) -> None:
 
 IMAGES = """
 import sys
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 from gpuprover.curves import BN254
 print(use_images([BN254]), "numba" in sys.modules)
 """

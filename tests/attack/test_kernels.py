@@ -20,7 +20,7 @@ from gpuprover.cpu import multiples
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words
+from gpuprover.limbs import generator, ints_to_words
 from tests.support.samples import point_words
 from tests.test_changing_data import path
 from tests.test_forks import end, start
@@ -107,7 +107,7 @@ def test_kernels_stay_in_their_arrays_while_others_write(curve: CurveParams, pat
             lambda: backend.msm(g1, scalars),
             lambda: backend.msm(g2, scalars[:300]),
             lambda: backend.spmv(matrices, scalars[:90]),
-            lambda: backend.fixed_base_mul(Group.G1, curve.g1, scalars),
+            lambda: backend.fixed_base_mul(Group.G1, generator(curve, Group.G1), scalars),
             lambda: backend.points.sparse_combination(Group.G1, points, starts, indices[0], scalars),
             lambda: backend.points.first_bad_point(Group.G1, points),
             lambda: backend.points.first_bad_point(Group.G2, twins),

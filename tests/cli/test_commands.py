@@ -25,8 +25,8 @@ from gpuprover.cli import main
 from gpuprover.cpu import image
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.folders import CACHE_VARIABLE
-from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, write_witness
+from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from tests.support.paths import ROOT, TESTS, VECTORS
 from tests.support.running import Ran, Run
 from tests.test_witness import FOREVER, write_program
@@ -163,7 +163,7 @@ def test_zkey_info_and_check(run: Run, made: Files) -> None:
 
 
 def test_zkey_check_names_the_section_and_the_point(run: Run, bn254: Files) -> None:
-    from gpuprover.formats.zkey import B2
+    from gpuprover.systems.groth16.key import B2
     from tests.support.containers import edit
 
     def swap_x_and_y(section: bytearray) -> None:
@@ -200,7 +200,7 @@ ONES = b"\xff" * 32
 def test_zkey_check_of_damage_in_every_section(
     run: Run, bn254: Files, section: int, offset: int, value: bytes, kind: str, says: str
 ) -> None:
-    from gpuprover.formats.zkey import SECTIONS
+    from gpuprover.systems.groth16.key import SECTIONS
     from tests.support.containers import edit, put
 
     good = bn254.c_zkey.read_bytes()

@@ -27,9 +27,9 @@ from gpuprover.cpu.path import PATHS, cpu_path
 from gpuprover.cpu.sources import store
 from gpuprover.curves import BN254, CURVES, CurveParams
 from gpuprover.folders import CACHE_VARIABLE
-from gpuprover.formats.groth16_json import proof_to_json, verification_key_to_json
+from gpuprover.systems.groth16.documents import proof_to_json, verification_key_to_json
 from gpuprover.verifier import serve
-from tests.support.paths import ROOT, TESTS, VECTORS
+from tests.support.paths import ROOT, VECTORS
 from tests.systems.groth16.test_verifier import simulator, statements
 
 pytestmark = pytest.mark.skipif(image.machine() is None, reason="no images on this machine")
@@ -72,6 +72,7 @@ def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Verification -------------------------------------------------------------------------------
 
 
+SUITES = ("tests/systems/groth16/test_verifier.py", "tests/test_backend.py")
 SELECTION = "cpu- and not plan and (point or pairing or linear_combination or msm_sizes)"
 
 
@@ -98,8 +99,8 @@ def test_suites_pass_without_numba(environment: dict[str, str], selection: str, 
         "no:cacheprovider",
     ]
     ran = subprocess.run(
-        [*command, "systems/groth16/test_verifier.py", "test_backend.py", "-k", selection],
-        env=environment, cwd=TESTS, capture_output=True, text=True, timeout=250,
+        [*command, *SUITES, "-k", selection],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     passed = re.search(r"(\d+) passed", ran.stdout)
@@ -109,7 +110,7 @@ def test_suites_pass_without_numba(environment: dict[str, str], selection: str, 
 
 PROGRAM = """
 import json, sys
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 from gpuprover.curves import curve_by_name
 key, public, proof = json.load(sys.stdin)
 used = use_images([curve_by_name(sys.argv[1])])
@@ -166,7 +167,7 @@ def test_commands_run_on_images(made: Path, tmp_path: Path) -> None:
 
 PROOF = """
 import sys
-from gpuprover.backend import use_images
+from gpuprover.devices import use_images
 assert use_images()
 sys.modules["numba"] = sys.modules["llvmlite"] = None
 from gpuprover import api

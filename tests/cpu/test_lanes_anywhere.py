@@ -10,9 +10,12 @@ import sys
 import pytest
 
 from gpuprover.cpu.path import EMULATION, cpu_path
-from tests.support.paths import TESTS
+from tests.support.paths import ROOT
 
-SUITES = ("cpu/test_ntt_lanes.py", "cpu/test_pairing.py", "test_changing_data.py", "cpu/test_stopping.py")
+SUITES = tuple(
+    f"tests/{name}.py"
+    for name in ("cpu/test_ntt_lanes", "cpu/test_pairing", "test_changing_data", "cpu/test_stopping")
+)
 SELECTION = "cpu and not cuda and not large and not every_kind"
 
 
@@ -21,7 +24,11 @@ SELECTION = "cpu and not cuda and not large and not every_kind"
 @pytest.mark.skipif(cpu_path().name == "ifma", reason="the CPU has AVX-512 IFMA: the suites run on it anyway")
 @pytest.mark.parametrize(
     ("suites", "selection", "least"),
-    [(SUITES, "", 40), (("test_backend.py",), SELECTION, 100), (("test_backend_columns.py",), "cpu", 80)],
+    [
+        (SUITES, "", 40),
+        (("tests/test_backend.py",), SELECTION, 100),
+        (("tests/test_backend_columns.py",), "cpu", 80),
+    ],
     ids=["own", "shared", "columns"],
 )
 def test_lanes_are_right_on_any_cpu(suites: tuple[str, ...], selection: str, least: int) -> None:
@@ -40,7 +47,7 @@ def test_lanes_are_right_on_any_cpu(suites: tuple[str, ...], selection: str, lea
     ran = subprocess.run(
         [*command, "--timeout", "1200", *suites, "-k", selection],
         env={**os.environ, EMULATION: "1"},
-        cwd=TESTS,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -9,6 +9,7 @@ import pytest
 
 from gpuprover.cpu.layout import Field
 from gpuprover.cpu.msm import Points, Sum, top_window
+from gpuprover.cpu.path import path_named
 from gpuprover.curves import BN254
 from gpuprover.job import Job
 
@@ -17,7 +18,8 @@ def costs(n: int, threads: int, path: str) -> list[float]:
     """The costs of all tasks of a Groth16 proof's five sums of n full-width scalars, as a job orders them."""
     rng = np.random.default_rng(7)
     fields = [Field(BN254.base), Field(BN254.base, 2)]
-    g1, g2 = (Points.of(F, np.zeros((n, 2 * F.words), dtype=np.uint64), path) for F in fields)
+    chosen = path_named(path, "of this test")
+    g1, g2 = (Points(F, np.zeros((n, 2 * F.words), dtype=np.uint64), chosen) for F in fields)
     job, found = Job(threads=threads), []
     for bases in ([g1, g1, g2], [g1], [g1]):
         scalars = rng.integers(0, 1 << 64, (n, 4), dtype=np.uint64) >> np.uint64([0, 0, 0, 4])
@@ -45,7 +47,7 @@ def test_work_split_is_near_linear(log: int, path: str) -> None:
 def test_skewed_scalars_are_split_too() -> None:
     """Scalars of one bit have one window, which several threads share."""
     F, n = Field(BN254.base), 1 << 16
-    points = Points.of(F, np.zeros((n, 2 * F.words), dtype=np.uint64), "ifma")
+    points = Points(F, np.zeros((n, 2 * F.words), dtype=np.uint64), path_named("ifma", "of this test"))
     scalars = np.zeros((n, 4), dtype=np.uint64)
     scalars[:, 0] = 1
     one, eight = ([t.cost for t in Sum([points], scalars, Job(threads=k)).tasks] for k in (1, 8))

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpuprover import api
@@ -14,7 +15,7 @@ from gpuprover.cpu import multiples
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.path import cpu_path
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import KeyHeader
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases
 from gpuprover.errors import UnsatisfiedWitness
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
@@ -33,8 +34,10 @@ def some_points(curve: CurveParams, group: Group, rng: random.Random) -> list[An
     return [None, P, spec(curve, group).neg(P), curve_point(curve, group, rng)]
 
 
-def header(n: int) -> KeyHeader:
-    return KeyHeader(8, n, 1, 8, 4 * n, n, n)
+def demand(curve: CurveParams, group: Group, n: int) -> Demand:
+    """Of one sum of n points, and vectors of 8 elements."""
+    bases = KeyBases("points", group, n)
+    return Demand("test", curve, n, (), (bases,), (), (), (("points",),), lambda *_: None)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -49,13 +52,14 @@ def test_sums_are_the_same(
     points = some_points(curve, group, rng)
     words = to_words(curve, group, [rng.choice(points) for _ in scalars])
     backend = CpuBackend(curve, Job(threads=2))
-    expected = backend.msm(backend.prepare_bases(group, words), ints_to_words(scalars, curve.scalar.limbs))
+    factors = ints_to_words(scalars, curve.scalar.limbs)
+    expected = backend.msm(backend.prepare_bases(group, words), factors)
     owner = Owner()
-    with backend.proof(header(len(scalars)), owner):
-        bases = backend.prepare_bases(group, words)
+    with backend.session(demand(curve, group, len(scalars)), owner, UNLIMITED):
+        bases = backend.bases("points", words)
         assert (bases.parts, len(bases)) == (multiples.PARTS, len(scalars))
-        assert backend.msm(bases, ints_to_words(scalars, curve.scalar.limbs)) == expected
-        assert backend.msm(bases, backend.upload(ints_to_words(scalars, curve.scalar.limbs))) == expected
+        for given in (factors, backend.upload(factors)):
+            assert np.array_equal(backend.msm(bases, given), expected)
     assert backend.prepare_bases(group, words).parts == 1
 
 
@@ -67,8 +71,8 @@ def test_made_after_some_proofs_and_gone_with_the_key(
     words = to_words(curve, Group.G1, some_points(curve, Group.G1, rng))
     seen = []
     for _ in range(4):
-        with backend.proof(header(len(words)), owner):
-            seen.append(backend.prepare_bases(Group.G1, words))
+        with backend.session(demand(curve, Group.G1, len(words)), owner, UNLIMITED):
+            seen.append(backend.bases("points", words))
     assert [b.parts for b in seen] == [1, 1, multiples.PARTS, multiples.PARTS]
     assert seen[2].words is seen[3].words
     before = len(multiples._kept)
@@ -80,18 +84,17 @@ def test_made_after_some_proofs_and_gone_with_the_key(
 def test_not_where_they_do_not_pay_or_do_not_fit(curve: CurveParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiples, "FREE", 0)
     backend, owner = CpuBackend(curve, Job(threads=1)), Owner()
-    small, words = header(16), to_words(curve, Group.G1, [curve.g1])
-    need = multiples.PARTS * (2 * small.g1_points + 4 * small.g2_points) * curve.base.bytes
+    small, words = demand(curve, Group.G1, 16), to_words(curve, Group.G1, [curve.g1])
+    need = multiples.PARTS * small.point_bytes
 
-    def parts(shape: KeyHeader) -> int:
-        with backend.proof(shape, owner):
-            return backend.prepare_bases(Group.G1, words).parts
+    def parts(asked: Demand, room: int | None = None) -> int:
+        with backend.session(asked, owner, Budget(room)):
+            return backend.bases("points", words).parts
 
-    assert parts(header(multiples.LARGEST + 1)) == 1
-    plan = backend.plan(small, None)
+    assert parts(demand(curve, Group.G1, multiples.LARGEST + 1)) == 1
+    plan = backend.plan(small, UNLIMITED)
     for room, expected in ((need - 1, 1), (need, multiples.PARTS)):
-        backend.plan(small, plan.tables + plan.arena + room)
-        assert parts(small) == expected
+        assert parts(small, plan.tables + plan.arena + room) == expected
 
 
 def test_whole_proofs(curve: CurveParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

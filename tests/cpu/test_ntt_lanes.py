@@ -11,7 +11,7 @@ from gpuprover.backend import Form
 from gpuprover.cpu import ntt_lanes
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.kernels.jit import jit
-from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes, store_words
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes, store_words
 from gpuprover.cpu.kernels.loose import carried, lowest, settle, times
 from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_blocks, lane_form
 from gpuprover.cpu.path import cpu_path

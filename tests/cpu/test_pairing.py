@@ -12,16 +12,18 @@ from gpuprover import reference
 from gpuprover.cpu import pairing
 from gpuprover.cpu.kernels.extension_lanes import lanes_scale
 from gpuprover.cpu.kernels.jit import jit
-from gpuprover.cpu.kernels.lanes import load_lanes, store_lanes
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes
 from gpuprover.cpu.kernels.pairing import multiply_by_xi, squared
 from gpuprover.cpu.layout import LANES, LIMB_BITS, LIMB_MASK, LaneField, lane_form
-from gpuprover.cpu.path import cpu_path
+from gpuprover.cpu.path import cpu_path, path_named
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, g1_to_words, words_to_g1
 from tests.support.samples import curve_point, point_words, spec, to_words, whole_order
 
 pytestmark = pytest.mark.skipif(cpu_path().name != "ifma", reason="this CPU lacks AVX-512 IFMA")
+
+LANES_PATH, PORTABLE_PATH = (path_named(name, "of this test") for name in ("ifma", "portable"))
 
 OPERATIONS = 7
 
@@ -91,7 +93,7 @@ def test_operators_at_their_bounds(curve: CurveParams, rng: random.Random) -> No
             [a[0] + b[0], a[1] + b[1]],
             [a[0] - b[0], a[1] - b[1]],
             [-a[0], -a[1]],
-            [curve.xi[0] * a[0] - a[1], curve.xi[0] * a[1] + a[0]],
+            [curve.pairing.xi[0] * a[0] - a[1], curve.pairing.xi[0] * a[1] + a[0]],
             times(a, a),
             times(a, b),
             times(a, (b[0], 0)),
@@ -119,7 +121,7 @@ def test_numbers_of_pairs(curve: CurveParams, rng: random.Random, n: int) -> Non
     wrong = P.copy()
     wrong[rng.randrange(n)] = point_words(curve, Group.G1, [100])[0]
     job = Job(threads=2)
-    for path in ("ifma", "portable"):
+    for path in LANES_PATH, PORTABLE_PATH:
         for fixed in (0, 1, 3):
             assert pairing.pairing_check(curve, P, Q, fixed, path, job)
             assert not pairing.pairing_check(curve, wrong, Q, fixed, path, job)
@@ -149,7 +151,7 @@ def test_a_point_outside_in_each_lane(curve: CurveParams, rng: random.Random) ->
     assert pairing._miller_of_many(curve, P, Q, job.stop) is not None
     outside = curve_point(curve, Group.G2, rng)
     cofactor = whole_order(curve, Group.G2) // curve.r
-    prime = 10069 if curve.family == "BN" else 13
+    prime = 10069 if curve.pairing.family == "BN" else 13
     orders = [E.scalar_mul(outside, k) for k in (1, curve.r, curve.r * (cofactor // prime))]
     kinds = [point for point in orders if point is not None]
     for i in range(n):
@@ -157,7 +159,7 @@ def test_a_point_outside_in_each_lane(curve: CurveParams, rng: random.Random) ->
             points = Q.copy()
             points[i] = to_words(curve, Group.G2, [bad])[0]
             assert pairing._miller_of_many(curve, P, points, job.stop) is None
-            assert not pairing.pairing_check(curve, P, points, 0, "ifma", job)
+            assert not pairing.pairing_check(curve, P, points, 0, LANES_PATH, job)
 
 
 def test_infinity_among_many(curve: CurveParams, rng: random.Random) -> None:
@@ -168,8 +170,8 @@ def test_infinity_among_many(curve: CurveParams, rng: random.Random) -> None:
     outside = to_words(curve, Group.G2, [curve_point(curve, Group.G2, rng)])
     for at in (0, 5, 12):
         with_p = np.insert(P, at, nothing[0], axis=0)
-        assert pairing.pairing_check(curve, with_p, np.insert(Q, at, Q[3], axis=0), 0, "ifma", job)
-        assert not pairing.pairing_check(curve, with_p, np.insert(Q, at, outside, axis=0), 0, "ifma", job)
+        assert pairing.pairing_check(curve, with_p, np.insert(Q, at, Q[3], axis=0), 0, LANES_PATH, job)
+        assert not pairing.pairing_check(curve, with_p, np.insert(Q, at, outside, axis=0), 0, LANES_PATH, job)
         assert pairing.pairing_check(
-            curve, np.insert(P, at, P[3], axis=0), np.insert(Q, at, nothing[1], axis=0), 0, "ifma", job
+            curve, np.insert(P, at, P[3], axis=0), np.insert(Q, at, nothing[1], axis=0), 0, LANES_PATH, job
         )

@@ -105,13 +105,15 @@ def _combination(value: int) -> Work:
 
 
 def _multiples(backend: Backend, curve: CurveParams) -> object:
-    return backend.fixed_base_mul(Group.G1, curve.g1, ints_to_words(range(1, 9), curve.scalar.limbs))
+    (base,) = point_words(curve, Group.G1, [1])
+    return backend.fixed_base_mul(Group.G1, base, ints_to_words(range(1, 9), curve.scalar.limbs))
 
 
 def _points(group: Group, n: int) -> Work:
-    return lambda backend, curve: backend.points.first_bad_point(
-        group, point_words(curve, group, range(1, n + 1))
-    )
+    def run(backend: Backend, curve: CurveParams) -> object:
+        return backend.points.first_bad_point(group, point_words(curve, group, range(1, n + 1)))
+
+    return run
 
 
 def _pairs(n: int) -> Work:
@@ -157,7 +159,7 @@ def test_a_stopped_run_raises(
     from gpuprover.cpu.backend import CpuBackend
     from gpuprover.cpu.path import cpu_path
 
-    if work in WORK_BLS and curve.cofactor_g1 == 1:
+    if work in WORK_BLS and curve.cofactor == 1:
         pytest.skip("nothing to stop")
     if path == "ifma" and cpu_path().name != "ifma":
         pytest.skip("the CPU has no AVX-512 IFMA")

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 import gpuprover
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import backend as backend_module
-from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda import residency as gpu_module
 from gpuprover.cuda.device import MAIN, Stream
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.memory import Block
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CURVES, CurveParams, Group
+from gpuprover.demand import UNLIMITED, Budget
 from gpuprover.formats.wtns import Witness
-from gpuprover.formats.zkey import load_key
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
+from gpuprover.systems.groth16 import prover
+from gpuprover.systems.groth16.key import load_key
 from tests.support.containers import edit, put
 from tests.support.cuda_proofs import (
     BLINDING,
@@ -38,7 +39,7 @@ from tests.support.cuda_proofs import (
     prove,
 )
 from tests.support.emulator import EmulatedDevice
-from tests.support.samples import curve_point, field_edges, generator
+from tests.support.samples import curve_point, field_edges, generator, row
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
@@ -77,7 +78,8 @@ def test_multiples_of_a_point(
     words = ints_to_words(scalars, curve.scalar.limbs)
     gpu = opened(memory=memory, reversed=memory == 1 << 30)
     backend, cpu = backend_on(gpu, curve, Job()), CpuBackend(curve, Job())
-    for base in (generator(curve, group), curve_point(curve, group, rng), None):
+    for point in (generator(curve, group), curve_point(curve, group, rng), None):
+        base = row(curve, group, point)
         expected = cpu.fixed_base_mul(group, base, words)
         assert np.array_equal(backend.fixed_base_mul(group, base, words), expected)
         v = backend.upload(words)
@@ -90,8 +92,9 @@ def test_multiples_of_a_point(
 def test_few_multiples_are_the_cpus(curve: CurveParams) -> None:
     gpu = opened()
     words = ints_to_words([1, 2, 3], curve.scalar.limbs)
-    found = backend_on(gpu, curve, Job()).fixed_base_mul(Group.G1, curve.g1, words)
-    assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, curve.g1, words))
+    base = row(curve, Group.G1, curve.g1)
+    found = backend_on(gpu, curve, Job()).fixed_base_mul(Group.G1, base, words)
+    assert np.array_equal(found, CpuBackend(curve, Job()).fixed_base_mul(Group.G1, base, words))
     assert not device_of(gpu).kernels
 
 
@@ -121,7 +124,7 @@ def test_a_larger_proof() -> None:
 def test_only_the_witness_and_the_sums_cross_the_bus() -> None:
     data, witness = larger(BN254)
     device, key = Watched(), load_key(data)
-    gpu = Gpu(device)
+    gpu = Residency(device)
     for _ in range(3):
         device.written = device.read_back = 0
         prove(key, witness, gpu)
@@ -140,7 +143,7 @@ def test_several_threads_send_a_large_witness(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(backend_module, "SENT", 256)
     device = Noting()
-    backend = backend_on(Gpu(device), BN254, Job(threads=3))
+    backend = backend_on(Residency(device), BN254, Job(threads=3))
     for n in (1, 15, 16, 17, 101):
         words = np.arange(4 * n, dtype=np.uint64).reshape(n, 4)
         device.written = 0
@@ -245,9 +248,9 @@ def test_proofs_in_several_threads(curve: CurveParams) -> None:
 
 def test_sums_on_the_host_meanwhile(curve: CurveParams) -> None:
     gpu, key = opened(), chain_key(curve)
-    for groups in ([Group.G2], [Group.G1], list(Group)):
+    for groups in (["G2"], ["G1"], ["G1", "G2"]):
         device_of(gpu).kernels.clear()
-        assert prove(key, chain_witness(curve), gpu, host_groups=groups) == expected(curve)
+        assert prove(key, chain_witness(curve), gpu, host_parts=groups) == expected(curve)
         assert ("accumulate" in device_of(gpu).kernels) is (len(groups) == 1)
     assert gpu.leaked == 0
 
@@ -259,9 +262,9 @@ def test_the_arena_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch, curve
     """The rehearsal takes what the proof takes."""
     gpu, key = opened(), chain_key(curve)
     extents: list[tuple[int, int]] = []
-    real = Gpu.end
+    real = Residency.end
     monkeypatch.setattr(
-        Gpu,
+        Residency,
         "end",
         lambda self, s, done: (extents.append((s.arena.extent, s.arena.size)), real(self, s, done)),
     )
@@ -270,13 +273,13 @@ def test_the_arena_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch, curve
     assert all(extent == size for extent, size in extents)
 
 
-def least(key: Any, gpu: Gpu) -> int:
+def least(key: Any, gpu: Residency) -> int:
     """The smallest budget that a plan accepts, by bisection."""
     backend = backend_on(gpu, key.curve, Job(threads=1))
 
     def fits(budget: int) -> bool:
         try:
-            backend.plan(key.plan_header, budget)
+            backend.plan(key.demand, Budget(device=budget))
         except gpuprover.OutOfMemory:
             return False
         return True
@@ -377,11 +380,14 @@ def test_a_proof_leaves_others_their_memory() -> None:
     curve = BN254
     gpu, key, other = opened(), chain_key(curve), chain_key(curve)
     backend = backend_on(gpu, curve, Job(threads=1))
-    with backend.proof(key.plan_header, key):
+    with backend.session(key.demand, key, UNLIMITED):
         device_of(gpu).memory = device_of(gpu).used
         with pytest.raises(gpuprover.OutOfMemory):
             prove(other, chain_witness(curve), gpu)
-        with pytest.raises(ValueError, match="one proof at a time"), backend.proof(key.plan_header, key):
+        with (
+            pytest.raises(ValueError, match="one proof at a time"),
+            backend.session(key.demand, key, UNLIMITED),
+        ):
             pass
     device_of(gpu).memory = 1 << 30
     assert prove(other, chain_witness(curve), gpu) == expected(curve)

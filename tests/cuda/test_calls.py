@@ -11,18 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuprover.backend import Term
+from gpuprover.columns import challenge, column, compile_formula
+from gpuprover.cpu.points import CpuPoints
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
-from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda import residency as residency
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, Group
-from gpuprover.formats.zkey import load_key
+from gpuprover.demand import UNLIMITED
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
 from gpuprover.polynomial import Direction, Domain, Order
+from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine
 from tests.support.samples import point_words, random_logs
@@ -53,8 +57,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, quick_sums: None) -> Machine:
 
 
 @pytest.fixture
-def gpu(machine: Machine) -> Gpu:
-    return Gpu(opened(machine))
+def gpu(machine: Machine) -> Residency:
+    return Residency(opened(machine))
 
 
 def opened(machine: Machine) -> CupyDevice:
@@ -82,7 +86,7 @@ def nothing_slow(calls: Counter[str]) -> bool:
 
 
 @pytest.mark.parametrize("order", Order)
-def test_a_transform(machine: Machine, gpu: Gpu, order: Order) -> None:
+def test_a_transform(machine: Machine, gpu: Residency, order: Order) -> None:
     backend, domain = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), Domain(CURVE.scalar, 5)
     v = backend.upload(np.zeros((32, CURVE.scalar.limbs), np.uint64))
     calls = warm(machine, lambda: backend.ntt(v, domain, Direction.FORWARD, order))
@@ -91,8 +95,28 @@ def test_a_transform(machine: Machine, gpu: Gpu, order: Order) -> None:
     assert not calls["eventQuery"], "many are asked for without a wait between them"
 
 
+def test_columns(machine: Machine, gpu: Residency) -> None:
+    """A launch for each; two for values, three for a running product: inverses, ratios, products."""
+    backend, n = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), 32
+    a, b = (backend.powers(n, base, 5) for base in (3, 7))
+    formula = compile_formula([column("a") * column("b", 1) + challenge("y")])
+    operations: dict[str, tuple[int, Callable[[], object]]] = {
+        "evaluate": (1, lambda: backend.free(*backend.evaluate(formula, {"a": a, "b": b}, {"y": 3}))),
+        "combine": (1, lambda: backend.free(backend.combine([Term(a, 3), Term(b, 4, 2)]))),
+        "values": (2, lambda: backend.values_at([(a, 3), (b, 4)])),
+        "divide": (1, lambda: backend.free(*backend.divide(a, 9))),
+        "running product": (3, lambda: backend.free(backend.running_product(a, b))),
+        "gather": (1, lambda: backend.free(backend.gather(a, np.arange(9, dtype=np.uint32)))),
+        "interleave": (1, lambda: backend.free(backend.interleave([a, b]))),
+    }
+    for name, (launches, operation) in operations.items():
+        calls = warm(machine, operation, before=20)  # all pinned buffers have been in use
+        assert nothing_slow(calls), name
+        assert calls["launchKernel"] == launches, name
+
+
 @pytest.mark.parametrize("group", Group)
-def test_a_sum(machine: Machine, gpu: Gpu, group: Group, rng: random.Random) -> None:
+def test_a_sum(machine: Machine, gpu: Residency, group: Group, rng: random.Random) -> None:
     backend, n = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)), 24
     scalars = ints_to_words([rng.randrange(CURVE.r) for _ in range(n)], CURVE.scalar.limbs)
     bases = backend.prepare_bases(group, point_words(CURVE, group, random_logs(rng, n)))
@@ -109,26 +133,29 @@ def test_a_sum(machine: Machine, gpu: Gpu, group: Group, rng: random.Random) -> 
 
 @pytest.mark.parametrize("tables", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1 if tables else 1 << 30)
-    monkeypatch.setattr(gpu_module, "SETTLED_SECONDS", 1e6)
+    monkeypatch.setattr(residency, "SHORTEST_TABLE", 1 if tables else 1 << 30)
+    monkeypatch.setattr(residency, "SETTLED_SECONDS", 1e6)
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key = Gpu(opened(machine), ROOM), load_key(data)
+    gpu, key = Residency(opened(machine), ROOM), load_key(data)
     calls = warm(machine, lambda: cuda_proofs.prove(key, witness, gpu), before=2)
-    assert any(map(gpu_module.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
+    assert any(map(residency.has_multiples, (e.kind for e in gpu.residents.of(key)))) is tables
     assert nothing_slow(calls)
     assert calls["launchKernel"] == LAUNCHES[tables]
     machine.beside.clear()
     busy: list[bool] = []
-    real = CudaBackend.linear_combination
+    real = CpuPoints.linear_combination
 
-    def combine(self: CudaBackend, *arguments: Any) -> Any:
+    def combine(self: CpuPoints, *arguments: Any) -> Any:
         busy.append(machine.busy > 0)
         return real(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CudaBackend, "linear_combination", combine)
+        patch.setattr(CpuPoints, "linear_combination", combine)
         cuda_proofs.prove(key, witness, gpu)
-    assert busy == [True] * 4 + [False] * 4, "multiples of the key's points are made while the device works"
+    # Where a sum has several sets of buckets, these are added up in between.
+    assert len(busy) == 8 if tables else len(busy) > 8
+    here, after = busy[:4], busy[-4:]
+    assert here + after == [True] * 4 + [False] * 4, "multiples of points are made while the device works"
     # The sorts of C and H, the sum in G2, and the reductions of all five.
     assert [machine.beside[kernel] for kernel in ("scatter_buckets", "accumulate")] == [2, 1]
     assert machine.beside["combine"] == sum(
@@ -136,15 +163,15 @@ def test_a_proof(machine: Machine, tables: bool, monkeypatch: pytest.MonkeyPatch
     )
     # Where there is little memory, one after another.
     machine.beside.clear()
-    cuda_proofs.prove(load_key(data), witness, Gpu(gpu.device, gpu.pool.used - (200 << 10)))
+    cuda_proofs.prove(load_key(data), witness, Residency(gpu.device, gpu.pool.used - (200 << 10)))
     assert [machine.beside[kernel] for kernel in ("scatter_buckets", "accumulate")] == [0, 1]
 
 
 def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of functions, which do not become more with the circuit's size, and no arithmetic for tables."""
-    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
+    monkeypatch.setattr(residency, "SHORTEST_TABLE", 1)
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key = Gpu(Nothing(cuda_proofs.opened().device)), load_key(data)
+    gpu, key = Residency(Nothing(cuda_proofs.opened().device)), load_key(data)
     for _ in range(3):
         cuda_proofs.prove(key, witness, gpu)
 
@@ -170,23 +197,23 @@ def test_what_the_host_does_for_a_warm_proof(monkeypatch: pytest.MonkeyPatch) ->
         cuda_proofs.prove(key, witness, gpu)
     finally:
         sys.setprofile(None)
-    assert calls["call"] + calls["c_call"] < HOST_CALLS
+    assert calls["call"] + calls["c_call"] < HOST_CALLS, calls
 
 
 def test_what_was_settled_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that could have no tables gets them when it can; not at once, and not never."""
     key = load_key(cuda_proofs.larger(CURVE)[0])
-    gpu = Gpu(Nothing(cuda_proofs.opened().device))
+    gpu = Residency(Nothing(cuda_proofs.opened().device))
     backend = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1))
 
     def has_tables() -> bool:
-        with backend.proof(key.plan_header, key):
+        with backend.session(key.demand, key, UNLIMITED):
             assert backend._session is not None
-            return any(map(gpu_module.has_multiples, backend._session.layout.resident()))
+            return any(map(residency.has_multiples, backend._session.layout.resident()))
 
     for _ in range(3):  # of a circuit that is too small for them
         assert not has_tables()
-        monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1 if gpu.residents.noted(key) else 1 << 10)
-    later = gpu_module.time.monotonic() + gpu_module.SETTLED_SECONDS
-    monkeypatch.setattr(gpu_module.time, "monotonic", lambda: later)
+        monkeypatch.setattr(residency, "SHORTEST_TABLE", 1 if gpu.residents.noted(key) else 1 << 10)
+    later = residency.time.monotonic() + residency.SETTLED_SECONDS
+    monkeypatch.setattr(residency.time, "monotonic", lambda: later)
     assert has_tables()

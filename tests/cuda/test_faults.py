@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import gpuprover
-from gpuprover.cuda.gpu import Gpu
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BLS12_381, BN254, CurveParams
-from gpuprover.formats.zkey import ProvingKey
 from gpuprover.job import Job
+from gpuprover.systems.groth16.key import ProvingKey
 from tests.support.cuda_proofs import chain_key, chain_witness, device_of, expected, opened, prove
 from tests.support.emulator import Faults
 
@@ -43,7 +43,7 @@ class After:
         return self.left < 0
 
 
-def clean(gpu: Gpu) -> bool:
+def clean(gpu: Residency) -> bool:
     """Whether nothing is held but what keys keep; all of that can go."""
     gpu.pool.collect()
     pinned = [entry for entry in gpu.residents.all() if entry.pins]
@@ -53,7 +53,7 @@ def clean(gpu: Gpu) -> bool:
     return not pinned and left == 0 and gpu.pool.used == 0 and device_of(gpu).used == 0
 
 
-def attempt(faults: Faults, curve: CurveParams, proofs: int = 2) -> tuple[str, Gpu, ProvingKey]:
+def attempt(faults: Faults, curve: CurveParams, proofs: int = 2) -> tuple[str, Residency, ProvingKey]:
     """The first exception's kind, or "proof" where all proofs are right."""
     gpu, key = opened(faults=faults), chain_key(curve)
     outcome = "proof"
@@ -120,14 +120,14 @@ def test_a_launch_is_refused(rng: random.Random) -> None:
 
 def test_the_device_is_lost(curve: CurveParams, samples: int, rng: random.Random) -> None:
     before: list[int] = []
-    end = Gpu.end
+    end = Residency.end
 
-    def ended(gpu: Gpu, *arguments: Any) -> None:
+    def ended(gpu: Residency, *arguments: Any) -> None:
         before.append(device_of(gpu).calls)
         end(gpu, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Gpu, "end", ended)
+        patch.setattr(Residency, "end", ended)
         _, _, total = counts(curve)
     key = None
     for n in [0, before[-1] - 1, before[-1], *sample(rng, total, samples)]:
@@ -149,7 +149,7 @@ def test_the_device_is_lost_under_load(rng: random.Random) -> None:
         keys = [chain_key(curve) for _ in range(2)]
         outcomes: list[object] = []
 
-        def run(key: ProvingKey, gpu: Gpu = gpu, outcomes: list[object] = outcomes) -> None:
+        def run(key: ProvingKey, gpu: Residency = gpu, outcomes: list[object] = outcomes) -> None:
             for _ in range(3):
                 try:
                     outcomes.append(prove(key, chain_witness(curve), gpu) == expected(curve))

@@ -28,8 +28,7 @@ from gpuprover.cuda.msm_plan import (
     predicted_seconds,
     windows_for,
 )
-from gpuprover.curves import BN254, CURVES, CurveParams, Group, curve_by_name
-from gpuprover.curves import AffinePoint as HostPoint
+from gpuprover.curves import BN254, CURVES, AffinePoint, CurveParams, Group, curve_by_name
 from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, DeviceError, InvalidInput, OutOfMemory
 from gpuprover.job import Job
@@ -39,7 +38,9 @@ from tests.support.samples import (
     POINT_KINDS,
     SCALAR_KINDS,
     combination,
+    cpu_points,
     curve_point,
+    plain,
     point,
     point_words,
     random_logs,
@@ -67,15 +68,20 @@ def put(device: EmulatedDevice, words: Words) -> Address:
     return address
 
 
+def points_of(plan: MsmPlan, sums: Sequence[Words]) -> list[AffinePoint]:
+    """Sums in the plan's groups."""
+    return [plain(plan.curve, g, s) for g, s in zip(plan.groups, sums, strict=True)]
+
+
 def run(
     device: EmulatedDevice, plan: MsmPlan, points: Sequence[Words], scalars: Sequence[int]
-) -> list[HostPoint]:
+) -> list[AffinePoint]:
     """Σ scalars[i]·points[i] for bases in the plan's groups; nothing stays allocated."""
-    msm, used = Msm(device, plan.curve), device.used
+    msm, used = Msm(device, plan.curve, cpu_points(plan.curve)), device.used
     address = put(device, ints_to_words(scalars, plan.curve.scalar.limbs))
     bases = [msm.bases(plan, g, p) for g, p in zip(plan.groups, points, strict=True)]
     digits = msm.digits(plan, address, len(scalars))
-    results = [msm.finish([msm.sum(b, digits)]) for b in bases]
+    results = points_of(plan, msm.finish(*([msm.sum(b, digits)] for b in bases)))
     msm.release(*bases, digits)
     device.release(address)
     assert device.used == used
@@ -127,7 +133,7 @@ def test_entries_are_the_scalars(device: EmulatedDevice, curve: CurveParams, c: 
         (Form.CANONICAL, ints_to_words(scalars, field.limbs)),
         (Form.MONTGOMERY, field_to_words(field, scalars)),
     ):
-        msm, address = Msm(device, curve), put(device, words)
+        msm, address = Msm(device, curve, cpu_points(curve)), put(device, words)
         digits = msm.digits(plan, address, len(scalars), form)
         sums, count = defaultdict(int), defaultdict(int)
         for row, i, kind, digit in entries(device, digits):
@@ -143,7 +149,7 @@ def test_scalars_of_few_words(curve: CurveParams, device: EmulatedDevice, rng: r
     for words in range(1, curve.scalar.limbs):
         scalars = [0, 1, (1 << 64 * words) - 1, *(rng.randrange(1 << 64 * words) for _ in range(30))]
         plan = MsmPlan(curve, (Group.G1,), len(scalars), 6, 1)
-        msm, address = Msm(device, curve), put(device, ints_to_words(scalars, words))
+        msm, address = Msm(device, curve, cpu_points(curve)), put(device, ints_to_words(scalars, words))
         digits = msm.digits(plan, address, len(scalars), words=words)
         sums = defaultdict(int)
         for _, i, kind, digit in entries(device, digits):
@@ -173,7 +179,7 @@ def test_tables(
     )
     # One block of threads, so that some take several points.
     device.properties = replace(device.properties, multiprocessors=1, threads=128)
-    msm, words = Msm(device, curve), point_words(curve, group, logs)
+    msm, words = Msm(device, curve, cpu_points(curve)), point_words(curve, group, logs)
     bases = msm.bases(replace(plan, depth=3), group, words)
     step = 6 * replace(plan, depth=3).sets
     got = np.empty((3 * len(logs), words.shape[1]), np.uint64)
@@ -317,7 +323,8 @@ def test_against_the_specification_and_the_cpu(curve: CurveParams, group: Group,
     words = to_words(curve, group, points)
     (got,) = run(EmulatedDevice(), MsmPlan(curve, (group,), n, 8, 1), [words], scalars)
     cpu = open_backend("cpu", curve, Job(threads=1))
-    assert got == cpu.msm(cpu.prepare_bases(group, words), ints_to_words(scalars, curve.scalar.limbs))
+    theirs = cpu.msm(cpu.prepare_bases(group, words), ints_to_words(scalars, curve.scalar.limbs))
+    assert got == plain(curve, group, theirs)
     few = slice(4, 12)
     (got,) = run(EmulatedDevice(), MsmPlan(curve, (group,), 8, 6, 2), [words[few]], scalars[few])
     assert got == spec(curve, group).msm(points[few], scalars[few])
@@ -330,12 +337,12 @@ def test_bases_that_share_digits(curve: CurveParams, rng: random.Random) -> None
     plan = MsmPlan(curve, groups, n, 6, 2, SMALL)
     logs = [random_logs(rng, n) for _ in groups]
     scalars = [rng.randrange(curve.r) for _ in range(n)]
-    msm, side = Msm(device, curve), device.new_stream()
+    msm, side = Msm(device, curve, cpu_points(curve)), device.new_stream()
     bases = [msm.bases(plan, g, point_words(curve, g, k)) for g, k in zip(groups, logs, strict=True)]
     address = put(device, field_to_words(curve.scalar, scalars))
     digits = msm.digits(plan, address, n, Form.MONTGOMERY)
     sums = [msm.sum(b, digits, side if b.group is Group.G2 else 0) for b in bases]
-    got = [msm.finish([s]) for s in sums]
+    got = points_of(plan, msm.finish(*([s] for s in sums)))
     assert got == [combination(curve, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
     msm.release(digits, *bases)
     device.release(address)
@@ -355,7 +362,8 @@ def test_slices(curve: CurveParams, n: int, rng: random.Random) -> None:
         words = np.repeat(point_words(curve, group, logs), 2, axis=0)
         words.flags.writeable = False
         bases.append((group, words[::2]))
-    got = Msm(device, curve).sum_slices(plan, bases, address, device.new_stream())
+    msm = Msm(device, curve, cpu_points(curve))
+    got = points_of(plan, msm.sum_slices(plan, bases, address, device.new_stream()))
     assert got == [combination(curve, g, logs, scalars) for g in groups]
     device.release(address)
     assert device.used == 0
@@ -364,11 +372,11 @@ def test_slices(curve: CurveParams, n: int, rng: random.Random) -> None:
 def test_bases_on_the_device(curve: CurveParams, device: EmulatedDevice, rng: random.Random) -> None:
     n, group = 10, Group.G1
     plan, logs = MsmPlan(curve, (group,), n, 6, 3, SMALL), random_logs(rng, n)
-    msm, words = Msm(device, curve), point_words(curve, group, logs)
+    msm, words = Msm(device, curve, cpu_points(curve)), point_words(curve, group, logs)
     address = put(device, words)
     scalars = put(device, ints_to_words([3] * n, curve.scalar.limbs))
     bases, digits = msm.bases(plan, group, address, n), msm.digits(plan, scalars, n)
-    assert msm.finish([msm.sum(bases, digits)]) == combination(curve, group, logs, [3] * n)
+    assert points_of(plan, msm.finish([msm.sum(bases, digits)])) == [combination(curve, group, logs, [3] * n)]
 
 
 def test_work_comes_in_pieces_between_which_it_can_be_cancelled() -> None:
@@ -378,7 +386,7 @@ def test_work_comes_in_pieces_between_which_it_can_be_cancelled() -> None:
     plan = MsmPlan(BN254, (Group.G1,), n, 5, 1, tuning)
     check(device, plan, [*range(n)], [BN254.r // 3 - k for k in range(n)])
     assert device.kernels.count("accumulate") > 2
-    msm = Msm(device, BN254, Job(threads=1, cancel=stop))
+    msm = Msm(device, BN254, cpu_points(BN254), Job(threads=1, cancel=stop))
     scalars = put(device, ints_to_words([*range(n)], 4))
     bases, digits = (
         msm.bases(plan, Group.G1, point_words(BN254, Group.G1, range(n))),
@@ -399,7 +407,7 @@ def test_failures_leave_nothing_allocated(rng: random.Random) -> None:
     for allocation in range(2, 20):
         device = EmulatedDevice(faults=Faults(allocation=allocation))
         scalars = put(device, ints_to_words([rng.randrange(BN254.r) for _ in range(n)], 4))
-        msm, made, used = Msm(device, BN254), [], device.used
+        msm, made, used = Msm(device, BN254, cpu_points(BN254)), [], device.used
         try:
             made.append(msm.bases(plan, Group.G1, points))
             made.append(msm.digits(plan, scalars, n))

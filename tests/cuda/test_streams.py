@@ -10,7 +10,7 @@ import ast
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,27 +22,27 @@ import pytest
 import gpuprover.cuda
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import cupy_device, probe
-from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda import residency as residency
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import MAIN, OnStream
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import TUNING, MsmPlan
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, Group
 from gpuprover.devices import open_backend
-from gpuprover.formats.zkey import load_key
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words
+from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.systems.groth16.key import load_key
 from tests.support import cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine, Schedule
-from tests.support.samples import combination, point_words, random_logs
+from tests.support.samples import combination, cpu_points, plain, point_words, random_logs
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 CURVE = BN254
 PACKAGE = Path(str(gpuprover.cuda.__file__)).parent
-STREAM_AT = {"launch": None, "write": 2, "read": 2, "fill": 3, "copy": 3}
+STREAM_AT = {"launch": None, "run": 2, "write": 2, "read": 2, "fill": 3, "copy": 3}
 """Methods of a device that take a stream, and which of their arguments it is; None: only by name."""
 DEVICES = ("cupy_device.py", "device.py", "rehearsal.py")
 MAIN_LATE = Schedule.LATE, Schedule.SIDES_FIRST
@@ -58,8 +58,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_module, "OnStream", fake_cupy.Told)
     monkeypatch.setattr(cupy_device, "CHUNK", 1 << 12)
     # Three slices of every sum: the third one lies where the first was.
-    monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 43)
-    monkeypatch.setattr(gpu_module, "SHORTEST_TABLE", 1)
+    monkeypatch.setattr(residency, "SHORTEST_SLICE", 43)
+    monkeypatch.setattr(residency, "SHORTEST_TABLE", 1)
 
 
 class Watched(CupyDevice):
@@ -126,16 +126,16 @@ def calls_with_streams(path: Path) -> set[str]:
 
 
 @lru_cache
-def layouts() -> tuple[tuple[gpu_module.Layout, int, int], ...]:
+def layouts() -> tuple[tuple[residency.Layout, int, int], ...]:
     """All that a proof with the larger key may have, the best first."""
-    header = load_key(cuda_proofs.larger(CURVE)[0]).plan_header
+    demand = load_key(cuda_proofs.larger(CURVE)[0]).demand
     gpu = cuda_proofs.opened()
     backend = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1))
 
-    def rehearse(layout: gpu_module.Layout) -> int:
-        return backend._rehearse(header, layout)
+    def rehearse(layout: residency.Layout) -> int:
+        return backend._rehearse(demand, layout)
 
-    return (*gpu_module.layouts(CURVE, header, gpu.device, (), rehearse, 1 << 40, (), shared=False),)
+    return (*residency.layouts(demand, gpu.device, (), rehearse, 1 << 40, (), shared=False),)
 
 
 def least() -> int:
@@ -145,7 +145,7 @@ def least() -> int:
 
 def proof(device: Watched, budget: int | None = None, times: int = 1) -> None:
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key = Gpu(device), load_key(data)
+    gpu, key = Residency(device), load_key(data)
     for _ in range(times):
         assert cuda_proofs.prove(key, witness, gpu, budget=budget) == cuda_proofs.expected(data)
     assert gpu.leaked == 0
@@ -168,14 +168,14 @@ def every_layout(device: Watched) -> None:
     assert len({layout for layout, _, _ in layouts()}) > 8
     for layout in layouts():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gpu_module, "layouts", lambda *_, layout=layout, **__: iter([layout]))
+            patch.setattr(residency, "layouts", lambda *_, layout=layout, **__: iter([layout]))
             proof(device)
 
 
 def proofs_of_several_threads(device: Watched) -> None:
     """One key with all of it on the device, one whose points are sent, and one in the leanest layout."""
     data, witness = cuda_proofs.larger(CURVE)
-    gpu = Gpu(device)
+    gpu = Residency(device)
     ample = sum(layouts()[0][1:])
     several = [(load_key(data), budget) for budget in (ample, (2 * least() + ample) // 3, least())]
     found: list[Any] = []
@@ -183,10 +183,10 @@ def proofs_of_several_threads(device: Watched) -> None:
     waited = threading.local()
     real = Msm.finish
 
-    def finish(self: Msm, begun: Any) -> Any:
+    def finish(self: Msm, *begun: Any) -> Any:
         if isinstance(self.device, OnStream) and not hasattr(waited, "once"):  # and not a rehearsal
             waited.once = all_asked.wait(15)
-        return real(self, begun)
+        return real(self, *begun)
 
     def run(key: Any, budget: int | None) -> None:
         try:
@@ -225,7 +225,7 @@ def within(another: Callable[[], None], first: Callable[[], None]) -> None:
 def proofs_that_share_tables(device: Watched) -> None:
     """One makes the tables of a key that comes again, and another uses them before they are made."""
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key = Gpu(device), load_key(data)
+    gpu, key = Residency(device), load_key(data)
     budget = 3 * sum(layouts()[0][1:])
 
     def prove() -> None:
@@ -233,7 +233,7 @@ def proofs_that_share_tables(device: Watched) -> None:
 
     def with_what_is_there() -> None:
         there = gpu.residents.of(key)
-        assert any(gpu_module.has_multiples(entry.kind) for entry in there)
+        assert any(residency.has_multiples(entry.kind) for entry in there)
         prove()
         assert gpu.residents.of(key) == there
 
@@ -247,7 +247,7 @@ def proofs_that_share_tables(device: Watched) -> None:
 def proofs_in_memory_of_others(device: Watched) -> None:
     """Whichever streams a proof gets, what was in its memory is wiped before, and not later."""
     data, witness = cuda_proofs.larger(CURVE)
-    gpu, key, machine = Gpu(device), load_key(data), device.machine
+    gpu, key, machine = Residency(device), load_key(data), device.machine
 
     def prove() -> None:
         assert cuda_proofs.prove(key, witness, gpu) == cuda_proofs.expected(data)
@@ -265,6 +265,10 @@ def proofs_in_memory_of_others(device: Watched) -> None:
     within(run_in_turns, prove)
 
 
+def points_of(groups: Sequence[Group], sums: Sequence[Words]) -> list[Any]:
+    return [plain(CURVE, group, s) for group, s in zip(groups, sums, strict=True)]
+
+
 def sums(device: Watched) -> None:
     """Of several groups and plans, with bases there and bases that are sent; one after another."""
     rng = random.Random(1)
@@ -279,27 +283,28 @@ def sums(device: Watched) -> None:
         assert plan.rounds == rounds
         logs = [random_logs(rng, n) for _ in groups]
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
-        msm, words = Msm(device, CURVE), ints_to_words(scalars, CURVE.scalar.limbs)
+        msm, words = Msm(device, CURVE, cpu_points(CURVE)), ints_to_words(scalars, CURVE.scalar.limbs)
         at, side = device.allocate(words.nbytes), device.new_stream()
         device.write(at, words)
         points = [point_words(CURVE, g, k) for g, k in zip(groups, logs, strict=True)]
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
         if n > at_once or not n:
-            assert msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side) == want
+            slices = msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side)
+            assert points_of(groups, slices) == want
         if n <= at_once:
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]
             # A proof has sorts and reductions of others beside each other as well.
             sorts, last = (device.new_stream(), device.new_stream()) if rounds or not n else (MAIN, None)
             digits = msm.digits(plan, at, n, stream=sorts)
             begun = [msm.sum(b, digits, side if b.group is Group.G2 else MAIN, last) for b in bases]
-            assert [msm.finish([s]) for s in begun] == want
+            assert points_of(groups, msm.finish(*([s] for s in begun))) == want
             msm.release(digits, *bases)
         device.release(at)
 
 
 def alone(device: Watched) -> None:
     """Sums and transforms outside of a proof, whose memory goes and comes between them."""
-    rng, gpu = random.Random(2), Gpu(device)
+    rng, gpu = random.Random(2), Residency(device)
     backend, cpu = (
         cuda_proofs.backend_on(gpu, CURVE, Job(threads=1)),
         open_backend("cpu", CURVE, Job(threads=1)),
@@ -313,11 +318,21 @@ def alone(device: Watched) -> None:
         scalars = [rng.randrange(CURVE.r) for _ in range(n)]
         words, want = ints_to_words(scalars, CURVE.scalar.limbs), combination(CURVE, Group.G1, logs, scalars)
         v, w = backend.upload(words), cpu.upload(words)
-        assert backend.msm(bases, v) == backend.msm(sent, v) == want
+        for held in (bases, sent):
+            assert plain(CURVE, Group.G1, backend.msm(held, v)) == want
         for order in (Order.NATURAL_TO_NATURAL, Order.NATURAL_TO_REVERSED):
             backend.ntt(v, domain, Direction.FORWARD, order, Coset.ODD)
             cpu.ntt(w, domain, Direction.FORWARD, order, Coset.ODD)
         assert np.array_equal(backend.download(v), cpu.download(w))
+        # Scratch and vectors of one operation are those of the next one.
+        values, x = words_to_ints(backend.download(v)), rng.randrange(CURVE.r)
+        for _ in range(2):
+            quotient, remainder = backend.divide(v, x)
+            (at_x,), rest = backend.values_at([(v, x)]), words_to_ints(backend.download(remainder))
+            assert rest == [at_x] == [sum(c * pow(x, i, CURVE.r) for i, c in enumerate(values)) % CURVE.r]
+            ratios = backend.running_product(v, v)
+            assert words_to_ints(backend.download(ratios)) == [1] * (n + 1)
+            backend.free(quotient, remainder, ratios)
         backend.free(v)
     backend.free(bases)
 

@@ -11,8 +11,9 @@ import pytest
 
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile
-from gpuprover.formats.groth16_json import digest, parse_verification_key
-from gpuprover.formats.zkey import load_key, read_curve, read_verification_key
+from gpuprover.formats.zkey import read_curve
+from gpuprover.systems.groth16.documents import parse_verification_key
+from gpuprover.systems.groth16.key import load_key, read_verification_key
 from tests.support.paths import VECTORS
 
 CHAIN = VECTORS / "chain5.bn254.zkey"
@@ -138,7 +139,7 @@ def test_the_verification_key_alone_is_that_of_the_whole_key() -> None:
 def test_verification_keys_come_from_their_document_or_from_the_key(folder: Path) -> None:
     directory = CircuitDirectory(folder)
     document = json.loads((VECTORS / "chain5.bn254.vkey.json").read_text())
-    expected = digest(parse_verification_key(document))
+    expected = parse_verification_key(document).digest
     for circuit in ("flat", "own", "plain"):
         known = directory.verification_key(directory.find(circuit))
         assert known.digest == expected

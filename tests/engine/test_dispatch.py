@@ -926,7 +926,7 @@ def test_whatever_happens_every_job_is_answered_once(
     def check_limits() -> None:
         requests = [run.request for run in stage.executor.runs if not run.cancelled]
         assert sum(r.threads for r in requests if r.device == "cpu") <= devices[0].threads
-        sizes = (stage.executor.arena[Path(r.zkey).stem] for r in requests if r.device == "cpu")
+        sizes = (stage.executor.arena[Path(r.path).stem] for r in requests if r.device == "cpu")
         assert sum(sizes) <= 4096 * MIB - ROOM
 
     for _ in range(400):

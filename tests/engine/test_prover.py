@@ -41,11 +41,11 @@ from gpuprover import (
 )
 from gpuprover.circuits import CircuitBuilder, chain_circuit
 from gpuprover.config import load_engine_settings
+from gpuprover.engine.driver import _drivers
 from gpuprover.engine.local import LocalExecutor
-from gpuprover.engine.prover import _engines
-from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.formats.wtns import read_witness, witness_bytes
 from gpuprover.limbs import words_to_ints
+from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from gpuprover.verifier import client
 from tests.support.engine_stage import FakeExecutor, FakeTimes, cpu, gpu
 from tests.support.paths import VECTORS
@@ -567,6 +567,26 @@ def test_a_task_without_a_thread_for_it_gives_its_place_back(
     assert asyncio.run(prover.aprove("chain", WITNESS)).proof
 
 
+def test_a_share_of_the_queue_bounds_tenants_who_do_not_wait(folder: Path) -> None:
+    with create_prover(circuit_keys_path=folder, queue_limit=4, tenant_queue_limit=4, **SETTINGS) as prover:
+        for wrong in (0, -1, 1.01, float("nan"), True, "0.5", None):
+            with pytest.raises(InvalidInput, match="share: expected a number above 0, at most 1, found"):
+                prover.share_queue(wrong)  # type: ignore[arg-type]
+        prover.share_queue(0.5)
+        seats = prover._dispatcher.seats
+        for _ in range(2):
+            seats.acquire(0, "greedy")
+        with pytest.raises(QueueFull, match=r"^as many proofs of this client wait as may$"):
+            prover.submit("chain", WITNESS, tenant="greedy", queue="refuse")
+        assert prover.get_status().counters["refused"] == 1
+        assert prover.prove("chain", WITNESS, tenant="greedy").proof, "who waits has its limit alone"
+        assert prover.prove("chain", WITNESS, tenant="other", queue="refuse").proof
+        prover.share_queue(1)
+        assert prover.prove("chain", WITNESS, tenant="greedy", queue="refuse").proof
+        for _ in range(2):
+            seats.release("greedy")
+
+
 def test_tenants_have_places_of_their_own(folder: Path) -> None:
     with create_prover(circuit_keys_path=folder, queue_limit=4, tenant_queue_limit=2, **SETTINGS) as prover:
         places = prover._dispatcher.seats
@@ -622,6 +642,7 @@ FORKED = """
                 load=lambda: prover.load("chain", timeout=5),
                 unload=lambda: prover.unload("chain"),
                 observe=lambda: prover.observe(print),
+                share_queue=lambda: prover.share_queue(0.5),
                 get_status=prover.get_status,
                 wait_ready=lambda: prover.wait_ready(5),
                 drain=lambda: prover.drain(5),
@@ -824,7 +845,7 @@ def test_a_forgotten_prover_closes_itself_but_not_under_its_jobs(folder: Path) -
     assert job.wait(250).device == "cpu"
     del job
     assert wait_until(lambda: not threads_of_ours()), threads_of_ours()
-    assert all(engine._closed for engine in _engines)
+    assert all(engine._closed for engine in _drivers)
 
 
 def test_a_callback_may_close_the_prover(folder: Path) -> None:
@@ -929,8 +950,8 @@ def test_times_that_are_none(folder: Path, value: Any) -> None:
             prover.prove("chain", WITNESS)
     finally:
         prover.close()
-    assert prover._engine._thread is not None
-    assert not prover._engine._thread.is_alive()
+    assert prover._driver._thread is not None
+    assert not prover._driver._thread.is_alive()
 
 
 @pytest.mark.parametrize("forever", [float("inf"), 10**400])

@@ -20,7 +20,7 @@ import pytest
 import gpuprover
 from gpuprover import Aborted, ProofJob, Prover, create_prover
 from gpuprover.circuits import chain_circuit
-from gpuprover.formats.key_warnings import OWN_GAMMA
+from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from tests.support.paths import VECTORS
 
 CHAIN, WITNESS = VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns"

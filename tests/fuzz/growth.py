@@ -19,11 +19,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 from gpuprover.errors import ProverError  # noqa: E402
-from gpuprover.formats.groth16_json import parse_public_signals, parse_verification_key  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
+from gpuprover.formats.snarkjs_json import parse_public_signals  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
-from gpuprover.formats.zkey import load_key  # noqa: E402
+from gpuprover.systems.groth16.documents import parse_verification_key  # noqa: E402
+from gpuprover.systems.groth16.key import load_key  # noqa: E402
 from tests.fuzz.mutations import SEEDS, loaded  # noqa: E402
 from tests.support.containers import pack, unpack  # noqa: E402
 

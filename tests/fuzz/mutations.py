@@ -18,17 +18,14 @@ sys.path[:0] = [str(HERE.parents[1])]
 
 from gpuprover.curves import CURVES  # noqa: E402
 from gpuprover.errors import MAX_MESSAGE, ProverError  # noqa: E402
-from gpuprover.formats.groth16_json import (  # noqa: E402
-    parse_proof,
-    parse_public_signals,
-    parse_verification_key,
-)
 from gpuprover.formats.json_files import parse_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
+from gpuprover.formats.snarkjs_json import parse_public_signals  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
-from gpuprover.formats.zkey import load_key  # noqa: E402
 from gpuprover.limbs import first_not_below  # noqa: E402
+from gpuprover.systems.groth16.documents import parse_proof, parse_verification_key  # noqa: E402
+from gpuprover.systems.groth16.key import load_key  # noqa: E402
 from tests.support.containers import Sections, pack, unpack  # noqa: E402
 
 VECTORS = HERE.parent / "vectors"

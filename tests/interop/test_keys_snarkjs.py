@@ -9,8 +9,8 @@ import pytest
 
 import gpuprover
 from gpuprover.curves import BN254
-from gpuprover.formats import zkey
 from gpuprover.formats.r1cs import read_r1cs
+from gpuprover.systems.groth16 import key as zkey
 from tests.support.containers import edit, unpack
 from tests.support.running import Run
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpuprover.curves import BN254
-from gpuprover.solidity import export_calldata, export_verifier
+from gpuprover.systems.groth16.solidity import export_calldata, export_verifier
 
 HERE = Path(__file__).resolve().parent
 CASES = pytest.mark.parametrize(

@@ -288,8 +288,8 @@ def compiled(curve: CurveParams, path: str, arch: str) -> Compiled:
     return compile_cubin(curve, path, (ROOT / path).read_text(), arch)
 
 
-# What budgets are read of below, and in tests/cuda/test_ntt.py, is compiled there.
-BUDGETED = ("msm.cu", "ntt.cu")
+# What budgets are read of below, in tests/cuda/test_ntt.py and tests/cuda/test_columns.py, is compiled there.
+BUDGETED = ("msm.cu", "ntt.cu", "columns.cu")
 
 
 @pytest.mark.parametrize(

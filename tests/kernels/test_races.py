@@ -20,19 +20,19 @@ import pytest
 from gpuprover.backend import Form
 from gpuprover.cuda import msm_plan
 from gpuprover.cuda.device import Program
-from gpuprover.cuda.gpu import Gpu
 from gpuprover.cuda.msm import Msm
 from gpuprover.cuda.msm_plan import MsmPlan, windows_for
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CURVES, CurveParams, FieldParams, Group
-from gpuprover.formats.zkey import load_key
 from gpuprover.limbs import Words, field_to_words, ints_to_words
 from gpuprover.polynomial import Domain
-from tests.cuda import test_sparse
+from gpuprover.systems.groth16.key import load_key
+from tests.cuda import test_columns, test_sparse
 from tests.cuda.test_msm import SMALL, check, put
 from tests.cuda.test_ntt import OtherCoset, Split, check_all
 from tests.support import cuda_proofs, emulator
 from tests.support.emulator import WatchedDevice
-from tests.support.samples import POINT_KINDS, point_words, random_logs
+from tests.support.samples import POINT_KINDS, cpu_points, point_words, random_logs
 
 # Watched programs take a compiler some seconds, and minutes on a machine that does much else.
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.timeout(1200)]
@@ -76,7 +76,7 @@ def transforms(device: WatchedDevice, curve: CurveParams, rng: random.Random, co
 
 def digits(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
     """Blocks of two warps, bins of several tiles, and more bins than a block has threads."""
-    sums = Msm(device, curve)
+    sums = Msm(device, curve, cpu_points(curve))
     for n, c, form in ((150, 5, Form.CANONICAL), (70, 8, Form.MONTGOMERY)):
         scalars = [rng.choice((3, rng.randrange(curve.r))) for _ in range(n)]
         words = (field_to_words if form is Form.MONTGOMERY else _canonical)(curve.scalar, scalars)
@@ -103,7 +103,7 @@ def sums(device: WatchedDevice, curve: CurveParams, rng: random.Random, group: G
     scalars = [0, 1, *(rng.randrange(curve.r) for _ in range(40))]
     out = device.allocate(len(scalars) * 8 * group.words(curve))
     at = put(device, ints_to_words(scalars, curve.scalar.limbs))
-    Msm(device, curve).multiples(group, put(device, table), at, len(scalars), out)
+    Msm(device, curve, cpu_points(curve)).multiples(group, put(device, table), at, len(scalars), out)
 
 
 def pairs(device: WatchedDevice, curve: CurveParams, rng: random.Random, group: Group) -> None:
@@ -139,6 +139,21 @@ def rates(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None
         launch(kernel, blocks, threads, given, index, out, n)
 
 
+def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
+    """Several blocks, tiles and levels of each operation."""
+    stage = test_columns.Stage(curve, rng, device)
+    for registers in (300, 0):
+        test_columns.test_formulas(stage, registers)
+    test_columns.test_sums_of_shifted_vectors(stage, 17)
+    test_columns.test_powers(stage, 31)
+    test_columns.test_powers_in_reversed_order(stage, 4)
+    test_columns.test_places(stage)
+    test_columns.test_values_at_points(stage, (99, 40))
+    for n, degree in ((150, 1), (61, 2), (45, 9)):
+        test_columns.test_division(stage, n, degree)
+    test_columns.test_running_products(stage, 150)
+
+
 Work = Callable[[WatchedDevice, CurveParams, random.Random], None]
 """Launches all kernels of a file, and checks what most of them compute."""
 WORK: dict[str, tuple[str, Work]] = {
@@ -146,6 +161,7 @@ WORK: dict[str, tuple[str, Work]] = {
     "sparse products": ("sparse.cu", products),
     "transforms": ("ntt.cu", transforms),
     "compact transforms": ("ntt.cu", partial(transforms, compact=True)),
+    "columns": ("columns.cu", columns),
     "digits": ("digits.cu", digits),
     "sums in G1": ("msm.cu", partial(sums, group=Group.G1)),
     "sums in G2": ("msm.cu", partial(sums, group=Group.G2)),
@@ -157,7 +173,7 @@ BARRIER = re.compile(r"__sync(?:threads|warp)\(\);")
 CURVE = {curve.name: curve for curve in CURVES}
 BARRIERS = [
     (name, k)
-    for name in ("transforms", "digits", "sums in G1", "pairs in G1")
+    for name in ("transforms", "columns", "digits", "sums in G1", "pairs in G1")
     for k in range(len(BARRIER.findall(SOURCES[WORK[name][0]])))
 ]
 
@@ -186,7 +202,7 @@ def test_every_kernel_is_watched() -> None:
 def test_no_race_in_whole_proofs(curve: CurveParams, seed: str, quick_sums: None) -> None:
     """What one launch leaves for another, in two proofs: the second one with what is kept of the key."""
     device = WatchedDevice(seed=seed)
-    key, gpu = cuda_proofs.chain_key(curve), Gpu(device)
+    key, gpu = cuda_proofs.chain_key(curve), Residency(device)
     for _ in range(2):
         assert cuda_proofs.prove(key, cuda_proofs.chain_witness(curve), gpu) == cuda_proofs.expected(curve)
 
@@ -196,7 +212,7 @@ def test_no_race_in_a_proof_with_pairs(seed: str, quick_sums: None, monkeypatch:
     monkeypatch.setattr(msm_plan, "TUNING", replace(msm_plan.TUNING, rounds=2))
     data, witness = cuda_proofs.larger(BN254)
     device = WatchedDevice(seed=seed)
-    assert cuda_proofs.prove(load_key(data), witness, Gpu(device)) == cuda_proofs.expected(data)
+    assert cuda_proofs.prove(load_key(data), witness, Residency(device)) == cuda_proofs.expected(data)
     assert "add_pairs" in device.kernels
 
 

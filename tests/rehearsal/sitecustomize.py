@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import bare  # noqa: F401 (before everything else)
 
-from gpuprover.cuda import compile, gpu, gpus, msm_plan, probe
+from gpuprover.cuda import compile, gpus, msm_plan, probe, residency
 from tests.support.emulator import EmulatedDevice
 
 _NAME = "cuda:0"
@@ -24,6 +24,6 @@ gpus._open[_NAME] = EmulatedDevice(_NAME)
 compile.find_cubin = lambda *_: b"emulated"
 # As quick_sums of tests/conftest.py: few buckets and small blocks.
 msm_plan.MAX_WINDOW = 4
-gpu.choose_plan = lambda *given: replace(
+residency.choose_plan = lambda *given: replace(
     msm_plan.choose_plan(*given), tuning=replace(msm_plan.TUNING, block=32)
 )

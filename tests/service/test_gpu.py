@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from gpuprover import ProofJob, Prover
+from gpuprover.curves import BN254
 from gpuprover.errors import Aborted, DeviceError, ProverError
-from gpuprover.workers import pool
-from tests.support.gpu_stage import SECONDS, Machine, eventually, machine
+from gpuprover.formats.wtns import witness_bytes
+from gpuprover.workers import slots
+from tests.support import cuda_proofs
+from tests.support.gpu_stage import SECONDS, Machine, Times, eventually, machine
 from tests.support.paths import VECTORS
 from tests.support.service_stage import stage
 
@@ -97,12 +100,12 @@ def process_of(prover: Prover, device: str = "cuda:0", state: str = "busy") -> i
     return pid
 
 
-@pytest.mark.parametrize("tries", [1, pytest.param(pool.DEVICE_TRIES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [1, pytest.param(slots.DEVICE_TRIES, marks=pytest.mark.slow)])
 def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
     keys: Path, gpus: Callable[..., Machine], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over HTTP. Ready all the while; who asked for nothing but proofs gets them, with a warning."""
-    monkeypatch.setattr(pool, "DEVICE_TRIES", tries)
+    monkeypatch.setattr(slots, "DEVICE_TRIES", tries)
     on = gpus(1 << 30)
     rest = {"rest": (1.0, 2.0, 4.0, 0.0)}
     with on.prover(keys, pool_settings=rest) as prover, stage(keys, prover=prover) as service:
@@ -131,6 +134,31 @@ def test_a_service_loses_its_gpu_under_load_and_gets_it_back(
         eventually(lambda: not problem_of(prover))
         load.ask(1, "other")
         assert load.on()[-1] == "cuda:0"
+
+
+@pytest.mark.slow
+def test_small_circuits_are_proved_on_the_cpu_and_large_ones_on_the_gpu(
+    keys: Path, gpus: Callable[..., Machine]
+) -> None:
+    """Both at once, over HTTP; by the times of both devices, which the answers' reasons name."""
+    data, large = cuda_proofs.larger(BN254)
+    (keys / "large.zkey").write_bytes(data)
+    on = gpus(1 << 30)
+    with on.prover(keys, times=Times(worthwhile=50)) as prover, stage(keys, prover=prover) as service:
+        witnesses = {"chain": WITNESS.read_bytes(), "large": witness_bytes(BN254.scalar, large.values)}
+        jobs = [(name, prover.submit(name, witnesses[name])) for name in ("chain", "large") * 3]
+        for name, job in jobs:
+            result = job.wait(SECONDS)
+            assert prover.verify(name, result.public_signals, result.proof)
+            assert result.device == {"chain": "cpu", "large": "cuda:0"}[name]
+            assert not result.warnings or "took over" not in " ".join(result.warnings)
+        for name, device in (("chain", "cpu"), ("large", "cuda:0")):
+            answer = service.post(witnesses[name], name, wait=SECONDS)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["device"] == device
+        on.set("cuda:0", "lost")
+        assert prover.prove("large", witnesses["large"]).device == "cpu", "the CPU takes over"
+        assert prover.prove("chain", witnesses["chain"]).device == "cpu"
 
 
 @pytest.mark.slow
@@ -177,7 +205,7 @@ def test_the_process_of_a_gpu_dies_or_hangs_under_load(
     keys: Path, gpus: Callable[..., Machine], end: str
 ) -> None:
     on = gpus(1 << 30)
-    with on.prover(keys, pool_settings={"stall": 3.0, "rest": (1000.0, 1.0, 1000.0, 0.0)}) as prover:
+    with on.prover(keys, pool_settings={"stall_timeout": 3.0, "rest": (1000.0, 1.0, 1000.0, 0.0)}) as prover:
         load = Load(prover)
         on.set("cuda:0", "slow", 0.05)
         load.ask(5)

@@ -31,7 +31,7 @@ from gpuprover.service import connections, models, routes
 from gpuprover.service.access import check_site
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import Problem
-from gpuprover.service.shares import AT_ONCE, TenantThreads, Turns, room, tenant_of
+from gpuprover.service.shares import AT_ONCE, TenantThreads, Turns, tenant_of
 from tests.support.hostile import filled
 from tests.support.service_stage import LARGE, SECONDS, SLOW, SUCCEED, Executor, Stage, stage
 
@@ -199,19 +199,6 @@ def test_json_counts_by_what_it_takes_once_it_is_parsed(tmp_path: Path) -> None:
 
 
 # Shares ------------------------------------------------------------------------------------------
-
-
-def test_n_greedy_tenants_have_equal_shares_and_leave_one() -> None:
-    assert room(100, 0, 0.5) == 50
-    assert [room(free, own, 1.0) for free, own in ((100, 0), (1, 99), (0, 100))] == [100, 1, 0]
-    assert [room(1, 0, 0.5), room(0, 0, 0.5), room(1, 1, 0.5)] == [1, 0, 0]
-    for tenants in (1, 2, 3, 7):
-        used = [0] * tenants
-        for i in range(2000):
-            free = 2000 - sum(used)
-            used[i % tenants] += min(1, room(free, used[i % tenants], 0.5))
-        assert max(used) - min(used) <= 1
-        assert abs(2000 - sum(used) - 2000 // (tenants + 1)) <= tenants
 
 
 def test_tenants_without_tokens_are_addresses() -> None:

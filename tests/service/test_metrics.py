@@ -221,7 +221,7 @@ def test_workers_that_die_and_those_that_are_recycled(tmp_path: Path) -> None:
     settings = load_engine_settings(
         {"circuit_keys_path": tmp_path, "device": "cpu", "threads": 1, "verifier": "inline"}
     )
-    pool = WorkerPool(PoolSettings(threads=1, max_workers=1, max_proofs=2, gpus=()))
+    pool = WorkerPool(PoolSettings(threads=1, max_workers=1, max_proofs_per_worker=2, gpus=()))
     with Prover(settings, executor=pool) as prover:
         source = Metrics(prover)
 

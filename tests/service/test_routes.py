@@ -20,7 +20,6 @@ import httpx
 import pytest
 
 from gpuprover import logs
-from gpuprover.api import ProofResult
 from gpuprover.errors import (
     DeviceError,
     MalformedFile,
@@ -30,6 +29,7 @@ from gpuprover.errors import (
     Timeout,
     WitnessMismatch,
 )
+from gpuprover.proving import ProofResult
 from gpuprover.service import core, models, routes, server
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import problem_of
@@ -581,6 +581,8 @@ def test_a_large_result_arrives_whole(shared: Stage) -> None:
 
 def test_circuits(shared: Stage) -> None:
     shared.client.post("/v1/circuits/chain/unload")
+    # A proof that has just been answered may still hold its key.
+    until(lambda: not shared.get("/v1/circuits/chain").json()["loaded"])
     chain = {"id": "chain", "loaded": False}
     listed = shared.get("/v1/circuits").json()
     assert listed == {"circuits": [chain, {"id": "checked", "loaded": False}]}

@@ -26,7 +26,7 @@ from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.errors import InvalidInput
 from gpuprover.service import server
 from gpuprover.settings import SETTINGS
-from tests.support.paths import ROOT, TESTS
+from tests.support.paths import ROOT
 from tests.support.running import Run
 from tests.support.service_stage import CHAIN, SECONDS, SLOW, SUCCEED, circuits
 
@@ -72,7 +72,7 @@ def running(*command: str, **environment: str) -> Iterator[tuple[subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
         env=variables,
-        cwd=TESTS,
+        cwd=ROOT,
     )
     try:
         assert process.stdout is not None

@@ -13,8 +13,8 @@ from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams, Group
 from gpuprover.formats import ptau, zkey
 from gpuprover.formats.binfile import BinFileWriter
-from gpuprover.formats.zkey import ProvingKey, load_key
-from gpuprover.limbs import g1_to_words, ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.limbs import generator, ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16.key import ProvingKey, load_key
 
 Sections = list[tuple[int, bytes]]
 
@@ -96,9 +96,8 @@ def make_ptau(curve: CurveParams, power: int, tau: int, alpha: int, beta: int, b
     blocks = [value for log_n in range(power + 1) for value in lagrange(log_n)]
 
     def points(group: Group, scalars: list[int], factor: int = 1) -> bytes:
-        generator = curve.g1 if group is Group.G1 else curve.g2
         words = ints_to_words((s * factor % r for s in scalars), limbs)
-        return np.ascontiguousarray(backend.fixed_base_mul(group, generator, words)).tobytes()
+        return np.ascontiguousarray(backend.fixed_base_mul(group, generator(curve, group), words)).tobytes()
 
     header = struct.pack("<I", curve.base.bytes) + curve.q.to_bytes(curve.base.bytes, "little")
     sections = {
@@ -136,7 +135,10 @@ def reference_key(key: ProvingKey) -> reference.Groth16Key:
         key.n_public,
         a,
         b,
-        *(h.alpha1, h.beta1, h.beta2, h.gamma2, h.delta1, h.delta2),
+        *words_to_g1(curve, np.stack([h.alpha1, h.beta1])),
+        *words_to_g2(curve, np.stack([h.beta2, h.gamma2])),
+        *words_to_g1(curve, h.delta1),
+        *words_to_g2(curve, h.delta2),
         *(words_to_g1(curve, key.ic), words_to_g1(curve, key.a), words_to_g1(curve, key.b1)),
         words_to_g2(curve, key.b2),
         *(words_to_g1(curve, key.c), words_to_g1(curve, key.h)),
@@ -167,7 +169,7 @@ def contributed(data: bytes, delta: int, backend: Backend, claims: int = 1) -> b
     data = edit(data, zkey.HEADER, header)
     for section in (zkey.C, zkey.H):
         data = edit(data, section, lambda b: scaled(Group.G1, bytes(b), pow(delta, -1, curve.r)))
-    words = g1_to_words(curve, [load_key(data).header.delta1]).tobytes()
+    words = load_key(data).header.delta1.tobytes()
     rest = bytes(8 * (2 * g1 + g2) + 64) + struct.pack("<II", 0, 4) + b"\x01\x02me"
     return edit(
         data,

@@ -11,14 +11,15 @@ from typing import Any
 import gpuprover
 from gpuprover.circuits import bits_circuit
 from gpuprover.cuda.backend import CudaBackend
-from gpuprover.cuda.gpu import Gpu
-from gpuprover.curves import CurveParams, Group
+from gpuprover.cuda.residency import Residency
+from gpuprover.curves import CurveParams
+from gpuprover.demand import Budget
 from gpuprover.devices import open_backend
-from gpuprover.formats.groth16_json import Proof
 from gpuprover.formats.wtns import Witness, read_witness
-from gpuprover.formats.zkey import ProvingKey, load_key
-from gpuprover.groth16 import prover
 from gpuprover.job import Job
+from gpuprover.systems.groth16 import prover
+from gpuprover.systems.groth16.documents import Proof
+from gpuprover.systems.groth16.key import ProvingKey, load_key
 from tests.support.emulator import EmulatedDevice
 from tests.support.paths import VECTORS
 
@@ -57,32 +58,31 @@ def expected(source: bytes | CurveParams) -> Proof:
 
 
 def backend_on(
-    gpu: Gpu,
+    gpu: Residency,
     curve: CurveParams,
     job: Job | None = None,
-    host_groups: Collection[Group] = (),
-    budget: int | None = None,
+    host_parts: Collection[str] = (),
 ) -> CudaBackend:
     job = job or Job(threads=1)
-    return CudaBackend(curve, job, gpu, open_backend("cpu", curve, job), host_groups, budget)
+    return CudaBackend(curve, job, gpu, open_backend("cpu", curve, job), host_parts)
 
 
 def prove(
     key: ProvingKey,
     witness: Witness,
-    gpu: Gpu,
+    gpu: Residency,
     job: Job | None = None,
-    host_groups: Collection[Group] = (),
+    host_parts: Collection[str] = (),
     budget: int | None = None,
 ) -> Proof:
-    backend = backend_on(gpu, key.curve, job, host_groups, budget)
-    return prover.prove(key, witness, backend, BLINDING)
+    backend = backend_on(gpu, key.curve, job, host_parts)
+    return prover.prove(key, witness, backend, BLINDING, Budget(device=budget))
 
 
-def opened(memory: int = 1 << 30, limit: int | None = None, **options: Any) -> Gpu:
-    return Gpu(EmulatedDevice(memory=memory, **options), limit)
+def opened(memory: int = 1 << 30, limit: int | None = None, **options: Any) -> Residency:
+    return Residency(EmulatedDevice(memory=memory, **options), limit)
 
 
-def device_of(gpu: Gpu) -> EmulatedDevice:
+def device_of(gpu: Residency) -> EmulatedDevice:
     assert isinstance(gpu.device, EmulatedDevice)
     return gpu.device

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuprover.cuda import gpu, gpus, msm_plan, probe
+from gpuprover.cuda import gpus, msm_plan, probe, residency
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.device import Address
 from gpuprover.errors import DeviceError, OutOfMemory
@@ -95,7 +95,7 @@ def choose(*arguments: Any) -> msm_plan.MsmPlan:
     return replace(msm_plan.choose_plan(*arguments), tuning=replace(msm_plan.TUNING, block=32))
 
 
-def begin(self: gpu.Gpu, *arguments: Any, **options: Any) -> gpu.Session:
+def begin(self: residency.Residency, *arguments: Any, **options: Any) -> residency.Session:
     session = real_begin(self, *arguments, **options)
     with opening:
         at_once[0] += 1
@@ -104,16 +104,16 @@ def begin(self: gpu.Gpu, *arguments: Any, **options: Any) -> gpu.Session:
     return session
 
 
-def end(self: gpu.Gpu, *arguments: Any) -> None:
+def end(self: residency.Residency, *arguments: Any) -> None:
     with opening:
         at_once[0] -= 1
     real_end(self, *arguments)
 
 
-real_begin, real_end = gpu.Gpu.begin, gpu.Gpu.end
-gpu.Gpu.begin, gpu.Gpu.end = begin, end  # type: ignore[method-assign]
+real_begin, real_end = residency.Residency.begin, residency.Residency.end
+residency.Residency.begin, residency.Residency.end = begin, end  # type: ignore[method-assign]
 msm_plan.MAX_WINDOW = 4
-gpu.choose_plan = choose
+residency.choose_plan = choose
 probe._open_nvml = lambda: None
 gpus._survey = lambda: probe.Survey(gpus=tuple(found.values()), driver_cuda=(13, 0))  # type: ignore[assignment]
 gpus.open_device = open_device

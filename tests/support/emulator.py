@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpuprover.cuda.device import MAIN, Address, Mark, Program, Properties, Stream
+from gpuprover.cuda.device import MAIN, Address, Launch, Mark, Program, Properties, Stream, launch_each
 from gpuprover.cuda.source import sources
 from gpuprover.errors import DeviceError, OutOfMemory
 from tests.support.paths import ROOT
@@ -211,6 +211,12 @@ class EmulatedDevice:
                 self._inside(to, data.nbytes)
                 ctypes.memmove(to, data.ctypes.data, data.nbytes)
 
+    def pinned(self, size: int) -> NDArray[np.uint8] | None:
+        return None
+
+    def is_pinned(self, data: NDArray[Any]) -> bool:
+        return False
+
     def read(self, data: NDArray[Any], start: int, stream: Stream = MAIN) -> None:
         with self._lock:
             self._call()
@@ -274,6 +280,15 @@ class EmulatedDevice:
             self.kernels.append(kernel)
             for address, (block, size) in self._blocks.items():
                 self._check(block, address, size)
+
+    def run(
+        self,
+        launches: Sequence[Launch],
+        beginnings: Sequence[int],
+        stream: Stream = MAIN,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        launch_each(self, launches, beginnings, stream, check)
 
     def _library(self, program: Program) -> ctypes.CDLL:
         return library(program)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpuprover.api import ProofResult
 from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings
 from gpuprover.demand import MemoryPlan
@@ -20,6 +19,7 @@ from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.formats.files import identity_of
 from gpuprover.job import Progress
 from gpuprover.memory import CODE_BYTES, MIB, Watermark
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device
 
 GIB = 1 << 30

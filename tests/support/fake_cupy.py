@@ -261,6 +261,9 @@ class Machine:
             self.pinned += size
             return int(block.ctypes.data)
 
+        def free_host(address: int) -> None:
+            self.pinned -= self.blocks.pop(address)[1]
+
         def memcpy(to: int, start: int, size: int, kind: int, stream: int) -> None:
             self._later(stream, f"copy {kind}", lambda: ctypes.memmove(to, start, size))
 
@@ -310,6 +313,7 @@ class Machine:
             "malloc": malloc,
             "free": free,
             "hostAlloc": host_alloc,
+            "freeHost": free_host,
             "memcpyAsync": memcpy,
             "memsetAsync": memset,
             "streamCreateWithFlags": new_stream,

@@ -23,14 +23,15 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Times:
-    """GPUs are faster by far, whatever the circuit and the part of a proof."""
+    """GPUs are faster by far, whatever the part of a proof, for circuits of so many constraints or more."""
 
     gpu: float = 1.0
+    worthwhile: int = 0
 
     def seconds(
         self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
     ) -> float:
-        return 1e6 if device.kind == "cpu" else self.gpu
+        return (1e6 if constraints >= self.worthwhile else 1e-6) if device.kind == "cpu" else self.gpu
 
     def measured(self, work: str, device: Device) -> bool:
         return True
@@ -58,7 +59,12 @@ class Machine:
 
     @contextmanager
     def prover(
-        self, keys: Path, device: str = "auto", pool_settings: dict[str, Any] | None = None, **settings: Any
+        self,
+        keys: Path,
+        device: str = "auto",
+        pool_settings: dict[str, Any] | None = None,
+        times: Times | None = None,
+        **settings: Any,
     ) -> Iterator[Prover]:
         """On all GPUs, or the one of that name; when it is closed no process is left."""
         given = {"circuit_keys_path": str(keys), "threads": 2, "max_workers": 1, "verifier": "inline"}
@@ -66,7 +72,7 @@ class Machine:
         quick = {"backoff": (0.01, 2.0, 0.1, 0.1), "threads": 2, **(pool_settings or {})}
         gpus = None if device in ("auto", "cuda") else (device,)
         executor = WorkerPool(PoolSettings(gpus=gpus, **quick))
-        prover = Prover(loaded, executor=executor, times=Times())
+        prover = Prover(loaded, executor=executor, times=times or Times())
         prover.wait_ready(SECONDS)
         try:
             yield prover

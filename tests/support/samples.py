@@ -6,7 +6,6 @@ base, so that the right answer of any sum costs one multiplication.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,10 +14,19 @@ from typing import Any
 import numpy as np
 
 from gpuprover import reference
+from gpuprover.backend import PointMath
 from gpuprover.curves import CurveParams, FieldParams, Group
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, words_to_g1, words_to_g2
+from gpuprover.devices import open_backend
+from gpuprover.job import Job
+from gpuprover.limbs import Words, points_to_words, words_to_points
 
 N_MULTIPLES = 512
+
+
+@lru_cache
+def cpu_points(curve: CurveParams) -> PointMath:
+    """What a GPU leaves to the CPU."""
+    return open_backend("cpu", curve, Job(threads=1)).points
 
 
 def spec(curve: CurveParams, group: Group) -> reference.EllipticCurve:
@@ -47,11 +55,24 @@ def point(curve: CurveParams, group: Group, log: int) -> Any:
 
 
 def to_words(curve: CurveParams, group: Group, points: Sequence[Any]) -> Words:
-    return g1_to_words(curve, points) if group is Group.G1 else g2_to_words(curve, points)
+    return points_to_words(curve, group, points)
 
 
 def from_words(curve: CurveParams, group: Group, words: Words) -> list[Any]:
-    return [*(words_to_g1(curve, words) if group is Group.G1 else words_to_g2(curve, words))]
+    return words_to_points(curve, group, words)
+
+
+def row(curve: CurveParams, group: Group, point: Any) -> Words:
+    """A point in plain integers -> uint64[words]."""
+    return to_words(curve, group, [point])[0]
+
+
+def plain(curve: CurveParams, group: Group, words: Words) -> Any:
+    """Inverse of :func:`row`; the coordinates must be below q."""
+    assert (words.dtype, words.shape) == (np.uint64, (group.words(curve),))
+    (found,) = from_words(curve, group, words)
+    assert np.array_equal(row(curve, group, found), words)
+    return found
 
 
 def point_words(curve: CurveParams, group: Group, logs: Sequence[int]) -> Words:
@@ -178,18 +199,9 @@ def curve_point(curve: CurveParams, group: Group, rng: random.Random) -> Any:
 
 
 def has_cofactor(curve: CurveParams, group: Group) -> bool:
-    return group is Group.G2 or curve.cofactor_g1 > 1
+    return curve.group(group).cofactor > 1
 
 
 def whole_order(curve: CurveParams, group: Group) -> int:
-    """Points of the whole curve, or of the twist, from the trace t of Frobenius."""
-    q, t = curve.q, curve.trace
-    if group is Group.G1:
-        return q + 1 - t
-    # Over Fq2 the trace is t² − 2q; the sextic twists' traces are (±t2 ± 3f)/2 with t2² + 3f² = 4q².
-    t2 = t * t - 2 * q
-    f = math.isqrt((4 * q * q - t2 * t2) // 3)
-    assert 3 * f * f == 4 * q * q - t2 * t2
-    twists = [q * q + 1 - (a * t2 + b * 3 * f) // 2 for a in (1, -1) for b in (1, -1)]
-    (twist,) = [n for n in twists if n % curve.r == 0]
-    return twist
+    """Points of the whole curve, or of the twist."""
+    return curve.group(group).cofactor * curve.r

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 import httpx
 
-from gpuprover.api import ProofResult
 from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.demand import MemoryPlan
 from gpuprover.engine import Prover
 from gpuprover.errors import DeviceError, ProverError, UnsatisfiedWitness
 from gpuprover.executor import Done, KeyInfo, Lost, ProofRequest
 from gpuprover.job import Progress
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.service import server
 from gpuprover.service.app import create_app

@@ -95,7 +95,7 @@ def serve(channel: Channel, device: str) -> None:
             key = {**KEY, "path": message["path"], "plans": plans}
             channel.send({"type": "loaded", "id": message["id"], "key": key})
         elif kind == "prove":
-            number, how = message["request"]["id"], os.path.basename(message["request"]["zkey"])
+            number, how = message["request"]["id"], os.path.basename(message["request"]["path"])
             if how == "grows":
                 held *= 2
                 done(number)

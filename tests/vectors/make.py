@@ -10,17 +10,18 @@ sys.path[:0] = [str(HERE.parents[1])]
 
 from gpuprover import reference  # noqa: E402
 from gpuprover.circuits import Circuit, chain_circuit  # noqa: E402
-from gpuprover.curves import CURVES  # noqa: E402
+from gpuprover.curves import CURVES, Group  # noqa: E402
 from gpuprover.devices import open_backend  # noqa: E402
-from gpuprover.formats.groth16_json import Proof, proof_to_json  # noqa: E402
 from gpuprover.formats.json_files import write_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
-from gpuprover.formats.zkey import load_key  # noqa: E402
-from gpuprover.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from gpuprover.job import Job  # noqa: E402
 from gpuprover.limbs import words_to_ints  # noqa: E402
+from gpuprover.systems.groth16.documents import Proof, proof_to_json  # noqa: E402
+from gpuprover.systems.groth16.key import load_key  # noqa: E402
+from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from tests.support.containers import make_ptau, reference_key  # noqa: E402
+from tests.support.samples import row  # noqa: E402
 
 TAU, ALPHA, BETA = 1234567, 89101112, 13141516
 BLINDING = (7, 11)
@@ -46,7 +47,8 @@ def make(name: str, circuit: Circuit) -> None:
     public = witness[1 : key.n_public + 1]
     assert reference.groth16_verify(plain, public, reference.Groth16Proof(a, b, c))
     write_json(path("vkey.json"), key.verification_key)
-    write_json(path("proof.json"), proof_to_json(Proof(a, b, c), curve))
+    made = Proof(*(row(curve, group, p) for group, p in ((Group.G1, a), (Group.G2, b), (Group.G1, c))))
+    write_json(path("proof.json"), proof_to_json(made, curve))
     write_json(path("public.json"), [str(v) for v in public])
     path("wtns").chmod(0o644)  # a witness without secrets
 

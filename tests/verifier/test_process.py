@@ -37,9 +37,9 @@ from gpuprover.errors import (
     ShuttingDown,
     Timeout,
 )
-from gpuprover.formats.groth16_json import digest, parse_verification_key
-from gpuprover.formats.key_warnings import OWN_GAMMA
 from gpuprover.messages import AccessDenied, Channel, ConnectionLost
+from gpuprover.systems.groth16.documents import parse_verification_key
+from gpuprover.systems.groth16.key_warnings import OWN_GAMMA
 from gpuprover.verifier import address as addresses
 from gpuprover.verifier import client, connections, server
 from gpuprover.verifier.address import Listener, connect, parse_address, tcp_address, unix_address
@@ -62,7 +62,7 @@ def document(name: str) -> Any:
 CURVES = ("bn254", "bls12-381")
 VKEYS = {name: document(f"chain5.{name}.vkey") for name in CURVES}
 PROOFS = {name: (document(f"chain5.{name}.public"), document(f"chain5.{name}.proof")) for name in CURVES}
-DIGESTS = {name: digest(parse_verification_key(vkey)) for name, vkey in VKEYS.items()}
+DIGESTS = {name: parse_verification_key(vkey).digest for name, vkey in VKEYS.items()}
 PUBLIC, PROOF = PROOFS["bn254"]
 WRONG = [str(int(PUBLIC[0]) + 1), *PUBLIC[1:]]
 
@@ -1482,8 +1482,20 @@ def test_memory_and_modules_after_a_thousand_verifications(folder: Path) -> None
         out, err = process.communicate(timeout=WAIT)
         assert (process.returncode, err) == (0, json.dumps({"warning": f"{file}: {OWN_GAMMA}"}) + "\n")
         loaded = set(json.loads(out))
-    forbidden = ("cupy", "wasmtime", "rich", "gpuprover.cuda", "gpuprover.formats.zkey", "gpuprover.cli")
-    forbidden += ("gpuprover.api", "gpuprover.witness", "gpuprover.scheduler", "gpuprover.groth16.prover")
+    forbidden = (
+        "cupy",
+        "wasmtime",
+        "rich",
+        "gpuprover.cuda",
+        "gpuprover.systems.groth16.key",
+        "gpuprover.cli",
+    )
+    forbidden += (
+        "gpuprover.api",
+        "gpuprover.witness",
+        "gpuprover.scheduler",
+        "gpuprover.systems.groth16.prover",
+    )
     assert not [m for m in loaded if any(m == name or m.startswith(name + ".") for name in forbidden)]
 
 

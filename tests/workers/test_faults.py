@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from gpuprover import memory, messages, runner
-from gpuprover.api import ProofResult
 from gpuprover.errors import DeviceError, OutOfMemory, ProverError, Timeout, shortage
 from gpuprover.executor import Lost, ProofRequest
 from gpuprover.formats.files import identity_of
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
-from gpuprover.workers import PoolSettings, WorkerPool, pool, worker
+from gpuprover.workers import PoolSettings, WorkerPool, pool, slots, troubles, worker
 from tests.support.fault_stage import Faults, ThreadChild, spawn_thread
 from tests.support.paths import VECTORS
 
@@ -61,9 +61,9 @@ class Asking:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    monkeypatch.setattr(pool, "spawn", spawn_thread)
+    monkeypatch.setattr(slots, "spawn", spawn_thread)
     monkeypatch.setattr(pool, "TICK_SECONDS", 0.01)
-    monkeypatch.setattr(pool, "STUMBLE_SECONDS", (0.001, 2.0, 0.01, 0.1))
+    monkeypatch.setattr(troubles, "STUMBLE_SECONDS", (0.001, 2.0, 0.01, 0.1))
     return Faults(monkeypatch)
 
 
@@ -88,7 +88,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 CALLS: dict[str, tuple[Any, str]] = {
     "socketpair": (socket, "socketpair"),
-    "spawn": (pool, "spawn"),
+    "spawn": (slots, "spawn"),
     "memfd_create": (os, "memfd_create"),
     "write": (os, "write"),
     "close": (os, "close"),
@@ -127,16 +127,16 @@ def test_whatever_call_fails_proofs_are_answered_and_the_pool_serves_again(
     faults.error, faults.thread = ERRORS[kind], SUPERVISOR
     if call in ("memfd_create", "write"):
         faults.thread = threading.current_thread().name
-    with running(max_proofs=2) as asking:
+    with running(max_proofs_per_worker=2) as asking:
         assert asking.proved()
         for width in (1, 5):
             for turn in range(3):
                 faults.fail_next(width)
                 assert isinstance(asking.send()(), ProofResult | ProverError | Lost)
                 if turn == 1:
-                    for place in list(asking.pool._places):
-                        if place.worker is not None:
-                            place.worker.child._end(-9)  # type: ignore[attr-defined]
+                    for slot in list(asking.pool._slots):
+                        if slot.worker is not None:
+                            slot.worker.child._end(-9)  # type: ignore[attr-defined]
         faults.fail_next(0)
         eventually(asking.proved)
         eventually(lambda: not asking.pool.problem)
@@ -162,11 +162,11 @@ def test_exhaustion_is_told_and_ends_when_it_ends(
         assert asking.proved()
         assert asking.pool.problem == ""
         exhausted.set()
-        (place,) = asking.pool._places
-        assert place.worker is not None
-        place.worker.child._end(-9)  # type: ignore[attr-defined]
+        (slot,) = asking.pool._slots
+        assert slot.worker is not None
+        slot.worker.child._end(-9)  # type: ignore[attr-defined]
         answers = [asking.send() for _ in range(5)]
-        eventually(lambda: place.failures > 10)
+        eventually(lambda: slot.failures > 10)
         assert asking.pool.problem == (
             "cpu-0: no process could be started: the machine refused a resource: Too many open files"
         )
@@ -195,20 +195,20 @@ def test_proofs_wait_for_workers_that_are_killed_until_the_set_time_is_over(
     with running() as asking:
         assert asking.proved()
         storm.set()
-        (place,) = asking.pool._places
-        assert place.worker is not None
-        place.worker.child.kill()
-        eventually(lambda: place.failures > 2 * pool.START_TRIES)
+        (slot,) = asking.pool._slots
+        assert slot.worker is not None
+        slot.worker.child.kill()
+        eventually(lambda: slot.failures > 2 * slots.START_TRIES)
         patient, hurried = asking.send(), asking.send(timeout=0.05)
         answer = hurried()
         assert isinstance(answer, Timeout)
         assert "before a worker was ready" in answer.message
         assert asking.pool.problem.startswith("cpu-0: ")
-        eventually(lambda: place.failures > 4 * pool.START_TRIES)
+        eventually(lambda: slot.failures > 4 * slots.START_TRIES)
         storm.clear()
         assert isinstance(patient(), ProofResult)
     storm.set()
-    with running(wait=0.2) as asking:
+    with running(worker_wait=0.2) as asking:
         answer = asking.send()()
         assert isinstance(answer, DeviceError)
         assert "in a row no worker started" in answer.message

@@ -25,7 +25,6 @@ import pytest
 
 import gpuprover
 from gpuprover import folders, memory, processes
-from gpuprover.api import ProofResult
 from gpuprover.circuits import chain_circuit
 from gpuprover.errors import (
     Cancelled,
@@ -43,9 +42,10 @@ from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest
 from gpuprover.formats.files import identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
+from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.settings import WORKER_BYTES
-from gpuprover.workers import PoolSettings, WorkerPool, pool, wire
+from gpuprover.workers import PoolSettings, WorkerPool, slots, wire
 from gpuprover.workers import worker as worker_process
 from tests.support.paths import ROOT
 
@@ -355,7 +355,7 @@ def test_a_cancelled_proof_ends_soon_and_its_worker_stays(shared: Client, longes
         shared.pool.cancel(number)
         shared.pool.cancel(number)
     assert {type(shared.answer(number)) for number in asked} == {Cancelled}
-    assert time.monotonic() - begun < pool.EXIT_SECONDS
+    assert time.monotonic() - begun < slots.EXIT_SECONDS
     shared.pool.cancel(asked[0])
     shared.prove(longest)
     assert {w.pid for w in shared.pool.workers()} == before
@@ -422,7 +422,7 @@ def test_workers_share_one_copy_of_a_key(shared: Client, long: Circuit) -> None:
 
 def test_the_memory_of_workers_is_known_and_taken_off_the_limit(short: Circuit) -> None:
     limit = 1 << 33
-    with running(max_workers=2, memory_limit=limit) as client:
+    with running(max_workers=2, memory_limit=limit >> 20) as client:
         client.prove(short)
         (worker,) = eventually(lambda: [w for w in client.pool.workers() if w.memory is not None])
         assert 10 << 20 < worker.memory.rss < 1 << 30
@@ -602,7 +602,7 @@ def test_whatever_dies_under_load_every_request_is_answered_once(
 
 
 def test_a_worker_that_was_stopped_is_found_by_its_silence(long: Circuit) -> None:
-    with running(heartbeat=5, warm=True) as client:
+    with running(heartbeat_timeout=5, warm=True) as client:
         client.key(long.zkey, pin=True)
         pid = pid_of(client)
         os.kill(pid, signal.SIGSTOP)
@@ -662,7 +662,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         return processes.spawn("tests.support.stub_worker", *arguments, **options)
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(pool, "spawn", spawn)
+    monkeypatch.setattr(slots, "spawn", spawn)
     return lambda how: monkeypatch.setenv("STUB", how)
 
 
@@ -678,7 +678,7 @@ def short_identity() -> Any:
 @pytest.mark.parametrize("end", ["cancel", "timeout"])
 def test_a_worker_that_does_not_listen_is_ended_by_force(stub: Callable[[str], None], end: str) -> None:
     stub("")
-    with running(grace=0.2) as client:
+    with running(response_time=0.2) as client:
         circuit, options = stub_key("waits")
         pid = pid_of(client)
         number = client.ask(circuit, timeout=0.2 if end == "timeout" else None, **options)
@@ -721,7 +721,7 @@ def test_a_worker_that_ends_of_itself_is_replaced(stub: Callable[[str], None]) -
 
 def test_a_worker_is_replaced_after_so_many_proofs(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(max_proofs=3) as client:
+    with running(max_proofs_per_worker=3) as client:
         circuit, options = stub_key("any")
         pids = []
         for _ in range(3):
@@ -738,7 +738,7 @@ def test_a_worker_is_replaced_after_so_many_proofs(stub: Callable[[str], None]) 
 
 def test_a_worker_that_is_replaced_works_until_the_other_is_ready(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(max_proofs=1) as client:
+    with running(max_proofs_per_worker=1) as client:
         circuit, options = stub_key("any")
         first = pid_of(client)
         stub("hang")
@@ -749,8 +749,8 @@ def test_a_worker_that_is_replaced_works_until_the_other_is_ready(stub: Callable
         number = client.ask(waits, **options)
         busy(client)
         stub("")
-        (place,) = client.pool._places
-        os.kill(eventually(lambda: place.successor).child.pid, signal.SIGKILL)
+        (slot,) = client.pool._slots
+        os.kill(eventually(lambda: slot.successor).child.pid, signal.SIGKILL)
         # Its last run is ended, and then it ends.
         assert isinstance(client.answer(number), ProofResult)
         eventually(lambda: pid_of(client) != first)
@@ -759,7 +759,7 @@ def test_a_worker_that_is_replaced_works_until_the_other_is_ready(stub: Callable
 
 def test_a_worker_that_holds_much_memory_is_replaced(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(memory_mark=100 << 20) as client:
+    with running(worker_memory=100) as client:
         circuit, options = stub_key("grows")
         first = pid_of(client)
         client.prove(circuit, **options)
@@ -772,7 +772,7 @@ def test_a_worker_that_holds_much_memory_is_replaced(stub: Callable[[str], None]
 
 def test_there_are_as_many_workers_as_there_is_work(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(min_workers=0, max_workers=2, idle=0.5) as client:
+    with running(min_workers=0, max_workers=2, idle_timeout=0.5) as client:
         eventually(lambda: client.pool.devices)
         eventually(lambda: client.pool.workers() == [])
         assert client.key("/any").path == "/any"
@@ -802,7 +802,7 @@ def test_there_are_as_many_workers_as_there_is_work(stub: Callable[[str], None])
 )
 def test_a_start_that_fails_has_an_end(stub: Callable[[str], None], how: str, problem: str) -> None:
     stub(how)
-    with running(init=0.2 if how == "hang" else 60) as client:
+    with running(init_timeout=0.2 if how == "hang" else 60) as client:
         circuit, options = stub_key("any")
         answer = client.answer(client.ask(circuit, **options))
         assert isinstance(answer, DeviceError)
@@ -819,7 +819,7 @@ def test_a_worker_dies_of_looking_for_gpus(stub: Callable[[str], None]) -> None:
 
 def test_an_answer_that_comes_late_or_twice_is_dropped(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(grace=0.1) as client:
+    with running(response_time=0.1) as client:
         twice, options = stub_key("twice")
         first = client.ask(twice, **options)
         client.proof(first)
@@ -840,7 +840,7 @@ def test_an_answer_that_comes_late_or_twice_is_dropped(stub: Callable[[str], Non
 
 def test_a_worker_that_does_nothing_about_a_proof_is_replaced(stub: Callable[[str], None]) -> None:
     stub("")
-    with running(stall=0.5) as client:
+    with running(stall_timeout=0.5) as client:
         circuit, options = stub_key("waits")
         answer = client.answer(client.ask(circuit, **options))
         assert isinstance(answer, Lost)
@@ -911,12 +911,12 @@ def test_a_gpu_that_fails_gets_new_processes_rests_and_is_tried_again(
         for circuit in (fails, works, fails):
             client.answer(client.ask(circuit, **options))
         # All that ran beside each other fail: that is one failure.
-        beside = [client.ask(waits, **options) for _ in range(pool.DEVICE_TRIES)]
+        beside = [client.ask(waits, **options) for _ in range(slots.DEVICE_TRIES)]
         asked = client.ask(fails, **options)
         assert {type(client.answer(number)) for number in (*beside, asked)} == {answer}
         eventually(lambda: gpu()[2] == 3)
         assert client.prove(works, **options).device == "cuda:0"
-        for _ in range(pool.DEVICE_TRIES):
+        for _ in range(slots.DEVICE_TRIES):
             assert isinstance(client.answer(client.ask(fails, **options)), answer)
         told = "an illegal address" if how == "breaks" else "the process ended with status 1"
         problems = eventually(lambda: {d.name: d.problem for d in client.pool.devices if d.problem})
@@ -926,14 +926,14 @@ def test_a_gpu_that_fails_gets_new_processes_rests_and_is_tried_again(
         assert refused.message == f"device 'cuda:0': {told}"
         eventually(lambda: gpu()[:2] == ("waiting", told))
         # It is tried after a while. One more failure is enough then, and it rests for longer.
-        (place,) = [place for place in client.pool._places if place.device == "cuda:0"]
+        (slot,) = [slot for slot in client.pool._slots if slot.device == "cuda:0"]
         for seconds in (1000, 2000):
-            assert seconds - 300 < place.again - time.monotonic() < seconds
-            place.again = 0.0
+            assert seconds - 300 < slot.again - time.monotonic() < seconds
+            slot.again = 0.0
             eventually(lambda: not any(d.problem for d in client.pool.devices))
             assert isinstance(client.answer(client.ask(fails, **options)), answer)
             eventually(lambda: any(d.problem for d in client.pool.devices))
-        place.again = 0.0
+        slot.again = 0.0
         eventually(lambda: not any(d.problem for d in client.pool.devices))
         assert client.prove(works, **options).device == "cuda:0"
         assert client.pool.problem == ""
@@ -941,12 +941,12 @@ def test_a_gpu_that_fails_gets_new_processes_rests_and_is_tried_again(
 
 def test_what_replaces_a_worker_on_a_gpu_finds_its_memory_free(stub: Callable[[str], None]) -> None:
     stub("gpus")
-    with running(gpus=("cuda:0",), max_proofs=2) as client:
+    with running(gpus=("cuda:0",), max_proofs_per_worker=2) as client:
         works, options = stub_key("any", "cuda:0")
         seen = set()
         for _ in range(6):
             client.prove(works, **options)
-            seen |= {place.successor for place in client.pool._places if place.device != "cpu"}
+            seen |= {slot.successor for slot in client.pool._slots if slot.device != "cpu"}
         assert seen == {None}
         eventually(lambda: [w.recycled for w in client.pool.workers() if w.device == "cuda:0"] == [3])
         assert sum(w.restarts for w in client.pool.workers()) == 0
@@ -976,7 +976,7 @@ def test_a_pool_that_closes_at_once_loses_what_runs(longest: Circuit) -> None:
         begun = time.monotonic()
         client.pool.close(0)
         assert isinstance(client.answer(number), Lost)
-        assert time.monotonic() - begun < pool.KILLED_SECONDS
+        assert time.monotonic() - begun < slots.KILLED_SECONDS
 
 
 def test_a_pool_that_never_started_can_be_closed(short: Circuit) -> None:

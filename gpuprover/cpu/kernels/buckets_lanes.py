@@ -25,10 +25,8 @@ from gpuprover.cpu.kernels.curve import store_xyzz
 from gpuprover.cpu.kernels.field import element_bytes, frame_room, load, load_u32, plain, prefetch, store
 from gpuprover.cpu.kernels.jit import inline, jit
 from gpuprover.cpu.kernels.lanes import (
-    copy_word,
     files_x,
     files_y,
-    gather_bases,
     is_prime_field,
     lanes_add,
     lanes_all_zero,
@@ -42,6 +40,10 @@ from gpuprover.cpu.kernels.lanes import (
     lanes_sub_if,
     lanes_sub_reduced,
     lanes_zero,
+)
+from gpuprover.cpu.kernels.lanes_memory import (
+    copy_word,
+    gather_bases,
     load_lanes,
     store_elements,
     store_lanes,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from gpuprover.cpu.kernels.field import load, plain, store
 from gpuprover.cpu.kernels.jit import inline, jit
-from gpuprover.cpu.kernels.lanes import lanes_select, lanes_zero, load_lanes, store_lanes, store_words
+from gpuprover.cpu.kernels.lanes import lanes_select, lanes_zero
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes, store_words
 from gpuprover.cpu.kernels.loose import (
     carried,
     gather_words,

@@ -167,11 +167,19 @@ def normalise(F, source, out, prefix, n):
 
 @jit
 def linear_combination(F, points, scalars, words, n, out):
-    """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words."""
-    acc = identity(F)
+    """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words.
+
+    All share the doublings: Straus, "Addition chains of vectors" (1964).
+    """
+    bits = 0
     for i in range(n):
-        p = from_affine(F, load(F, points, 2 * i), load(F, points, 2 * i + 1))
-        acc = add(F, acc, multiply(F, p, scalars, words, i))
+        bits = max(bits, scalar_bits(scalars, words, i))
+    acc = identity(F)
+    for bit in range(bits - 1, -1, -1):
+        acc = double(F, acc)
+        for i in range(n):
+            if scalar_bit(scalars, words, i, bit):
+                acc = add_affine(F, acc, load(F, points, 2 * i), load(F, points, 2 * i + 1))
     store_xyzz(F, out, 0, acc)
 
 

@@ -17,21 +17,17 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from gpuprover.cpu.kernels.inversion import shared_function
 from gpuprover.cpu.kernels.lanes import (
     LanesType,
-    Limbs,
-    _assemble,
-    _components,
-    _excess,
-    _form_factor,
-    _lanes_square,
-    _mul,
-    _reduce,
-    _splat,
-    _sum,
+    assemble,
+    components,
+    excess,
+    form_factor,
+    square_components,
 )
-from gpuprover.curves import CURVES, FieldParams
+from gpuprover.cpu.kernels.limbs import Limbs, difference, multiply, reduce_limbs, splat
+from gpuprover.curves import PAIRING_CURVES, FieldParams
 
-into_lanes = _form_factor(
-    "into_lanes", "An element times this is the element in the lanes' form.", lambda f, m: _excess(f, m)
+into_lanes = form_factor(
+    "into_lanes", "An element times this is the element in the lanes' form.", lambda f, m: excess(f, m)
 )
 
 Emit = Callable[..., list[Limbs]]
@@ -41,28 +37,29 @@ def _shared(b: Any, t: LanesType, name: str, emit: Emit, *args: Any) -> Any:
     """``emit(builder, params, *components)`` as a function of the module."""
 
     def body(inner: Any, *values: Any) -> Any:
-        return _assemble(inner, emit(inner, t.params, *(_components(inner, t, v) for v in values)))
+        return assemble(inner, emit(inner, t.params, *(components(inner, t, v) for v in values)))
 
     return shared_function(b, f"gpuprover.{name}8x2.{t.params.name}", args, body, "noinline")
 
 
 def _added(b: Any, f: FieldParams, x: list[Limbs], y: list[Limbs]) -> list[Limbs]:
     return [
-        _reduce(b, f, [b.add(p, q) for p, q in zip(*parts, strict=True)]) for parts in zip(x, y, strict=True)
+        reduce_limbs(b, f, [b.add(p, q) for p, q in zip(*parts, strict=True)])
+        for parts in zip(x, y, strict=True)
     ]
 
 
 def _subtracted(b: Any, f: FieldParams, x: list[Limbs], y: list[Limbs]) -> list[Limbs]:
-    return [_reduce(b, f, _sum(b, f, 3, p, q)) for p, q in zip(x, y, strict=True)]
+    return [reduce_limbs(b, f, difference(b, f, 3, p, q)) for p, q in zip(x, y, strict=True)]
 
 
 def _negated(b: Any, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
-    return [_reduce(b, f, _sum(b, f, 3, [_splat(0)] * len(part), part)) for part in x]
+    return [reduce_limbs(b, f, difference(b, f, 3, [splat(0)] * len(part), part)) for part in x]
 
 
 def _times_xi(b: Any, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
     """(c + u)·x for c = 1 or 9; nine times a part is twice its reduced fourfold and once itself."""
-    c, one = next(curve.xi for curve in CURVES if curve.base.name == f.name)
+    c, one = next(curve.pairing.xi for curve in PAIRING_CURVES if curve.base.name == f.name)
     assert one == 1
     assert c in (1, 9)
 
@@ -72,9 +69,12 @@ def _times_xi(b: Any, f: FieldParams, x: list[Limbs]) -> list[Limbs]:
     scaled = x
     if c == 9:
         doubled = [plus(p, p) for p in x]
-        fourfold = [_reduce(b, f, plus(p, p)) for p in doubled]
+        fourfold = [reduce_limbs(b, f, plus(p, p)) for p in doubled]
         scaled = [plus(plus(p, p), q) for p, q in zip(fourfold, x, strict=True)]
-    return [_reduce(b, f, _sum(b, f, 3, scaled[0], x[1])), _reduce(b, f, plus(scaled[1], x[0]))]
+    return [
+        reduce_limbs(b, f, difference(b, f, 3, scaled[0], x[1])),
+        reduce_limbs(b, f, plus(scaled[1], x[0])),
+    ]
 
 
 def _is_extension(x: Any) -> bool:
@@ -112,7 +112,7 @@ def lanes_square_shared(typingctx: Any, x: Any) -> Any:
     """x²."""
     if not _is_extension(x):
         return None
-    return x(x), lambda context, b, sig, args: _shared(b, x, "square", _lanes_square, args[0])
+    return x(x), lambda context, b, sig, args: _shared(b, x, "square", square_components, args[0])
 
 
 @intrinsic
@@ -122,7 +122,7 @@ def lanes_scale(typingctx: Any, x: Any, k: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        factor = _components(b, k, args[1])[0]
-        return _assemble(b, [_mul(b, x.params, part, factor) for part in _components(b, x, args[0])])
+        factor = components(b, k, args[1])[0]
+        return assemble(b, [multiply(b, x.params, part, factor) for part in components(b, x, args[0])])
 
     return x(x, k), codegen

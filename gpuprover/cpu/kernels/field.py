@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from llvmlite import ir
@@ -62,6 +63,26 @@ class ElementType(types.Type):
 def _llvm(t: FieldType | ElementType) -> Any:
     prime = ir.IntType(64 * t.params.limbs)
     return prime if t.degree == 1 else ir.LiteralStructType([prime, prime])
+
+
+def give_type(kind: type[Field], numba_type: type[FieldType]) -> None:
+    """Has Numba take objects of class ``kind``, but not of its subclasses, for ``numba_type``.
+
+    A subclass whose own kernels are not imported yet is refused with a TypeError: with the type of its
+    parent, code for the parent would be compiled in its place.
+    """
+
+    def type_of(value: Field) -> FieldType:
+        if type(value) is not kind:
+            raise TypeError(f"{value.name}: the kernels for it are not imported")
+        return numba_type(value.params, value.degree)
+
+    found = cached_property(type_of)
+    found.__set_name__(kind, "_numba_type_")
+    kind._numba_type_ = found
+
+
+give_type(Field, FieldType)
 
 
 @typeof_impl.register(Field)

@@ -19,22 +19,20 @@ from numba.core.extending import intrinsic
 
 from gpuprover.cpu.kernels.field import I64
 from gpuprover.cpu.kernels.jit import inline
-from gpuprover.cpu.kernels.lanes import (
-    LaneFieldType,
-    LanesType,
+from gpuprover.cpu.kernels.lanes import LaneFieldType, LanesType, lanes_one
+from gpuprover.cpu.kernels.limbs import (
     Limbs,
-    _carry,
-    _constant,
-    _limbs_of,
-    _make,
-    _multiply_add,
-    _reduction_step,
-    _splat,
-    _sub_if,
-    _take,
-    _transpose,
-    _words_to_limbs,
-    lanes_one,
+    carry,
+    constant,
+    limbs_of,
+    make,
+    multiply_add,
+    reduction_step,
+    splat,
+    subtract_if,
+    take,
+    transpose,
+    words_to_limbs,
 )
 from gpuprover.cpu.layout import LANES, LIMB_BITS
 from gpuprover.curves import FieldParams
@@ -51,8 +49,8 @@ def plus(typingctx: Any, x: Any, y: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        pairs = zip(_take(b, args[0]), _take(b, args[1]), strict=True)
-        return _make(b, [b.add(p, q) for p, q in pairs])
+        pairs = zip(take(b, args[0]), take(b, args[1]), strict=True)
+        return make(b, [b.add(p, q) for p, q in pairs])
 
     return x(x, x), codegen
 
@@ -64,10 +62,10 @@ def minus(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        xs, ys = _take(b, args[0]), _take(b, args[1])
-        multiple = _constant(k.literal_value * x.params.modulus, len(xs))
+        xs, ys = take(b, args[0]), take(b, args[1])
+        multiple = constant(k.literal_value * x.params.modulus, len(xs))
         triples = zip(xs, ys, multiple, strict=True)
-        return _make(b, [b.sub(b.add(p, c), q) for p, q, c in triples])
+        return make(b, [b.sub(b.add(p, c), q) for p, q, c in triples])
 
     return x(x, x, k), codegen
 
@@ -79,7 +77,7 @@ def shifted(typingctx: Any, x: Any, bits: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        return _make(b, [b.shl(limb, _splat(bits.literal_value)) for limb in _take(b, args[0])])
+        return make(b, [b.shl(limb, splat(bits.literal_value)) for limb in take(b, args[0])])
 
     return x(x, bits), codegen
 
@@ -89,25 +87,25 @@ def carried(typingctx: Any, x: Any) -> Any:
     """The same number with limbs in [0, 2^52)."""
     if not _is_prime(x):
         return None
-    return x(x), lambda context, b, sig, args: _make(b, _carry(b, _take(b, args[0])))
+    return x(x), lambda context, b, sig, args: make(b, carry(b, take(b, args[0])))
 
 
 def _products(b: ir.IRBuilder, f: FieldParams, *pairs: tuple[Limbs, Limbs]) -> list[Limbs]:
     """Loose products of loose and carried factors, limb by limb in turns: each waits on its own results."""
-    carried = [(_carry(b, x), y) for x, y in pairs]
+    carried = [(carry(b, x), y) for x, y in pairs]
     n = len(pairs[0][0])
-    ps = _constant(f.modulus, n)
-    sums: list[Limbs] = [[_splat(0)] * n for _ in pairs]
+    ps = constant(f.modulus, n)
+    sums: list[Limbs] = [[splat(0)] * n for _ in pairs]
     for i in range(n):
         for k, (x, y) in enumerate(carried):
-            acc = [*sums[k], _splat(0)]
+            acc = [*sums[k], splat(0)]
             for j in range(n):
-                acc[j] = _multiply_add(b, "l", acc[j], x[j], y[i])
+                acc[j] = multiply_add(b, "l", acc[j], x[j], y[i])
             for j in range(n):
-                acc[j + 1] = _multiply_add(b, "h", acc[j + 1], x[j], y[i])
+                acc[j + 1] = multiply_add(b, "h", acc[j + 1], x[j], y[i])
             sums[k] = acc
         for k in range(len(carried)):
-            sums[k] = _reduction_step(b, f, sums[k], ps)
+            sums[k] = reduction_step(b, f, sums[k], ps)
     return sums
 
 
@@ -118,7 +116,7 @@ def times(typingctx: Any, x: Any, y: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        return _make(b, _products(b, x.params, (_take(b, args[0]), _take(b, args[1])))[0])
+        return make(b, _products(b, x.params, (take(b, args[0]), take(b, args[1])))[0])
 
     return x(x, x), codegen
 
@@ -131,9 +129,9 @@ def times_both(typingctx: Any, x1: Any, y1: Any, x2: Any, y2: Any) -> Any:
     result = types.UniTuple(x1, 2)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        parts = [_take(b, a) for a in args]
+        parts = [take(b, a) for a in args]
         first, second = _products(b, x1.params, (parts[0], parts[1]), (parts[2], parts[3]))
-        return context.make_tuple(b, result, [_make(b, first), _make(b, second)])
+        return context.make_tuple(b, result, [make(b, first), make(b, second)])
 
     return result(x1, x1, x1, x1), codegen
 
@@ -145,13 +143,13 @@ def _settle(b: ir.IRBuilder, f: FieldParams, x: Limbs) -> Limbs:
     """
     n = len(x)
     whole = 1 << (LIMB_BITS * n)
-    x = _carry(b, x)
-    q = _multiply_add(b, "h", _splat(0), x[-1], _splat(whole // f.modulus))
-    x.append(b.sub(_splat(0), q))
-    for j, c in enumerate(_constant(whole - f.modulus, n)):
-        x[j] = _multiply_add(b, "l", x[j], q, c)
-        x[j + 1] = _multiply_add(b, "h", x[j + 1], q, c)
-    x[n - 1] = b.add(x[n - 1], b.shl(x[n], _splat(LIMB_BITS)))
+    x = carry(b, x)
+    q = multiply_add(b, "h", splat(0), x[-1], splat(whole // f.modulus))
+    x.append(b.sub(splat(0), q))
+    for j, c in enumerate(constant(whole - f.modulus, n)):
+        x[j] = multiply_add(b, "l", x[j], q, c)
+        x[j + 1] = multiply_add(b, "h", x[j + 1], q, c)
+    x[n - 1] = b.add(x[n - 1], b.shl(x[n], splat(LIMB_BITS)))
     return x[:n]
 
 
@@ -160,7 +158,7 @@ def settle(typingctx: Any, x: Any) -> Any:
     """The same mod p, below 2p, for x below the capacity."""
     if not _is_prime(x):
         return None
-    return x(x), lambda context, b, sig, args: _make(b, _settle(b, x.params, _take(b, args[0])))
+    return x(x), lambda context, b, sig, args: make(b, _settle(b, x.params, take(b, args[0])))
 
 
 @intrinsic
@@ -170,8 +168,8 @@ def lowest(typingctx: Any, x: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        settled = _carry(b, _settle(b, x.params, _take(b, args[0])))
-        return _make(b, _sub_if(b, x.params, 1, settled))
+        settled = carry(b, _settle(b, x.params, take(b, args[0])))
+        return make(b, subtract_if(b, x.params, 1, settled))
 
     return x(x), codegen
 
@@ -181,7 +179,7 @@ def _gathered(b: ir.IRBuilder, f: FieldParams, starts: list[Any], align: int, sh
     rows = [b.load(b.inttoptr(at, quarter.as_pointer()), align=align) for at in starts]
     mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
     pairs = [b.shuffle_vector(rows[k], rows[k + 4], mask) for k in range(4)]
-    return _words_to_limbs(b, _transpose(b, pairs), shift, _limbs_of(f))
+    return words_to_limbs(b, transpose(b, pairs), shift, limbs_of(f))
 
 
 @intrinsic
@@ -198,7 +196,7 @@ def gather_words(typingctx: Any, F: Any, address: Any, i: Any, stride: Any, shif
         for k in range(LANES):
             index = b.add(args[2], b.mul(args[3], I64(k)))
             starts.append(b.add(args[1], b.mul(index, I64(32))))
-        return _make(b, _gathered(b, F.params, starts, 8, shift.literal_value))
+        return make(b, _gathered(b, F.params, starts, 8, shift.literal_value))
 
     return t(F, types.int64, types.int64, types.int64, shift), codegen
 
@@ -217,7 +215,7 @@ def gather_at(typingctx: Any, F: Any, addresses: Any, shift: Any) -> Any:
         for k in range(LANES):
             at = b.inttoptr(b.add(args[1], I64(8 * k)), I64.as_pointer())
             starts.append(b.load(at, align=8))
-        return _make(b, _gathered(b, F.params, starts, 1, shift.literal_value))
+        return make(b, _gathered(b, F.params, starts, 1, shift.literal_value))
 
     return t(F, types.int64, shift), codegen
 
@@ -229,10 +227,10 @@ def zero_mask(typingctx: Any, x: Any) -> Any:
         return None
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        first, *others = _take(b, args[0])
+        first, *others = take(b, args[0])
         for limb in others:
             first = b.or_(first, limb)
-        mask = b.icmp_unsigned("==", first, _splat(0))
+        mask = b.icmp_unsigned("==", first, splat(0))
         return b.zext(b.bitcast(mask, ir.IntType(LANES)), I64)
 
     return types.int64(x), codegen

@@ -27,11 +27,8 @@ from gpuprover.cpu.kernels.field import prefetch
 from gpuprover.cpu.kernels.jit import inline, jit
 from gpuprover.cpu.kernels.lanes import (
     lanes_one,
-    load_lanes,
-    store_lanes,
-    store_words,
-    transpose_lanes,
 )
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_lanes, store_words, transpose_lanes
 from gpuprover.cpu.kernels.loose import (
     carried,
     gather_words,

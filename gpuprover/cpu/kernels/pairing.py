@@ -47,6 +47,8 @@ from gpuprover.cpu.kernels.lanes import (
     lanes_one,
     lanes_splat,
     lanes_zero,
+)
+from gpuprover.cpu.kernels.lanes_memory import (
     load_elements,
     load_lanes,
     store_elements,
@@ -54,7 +56,7 @@ from gpuprover.cpu.kernels.lanes import (
     vector_bytes,
 )
 from gpuprover.cpu.layout import DOUBLE, LINE, ROOM, STOPPED
-from gpuprover.curves import CURVES
+from gpuprover.curves import PAIRING_CURVES
 
 # The tower ---------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ def _multiply_by_xi(x):
         return lambda x: lanes_times_xi(x)
     if not isinstance(x, ElementType) or x.degree != 2:
         return None
-    xi = next(c.xi for c in CURVES if c.base.name == x.params.name)
+    xi = next(c.pairing.xi for c in PAIRING_CURVES if c.base.name == x.params.name)
     if xi == (1, 1):
         return lambda x: pair(part(x, 0) - part(x, 1), part(x, 0) + part(x, 1))
     if xi == (9, 1):

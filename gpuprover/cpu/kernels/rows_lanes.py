@@ -11,7 +11,6 @@ from gpuprover.cpu.kernels.buckets_lanes import (
 from gpuprover.cpu.kernels.field import frame_room, load, plain, store
 from gpuprover.cpu.kernels.jit import inline, jit
 from gpuprover.cpu.kernels.lanes import (
-    gather_bases,
     lanes_add,
     lanes_all_zero,
     lanes_inverses,
@@ -22,9 +21,8 @@ from gpuprover.cpu.kernels.lanes import (
     lanes_sub2_reduced,
     lanes_sub_reduced,
     lanes_zero,
-    load_lanes,
-    store_lanes,
 )
+from gpuprover.cpu.kernels.lanes_memory import gather_bases, load_lanes, store_lanes
 from gpuprover.cpu.layout import HALF, STOPPED, WIDTH
 
 

@@ -15,9 +15,8 @@ from gpuprover.cpu.kernels.lanes import (
     lanes_one,
     lanes_select,
     lanes_zero,
-    load_lanes,
-    store_words,
 )
+from gpuprover.cpu.kernels.lanes_memory import load_lanes, store_words
 from gpuprover.cpu.kernels.loose import (
     carried,
     gather_at,

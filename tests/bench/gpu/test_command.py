@@ -24,7 +24,7 @@ from gpuprover.bench.measure import Failed
 
 from gpuprover.cpu import warm
 from gpuprover.cuda import compile, cupy_device, gpus
-from gpuprover.cuda import gpu as gpu_module
+from gpuprover.cuda import residency as gpu_module
 from gpuprover.cuda.device import Program
 from gpuprover.cuda.msm_plan import Tuning
 from gpuprover.cuda.probe import FoundGpu, Survey

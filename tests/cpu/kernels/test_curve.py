@@ -176,7 +176,7 @@ def test_tower(curve: CurveParams, rng: random.Random) -> None:
     special += [F.mul(special[0], special[1]), F.inverse(special[0])]
     words, unitary_words = _words(curve, elements), _words(curve, special)
     powers = _words(
-        curve, [reference.power(reference.fq2(curve), curve.xi, k * (q - 1) // 6) for k in range(6)]
+        curve, [reference.power(reference.fq2(curve), curve.pairing.xi, k * (q - 1) // 6) for k in range(6)]
     )
     out = np.zeros((6 * len(elements) * 12, curve.base.limbs), np.uint64)
     field = Field(curve.base, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,30 @@ def _operations(F, a, b, flags, out, equal, n):
         store(out, 9 * i + 7, zero(F))
         store(out, 9 * i + 8, one(F))
         equal[i] = (1 if x == y else 0) + (2 if x != y else 0)
+
+
+def test_a_field_is_taken_for_nothing_less_than_it_is() -> None:
+    """A field of lanes before the lanes' kernels are imported: no scalar code is compiled for it."""
+    program = """
+import sys
+from numba import typeof
+from gpuprover.cpu.kernels.field import FieldType
+from gpuprover.cpu.layout import Field, LaneField
+from gpuprover.curves import BN254
+early = LaneField(BN254.scalar)
+assert "gpuprover.cpu.kernels.lanes" not in sys.modules
+for ask in (typeof, lambda field: field._numba_type_):
+    assert type(ask(Field(BN254.scalar))) is FieldType
+    try:
+        print(ask(early))
+    except TypeError as error:
+        assert str(error) == "LaneField[bn254.fr, 1]: the kernels for it are not imported", error
+from gpuprover.cpu.kernels.lanes import LaneFieldType
+assert type(typeof(early)) is type(typeof(LaneField(BN254.scalar))) is LaneFieldType
+assert type(typeof(Field(BN254.scalar))) is FieldType
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 @jit

@@ -22,27 +22,23 @@ from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InsecureKeyWarning, InvalidInput, MalformedFile
-from gpuprover.formats import key_warnings as texts
 from gpuprover.formats import ptau as pt
-from gpuprover.formats import zkey
-from gpuprover.formats.groth16_json import (
-    Proof,
-    VerificationKey,
-    parse_verification_key,
-    proof_to_json,
-    verification_key_points,
-)
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import read_r1cs
-from gpuprover.formats.zkey import load_key
-from gpuprover.groth16 import consistency
-from gpuprover.groth16.consistency import check_against_powers, check_circuit, check_key, check_powers
-from gpuprover.groth16.setup import setup_from_ptau, setup_insecure
 from gpuprover.job import Job
-from gpuprover.solidity import export_verifier
+from gpuprover.limbs import Words, generator, ints_to_words, words_to_g1
+from gpuprover.systems.groth16 import consistency
+from gpuprover.systems.groth16 import key as zkey
+from gpuprover.systems.groth16 import key_warnings as texts
+from gpuprover.systems.groth16.consistency import check_against_powers, check_circuit, check_key, check_powers
+from gpuprover.systems.groth16.documents import Proof, VerificationKey, parse_verification_key, proof_to_json
+from gpuprover.systems.groth16.key import load_key
+from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure
+from gpuprover.systems.groth16.solidity import export_verifier
 from gpuprover.verifier.keys import LoadedKey
 from tests.support.containers import contributed, edit, make_ptau, put, unpack
 from tests.support.running import Run
+from tests.support.samples import plain, point_words, row, spec
 
 TAU, ALPHA, BETA = 123456789, 987654321, 192837465
 both_curves = pytest.mark.parametrize("curve", CURVES, ids=lambda c: c.name)
@@ -95,8 +91,9 @@ class Made:
 def forged(key: VerificationKey, public: list[int], log: int) -> dict[str, Any]:
     """A proof of any statement, for who knows δ = log·γ: A = α, B = β, C = −X/log."""
     E, r = reference.g1(key.curve), key.curve.r
-    x = E.msm(key.ic, (1, *public))
-    return proof_to_json(Proof(key.alpha1, key.beta2, E.scalar_mul(x, -pow(log, -1, r) % r)), key.curve)
+    x = E.msm(words_to_g1(key.curve, key.ic), (1, *public))
+    c = row(key.curve, Group.G1, E.scalar_mul(x, -pow(log, -1, r) % r))
+    return proof_to_json(Proof(key.alpha1, key.beta2, c), key.curve)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +132,9 @@ def test_every_command_tells_of_a_key_that_anyone_can_forge_for(
         assert contract.exists()
 
 
-def negated(curve: CurveParams, point: Any) -> Any:
-    return reference.g2(curve).neg(point) if isinstance(point[0], tuple) else reference.g1(curve).neg(point)
+def negated(curve: CurveParams, point: Words) -> Words:
+    group = Group.G1 if len(point) == curve.g1_words else Group.G2
+    return row(curve, group, spec(curve, group).neg(plain(curve, group, point)))
 
 
 @both_curves
@@ -149,33 +147,39 @@ def test_warnings_follow_from_points(curve: CurveParams, made: Any) -> None:
     # A contribution does not take back what the maker of the first phase knows.
     assert load_key(contributed(made(curve).own, 7, cpu(curve))).warnings == (texts.OWN_GAMMA,)
 
+    def ic(logs: list[int]) -> Words:
+        """The constant's point and those of public signals with these logarithms."""
+        return point_words(curve, Group.G1, [9, *logs])
+
     def changed(**points: Any) -> tuple[str, ...]:
         h = sound.header
         given = {
             name: getattr(h, name) for name in ("alpha1", "beta1", "beta2", "gamma2", "delta1", "delta2")
         }
-        return texts.key_warnings(curve, **{**given, "signals": [1, 2], "contributions": 5, **points})
+        return texts.key_warnings(curve, **{**given, "ic": ic([1, 2]), "contributions": 5, **points})
 
-    h, other = sound.header, reference.g2(curve).scalar_mul(curve.g2, 99)
+    h, (other,) = sound.header, point_words(curve, Group.G2, [99])
+    g1, g2 = generator(curve, Group.G1), generator(curve, Group.G2)
     for sign in (lambda p: p, lambda p: negated(curve, p)):
-        assert changed(delta1=sign(curve.g1)) == (texts.NO_CONTRIBUTION,)
-        assert changed(delta2=sign(curve.g2)) == (texts.NO_CONTRIBUTION,)
+        assert changed(delta1=sign(g1)) == (texts.NO_CONTRIBUTION,)
+        assert changed(delta2=sign(g2)) == (texts.NO_CONTRIBUTION,)
         assert changed(gamma2=other, delta2=sign(other)) == (texts.NO_CONTRIBUTION,)
         assert changed(gamma2=sign(h.beta2)) == (texts.NO_FIRST_PHASE, texts.OWN_GAMMA)
         for name in ("alpha1", "beta1"):
-            assert changed(**{name: sign(curve.g1)}) == (texts.NO_FIRST_PHASE,)
-        assert changed(beta2=sign(curve.g2)) == (texts.NO_FIRST_PHASE,)
+            assert changed(**{name: sign(g1)}) == (texts.NO_FIRST_PHASE,)
+        assert changed(beta2=sign(g2)) == (texts.NO_FIRST_PHASE,)
         assert changed(delta1=sign(h.alpha1)) == (texts.DEPENDENT,)
         assert changed(delta2=sign(h.beta2)) == (texts.DEPENDENT,)
     assert changed(gamma2=other) == (texts.OWN_GAMMA,)
     assert changed(contributions=0) == (texts.INSECURE,)
-    assert "public signal 1 is not bound" in changed(signals=[5, None, 6])[0]
-    assert "public signals 0 and 2 are bound by the same point" in changed(signals=[5, 6, 5])[0]
+    assert "public signal 1 is not bound" in changed(ic=ic([5, 0, 6]))[0]
+    for again in (5, -5):
+        assert "public signals 0 and 2 are bound by the same point" in changed(ic=ic([5, 6, again]))[0]
 
 
 def test_the_library_warns_of_documents(made: Any) -> None:
     key = load_key(made(BN254).initial)
-    document, public = verification_key_points(key.vk), ["1"] * key.n_public
+    document, public = key.vk.document, ["1"] * key.n_public
     proof = forged(key.vk, [1] * key.n_public, 1)
     with pytest.warns(InsecureKeyWarning, match="anyone can forge proofs"):
         assert gpuprover.verify(document, public, proof)
@@ -188,12 +192,12 @@ def test_the_library_warns_of_documents(made: Any) -> None:
 def test_verifiers_and_folders_tell(made: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = made(BN254)
     weak, sound = load_key(files.initial), load_key(files.final)
-    loaded = LoadedKey(verification_key_points(weak.vk))
+    loaded = LoadedKey(weak.vk.document)
     loaded.prepare()
     assert loaded.describe()["warnings"] == [texts.NO_CONTRIBUTION]
-    assert LoadedKey(verification_key_points(sound.vk)).warnings == ()
+    assert LoadedKey(sound.vk.document).warnings == ()
     (tmp_path / "weak.zkey").write_bytes(files.initial)
-    (tmp_path / "document.vkey.json").write_text(json.dumps(verification_key_points(weak.vk)))
+    (tmp_path / "document.vkey.json").write_text(json.dumps(weak.vk.document))
     (tmp_path / "sound.zkey").write_bytes(files.final)
     (tmp_path / "damaged.zkey").write_bytes(b"zkey")
     directory = CircuitDirectory(tmp_path)
@@ -207,7 +211,7 @@ def test_verifiers_and_folders_tell(made: Any, tmp_path: Path, caplog: pytest.Lo
 
 def test_the_verifiers_command_tells_before_it_listens(made: Any, tmp_path: Path) -> None:
     vkey = tmp_path / "v.json"
-    vkey.write_text(json.dumps(verification_key_points(load_key(made(BN254).initial).vk)))
+    vkey.write_text(json.dumps(load_key(made(BN254).initial).vk.document))
     command = [sys.executable, "-m", "gpuprover", "verifier", "--vkey", f"k={vkey}"]
     command += ["--socket", str(vkey / "socket")]  # below a file, where no socket can be
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -229,7 +233,7 @@ def test_strict_takes_one_spelling(spelling: str, made: Any, run: Run, tmp_path:
     key = load_key(made(BN254).final)
     result = gpuprover.prove(key, made(BN254).wtns)
     vkey, proof, public = (tmp_path / f"{n}.json" for n in ("vkey", "proof", "public"))
-    vkey.write_text(json.dumps(verification_key_points(key.vk)))
+    vkey.write_text(json.dumps(key.vk.document))
 
     def other(text: str) -> Any:
         return int(text) if spelling == "{}" else spelling.format(text if spelling == "0{}" else int(text))
@@ -359,9 +363,9 @@ def test_a_key_and_its_circuit(curve: CurveParams, made: Any, tmp_path: Path) ->
     check_circuit(key, r1cs, backend)
     with pytest.raises(MalformedFile, match="8 variables, expected 9 for"):
         check_circuit(key, chain_circuit(6, curve).r1cs, backend)
-    for name, row in (("public rows dropped", "row 6 of A"), ("first coefficient", "row 0 of A")):
+    for name, place in (("public rows dropped", "row 6 of A"), ("first coefficient", "row 0 of A")):
         changed = load_key(manipulations(curve)[name][0](files.final))
-        with pytest.raises(MalformedFile, match=rf"section 4 \(coefficients\): {row} is not that of"):
+        with pytest.raises(MalformedFile, match=rf"section 4 \(coefficients\): {place} is not that of"):
             check_circuit(changed, r1cs, backend)
 
 
@@ -414,14 +418,11 @@ def test_known_secrets_of_a_ceremony(curve: CurveParams, secrets: Any, known: bo
 
 def degenerate_ptau(curve: CurveParams, tau: int, alpha: int, beta: int, backend: Backend) -> bytes:
     """As :func:`make_ptau` for τ = 1 or −1, as ``snarkjs powersoftau new`` and ``prepare phase2`` make it."""
-    from gpuprover.limbs import ints_to_words
-
     data = make_ptau(curve, 4, TAU, alpha, beta, backend)
 
     def points(group: Group, scalars: list[int], factor: int = 1) -> bytes:
-        generator = curve.g1 if group is Group.G1 else curve.g2
         words = ints_to_words((s * factor % curve.r for s in scalars), curve.scalar.limbs)
-        return backend.fixed_base_mul(group, generator, words).tobytes()
+        return backend.fixed_base_mul(group, generator(curve, group), words).tobytes()
 
     def lagrange(top: int) -> list[int]:
         found = []

@@ -8,24 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams
+from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.errors import MalformedFile, ProverError, UnsupportedFile
-from gpuprover.formats.groth16_json import (
+from gpuprover.formats.json_files import read_json
+from gpuprover.formats.snarkjs_json import g1_to_json, g2_to_json, parse_public_signals
+from gpuprover.systems.groth16.documents import (
     Proof,
-    digest,
-    g1_to_json,
-    g2_to_json,
     parse_proof,
-    parse_public_signals,
     parse_verification_key,
     proof_to_json,
-    verification_key_points,
     verification_key_to_json,
 )
-from gpuprover.formats.json_files import read_json
-from gpuprover.formats.zkey import load_key
+from gpuprover.systems.groth16.key import load_key
 from tests.support.paths import VECTORS
 
 both_curves = pytest.mark.parametrize("curve", CURVES, ids=lambda c: c.name)
@@ -49,14 +46,14 @@ def test_digest_is_of_the_values(curve: CurveParams) -> None:
     """However a key is written; any other value gives another digest."""
     written = document(curve, "vkey")
     key = parse_verification_key(written)
-    bare = verification_key_points(key)
+    bare = key.document
     assert bare == {name: value for name, value in written.items() if name != "vk_alphabeta_12"}
-    assert digest(parse_verification_key(bare)) == digest(key)
+    assert parse_verification_key(bare).digest == key.digest
     numbers = json.loads(json.dumps(written).replace('"1"', "1"))
-    assert digest(parse_verification_key(numbers)) == digest(key)
-    other = replace(key, ic=(*key.ic[:-1], key.alpha1))
+    assert parse_verification_key(numbers).digest == key.digest
+    other = replace(key, ic=np.stack([*key.ic[:-1], key.alpha1]))
     swapped = replace(key, gamma2=key.delta2, delta2=key.gamma2)
-    assert len({digest(k) for k in (key, other, swapped)}) == 3
+    assert len({k.digest for k in (key, other, swapped)}) == 3
 
 
 def test_verification_keys_of_snarkjs(data_dir: Path) -> None:
@@ -79,7 +76,7 @@ def test_verification_keys_of_snarkjs(data_dir: Path) -> None:
 def test_proof_round_trip(curve: CurveParams) -> None:
     proof = parse_proof(document(curve, "proof"), curve)
     assert proof_to_json(proof, curve) == document(curve, "proof")
-    nothing = Proof(None, None, None)
+    nothing = Proof(*(np.zeros(group.words(curve), np.uint64) for group in (Group.G1, Group.G2, Group.G1)))
     assert parse_proof(proof_to_json(nothing, curve), curve) == nothing
 
 

@@ -21,9 +21,9 @@ from gpuprover.circuits import Circuit, CircuitBuilder, bits_circuit, chain_circ
 from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.devices import open_backend
 from gpuprover.formats.wtns import read_witness
-from gpuprover.groth16 import prover, verifier
 from gpuprover.job import Job, Progress
 from gpuprover.limbs import words_to_ints
+from gpuprover.systems.groth16 import prover, verifier
 from tests.support.containers import edit, put, reordered
 from tests.support.paths import ROOT, VECTORS
 
@@ -439,12 +439,12 @@ def test_two_false_proofs_do_not_cancel_out(chain: Made) -> None:
     public = prover.public_signals(key, witness)
     proof = prover.prove(key, witness, backend)
     from gpuprover.curves import Group
-    from gpuprover.formats.groth16_json import Proof
+    from gpuprover.systems.groth16.documents import Proof
+    from tests.support.samples import row
 
-    shift = [
-        backend.points.linear_combination(Group.G1, [proof.c, key.curve.g1], [1, sign]) for sign in (1, -1)
-    ]
-    pair = [(public, Proof(proof.a, proof.b, c)) for c in shift]  # type: ignore[arg-type]
+    terms = np.stack([proof.c, row(key.curve, Group.G1, key.curve.g1)])
+    shift = [backend.points.linear_combination(Group.G1, terms, [1, sign]) for sign in (1, -1)]
+    pair = [(public, Proof(proof.a, proof.b, c)) for c in shift]
     assert verifier.verify_batch(key.vk, pair, backend) == [False, False]
 
 

@@ -15,8 +15,8 @@ import pytest
 import gpuprover
 from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.executor import ProofRequest
-from gpuprover.formats.zkey import B1, B2, A, H, ProvingKey, load_key
-from gpuprover.groth16 import prover
+from gpuprover.systems.groth16 import prover
+from gpuprover.systems.groth16.key import B1, B2, A, H, ProvingKey, load_key
 from tests.support.containers import edit, put
 from tests.support.paths import VECTORS
 from tests.support.samples import curve_point, from_words, spec, to_words

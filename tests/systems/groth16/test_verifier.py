@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpuprover.backend import Backend
@@ -13,10 +14,20 @@ from gpuprover.cpu import membership
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.errors import MalformedFile
-from gpuprover.formats.groth16_json import Proof, VerificationKey
-from gpuprover.groth16 import verifier
 from gpuprover.job import Job
-from tests.support.samples import curve_point, field_edges, has_cofactor, spec, whole_order
+from gpuprover.limbs import Words
+from gpuprover.systems.groth16 import verifier
+from gpuprover.systems.groth16.documents import Proof, VerificationKey
+from tests.support.samples import (
+    curve_point,
+    field_edges,
+    has_cofactor,
+    plain,
+    point_words,
+    row,
+    spec,
+    whole_order,
+)
 
 Statement = tuple[list[int], Proof]
 
@@ -36,13 +47,12 @@ class Simulator:
     def curve(self) -> CurveParams:
         return self.backend.curve
 
-    def _times(self, group: Group, k: int) -> Any:
-        generator: Any = self.curve.g1 if group is Group.G1 else self.curve.g2
-        return self.backend.points.linear_combination(group, [generator], [k])
+    def _times(self, group: Group, k: int) -> Words:
+        return self.backend.points.linear_combination(group, point_words(self.curve, group, [1]), [k])
 
     def key(self) -> VerificationKey:
         g2 = [self._times(Group.G2, k) for k in (self.beta, self.gamma, self.delta)]
-        ic = tuple(self._times(Group.G1, k) for k in self.ic)
+        ic = np.stack([self._times(Group.G1, k) for k in self.ic])
         return VerificationKey(self.curve, self._times(Group.G1, self.alpha), *g2, ic)
 
     def rest(self, public: list[int]) -> int:
@@ -71,6 +81,11 @@ def statements(s: Simulator, rng: random.Random, n: int) -> list[Statement]:
     return [s.prove(row, rng.randrange(1, r), rng.randrange(1, r)) for row in rows]
 
 
+def shifted(curve: CurveParams, group: Group, words: Words, by: Any) -> Words:
+    """A point uint64[words] plus one of the whole curve in plain integers."""
+    return row(curve, group, spec(curve, group).add(plain(curve, group, words), by))
+
+
 def outside_g2(curve: CurveParams, rng: random.Random) -> dict[str, Any]:
     E = spec(curve, Group.G2)
     any_point = curve_point(curve, Group.G2, rng)
@@ -79,7 +94,7 @@ def outside_g2(curve: CurveParams, rng: random.Random) -> dict[str, Any]:
         "any": any_point,
         "in the cofactor's part": E.scalar_mul(any_point, curve.r),
         "of order 10069 or 13": E.scalar_mul(
-            any_point, curve.r * (cofactor // (10069 if curve.family == "BN" else 13))
+            any_point, curve.r * (cofactor // (10069 if curve.pairing.family == "BN" else 13))
         ),
     }
 
@@ -93,7 +108,7 @@ def test_one_bad_proof_at_each_position(curve: CurveParams, rng: random.Random) 
         ([(public[0] + 1) % curve.r, public[1]], proof),
         (public, replace(proof, a=proof.c)),
         (public, replace(proof, b=key.beta2)),
-        (public, replace(proof, c=None)),
+        (public, replace(proof, c=np.zeros_like(proof.c))),
     ]
     for i in range(7):
         statement = bad[i % len(bad)]
@@ -105,21 +120,22 @@ def test_one_bad_proof_at_each_position(curve: CurveParams, rng: random.Random) 
 def test_points_of_g2_outside_the_subgroup(curve: CurveParams, rng: random.Random) -> None:
     s = simulator(curve, rng, 1)
     key, good = s.key(), statements(s, rng, 3)
-    E = spec(curve, Group.G2)
     for name, point in outside_g2(curve, rng).items():
         if point is None:
             continue
         for public, proof in good:
-            for b in (point, E.add(proof.b, point)):
+            for b in (row(curve, Group.G2, point), shifted(curve, Group.G2, proof.b, point)):
                 with pytest.raises(MalformedFile, match=r"pi_b.*subgroup"):
                     verifier.verify(key, public, replace(proof, b=b), s.backend)
         for i in range(3):
             batch = list(good)
-            batch[i] = (good[i][0], replace(good[i][1], b=E.add(good[i][1].b, point)))
+            public, proof = good[i]
+            batch[i] = (public, replace(proof, b=shifted(curve, Group.G2, proof.b, point)))
             assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(3)], name
         for part in ("beta2", "gamma2", "delta2"):
             with pytest.raises(MalformedFile, match=rf"vk_{part[:-1]}_2.*subgroup"):
-                verifier.verify(replace(key, **{part: point}), *good[0], s.backend)  # type: ignore[arg-type]
+                outside: Any = {part: row(curve, Group.G2, point)}
+                verifier.verify(replace(key, **outside), *good[0], s.backend)
 
 
 def test_points_of_g1_outside_the_subgroup(curve: CurveParams, rng: random.Random) -> None:
@@ -133,7 +149,7 @@ def test_points_of_g1_outside_the_subgroup(curve: CurveParams, rng: random.Rando
         batch = list(good)
         for i in (1, 3):
             public, proof = good[i]
-            point = E.add(getattr(proof, part), small)
+            point = shifted(curve, Group.G1, getattr(proof, part), small)
             batch[i] = (public, replace(proof, **{part: point}))
             with pytest.raises(MalformedFile, match=rf"pi_{part}.*subgroup"):
                 verifier.verify(key, *batch[i], s.backend)
@@ -150,7 +166,7 @@ def test_batches_with_many_points_outside_g1(curve: CurveParams, rng: random.Ran
     E = spec(curve, Group.G1)
     small = E.scalar_mul(curve_point(curve, Group.G1, rng), curve.r)
     bad = [
-        (public, replace(proof, **{part: E.add(getattr(proof, part), small)}))
+        (public, replace(proof, **{part: shifted(curve, Group.G1, getattr(proof, part), small)}))
         for i, (public, proof) in enumerate(good)
         for part in ("ac"[i % 2],)
     ]
@@ -173,7 +189,7 @@ def test_sizes_of_batches(curve: CurveParams, rng: random.Random, n: int) -> Non
             ([(public[0] + 1) % curve.r], proof),
             (public, replace(proof, a=key.alpha1)),
             (public, replace(proof, c=proof.a)),
-            (public, replace(proof, b=curve_point(curve, Group.G2, rng))),
+            (public, replace(proof, b=row(curve, Group.G2, curve_point(curve, Group.G2, rng)))),
         ):
             batch = [*good[:i], statement, *good[i + 1 :]]
             assert verifier.verify_batch(key, batch, s.backend) == [k != i for k in range(n)]
@@ -197,8 +213,10 @@ def test_false_proofs_do_not_cancel_out(curve: CurveParams, rng: random.Random) 
     key, good = s.key(), statements(s, rng, 8)
     E = spec(curve, Group.G1)
     batch = list(good)
-    for i, error in ((2, key.alpha1), (6, E.neg(key.alpha1))):
-        batch[i] = (good[i][0], replace(good[i][1], c=E.add(good[i][1].c, error)))
+    error = plain(curve, Group.G1, key.alpha1)
+    for i, by in ((2, error), (6, E.neg(error))):
+        public, proof = good[i]
+        batch[i] = (public, replace(proof, c=shifted(curve, Group.G1, proof.c, by)))
     assert verifier.verify_batch(key, batch, s.backend) == [k not in (2, 6) for k in range(8)]
 
 
@@ -210,17 +228,17 @@ def test_infinity_in_proofs(curve: CurveParams, rng: random.Random) -> None:
     _, no_a = s.prove(public, 0, rng.randrange(1, r))
     _, no_b = s.prove(public, rng.randrange(1, r), 0)
     _, no_c = s.prove(public, s.rest(public), 1)
-    assert (no_a.a, no_b.b, no_c.c) == (None, None, None)
+    assert not any(point.any() for point in (no_a.a, no_b.b, no_c.c))
     good: list[Statement] = [(public, proof) for proof in (no_a, no_b, no_c)]
     for statement in good:
         assert verifier.verify(key, *statement, s.backend)
     assert verifier.verify_batch(key, good, s.backend) == [True] * 3
-    outside = curve_point(curve, Group.G2, rng)
+    outside = row(curve, Group.G2, curve_point(curve, Group.G2, rng))
     hidden: Statement = (public, replace(no_a, b=outside))
     with pytest.raises(MalformedFile, match=r"pi_b.*subgroup"):
         verifier.verify(key, *hidden, s.backend)
     assert verifier.verify_batch(key, [*good, hidden], s.backend) == [True, True, True, False]
-    nothing = Proof(None, None, None)
+    nothing = Proof(*(np.zeros_like(point) for point in (no_a.a, no_a.b, no_a.c)))
     assert not verifier.verify(key, public, nothing, s.backend)
     assert verifier.verify_batch(key, [good[0], (public, nothing)], s.backend) == [True, False]
 
@@ -245,7 +263,9 @@ def test_batches_in_parts(curve: CurveParams, rng: random.Random, monkeypatch: p
     key, good = s.key(), statements(s, rng, 11)
     monkeypatch.setattr(verifier, "BATCH", 4)
     bad = [3, 4, 10]
-    batch = [(public, replace(p, c=None) if i in bad else p) for i, (public, p) in enumerate(good)]
+    batch = [
+        (public, replace(p, c=np.zeros_like(p.c)) if i in bad else p) for i, (public, p) in enumerate(good)
+    ]
     assert verifier.verify_batch(key, batch, s.backend) == [i not in bad for i in range(11)]
 
 
@@ -261,4 +281,4 @@ def test_a_key_serves_every_backend(curve: CurveParams, rng: random.Random) -> N
         verifier._input_point(key, verifier._keys.get(key, b, "key"), [1, *public], b)
         for b in (s.backend, other)
     ]
-    assert x[0] == x[1]
+    assert np.array_equal(x[0], x[1])

@@ -16,25 +16,38 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form
-from gpuprover.curves import Group
-from gpuprover.errors import MalformedFile, UnsatisfiedWitness, WitnessMismatch
-from gpuprover.formats.groth16_json import Proof
+from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyMatrices
+from gpuprover.errors import InvalidInput, MalformedFile, UnsatisfiedWitness, WitnessMismatch
 from gpuprover.formats.wtns import Witness
-from gpuprover.formats.zkey import COEFFICIENTS, SECTIONS, ProvingKey
-from gpuprover.groth16.verifier import verify
 from gpuprover.limbs import Words, words_to_ints
 from gpuprover.polynomial import Coset, Domain
+from gpuprover.systems.groth16.documents import Proof
+from gpuprover.systems.groth16.key import COEFFICIENTS, SECTIONS, ProvingKey, coefficient_dtype
+from gpuprover.systems.groth16.verifier import verify
 
 
 def random_blinding(key: ProvingKey) -> tuple[int, int]:
     """(r, s), uniform in [0, r) from the operating system."""
     return secrets.randbelow(key.curve.r), secrets.randbelow(key.curve.r)
+
+
+def check_blinding(blinding: object) -> tuple[int, int]:
+    """Fixed (r, s) as a caller gives it. Raises InvalidInput."""
+    if isinstance(blinding, tuple | list) and len(blinding) == 2:
+        r, s = blinding
+        if all(type(x) is int and x >= 0 for x in (r, s)):
+            return r, s
+    raise InvalidInput("blinding: expected two integers of at least 0")
 
 
 def check_witness_fits(key: ProvingKey, witness: Witness) -> None:
@@ -60,14 +73,112 @@ def public_signals(key: ProvingKey, witness: Witness) -> list[int]:
     return words_to_ints(witness.values[1 : key.n_public + 1])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a device works with: the long sections of a key, as :class:`ProvingKey` has them."""
+
+    curve: CurveParams
+    n_public: int
+    domain_size: int
+    coefficients: NDArray[Any]
+    a: Words
+    b1: Words
+    b2: Words
+    c: Words
+    h: Words
+
+
+def rehearse(demand: Demand, backend: Backend) -> None:
+    """The steps of a proof for a backend that only counts: all elements of an array lie at one place."""
+    (matrices,) = demand.matrices
+    record = np.zeros((), dtype=coefficient_dtype(demand.curve))
+    a, b1, b2, c, h = (
+        np.broadcast_to(np.uint64(0), (bases.size, bases.group.words(demand.curve))) for bases in demand.bases
+    )
+    n_public = demand.witness - len(c) - 1
+    parts = Parts(
+        demand.curve, n_public, matrices.rows, np.broadcast_to(record, matrices.entries), a, b1, b2, c, h
+    )
+    w = np.empty((demand.witness, demand.curve.scalar.limbs), dtype=np.uint64)
+    sums(parts, w, backend)
+
+
+def demand(curve: CurveParams, n_vars: int, n_public: int, domain_size: int, n_coefficients: int) -> Demand:
+    """What a proof with a key of these sizes asks of a device."""
+    return Demand(
+        system="groth16",
+        curve=curve,
+        witness=n_vars,
+        domains=(Domain(curve.scalar, domain_size.bit_length() - 1),),
+        bases=(
+            KeyBases("A", Group.G1, n_vars),
+            KeyBases("B1", Group.G1, n_vars),
+            KeyBases("B2", Group.G2, n_vars),
+            KeyBases("C", Group.G1, n_vars - n_public - 1),
+            KeyBases("H", Group.G1, domain_size),
+        ),
+        matrices=(KeyMatrices("coefficients", 2, domain_size, n_coefficients),),
+        columns=(),
+        together=(("A", "B1", "B2"), ("C",), ("H",)),
+        rehearse=rehearse,
+    )
+
+
+def demand_of(key: ProvingKey) -> Demand:
+    """What a proof with a key asks of a device."""
+    return demand(key.curve, key.n_vars, key.n_public, key.domain_size, len(key.coefficients))
+
+
+def sums(
+    key: ProvingKey | Parts, w: Words, backend: Backend, meanwhile: Callable[[], None] = lambda: None
+) -> list[list[Words]]:
+    """Steps 1 to 3, all that a device does -> [[Σ w·A, Σ w·B in G1, Σ w·B in G2], [Σ w·C], [Σ h·H]].
+
+    Args:
+        w: the witness, canonical uint64[n_vars, limbs], contiguous.
+        meanwhile: called once, while a device works at the sums.
+
+    Raises:
+        IndexError: an index of the coefficients is out of range.
+    """
+    job = backend.job
+    with job.phase("constraints"):
+        matrices = backend.matrices("coefficients", *_entries(key.coefficients))
+        a, b = backend.spmv(matrices, w)
+        backend.free(matrices)
+        c = backend.mul(a, b)
+
+    with job.phase("quotient"):
+        domain = Domain(key.curve.scalar, key.domain_size.bit_length() - 1)
+        backend.to_coset_in_place([a, b, c], domain, Coset.ODD)
+        h = backend.multiply_subtract_in_place(a, b, c)
+        backend.free(b, c)
+
+    with job.phase("msm"):
+        parts = {"A": key.a, "B1": key.b1, "B2": key.b2, "C": key.c, "H": key.h}
+        bases = [backend.bases(name, points) for name, points in parts.items()]
+        found = backend.msm_many(
+            [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)], meanwhile
+        )
+        backend.free(h, *bases)
+    return found
+
+
 def prove(
-    key: ProvingKey, witness: Witness, backend: Backend, blinding: tuple[int, int] | None = None
+    key: ProvingKey,
+    witness: Witness,
+    backend: Backend,
+    blinding: tuple[int, int] | None = None,
+    budget: Budget = UNLIMITED,
 ) -> Proof:
     """A proof that the witness satisfies the key's circuit; not verified here (:func:`checked`).
 
     Args:
         blinding: (r, s), for tests only; random by default.
+        budget: what it may take of the device's memory and the host's.
+
     Raises:
+        OutOfMemory: it cannot be done within the budget.
         WitnessMismatch: see :func:`check_witness_fits`.
         MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
     """
@@ -85,29 +196,8 @@ def prove(
         blinds.append(combine(Group.G1, np.stack([k.beta1, k.delta1]), [1, s]))
         blinds.append(combine(Group.G1, k.delta1[None], [-r * s]))
 
-    with backend.proof(key.plan_header, key):
-        with job.phase("constraints"):
-            a, b = products(key, w, backend)
-            c = backend.mul(a, b)
-
-        with job.phase("quotient"):
-            domain = Domain(key.curve.scalar, key.log_domain)
-            backend.to_coset_in_place([a, b, c], domain, Coset.ODD)
-            h = backend.multiply_subtract_in_place(a, b, c)
-            backend.free(b, c)
-
-        with job.phase("msm"):
-            bases = [
-                backend.prepare_bases(Group.G1, key.a),
-                backend.prepare_bases(Group.G1, key.b1),
-                backend.prepare_bases(Group.G2, key.b2),
-                backend.prepare_bases(Group.G1, key.c),
-                backend.prepare_bases(Group.G1, key.h),
-            ]
-            (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = backend.msm_many(
-                [(bases[:3], w), (bases[3:4], w[key.n_public + 1 :]), (bases[4:], h)], blind
-            )
-            backend.free(h, *bases)
+    with backend.session(key.demand, key, budget), _indices_of(key):
+        (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = sums(key, w, backend, blind)
 
     with job.phase("blinding"):
         blind_a, blind_b, blind_b1, blind_c = blinds
@@ -124,21 +214,30 @@ def products(key: ProvingKey, w: Words, backend: Backend) -> list[Any]:
     Raises:
         MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
     """
-    records = key.coefficients
-    indices = records["matrix"], records["constraint"], records["signal"]
-    try:
-        matrices = backend.prepare_matrices(
-            2, key.domain_size, *indices, records["value"], Form.DOUBLE_MONTGOMERY
-        )
+    with _indices_of(key):
+        matrices = backend.prepare_matrices(2, key.domain_size, *_entries(key.coefficients))
         found = backend.spmv(matrices, w)
+    backend.free(matrices)
+    return found
+
+
+def _entries(records: NDArray[Any]) -> tuple[Any, Any, Any, Words, Form]:
+    """Coefficients as backends take them: matrices, rows, columns, values and their form."""
+    indices = records["matrix"], records["constraint"], records["signal"]
+    return *indices, records["value"], Form.DOUBLE_MONTGOMERY
+
+
+@contextmanager
+def _indices_of(key: ProvingKey) -> Iterator[None]:
+    """An index that is out of range by now is the file's fault."""
+    try:
+        yield
     except IndexError:
         raise MalformedFile(
             key.path,
             f"section {COEFFICIENTS} ({SECTIONS[COEFFICIENTS]})",
             "a record is out of range by now: the file has been written to since it was loaded",
         ) from None
-    backend.free(matrices)
-    return found
 
 
 _sound: set[int] = set()

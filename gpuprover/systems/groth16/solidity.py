@@ -16,8 +16,9 @@ from typing import Any
 
 from gpuprover.curves import BN254
 from gpuprover.errors import InvalidInput, UnsupportedFile
-from gpuprover.formats.groth16_json import parse_proof, parse_public_signals, parse_verification_key
+from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.limbs import Words, words_to_field
+from gpuprover.systems.groth16.documents import parse_proof, parse_verification_key
 
 _CONTRACT = """\
 // SPDX-License-Identifier: MIT
@@ -113,7 +114,7 @@ def export_verifier(verification_key: dict[str, Any], *, allow_insecure: bool = 
     Raises:
         MalformedFile: the document is damaged.
         UnsupportedFile: a curve without precompiles, or another protocol.
-        InvalidInput: an insecure key (:mod:`gpuprover.formats.key_warnings`).
+        InvalidInput: an insecure key (:mod:`gpuprover.systems.groth16.key_warnings`).
     """
     key = parse_verification_key(verification_key)
     _require_bn254(key.curve is BN254, "verification key")
@@ -144,7 +145,9 @@ def export_verifier(verification_key: dict[str, Any], *, allow_insecure: bool = 
     )
 
 
-def export_calldata(public_signals: Any, proof: Any) -> str:
+def export_calldata(
+    public_signals: Any, proof: Any, public_source: str = "public signals", proof_source: str = "proof"
+) -> str:
     """The arguments of ``verifyProof`` as ``snarkjs zkey export soliditycalldata`` prints them.
 
     Raises:
@@ -153,8 +156,8 @@ def export_calldata(public_signals: Any, proof: Any) -> str:
     """
     curve = proof.get("curve", BN254.snarkjs_name) if isinstance(proof, dict) else BN254.snarkjs_name
     _require_bn254(curve in (BN254.snarkjs_name, BN254.name), "proof")
-    parsed = parse_proof(proof, BN254)
-    signals = parse_public_signals(public_signals, BN254)
+    parsed = parse_proof(proof, BN254, proof_source)
+    signals = parse_public_signals(public_signals, BN254, source=public_source)
     x0, x1, y0, y1 = _coordinates(parsed.b)
     a, c = (_pair(*_coordinates(point)) for point in (parsed.a, parsed.c))
     b = f"[{_pair(x1, x0)},{_pair(y1, y0)}]"

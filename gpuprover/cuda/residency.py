@@ -9,7 +9,7 @@ them from the best to the leanest, in the order in which a proof gives things up
    nobody holds, either; and, without them, the former again;
 3. sums over all points at once: they are taken a half, then a quarter at a time;
 4. the bases themselves, the shortest first: they are sent anew for every proof, in slices;
-5. the matrices, likewise;
+5. the matrices and columns, likewise;
 6. the transforms' tables, for compact ones;
 7. the length of slices.
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 
@@ -32,7 +32,7 @@ from gpuprover.cuda.memory import Arena, Pool, Resident, Residents, aligned, nee
 from gpuprover.cuda.msm_plan import MsmPlan, choose_plan, point_bytes
 from gpuprover.cuda.ntt import table_bytes as twiddle_bytes
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import KeyHeader
+from gpuprover.demand import Demand
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.polynomial import Domain
 
@@ -55,11 +55,11 @@ class RowsPart:
     """One set of bases.
 
     Attributes:
-        place: which, by index in :func:`sets_of`.
-        plan: of the multiples beside them; None for none, where any plan without multiples serves.
+        name: their name in the demand.
+        plan: the plan that their multiples are for; None where there are none, and any plan without serves.
     """
 
-    place: int
+    name: str
     group: Group
     n: int
     plan: MsmPlan | None
@@ -67,11 +67,22 @@ class RowsPart:
 
 @dataclass(frozen=True)
 class MatricesPart:
-    """The key's matrices: entries in slices of ``size``, all of them on the device or one at a time."""
+    """Matrices of a key: entries in slices of ``size``, all of them on the device or one at a time."""
 
+    name: str
+    count: int
     rows: int
     entries: int
     size: int
+    resident: bool = True
+
+
+@dataclass(frozen=True)
+class ColumnPart:
+    """A vector of a key, which lies on the device, or is sent."""
+
+    name: str
+    n: int
     resident: bool = True
 
 
@@ -90,7 +101,7 @@ class ArenaPart:
     size: int
 
 
-Part = RowsPart | MatricesPart | TwiddlesPart | ArenaPart
+Part = RowsPart | MatricesPart | ColumnPart | TwiddlesPart | ArenaPart
 
 
 @dataclass(frozen=True)
@@ -98,12 +109,12 @@ class SumsPlan:
     """Sums of the same scalars with several sets of bases.
 
     Attributes:
-        places: of the sets, by index in :func:`sets_of`.
-        plan: ``plan.n`` points are taken at a time.
+        names: the sets' names in the demand.
+        plan: the plan of the sums, which take ``plan.n`` points at a time.
         resident: whether the bases lie on the device; else they are sent.
     """
 
-    places: tuple[int, ...]
+    names: tuple[str, ...]
     n: int
     plan: MsmPlan
     resident: bool = True
@@ -113,8 +124,8 @@ class SumsPlan:
         """Its bases."""
         kept = self.plan if self.plan.depth > 1 else None
         return tuple(
-            RowsPart(place, group, self.n, kept)
-            for place, group in zip(self.places, self.plan.groups, strict=True)
+            RowsPart(name, group, self.n, kept)
+            for name, group in zip(self.names, self.plan.groups, strict=True)
         )
 
 
@@ -129,14 +140,15 @@ class Layout:
 
     curve: CurveParams
     sums: tuple[SumsPlan, ...]
-    matrices: MatricesPart
-    twiddles: TwiddlesPart
+    matrices: tuple[MatricesPart, ...]
+    columns: tuple[ColumnPart, ...]
+    twiddles: tuple[TwiddlesPart, ...]
     beside: bool = True
 
     def resident(self) -> list[Part]:
         """What lies in the pool, besides the arena."""
         rows = [part for sums in self.sums if sums.resident for part in sums.rows]
-        parts: list[Part] = [self.twiddles, self.matrices, *rows]
+        parts: list[Part] = [*self.twiddles, *self.matrices, *self.columns, *rows]
         return [part for part in parts if size_of(self.curve, part)]
 
 
@@ -149,7 +161,9 @@ def size_of(curve: CurveParams, part: Part) -> int:
         case MatricesPart():
             if not part.resident:
                 return 0
-            return sparse.resident_bytes(curve, 2, part.rows, part.entries, part.size)
+            return sparse.resident_bytes(curve, part.count, part.rows, part.entries, part.size)
+        case ColumnPart():
+            return part.n * curve.scalar.bytes if part.resident else 0
         case TwiddlesPart():
             return twiddle_bytes(part.domain, part.compact)
         case ArenaPart():
@@ -164,20 +178,6 @@ def gives_way(part: Part) -> bool:
     """Whether it goes before the bases and matrices of keys do: it is soon made again, or not needed."""
     return has_multiples(part) or isinstance(part, TwiddlesPart | ArenaPart)
 
-
-def sets_of(header: KeyHeader) -> list[tuple[Group, int]]:
-    """The bases of a key: A, B in G1, B in G2, C and H."""
-    return [
-        (Group.G1, header.n_vars),
-        (Group.G1, header.n_vars),
-        (Group.G2, header.n_vars),
-        (Group.G1, header.n_vars - header.n_public - 1),
-        (Group.G1, header.domain_size),
-    ]
-
-
-REQUESTS = ((0, 1, 2), (3,), (4,))
-"""Places of bases that are multiplied by the same scalars."""
 
 Rehearse = Callable[[Layout], int]
 """The bytes of the arena of a proof with this layout."""
@@ -204,8 +204,7 @@ def choose(
 
 
 def layouts(
-    curve: CurveParams,
-    header: KeyHeader,
+    demand: Demand,
     device: Device,
     host_groups: Collection[Group],
     rehearse: Rehearse,
@@ -220,14 +219,13 @@ def layouts(
         lies: what of the key is there already; nothing at its first proof.
         shared: whether another proof uses that now.
     """
-    properties = device.properties
-    domain = Domain(curve.scalar, header.domain_size.bit_length() - 1)
-    sets = sets_of(header)
-    requests: list[tuple[tuple[int, ...], tuple[Group, ...], int]] = []
-    for request in REQUESTS:
-        places = tuple(i for i in request if sets[i][1] and sets[i][0] not in host_groups)
-        if places:
-            requests.append((places, tuple(sets[i][0] for i in places), sets[places[0]][1]))
+    curve, properties = demand.curve, device.properties
+    sets = {bases.name: bases for bases in demand.bases if bases.size and bases.group not in host_groups}
+    requests: list[tuple[tuple[str, ...], tuple[Group, ...], int]] = []
+    for together in demand.together:
+        names = tuple(name for name in together if name in sets)
+        if names:
+            requests.append((names, tuple(sets[name].group for name in names), sets[names[0]].size))
 
     def sized(layout: Layout) -> tuple[Layout, int, int]:
         return layout, sum(aligned(size_of(curve, p)) for p in layout.resident()), rehearse(layout)
@@ -237,21 +235,24 @@ def layouts(
         points = max(min(sums.n, SHORTEST_SLICE), -(-sums.n >> halvings))
         return replace(sums, plan=choose(curve, sums.plan.groups, points, properties))
 
-    entries = min(sparse.SLICE, max(sparse.CHUNK, header.n_coefficients))
     plain = Layout(
         curve,
-        tuple(SumsPlan(places, n, choose(curve, groups, n, properties)) for places, groups, n in requests),
-        MatricesPart(header.domain_size, header.n_coefficients, entries),
-        TwiddlesPart(domain),
+        tuple(SumsPlan(names, n, choose(curve, groups, n, properties)) for names, groups, n in requests),
+        tuple(
+            MatricesPart(m.name, m.count, m.rows, m.entries, min(sparse.SLICE, max(sparse.CHUNK, m.entries)))
+            for m in demand.matrices
+        ),
+        tuple(ColumnPart(column.name, column.size) for column in demand.columns),
+        tuple(map(TwiddlesPart, demand.domains)),
     )
     # 0. Tables are made once; what another proof uses is not made a second time.
-    there = {part.place: part for part in lies if isinstance(part, RowsPart)}
+    there = {part.name: part for part in lies if isinstance(part, RowsPart)}
     if (shared or any(map(has_multiples, lies))) and all(
-        i in there for places, _, _ in requests for i in places
+        name in there for names, _, _ in requests for name in names
     ):
         as_it_lies = []
         for sums in plain.sums:
-            kept = [there[i].plan for i in sums.places]
+            kept = [there[name].plan for name in sums.names]
             same = all(plan == kept[0] for plan in kept)
             as_it_lies.append(replace(sums, plan=kept[0]) if kept[0] is not None and same else sums)
         yield sized(replace(plain, sums=tuple(as_it_lies)))
@@ -282,16 +283,24 @@ def layouts(
         sent = replace(layout.sums[i], resident=False)
         layout = replace(layout, sums=(*layout.sums[:i], sent, *layout.sums[i + 1 :]))
         yield sized(layout)
-    layout = replace(layout, matrices=replace(layout.matrices, resident=False))
+    layout = replace(
+        layout,
+        matrices=tuple(replace(part, resident=False) for part in layout.matrices),
+        columns=tuple(replace(part, resident=False) for part in layout.columns),
+    )
     yield sized(layout)
-    layout = replace(layout, twiddles=TwiddlesPart(domain, compact=True))
+    layout = replace(layout, twiddles=tuple(replace(part, compact=True) for part in layout.twiddles))
     yield sized(layout)
+
+    def shorter(part: MatricesPart, halvings: int) -> MatricesPart:
+        longest = min(sparse.SLICE, max(sparse.CHUNK, part.entries))
+        return replace(part, size=max(min(SHORTEST_SLICE, longest), longest >> halvings))
+
     for halvings in range(3, MOST_HALVINGS + 1):
-        size = max(min(SHORTEST_SLICE, entries), entries >> halvings)
         layout = replace(
             layout,
             sums=tuple(cut(sums, halvings) for sums in layout.sums),
-            matrices=replace(layout.matrices, size=size),
+            matrices=tuple(shorter(part, halvings) for part in layout.matrices),
         )
         yield sized(layout)
 
@@ -301,34 +310,31 @@ class Session:
     """What one proof holds.
 
     Attributes:
+        demand: what it asked for.
         layout: where the parts of its key lie.
         arena: memory for all else.
         entries: the resident parts, and what the arena lies in, pinned.
         streams: the main one, those for sums in G2 and for sorts, and those for reductions; STREAMS, its own.
-        taken: places of bases that have been prepared.
     """
 
+    demand: Demand
     layout: Layout
     arena: Arena
     entries: list[Resident]
     streams: list[Stream]
-    taken: set[int] = field(default_factory=set)
 
-    def next_bases(self, group: Group, n: int) -> tuple[SumsPlan, RowsPart]:
-        """The part for bases that are prepared now: of several like it, the first that has not been taken."""
-        sums, part = next(
-            (sums, part)
-            for sums in self.layout.sums
-            for part in sums.rows
-            if (part.group, part.n) == (group, n) and part.place not in self.taken
-        )
-        self.taken.add(part.place)
-        return sums, part
+    def group(self, name: str) -> Group:
+        """The group of the bases of this name."""
+        return next(bases.group for bases in self.demand.bases if bases.name == name)
 
-    def entry(self, part: Part) -> Resident | None:
-        """Where a part lies; None where it does not stay."""
+    def bases(self, name: str) -> tuple[SumsPlan, RowsPart]:
+        """The sums and the part of the bases of this name."""
+        return next((sums, part) for sums in self.layout.sums for part in sums.rows if part.name == name)
+
+    def entry(self, part: Part) -> Resident:
+        """Where a resident part lies."""
         same = type(part)
-        return next((e for e in self.entries if type(e.kind) is same and e.kind == part), None)
+        return next(e for e in self.entries if type(e.kind) is same and e.kind == part)
 
 
 @dataclass(frozen=True)
@@ -343,8 +349,8 @@ class _Settled:
     """By the monotonic clock."""
 
 
-class Gpu:
-    """What proofs on one device share; any number of backends in any threads.
+class Residency:
+    """What lies on one device, and what proofs on it share; any number of backends in any threads.
 
     Args:
         limit: bytes of device memory that may be taken; by default a share of what is free.
@@ -369,8 +375,7 @@ class Gpu:
 
     def plan(
         self,
-        curve: CurveParams,
-        header: KeyHeader,
+        demand: Demand,
         host_groups: Collection[Group],
         rehearse: Rehearse,
         budget: int | None,
@@ -383,7 +388,7 @@ class Gpu:
         room = self.pool.limit if budget is None else budget
         need = 0
         for layout, held, arena in layouts(
-            curve, header, self.device, host_groups, rehearse, room, (), shared=False
+            demand, self.device, host_groups, rehearse, room, (), shared=False
         ):
             need = held + arena
             if need <= room:
@@ -392,8 +397,7 @@ class Gpu:
 
     def begin(
         self,
-        curve: CurveParams,
-        header: KeyHeader,
+        demand: Demand,
         owner: object,
         host_groups: Collection[Group],
         rehearse: Rehearse,
@@ -408,8 +412,8 @@ class Gpu:
         with self.pool.lock:
             if self._failure is not None:
                 raise DeviceError(self._failure)
-            asked = header, frozenset(host_groups), budget
-            session = self._as_before(asked, owner)
+            asked = demand, frozenset(host_groups), budget
+            session = self._as_before(demand, asked, owner)
             if session is not None:
                 return session
             own, everything = self.residents.of(owner), self.residents.all()
@@ -423,13 +427,13 @@ class Gpu:
             error: OutOfMemory | None = None
             need = 0
             for layout, rest, arena in layouts(
-                curve, header, self.device, host_groups, rehearse, free, lies, shared
+                demand, self.device, host_groups, rehearse, free, lies, shared
             ):
                 need = rest + arena
                 if need > total:
                     continue
                 try:
-                    session = self._take(layout, arena, owner)
+                    session = self._take(demand, layout, arena, owner)
                 except OutOfMemory as refused:
                     error = refused
                     continue
@@ -443,7 +447,7 @@ class Gpu:
                 error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
             raise error
 
-    def _as_before(self, asked: tuple[object, ...], owner: object) -> Session | None:
+    def _as_before(self, demand: Demand, asked: tuple[object, ...], owner: object) -> Session | None:
         """What the last proof had, while all of it lies there unused; nothing is asked of the device."""
         settled = self.residents.noted(owner)
         if settled is None or settled.asked != asked or settled.until < time.monotonic():
@@ -456,7 +460,8 @@ class Gpu:
         streams = self._take_streams(place)
         for entry in entries:
             self.residents.pin(entry)
-        return Session(settled.layout, Arena(place.block.address, settled.arena), entries, streams)
+        arena = Arena(place.block.address, settled.arena)
+        return Session(demand, settled.layout, arena, entries, streams)
 
     def _idle_arena(self, size: int) -> Resident | None:
         """The smallest entry in which such an arena may lie."""
@@ -472,7 +477,7 @@ class Gpu:
             self.device.wait(self._streams[-1][0], place.ready)
         return self._streams.pop()
 
-    def _take(self, layout: Layout, arena: int, owner: object) -> Session:
+    def _take(self, demand: Demand, layout: Layout, arena: int, owner: object) -> Session:
         """Pins or adds an entry for each resident part and for the arena; gives up the owner's others."""
         entries: list[Resident] = []
         added: list[Resident] = []
@@ -503,7 +508,7 @@ class Gpu:
             for entry in added:
                 self.residents.drop(entry)
             raise
-        return Session(layout, Arena(place.block.address, arena), entries + added, streams)
+        return Session(demand, layout, Arena(place.block.address, arena), entries + added, streams)
 
     @contextmanager
     def stream(self) -> Iterator[Stream]:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -35,17 +34,22 @@ from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form
 from gpuprover.curves import CurveParams, Group
+from gpuprover.demand import UNLIMITED
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
-from gpuprover.formats import zkey as zk
-from gpuprover.formats.key_warnings import NO_CONTRIBUTION, NO_FIRST_PHASE
+from gpuprover.formats.files import Pathish
 from gpuprover.formats.points import checked_point
-from gpuprover.formats.ptau import PowersOfTau
-from gpuprover.formats.r1cs import R1CS, SparseRows
-from gpuprover.formats.zkey import ProvingKey
-from gpuprover.groth16.prover import products
+from gpuprover.formats.ptau import PowersOfTau, read_ptau
+from gpuprover.formats.r1cs import R1CS, SparseRows, read_r1cs
+from gpuprover.formats.zkey import HEADER
 from gpuprover.limbs import Words, generator
+from gpuprover.memory import require
 from gpuprover.polynomial import Coset, Direction, Domain
+from gpuprover.systems.groth16 import key as zk
+from gpuprover.systems.groth16.key import ProvingKey
+from gpuprover.systems.groth16.key_warnings import NO_CONTRIBUTION, NO_FIRST_PHASE
+from gpuprover.systems.groth16.prover import products
+from gpuprover.systems.system import KeyCheck
 
 _WEIGHT_WORDS = 2
 """Of 64 random bits each."""
@@ -63,19 +67,6 @@ UNCLAIMED = (
     "{path} names no contribution: if nobody contributed, whoever made it can forge proofs for a key that "
     "is made from it"
 )
-
-
-@dataclass(frozen=True)
-class KeyCheck:
-    """What was looked at, in words, and what could not be.
-
-    Attributes:
-        warnings: of small logarithms, beyond :attr:`ProvingKey.warnings`.
-    """
-
-    checked: tuple[str, ...]
-    unchecked: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
 
 
 def log_domain(r1cs: R1CS) -> int:
@@ -98,7 +89,33 @@ def log_domain(r1cs: R1CS) -> int:
 def memory_needed(key: ProvingKey, backend: Backend) -> int:
     """Bytes at the peak of the checks of a key, the circuit's matrices and mapped files not."""
     vectors = 12 * key.domain_size + 8 * key.n_vars
-    return backend.plan(key.plan_header, None).arena + vectors * key.curve.scalar.bytes
+    return backend.plan(key.demand, UNLIMITED).arena + vectors * key.curve.scalar.bytes
+
+
+def check_whole_key(
+    key: ProvingKey, circuit: Pathish | None, powers: Pathish | None, backend: Backend, budget: int | None
+) -> KeyCheck:
+    """All that can be looked at: the key by itself, beside its circuit, and with that beside powers of tau.
+
+    Raises:
+        MalformedFile: something does not belong together.
+        OutOfMemory: it takes more than ``budget`` bytes.
+    """
+    require(memory_needed(key, backend), budget, f"checking {key.path}")
+    r1cs = None
+    if circuit is not None:  # first: it takes least, and a wrong circuit is the likeliest mistake
+        r1cs = read_r1cs(circuit, budget, backend.job.check)
+        check_circuit(key, r1cs, backend)
+    found = check_key(key, backend)
+    checked, unchecked, warnings = list(found.checked), list(found.unchecked), list(found.warnings)
+    if r1cs is not None:
+        checked.append(f"sizes and coefficients are those of {circuit}")
+        unchecked.remove(CIRCUIT)
+        if powers is not None:
+            warnings += check_against_powers(key, r1cs, read_ptau(powers), backend)
+            checked.append(f"every section is what a set-up makes of {circuit} and {powers}, for this delta")
+            unchecked = [CONTRIBUTIONS]
+    return KeyCheck(tuple(checked), tuple(unchecked), tuple(warnings))
 
 
 # A key by itself -----------------------------------------------------------------
@@ -116,7 +133,7 @@ def check_key(key: ProvingKey, backend: Backend) -> KeyCheck:
     with backend.job.phase("check secrets"):
         for name, g1, g2 in (("beta", h.beta1, h.beta2), ("delta", h.delta1, h.delta2)):
             if not test.equal([(g1, test.g2)], [(test.g1, g2)]):
-                _refuse(key, zk.HEADER, f"{name}1 and {name}2 are of different secrets")
+                _refuse(key, HEADER, f"{name}1 and {name}2 are of different secrets")
         checked.append("beta and delta are the same in both groups")
         if key.ceremony:
             if not np.array_equal(key.ceremony[-1].delta1[0], h.delta1):
@@ -251,7 +268,7 @@ def check_circuit(key: ProvingKey, r1cs: R1CS, backend: Backend) -> None:
         ("rows of the domain", key.domain_size, 1 << log_n),
     ):
         if found != expected:
-            _refuse(key, zk.HEADER, f"{found} {what}, expected {expected} for {r1cs.source}")
+            _refuse(key, HEADER, f"{found} {what}, expected {expected} for {r1cs.source}")
     w = _weights(key.n_vars, key.curve)
     with backend.job.phase("check coefficients"):
         ours = [backend.download(v) for v in products(key, w, backend)]
@@ -318,7 +335,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
     ):
         if not np.array_equal(mine, theirs):
             expected = "the generator" if name == "gamma2" else f"that of {ptau.path}"
-            _refuse(key, zk.HEADER, f"{name} is not {expected}")
+            _refuse(key, HEADER, f"{name} is not {expected}")
     in_g1, in_g2, alpha, beta = ptau.lagrange_bases(log_n)
     w, split = _weights(key.n_vars, curve), key.n_public + 1
     public, private = w.copy(), w.copy()
@@ -369,10 +386,10 @@ def ceremony_points(ptau: PowersOfTau) -> tuple[Words, Words, Words]:
         (pt.BETA_G2, Group.G2),
     ):
         try:
-            found.append(checked_point(ptau.curve, group, ptau.points(section)[:1]))
+            first = ptau.points(section)[:1]
+            found.append(checked_point(ptau.curve, group, first, infinity="which no ceremony gives"))
         except ValueError as error:
-            problem = str(error).replace("no sound key has", "no ceremony gives")
-            raise MalformedFile(ptau.path, _part(section), f"point 0: {problem}") from None
+            raise MalformedFile(ptau.path, _part(section), f"point 0: {error}") from None
     alpha1, beta1, beta2 = found
     return alpha1, beta1, beta2
 

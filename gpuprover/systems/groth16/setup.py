@@ -32,13 +32,9 @@ from gpuprover.backend import Backend, Form, Vector
 from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import InvalidInput
 from gpuprover.formats import ptau as pt
-from gpuprover.formats import zkey as zk
 from gpuprover.formats.files import Pathish
-from gpuprover.formats.key_warnings import INSECURE, NO_CONTRIBUTION
 from gpuprover.formats.ptau import PowersOfTau
 from gpuprover.formats.r1cs import R1CS, SparseRows, row_blocks
-from gpuprover.formats.zkey import KeyLayout, KeyPoints, KeyWriter, coefficient_dtype, write_zkey
-from gpuprover.groth16.consistency import ceremony_points, check_points, check_powers, log_domain
 from gpuprover.limbs import (
     Words,
     g1_to_words,
@@ -47,6 +43,12 @@ from gpuprover.limbs import (
     words_to_ints,
 )
 from gpuprover.polynomial import Domain
+from gpuprover.systems.groth16 import key as zk
+from gpuprover.systems.groth16.consistency import ceremony_points, check_points, check_powers, log_domain
+from gpuprover.systems.groth16.key import KeyPoints, coefficient_dtype
+from gpuprover.systems.groth16.key_warnings import INSECURE, NO_CONTRIBUTION
+from gpuprover.systems.groth16.key_writer import KeyLayout, KeyWriter, write_zkey
+from gpuprover.systems.system import SetupResult
 
 _TERMS = 1 << 16
 """Terms or points handled at once: some MB, and often enough a report of progress."""
@@ -56,20 +58,6 @@ BLOCK_BYTES = 80 << 20
 """Memory of a block of points in G2 with its copies, and of a table of multiples."""
 _HASH_CHUNK = 1 << 14
 """snarkjs hashes the differences for H in chunks of so many; see :func:`_h_differences`."""
-
-
-@dataclass(frozen=True)
-class SetupResult:
-    """What a setup tells about the key that it wrote.
-
-    Attributes:
-        circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
-        warnings: sentences that a person has to read.
-    """
-
-    circuit_hash: bytes
-    domain_size: int
-    warnings: tuple[str, ...]
 
 
 def memory_needed(r1cs: R1CS, ceremony: bool) -> int:

@@ -26,8 +26,9 @@ from gpuprover import forks
 from gpuprover.backend import Backend, PointMath
 from gpuprover.curves import Group
 from gpuprover.errors import MalformedFile, UnsupportedFile
-from gpuprover.formats.groth16_json import Proof, VerificationKey, parse_proof, parse_public_signals
+from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.limbs import Words, ints_to_words, negative
+from gpuprover.systems.groth16.documents import Proof, VerificationKey, parse_proof
 
 WEIGHT_BITS = 127
 """A false proof passes a check with odds of at most 2^−127; up to ten checks look at it."""
@@ -128,7 +129,6 @@ def verify(
     public: Sequence[int],
     proof: Proof,
     backend: Backend,
-    *,
     key_source: str = "verification key",
     proof_source: str = "proof",
 ) -> bool:

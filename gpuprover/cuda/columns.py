@@ -1,0 +1,323 @@
+"""Columns and polynomials on a device: the launches of kernels/columns.cu.
+
+What they compute is at the head of each part of that file. Vectors are an address and a length, Montgomery
+and canonical; those that are written are there already, and are none of those that are read. Small tables
+that a launch needs (programs, descriptions of vectors, powers) are written to scratch memory before it.
+
+==================  ==========================================  =====================================
+operation           passes over memory                          multiplications an element
+==================  ==========================================  =====================================
+evaluate            every read and every result once, if the    those of the formula
+                    caches hold what is read twice
+combine             every term once, the result once            one a term
+values              the vectors once                            one, and a power of the thread's place
+divide              twice, the result once                      two, and some ten a thread
+running_product     twice, the result once                      two, and some ten a thread
+==================  ==========================================  =====================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprover.columns import Formula
+from gpuprover.cuda.device import Address, Allocator, Device, Program
+from gpuprover.curves import CurveParams
+from gpuprover.limbs import Words, field_to_words, words_to_field
+
+QUAD = 16
+"""Bytes to which the tables of a launch are aligned."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How launches are cut; all predictions until a GPU has measured them.
+
+    Attributes:
+        threads: of a block, a power of two.
+        registers: bytes of shared memory that a block's registers may take before it gets fewer threads:
+            three such blocks share a multiprocessor of an H200.
+        narrow: the fewest threads of a block whose registers are in shared memory.
+        large_blocks: blocks for each multiprocessor where registers are in global memory.
+        value_blocks: blocks for each polynomial that is evaluated, at most; a power of two.
+        value_share: coefficients of a thread of these, before there are more blocks.
+        power_share: powers of a thread; the first one takes it some 40 products.
+        scan_share: elements of a thread of a scan.
+        wide: chains from which on a thread takes a whole one.
+    """
+
+    threads: int = 256
+    registers: int = 72 << 10
+    narrow: int = 32
+    large_blocks: int = 4
+    value_blocks: int = 256
+    value_share: int = 8
+    power_share: int = 16
+    scan_share: int = 8
+    wide: int = 1 << 14
+
+
+TUNING = Tuning()
+
+
+class Span(NamedTuple):
+    """A vector on the device, or a part of one."""
+
+    at: Address
+    length: int
+
+
+class Shifted(NamedTuple):
+    """scalar·X^shift·(the polynomial v): see :class:`gpuprover.backend.Term`."""
+
+    v: Span
+    scalar: int
+    shift: int
+
+
+class Columns:
+    """Operations of one device, on its main stream.
+
+    Args:
+        check: called before every launch; an exception of its ends the operation.
+        memory: where scratch comes from. What is not given back at an exception is the caller's to release,
+            as :class:`gpuprover.cuda.memory.Scope` does.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        curve: CurveParams,
+        check: Callable[[], None],
+        memory: Allocator,
+        tuning: Tuning = TUNING,
+    ) -> None:
+        self._device, self._field, self._check, self._memory = device, curve.scalar, check, memory
+        self._tuning = tuning
+        self._program = Program(curve, "columns.cu")
+        self._element = curve.scalar.bytes
+
+    # Formulas ------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        formula: Formula,
+        columns: Mapping[str, Span],
+        challenges: Mapping[str, int],
+        step: int,
+        rows: int,
+        outs: Sequence[Address],
+    ) -> None:
+        """outs[k] ← result k on all ``rows``; see :meth:`gpuprover.backend.Backend.evaluate`."""
+        scalars = self._words(formula.scalar_values(challenges, self._field.modulus))
+        if not rows:
+            return
+        instructions, registers = _machine_code(formula)
+        reads = np.zeros(len(formula.reads), _READ)
+        for i, (name, rotation) in enumerate(formula.reads):
+            at, length = columns[name]
+            reads[i] = at, length, rotation * step % length
+        tables = self._send(instructions, reads, scalars, np.array(outs, np.uint64))
+        counts = len(instructions), len(reads), len(scalars), rows
+        size, limit = registers * self._element, self._device.properties.shared
+        threads = self._tuning.threads
+        while threads > self._tuning.narrow and threads * size > self._tuning.registers:
+            threads //= 2
+        if threads * size <= limit:
+            blocks = -(-rows // threads)
+            self._launch("evaluate", blocks, threads, *tables.at, *counts, shared=threads * size)
+        else:
+            blocks = min(
+                -(-rows // threads), self._tuning.large_blocks * self._device.properties.multiprocessors
+            )
+            file = self._memory.allocate(blocks * threads * size)
+            self._launch("evaluate_large", blocks, threads, *tables.at, *counts, file)
+            self._memory.release(file)
+        self._memory.release(tables.start)
+
+    # Sums and places -----------------------------------------------------------------
+
+    def combine(self, terms: Sequence[Shifted], out: Span) -> None:
+        """out ← Σ scalar·X^shift·v, as many coefficients as it has."""
+        described = _described((v.at, v.length, shift) for v, _, shift in terms)
+        tables = self._send(described, self._words([scalar for _, scalar, _ in terms]))
+        self._each("combine", out.length, *tables.at, len(terms), out.at, out.length)
+        self._memory.release(tables.start)
+
+    def powers(self, base: int, factor: int, out: Span) -> None:
+        """out[i] ← factor·base^i."""
+        share = self._tuning.power_share
+        threads = -(-out.length // (self._tuning.threads * share)) * self._tuning.threads
+        squares = self._squares(base, max(out.length - 1, threads).bit_length())
+        tables = self._send(self._words([factor, *squares]))
+        self._each("powers", out.length, out.at, *tables.at, out.length, share=share)
+        self._memory.release(tables.start)
+
+    def scale_reversed(self, v: Span, base: int) -> None:
+        """v[i] ← v[i]·base^k with k the bits of i in reverse, of a vector of a power of two elements."""
+        squares = self._squares(base, (v.length - 1).bit_length())
+        tables = self._send(self._words(squares[::-1]))
+        self._each("scale_by_bits", v.length, v.at, *tables.at, v.length)
+        self._memory.release(tables.start)
+
+    def gather(self, v: Span, indices: NDArray[np.uint32], out: Address) -> None:
+        """out[i] ← v[indices[i]]; C-contiguous indices below v's length, others give 0."""
+        tables = self._send(indices)
+        self._each("gather", len(indices), v.at, v.length, *tables.at, out, len(indices))
+        self._memory.release(tables.start)
+
+    def interleave(self, vectors: Sequence[Span], out: Span) -> None:
+        """out[i·k + j] ← vectors[j][i] for k vectors, and 0 behind the end of one."""
+        tables = self._send(_described((at, length, 0) for at, length in vectors))
+        self._each("interleave", out.length, *tables.at, len(vectors), out.at, out.length)
+        self._memory.release(tables.start)
+
+    def deinterleave(self, v: Span, outs: Sequence[Address]) -> None:
+        """outs[j][i] ← v[i·k + j] for k outs, whose number divides v's length."""
+        tables = self._send(np.array(outs, np.uint64))
+        self._each("deinterleave", v.length, v.at, *tables.at, len(outs), v.length)
+        self._memory.release(tables.start)
+
+    # Values at points ----------------------------------------------------------------
+
+    def values(self, queries: Sequence[tuple[Span, int]]) -> list[int]:
+        """v(x) of each vector v and integer x in [0, r) -> integers in [0, r); waits for them."""
+        if not queries:
+            return []
+        t = self._tuning
+        longest = max(v.length for v, _ in queries)
+        wanted = -(-longest // (t.threads * t.value_share))
+        log_blocks = min(t.value_blocks, 1 << max(0, wanted - 1).bit_length()).bit_length() - 1
+        log_threads = t.threads.bit_length() - 1
+        bits = log_threads + log_blocks + 1
+        described = _described((v.at, v.length, 0) for v, _ in queries)
+        squares = self._words([power for _, x in queries for power in self._squares(x, bits)])
+        tables = self._send(described, squares)
+        partials = self._memory.allocate((len(queries) << log_blocks) * self._element)
+        out = self._memory.allocate(len(queries) * self._element)
+        self._launch(
+            "values_by_blocks", len(queries) << log_blocks, t.threads, *tables.at, bits, log_blocks, partials,
+            shared=t.threads * self._element,
+        )  # fmt: skip
+        self._launch(
+            "values_of_blocks", len(queries), 1 << log_blocks, partials, tables.at[1], bits, log_threads, out,
+            shared=self._element << log_blocks,
+        )  # fmt: skip
+        found = np.empty((len(queries), self._field.limbs), np.uint64)
+        self._device.read(found, out)
+        for address in (tables.start, partials, out):
+            self._memory.release(address)
+        return words_to_field(self._field, found)
+
+    # Scans ---------------------------------------------------------------------------
+
+    def divide(self, v: Span, root: int, degree: int, quotient: Address, remainder: Address) -> None:
+        """v = quotient·(X^degree − root) + remainder, of v.length − degree and ``degree`` coefficients.
+
+        v has at least ``degree`` of them. The quotient is v, if that lies ``degree`` elements on, and so with
+        the remainder.
+        """
+        t, p = self._tuning, self._field.modulus
+        columns = min(degree, t.threads)
+        groups = t.threads // columns
+        rows = -(-v.length // degree)
+        share = rows if degree >= t.wide else min(rows, t.scan_share)
+        tiles = -(-rows // (groups * share))
+        joins = [pow(root, share << s, p) for s in range(groups.bit_length())]
+        tables = self._send(self._words([root, *joins]))
+        blocks, threads = tiles * -(-degree // columns), groups * columns
+        arguments = *v, degree, share, columns, *tables.at
+        carries, shared = Address(0), threads * self._element
+        if tiles > 1:
+            carries = self._memory.allocate(tiles * degree * self._element)
+            self._launch("division_totals", blocks, threads, *arguments, carries, shared=shared)
+            above = Address(carries + degree * self._element)
+            self.divide(Span(carries, tiles * degree), pow(root, groups * share, p), degree, above, carries)
+        self._launch(
+            "division_results", blocks, threads, *arguments, carries, remainder, quotient, shared=shared
+        )
+        if tiles > 1:
+            self._memory.release(carries)
+        self._memory.release(tables.start)
+
+    def running_product(self, v: Span, start: int, out: Address) -> None:
+        """out[i] ← start·v[0]·…·v[i]; out may be v."""
+        if not v.length:
+            return
+        tables = self._send(self._words([start]))
+        self._products(v, tables.start, out)
+        self._memory.release(tables.start)
+
+    def _products(self, v: Span, start: Address, out: Address) -> None:
+        t = self._tuning
+        share = min(t.scan_share, v.length)
+        tiles = -(-v.length // (t.threads * share))
+        carries, shared = Address(0), t.threads * self._element
+        if tiles > 1:
+            carries = self._memory.allocate(tiles * self._element)
+            self._launch("product_totals", tiles, t.threads, *v, share, carries, shared=shared)
+            self._products(Span(carries, tiles), start, carries)
+        self._launch("product_results", tiles, t.threads, *v, share, start, carries, out, shared=shared)
+        if tiles > 1:
+            self._memory.release(carries)
+
+    # Launches ------------------------------------------------------------------------
+
+    def _words(self, values: Sequence[int]) -> Words:
+        return field_to_words(self._field, values)
+
+    def _squares(self, x: int, count: int) -> list[int]:
+        """x^(2^m) for m below ``count``."""
+        found = [x % self._field.modulus]
+        for _ in range(count - 1):
+            found.append(found[-1] ** 2 % self._field.modulus)
+        return found[:count]
+
+    def _send(self, *arrays: NDArray[Any]) -> _Tables:
+        """Arrays side by side in scratch memory, in one copy."""
+        sizes = [-(-array.nbytes // QUAD) * QUAD for array in arrays]
+        data = np.zeros(max(QUAD, sum(sizes)), np.uint8)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        for start, array in zip(starts, arrays, strict=True):
+            data[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        at = self._memory.allocate(len(data))
+        self._device.write(at, data)
+        return _Tables(at, [Address(at + start) for start in starts])
+
+    def _each(self, kernel: str, count: int, *arguments: int, share: int = 1) -> None:
+        """A kernel over ``count`` elements, of which a thread takes about ``share``."""
+        threads = self._tuning.threads
+        if count:
+            self._launch(kernel, -(-count // (threads * share)), threads, *arguments)
+
+    def _launch(self, kernel: str, blocks: int, threads: int, *arguments: int, shared: int = 0) -> None:
+        self._check()
+        self._device.launch(self._program, kernel, blocks, threads, *arguments, shared=shared)
+
+
+class _Tables(NamedTuple):
+    start: Address
+    at: list[Address]
+
+
+_READ = np.dtype([("column", "<u8"), ("length", "<u4"), ("offset", "<u4")])
+_TERM = np.dtype([("v", "<u8"), ("length", "<i8"), ("shift", "<i8"), ("unused", "<i8")])
+"""Read and Term of kernels/columns.cu."""
+
+
+def _described(vectors: Any) -> NDArray[Any]:
+    """(address, length, shift) of vectors as an array of Term."""
+    return np.array([(*v, 0) for v in vectors], _TERM)
+
+
+@lru_cache(maxsize=64)
+def _machine_code(formula: Formula) -> tuple[NDArray[np.uint32], int]:
+    """The formula's program as an array of Instruction of kernels/columns.cu, and its number of registers."""
+    program = formula.program
+    return np.array(program.instructions, np.uint32).reshape(-1, 4), program.registers

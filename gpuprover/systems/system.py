@@ -1,0 +1,269 @@
+"""What every proof system gives to those above it: a record of functions, and the registry of all records.
+
+A proof goes the same way in every system: *parse the key → its demand → choose a device → prove → verify, or
+say what is wrong → document* (:mod:`gpuprover.proving`). A :class:`ProofSystem` says how each step is done.
+Whoever is above knows systems by their names, which are the protocols' names in snarkjs's files, and imports
+none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+from gpuprover import forks
+from gpuprover.backend import Backend
+from gpuprover.curves import CurveParams
+from gpuprover.demand import Budget, Demand
+from gpuprover.errors import MalformedFile
+from gpuprover.formats.binfile import Source
+from gpuprover.formats.files import Pathish
+from gpuprover.formats.r1cs import R1CS
+from gpuprover.formats.wtns import Witness
+from gpuprover.formats.zkey import identify
+
+Proof = Any
+"""A proof of one system, as its record's functions make and take it."""
+
+
+class VerificationKey(Protocol):
+    """What a verifier needs of a circuit.
+
+    Attributes:
+        protocol: the proof system's name.
+        curve: the curve.
+        n_public: the number of public signals.
+        source: where it came from, for messages; equal keys may differ in it.
+        warnings: sentences that whoever trusts the key has to read.
+        digest: SHA-256 in hex of its values: equal exactly for equal keys, however written.
+        document: the document that a verifier reads, without what no verifier needs.
+    """
+
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def curve(self) -> CurveParams: ...
+    @property
+    def n_public(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def document(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class ProvingKey(Protocol):
+    """A key to prove with, mapped.
+
+    Attributes:
+        protocol: the proof system's name.
+        curve: the curve.
+        path: where it came from, for messages.
+        size: bytes of its file.
+        constraints: the number of rows of its circuit.
+        n_public: the number of public signals.
+        n_vars: the number of values of a witness.
+        warnings: sentences that whoever uses the key has to read.
+        vk: the verification key.
+        verification_key: the verification key's document, as snarkjs exports it.
+        demand: what a proof asks of a device.
+    """
+
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def curve(self) -> CurveParams: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def constraints(self) -> int: ...
+    @property
+    def n_public(self) -> int: ...
+    @property
+    def n_vars(self) -> int: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def vk(self) -> VerificationKey: ...
+    @property
+    def verification_key(self) -> dict[str, Any]: ...
+    @property
+    def demand(self) -> Demand: ...
+
+
+@dataclass(frozen=True)
+class SetupResult:
+    """What a set-up says of the key that it wrote.
+
+    Attributes:
+        circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
+        warnings: sentences that a person has to read.
+    """
+
+    circuit_hash: bytes
+    domain_size: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KeyCheck:
+    """What was looked at in a key, in words, and what could not be.
+
+    Attributes:
+        warnings: sentences beyond :attr:`ProvingKey.warnings`.
+    """
+
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProofSystem:
+    """One proof system. Functions take the record's own keys, witnesses and proofs.
+
+    Attributes:
+        name: the protocol's name: in documents, messages, metrics, and under which times are kept.
+        host_parts: what a CPU can compute of a proof beside a GPU, by name.
+        load_key: a key's file, mapped and its structure checked -> :class:`ProvingKey`.
+        read_verification_key: the verification key in a key's file, of which nothing else is read.
+        parse_verification_key: (document, source) -> :class:`VerificationKey`.
+        check_key: (key, backend) raises MalformedFile for what every proof has to look at in the key.
+        check_every_point: (key, backend) raises MalformedFile for a bad point; looks at a key once.
+        check_blinding: what a caller gave for fixed blinding -> what ``prove`` takes; raises InvalidInput.
+        check_witness: (key, witness) raises WitnessMismatch.
+        public_signals: (key, witness) -> integers in [0, r).
+        prove: (key, witness, backend, blinding or None, budget) -> a proof, not verified.
+        checked: (key, witness, public signals, proof, backend) -> the proof, if it verifies; otherwise raises
+            what is wrong, as MalformedFile or UnsatisfiedWitness.
+        in_subgroups: (key, proof, backend) -> a proof that nobody verifies, if its points are in their
+            subgroups; raises MalformedFile.
+        write_proof: (proof, curve) -> its document.
+        parse_proof: (document, curve, source, strict) -> a proof.
+        sample_proof: (key) -> a proof whose points can be verified with, though it does not hold.
+        verify: (key, public signals, proof, backend, key source, proof source) -> whether it holds.
+        verify_documents: (key, pairs of documents, backend) -> for each whether it holds; a damaged one is
+            False.
+        describe_key: (key) -> what ``zkey info`` says of it, as JSON.
+        check_whole_key: (key, circuit or None, powers of tau or None, backend, bytes of memory or None) looks
+            at all of a key, by itself or beside the files that it was made from; raises MalformedFile.
+        setup: (circuit, powers of tau or None for an insecure set-up, the key's path, backend) writes a key.
+        setup_memory: (circuit, whether from powers of tau) -> bytes that it takes.
+        solidity_verifier: (verification key's document, whether an insecure key will do) -> a contract.
+        solidity_calldata: (public signals' document, proof's document, their sources) -> arguments of a call.
+    """
+
+    name: str
+    host_parts: tuple[str, ...]
+    load_key: Callable[[Source], Any]
+    read_verification_key: Callable[[Source], Any]
+    parse_verification_key: Callable[[object, str], Any]
+    check_key: Callable[[Any, Backend], None]
+    check_every_point: Callable[[Any, Backend], None]
+    check_blinding: Callable[[object], Any]
+    check_witness: Callable[[Any, Witness], None]
+    public_signals: Callable[[Any, Witness], list[int]]
+    prove: Callable[[Any, Witness, Backend, Any, Budget], Proof]
+    checked: Callable[[Any, Witness, Sequence[int], Proof, Backend], Proof]
+    in_subgroups: Callable[[Any, Proof, Backend], Proof]
+    write_proof: Callable[[Proof, CurveParams], dict[str, Any]]
+    parse_proof: Callable[[object, CurveParams, str, bool], Proof]
+    sample_proof: Callable[[Any], Proof]
+    verify: Callable[[Any, Sequence[int], Proof, Backend, str, str], bool]
+    verify_documents: Callable[[Any, Sequence[tuple[object, object]], Backend], list[bool]]
+    describe_key: Callable[[Any], dict[str, Any]]
+    check_whole_key: Callable[[Any, Pathish | None, Pathish | None, Backend, int | None], KeyCheck]
+    setup: Callable[[R1CS, Pathish | None, Pathish, Backend], SetupResult]
+    setup_memory: Callable[[R1CS, bool], int]
+    solidity_verifier: Callable[[Any, bool], str]
+    solidity_calldata: Callable[[Any, Any, str, str], str]
+
+
+_SYSTEMS: dict[str, str] = {
+    "groth16": "gpuprover.systems.groth16.record:SYSTEM",
+}
+"""Name -> module:attribute of the record."""
+
+
+def names() -> list[str]:
+    """The proof systems that there are."""
+    return list(_SYSTEMS)
+
+
+def system_named(name: str) -> ProofSystem:
+    """The system of that name. Raises KeyError."""
+    return _record(_SYSTEMS[name])
+
+
+@lru_cache
+def _record(place: str) -> ProofSystem:
+    module, _, attribute = place.partition(":")
+    with forks.settled:
+        found: ProofSystem = getattr(import_module(module), attribute)
+    return found
+
+
+def is_proving_key(value: object) -> TypeGuard[ProvingKey]:
+    """Whether it is a loaded key, and no path of one."""
+    return hasattr(type(value), "demand")
+
+
+def is_verification_key(value: object) -> TypeGuard[VerificationKey]:
+    """Whether it is a parsed key, and neither a document nor a path."""
+    return hasattr(type(value), "n_public")
+
+
+def system_of_key(source: Source) -> ProofSystem:
+    """The system that a key's file is for.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile: it is no key, or damaged.
+        UnsupportedFile: a key of another version, or of a system that there is not.
+    """
+    try:
+        return system_named(identify(source, names()))
+    except MalformedFile:
+        # The first system says what is wrong, in the words for its sections.
+        return system_named(next(iter(_SYSTEMS)))
+
+
+def load_key(source: Source) -> ProvingKey:
+    """A key of any system, mapped; raises as :func:`system_of_key`, for what is wrong in the content, too."""
+    key: ProvingKey = system_of_key(source).load_key(source)
+    return key
+
+
+def read_verification_key(source: Source) -> VerificationKey:
+    """The verification key in a key's file; raises as :func:`load_key`."""
+    key: VerificationKey = system_of_key(source).read_verification_key(source)
+    return key
+
+
+def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
+    """A verification key from its document, which names its protocol.
+
+    Raises:
+        MalformedFile: a field is missing, out of range or off the curve.
+        UnsupportedFile: a protocol or a curve that there is not.
+    """
+    key: VerificationKey = system_of_document(document).parse_verification_key(document, source)
+    return key
+
+
+def system_of_document(document: object) -> ProofSystem:
+    """The system that a document names as its protocol.
+
+    One that names none that there is goes to the first system, which says what was expected.
+    """
+    name = document.get("protocol") if isinstance(document, Mapping) else None
+    return system_named(name if isinstance(name, str) and name in _SYSTEMS else next(iter(_SYSTEMS)))
