@@ -140,7 +140,11 @@ def test_a_gate_needs_no_reductions(curve: CurveParams) -> None:
         assert SETTLED not in code[:, 5]
 
 
-def test_columns_are_loaded_once(curve: CurveParams) -> None:
+def test_columns_are_loaded_again_only_after_a_while(curve: CurveParams) -> None:
     a, b = column("a"), column("a", 1)
-    code = steps(compile_formula([a * b + a, b * b - a, a]), curve.scalar).code
-    assert (code[:, 0] == LOAD).sum() == 2
+    near = steps(compile_formula([a * b + a, b * b - a, a]), curve.scalar)
+    assert (near.code[:, 0] == LOAD).sum() == 2
+    cells = [column(f"c{i}") for i in range(100)]
+    far = steps(compile_formula([fold([*cells, *(x * x for x in cells)], challenge("y"))]), curve.scalar)
+    assert (far.code[:, 0] == LOAD).sum() == 200
+    assert far.registers <= 3
