@@ -251,8 +251,10 @@ def test_columns_transforms_of_two_generators(
     field = backend.curve.scalar
     r = field.modulus
     log_n = min(log_n, scale.log_ntt)
-    domains = [Domain(field, log_n, generator) for generator in (None, 7, 5)]
-    assert domains[0].family == domains[2].family != domains[1].family
+    domains = [Domain(field, log_n, generator) for generator in (None, 7, 5, 10)]
+    assert domains[0].family == domains[2].family
+    assert len({domain.family for domain in domains}) == 3
+    assert log_n < 6 or len({domain.omega for domain in domains}) == 3  # in smaller ones the roots may agree
     x = random_scalars(backend, rng, 1 << log_n)
     for domain in domains:
         assert pow(domain.omega, domain.size, r) == 1
@@ -266,7 +268,7 @@ def test_columns_transforms_of_two_generators(
             backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_REVERSED, coset)
             backend.ntt(v, domain, Direction.INVERSE, Order.REVERSED_TO_NATURAL, coset)
             assert download(backend, v) == x
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match="coset"):
         backend.ntt(upload(backend, x), domains[0], Direction.FORWARD, coset=r)
 
 
@@ -447,7 +449,7 @@ def test_columns_stop(opened: OpenBackend, scale: Scale) -> None:
     event = Set()
     backend = opened(Job(threads=2, cancel=event))
     n = min(64, scale.large)
-    v, one = upload(backend, [1] * n), upload(backend, [1])
+    v = upload(backend, [1] * n)
     domain = Domain(backend.curve.scalar, 3)
     formula = compile_formula([column("v") * column("v", 1)])
     event.cancelled = True
@@ -462,4 +464,3 @@ def test_columns_stop(opened: OpenBackend, scale: Scale) -> None:
     for call in calls:
         with pytest.raises(Cancelled):
             call()
-    assert one is not None

@@ -121,12 +121,12 @@ def test_domains_of_other_generators() -> None:
     bls12_381 = 0x16A2A19EDFE81F20D09B681922C813B4B63683508C2280B93829971F439F0D2B
     for curve, root in ((BN254, bn254), (BLS12_381, bls12_381)):
         field = curve.scalar
-        largest, small = Domain(field, field.two_adicity, 7), Domain(field, 4, 7)
+        largest, small = Domain(field, field.two_adicity, 7), Domain(field, 8, 7)
         assert largest.omega == small.family == root
-        assert small.omega == pow(root, 1 << (field.two_adicity - 4), field.modulus)
+        assert small.omega == pow(root, 1 << (field.two_adicity - 8), field.modulus)
         assert small.coset_generator**2 % field.modulus == small.omega
         assert pow(largest.coset_generator, largest.size, field.modulus) != 1
-        assert Domain(field, 4, field.non_residue).omega == Domain(field, 4).omega != small.omega
+        assert Domain(field, 8, field.non_residue).omega == Domain(field, 8).omega != small.omega
         assert [small.shift(c) for c in (Coset.NONE, Coset.ODD, -1)] == [
             1, small.coset_generator, field.modulus - 1,
         ]  # fmt: skip
