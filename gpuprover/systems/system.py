@@ -165,7 +165,7 @@ class ProofSystem:
     """
 
     name: str
-    host_parts: tuple[str, ...]
+    host_parts: frozenset[str]
     load_key: Callable[[Source], Any]
     read_verification_key: Callable[[Source], Any]
     parse_verification_key: Callable[[object, str], Any]
