@@ -129,7 +129,7 @@ class Version(BaseModel):
 class LatestProof(BaseModel):
     id: str
     circuit_id: str
-    protocol: str | None = Field(description="The proof system; null if the circuit's key was never loaded.")
+    protocol: str | None = Field(description="The proof system; null if the key could not be loaded.")
     state: str
     device: str | None
     seconds: float | None

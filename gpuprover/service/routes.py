@@ -428,7 +428,8 @@ def _written(key: dict[str, Any]) -> bytes:
     def text(value: Any) -> str:
         return f"[{', '.join(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)
 
-    return f"{{{', '.join(f'{json.dumps(name)}: {text(value)}' for name, value in key.items())}}}".encode()
+    members = ", ".join(f"{json.dumps(name)}: {text(value)}" for name, value in key.items())
+    return f"{{{members}}}".encode()
 
 
 @router.post(
