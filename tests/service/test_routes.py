@@ -34,6 +34,7 @@ from gpuprover.service import core, models, routes, server
 from gpuprover.service.bodies import Budget, Pace
 from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
+from gpuprover.witness_source import WitnessInputs
 from tests.support.service_stage import CHAIN, LARGE, LOST, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
 
 SHAPE = ["id", "state", "circuit_id", "proof", "public_signals", "device", "timings", "error"]
@@ -200,9 +201,9 @@ def test_inputs_go_to_the_circuits_own_program_and_nowhere_else(shared: Stage) -
     answer = shared.client.post(PROOFS, json={"inputs": inputs}, headers={"Prefer": "wait=30"})
     assert answer.status_code == 200
     witness = shared.executor.requests[-1].witness
-    assert isinstance(witness, dict)
-    assert json.loads(witness["inputs"]) == inputs
-    assert witness["wasm"] == str(shared.prover.settings.circuit_keys_path / "chain.wasm")
+    assert isinstance(witness, WitnessInputs)
+    assert json.loads(witness.inputs) == inputs
+    assert witness.program == str(shared.prover.settings.circuit_keys_path / "chain.wasm")
     count = len(shared.executor.requests)
     for body in (
         {"inputs": inputs, "wasm": "/etc/passwd"},
