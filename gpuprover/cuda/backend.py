@@ -256,7 +256,7 @@ class CudaBackend:
         self._cpu, self.points = host, host.points
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
-        self._witness: list[tuple[Words, Block]] = []
+        self._witness: list[tuple[int, Words, Block]] = []
 
     # Memory ------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class CudaBackend:
                 yield
                 done = True
             finally:
-                for _, block in self._witness:
+                for _, _, block in self._witness:
                     block.free()
                 self._witness.clear()
                 self._session, self._memory = None, self._gpu.pool
@@ -743,12 +743,12 @@ class CudaBackend:
         if self._session is None:
             return Given(self._send(words))
         start, size = address(words), words.nbytes
-        for held, block in self._witness:
-            offset = start - address(held)
+        for begin, held, block in self._witness:
+            offset = start - begin
             if offset >= 0 and offset + size <= held.nbytes and offset % 16 == 0:
                 return Given(block, offset, kept=True)
         block = self._send(words)
-        self._witness.append((words, block))
+        self._witness.append((start, words, block))
         return Given(block, 0, kept=True)
 
     def _send(self, words: Words) -> Block:
@@ -890,26 +890,19 @@ class CudaBackend:
         here: list[tuple[int, _Part]] = []
         sent: list[tuple[int, _Part]] = []
         for i, (bases, scalars) in enumerate(requests):
-            plans: list[MsmPlan] = []
-            for b in bases:
-                if b.plan is not None and b.plan not in plans:
-                    plans.append(b.plan)
-            if not plans:
+            alike: dict[tuple[MsmPlan, bool], dict[int, DeviceBases]] = {}
+            for j, b in enumerate(bases):
+                if b.plan is not None:
+                    alike.setdefault((b.plan, b.points is not None), {})[j] = b
+            if not alike:
                 continue
             if isinstance(scalars, DeviceVector):
                 at, form, words = scalars.address, Form.MONTGOMERY, self.curve.scalar.limbs
             else:
                 given.append(self._given(scalars))
                 at, form, words = given[-1].address, Form.CANONICAL, scalars.shape[1]
-            for plan in plans:
-                for parts, where in ((here, False), (sent, True)):
-                    mine = {
-                        j: b
-                        for j, b in enumerate(bases)
-                        if b.plan == plan and (b.points is not None) is where
-                    }
-                    if mine:
-                        parts.append((i, _Part(plan, mine, at, form, words)))
+            for (plan, elsewhere), mine in alike.items():
+                (sent if elsewhere else here).append((i, _Part(plan, mine, at, form, words)))
         lanes = self._lanes([part for _, part in here])
         if lanes.beside:
             # Nothing runs beside the first sort, and the others beside sums.
