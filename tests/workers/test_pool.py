@@ -314,7 +314,14 @@ def sent(request: ProofRequest) -> ProofRequest:
 
 @pytest.mark.parametrize(
     "witness",
-    [["1", object()], [-1], [1 << 256], 7, np.zeros((2, 4), dtype=np.float64), {"inputs": {"a": {1}}}],
+    [
+        ["1", object()],
+        [-1],
+        [1 << 256],
+        7,
+        np.zeros((2, 4), dtype=np.float64),
+        {"inputs": {"a": {1}}, "wasm": "c.wasm"},
+    ],
     ids=["text", "negative", "large", "number", "floats", "set"],
 )
 def test_what_is_no_witness_is_told_before_a_worker_is_asked(

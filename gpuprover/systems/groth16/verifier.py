@@ -88,7 +88,7 @@ def _shifted_multiples(points: Words, digits: int, math: PointMath) -> Words:
 _keys: Cache[VerificationKey, _Checked] = Cache(KEYS)
 
 
-def _checked(key: VerificationKey, backend: Backend, source: str) -> _Checked:
+def _checked_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
     """The key, its points checked once. One that comes again gets its multiples of IC."""
     checked = _keys.get(key)
     if checked is None:
@@ -126,7 +126,7 @@ def verify(
         MalformedFile: a point of key or proof lies outside its subgroup.
     """
     curve = key.curve
-    checked = _checked(key, backend, key_source)
+    checked = _checked_key(key, backend, key_source)
     bad = backend.points.first_bad_point(Group.G1, np.stack([proof.a, proof.c]))
     if bad >= 0:
         raise _outside(proof_source, "proof", ("pi_a", "pi_c")[bad])
@@ -147,7 +147,7 @@ def verify_batch(
     Raises:
         MalformedFile: a point of the key lies outside its subgroup.
     """
-    checked = _checked(key, backend, "verification key")
+    checked = _checked_key(key, backend, "verification key")
     results: list[bool] = []
     for start in range(0, len(statements), BATCH):
         results += _Batch(key, checked, statements[start : start + BATCH], backend).results()
