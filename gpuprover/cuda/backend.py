@@ -161,7 +161,17 @@ class Done(NamedTuple):
     point: Words
 
 
-_Request = tuple[Sequence[DeviceBases], Words | DeviceVector]
+class _Fitted(NamedTuple):
+    """A request of sums with as many bases as scalars.
+
+    Attributes:
+        places: of each of the bases in what was asked for: the request's index, and theirs in it.
+        bases, scalars: as :meth:`gpuprover.backend.Backend.msm_many` has them.
+    """
+
+    places: list[tuple[int, int]]
+    bases: list[DeviceBases]
+    scalars: Words | DeviceVector
 
 
 @dataclass
@@ -801,26 +811,24 @@ class CudaBackend:
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
         fitted, padded = self._fitted(requests)
-        sums = self._sums([request for _, request in fitted], meanwhile)
-        for v in padded:
-            v.free()
-        # By request and by place in it.
+        sums = self._sums([(f.bases, f.scalars) for f in fitted], meanwhile)
+        self.free(*padded)
         at = {
-            (i, j): point
-            for (which, _), row in zip(fitted, sums, strict=True)
-            for (i, j), point in zip(which, row, strict=True)
+            place: point
+            for f, points in zip(fitted, sums, strict=True)
+            for place, point in zip(f.places, points, strict=True)
         }
         return [[at[i, j] for j in range(len(bases))] for i, (bases, _) in enumerate(requests)]
 
     def _fitted(
         self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
-    ) -> tuple[list[tuple[list[tuple[int, int]], _Request]], list[DeviceVector]]:
-        """Requests with as many bases as scalars, each with the places of its bases in the given ones.
+    ) -> tuple[list[_Fitted], list[DeviceVector]]:
+        """The same sums over as many bases as scalars, and the vectors that were made for them.
 
         Bases without multiples are cut. Those with multiples, whose table is for all of them, get zeros for
-        scalars: the vectors returned beside, which are for these requests alone.
+        scalars.
         """
-        fitted: list[tuple[list[tuple[int, int]], _Request]] = []
+        fitted: list[_Fitted] = []
         padded: list[DeviceVector] = []
         for i, (bases, scalars) in enumerate(requests):
             n = len(scalars)
@@ -831,7 +839,7 @@ class CudaBackend:
                 j for j, b in enumerate(bases) if len(b) > n > 0 and b.plan is not None and b.plan.depth > 1
             ]
             cut = [j for j in range(len(bases)) if j not in whole]
-            fitted.append(([(i, j) for j in cut], ([bases[j].prefix(n) for j in cut], scalars)))
+            fitted.append(_Fitted([(i, j) for j in cut], [bases[j].prefix(n) for j in cut], scalars))
             for j in whole:
                 more: Words | DeviceVector
                 if isinstance(scalars, DeviceVector):
@@ -840,10 +848,14 @@ class CudaBackend:
                 else:
                     more = np.zeros((len(bases[j]), scalars.shape[1]), np.uint64)
                     more[:n] = scalars
-                fitted.append(([(i, j)], ([bases[j]], more)))
+                fitted.append(_Fitted([(i, j)], [bases[j]], more))
         return fitted, padded
 
-    def _sums(self, requests: Sequence[_Request], meanwhile: Callable[[], None]) -> list[list[Words]]:
+    def _sums(
+        self,
+        requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]],
+        meanwhile: Callable[[], None],
+    ) -> list[list[Words]]:
         """:meth:`msm_many` of as many bases as scalars."""
         found = [
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests

@@ -1,5 +1,9 @@
 """Worker processes, ``python -m gpuprover.workers``, and their supervisor, :class:`WorkerPool`.
 
+The supervisor is one thread (:mod:`.pool`); :mod:`.slots` has the lives of its workers, :mod:`.loads` the
+keys that they load, :mod:`.found` the devices that they find, :mod:`.troubles` what goes wrong meanwhile. A
+worker is :mod:`.worker`; :mod:`.wire` packs its requests.
+
 Supervisor and worker talk over a socket pair (:mod:`gpuprover.messages`). Each message has a ``type``:
 
 | to a worker | fields |
