@@ -19,7 +19,7 @@ from gpuprover.job import Event, Job, Progress
 from gpuprover.proving import Placed, ProofResult, make_proof, place, refusing_memory, run_placed
 from gpuprover.systems import system as systems
 from gpuprover.systems.system import ProvingKey, SetupResult, VerificationKey
-from gpuprover.witness_source import WitnessLike
+from gpuprover.witness_source import WitnessLike, looked_at
 
 
 def load_key(path: Pathish) -> ProvingKey:
@@ -90,7 +90,7 @@ def prove(
 
     return make_proof(
         key,
-        witness,
+        looked_at(witness),
         job,
         placed,
         device=device,

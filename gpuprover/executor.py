@@ -31,7 +31,7 @@ from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, JobShape, Placement
-from gpuprover.witness_source import WitnessLike
+from gpuprover.witness_source import WitnessSource
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ProofRequest:
         id: the engine's number for it, unique among its requests.
         path: the key's file.
         identity: of the file that was planned with; a run that finds another one is refused.
-        witness: as :func:`gpuprover.prove` takes it. Secret.
+        witness: what the caller gave. Secret.
         device: ``cpu``, ``cuda:0``, ...
         threads: of the CPU, at least 1.
         host_parts: parts of the proof that the CPU computes beside a GPU, by name (``G2``).
@@ -105,7 +105,7 @@ class ProofRequest:
     id: int
     path: str
     identity: Identity
-    witness: WitnessLike = field(repr=False)
+    witness: WitnessSource = field(repr=False)
     device: str = "cpu"
     threads: int = 1
     host_parts: frozenset[str] = frozenset()

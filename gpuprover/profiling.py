@@ -29,6 +29,7 @@ from gpuprover.machine import (
     cgroup_memory_limit,
     cgroup_throttled,
 )
+from gpuprover.proving import ProofResult
 from gpuprover.scheduler.placement import format_seconds, format_size
 from gpuprover.systems.system import ProvingKey
 
@@ -41,7 +42,7 @@ SLOW_KEY = 0.25
 POOR_GAIN = 1.2
 """A proof with all its threads that is not so many times faster than with one wastes them."""
 GOOD_SHARE = 0.6
-"""Of its threads a proof makes use if it is this share of them faster than with one."""
+"""A proof uses its n threads well if it is at least GOOD_SHARE·n times as fast as on one."""
 STARVED = 0.8
 """Threads for which less than this share of a CPU each is left have neighbours."""
 NEAR = 0.9
@@ -190,43 +191,23 @@ def observe(
         raise InvalidInput(f"proofs: expected a whole number of at least 1, found {proofs!r}")
     job = Job(threads=threads, cancel=cancel, progress=progress)
     key = api.load_key(zkey)
-    read_before = _disk_reads()
-    with job.phase("read key"):
-        touch = touch_pages(zkey, job)
-    touch_read = _disk_reads() - read_before
-
+    touch, touch_read = _first_touch(zkey, job)
     ran_on = device
 
     def prove(count: int) -> ProfiledRun:
         nonlocal ran_on
-        reads, throttled = _disk_reads(), cgroup_throttled()
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-        busy = _busy_seconds()
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = api.prove(
-            key,
-            witness,
-            device=device,
-            threads=count,
-            memory_limit=memory_limit,
-            progress=progress,
-            cancel=cancel,
+        run, ran_on = _profiled(
+            lambda: api.prove(
+                key,
+                witness,
+                device=device,
+                threads=count,
+                memory_limit=memory_limit,
+                progress=progress,
+                cancel=cancel,
+            )
         )
-        ran_on = result.device
-        cpu = time.process_time() - cpu
-        return ProfiledRun(
-            time.perf_counter() - wall,
-            cpu,
-            result.timings,
-            result.memory["before"],
-            result.memory["peak"],
-            result.memory["after"],
-            resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
-            _disk_reads() - reads,
-            cgroup_throttled() - throttled,
-            _kernel_count(Path("/proc/self/status"), "VmSwap") * 1024,
-            max(0.0, _busy_seconds() - busy - cpu),
-        )
+        return run
 
     files = compiled()
     first = prove(threads)
@@ -257,6 +238,38 @@ def observe(
         container=cgroup_memory_limit(),
         predictions=_predictions(key, threads),
     )
+
+
+def _first_touch(path: str, job: Job) -> tuple[float, int]:
+    """Seconds to touch every page of a key, and bytes that had to be read from a disk for that."""
+    read = _disk_reads()
+    with job.phase("read key"):
+        took = touch_pages(path, job)
+    return took, _disk_reads() - read
+
+
+def _profiled(prove: Callable[[], ProofResult]) -> tuple[ProfiledRun, str]:
+    """A proof with what the system counted meanwhile, and the device that made it."""
+    reads, throttled = _disk_reads(), cgroup_throttled()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    busy = _busy_seconds()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = prove()
+    cpu = time.process_time() - cpu
+    run = ProfiledRun(
+        seconds=time.perf_counter() - wall,
+        cpu=cpu,
+        phases=result.timings,
+        before=result.memory["before"],
+        peak=result.memory["peak"],
+        after=result.memory["after"],
+        major_faults=resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
+        read_bytes=_disk_reads() - reads,
+        throttled=cgroup_throttled() - throttled,
+        swapped=_kernel_count(Path("/proc/self/status"), "VmSwap") * 1024,
+        others=max(0.0, _busy_seconds() - busy - cpu),
+    )
+    return run, result.device
 
 
 def touch_pages(path: str, job: Job) -> float:

@@ -26,7 +26,7 @@ from gpuprover.formats.files import Pathish
 from gpuprover.job import Job
 from gpuprover.scheduler import TIERS, JobShape, choose, tier_of
 from gpuprover.systems.system import Proof, ProvingKey, is_proving_key, load_key, system_named
-from gpuprover.witness_source import WitnessLike, load_witness
+from gpuprover.witness_source import WitnessSource
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def refusing_memory(what: str) -> Iterator[None]:
 
 def prove_placed(
     key: ProvingKey | Pathish,
-    witness: WitnessLike,
+    witness: WitnessSource,
     placed: Placed,
     job: Job,
     *,
@@ -80,7 +80,7 @@ def prove_placed(
 
 def make_proof(
     key: ProvingKey | Pathish,
-    witness: WitnessLike,
+    witness: WitnessSource,
     job: Job,
     placed_for: Callable[[ProvingKey, int | None], Placed],
     *,
@@ -109,7 +109,7 @@ def make_proof(
         system = system_named(loaded.protocol)
         if blinding is not None:
             blinding = system.check_blinding(blinding)
-        values = load_witness(witness, loaded.curve, job, memory_limit, partial(host_memory, device))
+        values = witness.load(loaded.curve, job, memory_limit, partial(host_memory, device))
         system.check_witness(loaded, values)
         # Once: what is verified is what the caller gets.
         public = system.public_signals(loaded, values)

@@ -32,6 +32,7 @@ from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.scheduler import Degrade, Device, Placement, choose
 from gpuprover.systems.groth16.documents import parse_verification_key
+from gpuprover.witness_source import looked_at
 from tests.support.paths import VECTORS
 
 SECRET = 20261121
@@ -44,7 +45,7 @@ def key(tmp_path: Path) -> str:
 
 def request(info: KeyInfo, witness: Any = None, **options: Any) -> ProofRequest:
     witness = VECTORS / "chain5.bn254.wtns" if witness is None else witness
-    return ProofRequest(1, info.path, info.identity, witness, **options)
+    return ProofRequest(1, info.path, info.identity, looked_at(witness), **options)
 
 
 def test_a_proof_is_that_of_the_library(curve: CurveParams) -> None:

@@ -59,7 +59,7 @@ from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest
 from gpuprover.memory import MIB, LeakAlarm, Watermark
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import LOSSES, Assignment, Degrade, Device, Outcome, Scheduler, Times, Verdict
-from gpuprover.witness_source import WitnessLike
+from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -202,7 +202,7 @@ class Dispatcher:
         self,
         job: ProofJob,
         files: CircuitFiles,
-        witness: WitnessLike,
+        witness: WitnessSource,
         timeout: float,
         content: bytes | None = None,
         tenant: str = "",

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from os import PathLike
 from types import TracebackType
 from typing import Any
 
 from gpuprover import calibration, memory
-from gpuprover.caching import CacheStatistics, keyed_digest
+from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.devices import is_gpu
@@ -36,18 +33,15 @@ from gpuprover.errors import (
     ProverError,
     ShuttingDown,
     Timeout,
-    about,
     shortage,
 )
 from gpuprover.executor import Executor, KeyInfo
-from gpuprover.formats.files import as_path, identity_of, open_regular
-from gpuprover.formats.wtns import witness_bytes
 from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, Times
-from gpuprover.witness_source import WitnessLike, witness_words
+from gpuprover.witness_source import InputsForm, WitnessLike, WitnessSource, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
 
 log = logging.getLogger("gpuprover.engine")
@@ -309,34 +303,12 @@ class Prover:
             )
         return files
 
-    def _witness(self, files: CircuitFiles, source: WitnessLike) -> tuple[WitnessLike, bytes | None]:
-        """A witness as it travels: a path, bytes or inputs; and a keyed digest, where proofs are kept."""
+    def _witness(self, files: CircuitFiles, given: WitnessLike) -> tuple[WitnessSource, bytes | None]:
+        """A witness as it waits and travels, and its digest, where proofs are kept."""
         keeps = self.settings.proof_cache > 0
-        if isinstance(source, str | PathLike):
-            path = os.path.abspath(as_path(source, "witness"))
-            if not keeps:
-                return path, None
-            # The proof that is kept has to be of what was digested, whatever becomes of the file.
-            with about("witness"):
-                file, _ = open_regular(path)
-            with file:
-                source = file.read()
-        if isinstance(source, bytes | bytearray | memoryview):
-            # A copy, which its caller does not change.
-            source = bytes(source)
-            return source, keyed_digest(source) if keeps else None
-        if isinstance(source, Mapping):
-            given = {"wasm": files.wasm, **source}
-            unknown = set(given) - {"inputs", "wasm", "fuel"}
-            if unknown or "inputs" not in given:
-                raise InvalidInput("witness: expected {'inputs': {...}}, and perhaps 'wasm' and 'fuel'")
-            if given["wasm"] is None:
-                raise InvalidInput(f"witness: circuit {files.name!r} has no program beside its key to run")
-            given["wasm"] = os.path.abspath(as_path(given["wasm"], "witness program"))
-            return given, _digest_of_inputs(given) if keeps else None
-        curve = self._curve(files)
-        content = witness_bytes(curve.scalar, witness_words(source, curve))
-        return content, keyed_digest(content) if keeps else None
+        witness = looked_at(given, InputsForm.ENGINE, circuit=files.name, program=files.wasm)
+        witness = witness.owned(partial(self._curve, files), content=keeps)
+        return witness, witness.digest() if keeps else None
 
     def _curve(self, files: CircuitFiles) -> CurveParams:
         info = self._dispatcher.info(files)
@@ -657,15 +629,3 @@ def _checker(directory: CircuitDirectory) -> Callable[[CircuitFiles], None]:
 def _cancel_submitted(submission: asyncio.Future[ProofJob]) -> None:
     if not submission.cancelled() and submission.exception() is None:
         submission.result().cancel()
-
-
-def _digest_of_inputs(given: Mapping[str, Any]) -> bytes | None:
-    """None for inputs that are not JSON: what is wrong with them, their use will say."""
-    inputs = given["inputs"]
-    try:
-        if not isinstance(inputs, bytes):
-            inputs = json.dumps(inputs, sort_keys=True)
-        with about("witness program"):
-            return keyed_digest(inputs, repr(given.get("fuel")), repr(identity_of(given["wasm"])))
-    except (TypeError, ValueError, RecursionError):
-        return None

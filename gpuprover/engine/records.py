@@ -13,7 +13,7 @@ from gpuprover.engine.timers import Timer
 from gpuprover.errors import OutOfMemory, ProverError
 from gpuprover.executor import KeyInfo
 from gpuprover.scheduler import Assignment, Device, Ticket
-from gpuprover.witness_source import WitnessLike
+from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
 
@@ -132,7 +132,7 @@ class Work:
 
     job: ProofJob
     circuit: Circuit
-    witness: WitnessLike | None = field(repr=False)
+    witness: WitnessSource | None = field(repr=False)
     submitted: float
     deadline: float
     content: bytes | None = None

@@ -20,6 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from gpuprover.errors import EXIT_RESOURCES, InvalidInput, ProverError, Timeout, from_record
+from gpuprover.witness_source import (
+    InputsForm,
+    WitnessBytes,
+    WitnessFile,
+    WitnessInputs,
+    WitnessSource,
+    looked_at,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -155,20 +163,26 @@ def _insist(ask: _Ask, end: float) -> Conversation[Any]:
 def _submit(
     circuit: str, witness: Witness, timeout: float | None, priority: int, key: str | None, wait: int
 ) -> Conversation[RemoteProof]:
-    if isinstance(witness, Mapping):
-        if set(witness) != {"inputs"}:
-            raise InvalidInput("witness: expected {'inputs': {...}}; the service has the witness program")
-        content: dict[str, Any] = {"json": dict(witness)}
-        kind = "application/json"
-    else:
-        content = {"content": witness if isinstance(witness, bytes) else _read(witness)}
-        kind = "application/octet-stream"
+    kind, content = _body(looked_at(witness, InputsForm.SERVICE))
     params = {"priority": priority, **({} if timeout is None else {"timeout": timeout})}
     headers = {"Content-Type": kind, "Idempotency-Key": key or uuid.uuid4().hex, "Prefer": f"wait={wait}"}
     end = time.monotonic() + (PATIENCE if timeout is None else timeout)
     path = f"/v1/circuits/{quote(circuit, safe='')}/proofs"
     ask = _Ask("POST", path, params, headers, seconds=wait + ANSWER_SECONDS, **content)
     return _proof((yield from _insist(ask, end)))
+
+
+def _body(witness: WitnessSource) -> tuple[str, dict[str, Any]]:
+    """A request's content type, and its ``json`` or ``content``."""
+    if isinstance(witness, WitnessInputs):
+        return "application/json", {"json": {"inputs": witness.inputs}}
+    if isinstance(witness, WitnessBytes):
+        content = bytes(witness.content)
+    elif isinstance(witness, WitnessFile):
+        content = _read(witness.path)
+    else:
+        raise InvalidInput("witness: expected a path, the bytes of a .wtns or {'inputs': {...}}")
+    return "application/octet-stream", {"content": content}
 
 
 def _prove(

@@ -20,6 +20,7 @@ from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.limbs import address, words_to_ints
 from gpuprover.proving import Placed, ProofResult, make_proof
+from gpuprover.witness_source import looked_at
 from tests.support import fake_cupy
 from tests.support.fake_cupy import Gpu, Machine, Schedule
 from tests.support.paths import VECTORS
@@ -212,7 +213,8 @@ def opened(machine: Machine, monkeypatch: pytest.MonkeyPatch, quick_sums: None) 
 
 def proof(device: str, witness: Any = WITNESS, takeover: bool = True) -> ProofResult:
     key, placed = VECTORS / "chain5.bn254.zkey", Placed("cuda:0", takeover=takeover)
-    return make_proof(key, witness, Job(threads=1), lambda *_: placed, device=device, memory_limit=None)
+    source = looked_at(witness)
+    return make_proof(key, source, Job(threads=1), lambda *_: placed, device=device, memory_limit=None)
 
 
 def nothing_left(device: CupyDevice, machine: Machine) -> bool:

@@ -33,6 +33,7 @@ from gpuprover.executor import KeyChanged, KeyInfo, Lost
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.scheduler import LOSSES
+from gpuprover.witness_source import WitnessBytes
 from tests.support.engine_stage import GIB, ROOM, Stage, cpu, gpu, result
 
 
@@ -603,7 +604,7 @@ def test_a_cancellation_that_comes_before_the_executor_has_the_run(
 
     monkeypatch.setattr(stage.executor, "prove", late)
     stage.dispatcher.take_seat(False, 1.0)
-    stage.dispatcher.submit(job, stage.files["a"], b"witness", 60.0)
+    stage.dispatcher.submit(job, stage.files["a"], WitnessBytes(b"witness"), 60.0)
     stage.step()
     assert [run.cancelled for run in stage.executor.runs] == [True]
     stage.executor.end_cancelled()

@@ -28,6 +28,7 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
 )
 from gpuprover.service import client as module
+from gpuprover.witness_source import WitnessInputs
 from tests.support.service_stage import CHAIN, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
 
 SIGNALS = json.loads(Path(f"{CHAIN}.public.json").read_text())
@@ -49,8 +50,8 @@ def test_a_client_for_threads(shared: Stage, tmp_path: Path) -> None:
         assert client.prove("chain", tmp_path / "w.wtns", timeout=SECONDS, priority=-3).done
         assert client.prove("chain", {"inputs": {"a": 2**200}}).done
         witness = shared.executor.requests[-1].witness
-        assert isinstance(witness, dict)
-        assert json.loads(witness["inputs"]) == {"a": 2**200}
+        assert isinstance(witness, WitnessInputs)
+        assert json.loads(witness.inputs) == {"a": 2**200}
         slow = client.submit("chain", SLOW)
         assert not slow.done
         shared.executor.end_all()

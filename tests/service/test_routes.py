@@ -39,6 +39,7 @@ from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
 from gpuprover.systems import system
 from gpuprover.systems.system import system_named
+from gpuprover.witness_source import WitnessInputs
 from tests.support.service_stage import (
     CHAIN,
     LARGE,
@@ -219,9 +220,9 @@ def test_inputs_go_to_the_circuits_own_program_and_nowhere_else(shared: Stage) -
     answer = shared.client.post(PROOFS, json={"inputs": inputs}, headers={"Prefer": "wait=30"})
     assert answer.status_code == 200
     witness = shared.executor.requests[-1].witness
-    assert isinstance(witness, dict)
-    assert json.loads(witness["inputs"]) == inputs
-    assert witness["wasm"] == str(shared.prover.settings.circuit_keys_path / "chain.wasm")
+    assert isinstance(witness, WitnessInputs)
+    assert json.loads(witness.inputs) == inputs
+    assert witness.program == str(shared.prover.settings.circuit_keys_path / "chain.wasm")
     count = len(shared.executor.requests)
     for body in (
         {"inputs": inputs, "wasm": "/etc/passwd"},

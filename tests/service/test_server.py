@@ -41,12 +41,13 @@ from tests.support.engine_stage import FakeTimes
 from gpuprover.config import load_engine_settings, load_service_settings
 from gpuprover.engine import Prover
 from gpuprover.service import server
+from gpuprover.witness_source import WitnessBytes
 from tests.support.service_stage import SLOW, Executor, circuits
 
 class Timed(Executor):
     def prove(self, request, done, progress=None):
         super().prove(request, done, progress)
-        if request.witness == SLOW:
+        if request.witness == WitnessBytes(SLOW):
             timer = threading.Timer(float(sys.argv[2]), self.end_all)
             timer.daemon = True
             timer.start()

@@ -21,6 +21,7 @@ from gpuprover.job import Progress
 from gpuprover.memory import CODE_BYTES, MIB, Watermark
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device
+from gpuprover.witness_source import WitnessBytes
 
 GIB = 1 << 30
 
@@ -203,7 +204,7 @@ class Stage:
     ) -> ProofJob:
         job = ProofJob(circuit, priority)
         self.dispatcher.take_seat(False, timeout)
-        self.dispatcher.submit(job, self.files[circuit], b"witness", timeout, content)
+        self.dispatcher.submit(job, self.files[circuit], WitnessBytes(b"witness"), timeout, content)
         self.step()
         return job
 

@@ -26,6 +26,7 @@ from gpuprover.service.app import create_app
 from gpuprover.service.connections import Connections
 from gpuprover.service.core import MakeMetrics, Service
 from gpuprover.service.metrics import Metrics
+from gpuprover.witness_source import WitnessBytes, WitnessInputs
 from tests.support.engine_stage import FakeExecutor, FakeTimes, cpu
 from tests.support.paths import VECTORS
 
@@ -79,10 +80,10 @@ class Executor(FakeExecutor):
         with self.lock:
             super().prove(request, done, progress)
             run = self.runs[-1]
-        assert isinstance(request.witness, bytes | dict)
-        if request.witness != SLOW:
-            witness = request.witness if isinstance(request.witness, bytes) else SUCCEED
-            self.end(run, outcomes.get(witness, outcomes[SUCCEED]))
+        assert isinstance(request.witness, WitnessBytes | WitnessInputs)
+        if request.witness != WitnessBytes(SLOW):
+            content = request.witness.content if isinstance(request.witness, WitnessBytes) else SUCCEED
+            self.end(run, outcomes.get(bytes(content), outcomes[SUCCEED]))
 
     def end(self, run: Any, outcome: ProofResult | ProverError | Lost | None = None) -> None:
         with self.lock:

@@ -18,8 +18,9 @@ from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
 from gpuprover.job import Job  # noqa: E402
 from gpuprover.limbs import words_to_ints  # noqa: E402
 from gpuprover.systems.groth16.documents import Proof, proof_to_json  # noqa: E402
+from gpuprover.systems.groth16.from_ptau import setup_from_ptau  # noqa: E402
+from gpuprover.systems.groth16.from_secret import setup_insecure  # noqa: E402
 from gpuprover.systems.groth16.key import load_key  # noqa: E402
-from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure  # noqa: E402
 from tests.support.containers import make_ptau, reference_key  # noqa: E402
 from tests.support.samples import row  # noqa: E402
 

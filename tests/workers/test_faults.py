@@ -20,6 +20,7 @@ from gpuprover.executor import Lost, ProofRequest
 from gpuprover.formats.files import identity_of
 from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
+from gpuprover.witness_source import WitnessBytes
 from gpuprover.workers import PoolSettings, WorkerPool, pool, slots, troubles, worker
 from tests.support.fault_stage import Faults, ThreadChild, spawn_thread
 from tests.support.paths import VECTORS
@@ -44,7 +45,9 @@ class Asking:
             answers.append(answer)
             answered.set()
 
-        request = ProofRequest(self._number, "/any", identity_of("/"), b"witness", timeout=timeout)
+        request = ProofRequest(
+            self._number, "/any", identity_of("/"), WitnessBytes(b"witness"), timeout=timeout
+        )
         self.pool.prove(request, done)
 
         def answer() -> ProofResult | ProverError | Lost:
@@ -252,7 +255,7 @@ def test_what_the_system_refuses_a_proof_is_no_bug(
     # Where a proof is made, in a worker and in this process.
     monkeypatch.setattr(runner, "prove_placed", refuse)
     path = VECTORS / "chain5.bn254.zkey"
-    request = ProofRequest(1, str(path), identity_of(str(path)), b"witness")
+    request = ProofRequest(1, str(path), identity_of(str(path)), WitnessBytes(b"witness"))
     with pytest.raises(kind) as caught:
         Runner().prove(request)
     assert "bug" not in caught.value.message

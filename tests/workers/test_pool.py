@@ -41,10 +41,12 @@ from gpuprover.errors import (
 from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, WorkerStatus
 from gpuprover.formats.files import Identity, identity_of
 from gpuprover.job import Job, Progress
+from gpuprover.limbs import ints_to_words
 from gpuprover.messages import Channel
 from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
 from gpuprover.settings import WORKER_BYTES
+from gpuprover.witness_source import WitnessBytes, WitnessFile, WitnessInputs, WitnessValues, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool, slots, wire
 from gpuprover.workers import worker as worker_process
 from tests.support.paths import ROOT
@@ -125,7 +127,7 @@ class Client:
     def ask(self, circuit: Circuit, witness: Any = None, **options: Any) -> int:
         self._number += 1
         given = circuit.wtns if witness is None else witness
-        request = ProofRequest(self._number, circuit.zkey, circuit.info.identity, given, **options)
+        request = ProofRequest(self._number, circuit.zkey, circuit.info.identity, looked_at(given), **options)
         self.answers[request.id] = []
         self._send(request)
         return request.id
@@ -271,41 +273,55 @@ def test_a_worker_proves_as_this_process_does(shared: Client, short: Circuit, fo
 
 def test_a_request_arrives_as_it_was_sent(short: Circuit) -> None:
     request = ProofRequest(
-        7, short.zkey, short.info.identity, b"", "cuda:1", 3, frozenset({"G2"}), 1 << 40, 2.5
+        7, short.zkey, short.info.identity, WitnessBytes(b""), "cuda:1", 3, frozenset({"G2"}), 1 << 40, 2.5
     )
     inputs = {
         "inputs": {"a": [1, -(1 << 300), "0x10"], "b": np.uint64(7), "c": np.arange(3)},
         "wasm": "c.wasm",
     }
+    program = os.path.abspath("c.wasm")
     for witness, seen in (
-        (b"", b""),
+        (b"", WitnessBytes(b"")),
+        (memoryview(b"w_t_n_s_")[::2], WitnessBytes(b"wtns")),
         (
             inputs,
-            {
-                "inputs": {"a": [1, -(1 << 300), "0x10"], "b": 7, "c": [0, 1, 2]},
-                "wasm": os.path.abspath("c.wasm"),
-            },
+            WitnessInputs({"a": [1, -(1 << 300), "0x10"], "b": 7, "c": [0, 1, 2]}, program),
         ),
         (
             {"inputs": b'{"a": [1, "0x10"]}', "wasm": Path("c.wasm"), "fuel": 5},
-            {"inputs": b'{"a": [1, "0x10"]}', "wasm": os.path.abspath("c.wasm"), "fuel": 5},
+            WitnessInputs(b'{"a": [1, "0x10"]}', program, 5),
         ),
-        ("relative.wtns", os.path.abspath("relative.wtns")),
-        ([], []),
+        ("relative.wtns", WitnessFile(os.path.abspath("relative.wtns"))),
     ):
-        parcel = wire.Parcel(replace(request, witness=witness))
-        message = json.loads(json.dumps(parcel.message))
-        found = wire.unpack(message, [os.dup(fd) for fd in parcel.fds])
-        parcel.close()
-        assert replace(found, witness=b"") == request
-        given = found.witness
-        assert (given.tolist() if isinstance(given, np.ndarray) else given) == seen
-    assert repr(request) == repr(replace(request, witness=b"secret"))
+        assert sent(replace(request, witness=looked_at(witness))) == replace(request, witness=seen)
+    for values in ([], [1, (1 << 256) - 1], np.arange(8, dtype=np.uint64).reshape(-1, 4)[::-1]):
+        found = sent(replace(request, witness=looked_at(values)))
+        assert isinstance(found.witness, WitnessValues)
+        words = values if isinstance(values, np.ndarray) else ints_to_words(values, 4)
+        assert np.array_equal(found.witness.values, words)
+        assert replace(found, witness=request.witness) == request
+    assert repr(request) == repr(replace(request, witness=WitnessBytes(b"secret")))
+
+
+def sent(request: ProofRequest) -> ProofRequest:
+    """A request as it arrives."""
+    parcel = wire.Parcel(request)
+    message = json.loads(json.dumps(parcel.message))
+    found = wire.unpack(message, [os.dup(fd) for fd in parcel.fds])
+    parcel.close()
+    return found
 
 
 @pytest.mark.parametrize(
     "witness",
-    [["1", object()], [-1], [1 << 256], 7, np.zeros((2, 4), dtype=np.float64), {"inputs": {"a": {1}}}],
+    [
+        ["1", object()],
+        [-1],
+        [1 << 256],
+        7,
+        np.zeros((2, 4), dtype=np.float64),
+        {"inputs": {"a": {1}}, "wasm": "c.wasm"},
+    ],
     ids=["text", "negative", "large", "number", "floats", "set"],
 )
 def test_what_is_no_witness_is_told_before_a_worker_is_asked(
@@ -340,7 +356,7 @@ def test_a_request_has_one_run(shared: Client, long: Circuit) -> None:
     number = shared.ask(long)
     refused: list[Any] = []
     shared.pool.prove(
-        ProofRequest(number, long.zkey, long.info.identity, long.wtns),
+        ProofRequest(number, long.zkey, long.info.identity, WitnessFile(long.wtns)),
         lambda _, answer: refused.append(answer),
     )
     assert isinstance(shared.answer(number), ProofResult)
@@ -538,7 +554,9 @@ class Talk:
                 return message
 
     def prove(self, circuit: Circuit, number: int = 1) -> None:
-        parcel = wire.Parcel(ProofRequest(number, circuit.zkey, circuit.info.identity, circuit.secret))
+        parcel = wire.Parcel(
+            ProofRequest(number, circuit.zkey, circuit.info.identity, WitnessBytes(circuit.secret))
+        )
         self.channel.send(parcel.message, parcel.fds)
         parcel.close()
 
@@ -1012,8 +1030,9 @@ PROGRAM = """
 import json, sys, threading
 from gpuprover.executor import ProofRequest
 from gpuprover.formats.files import identity_of
+from gpuprover.witness_source import looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
-zkey, wtns = {zkey!r}, {wtns!r}
+zkey, wtns = {zkey!r}, looked_at({wtns!r})
 print("imported", flush=True)
 pool = WorkerPool(PoolSettings(gpus=()))
 pool.start(lambda: None)

@@ -21,12 +21,9 @@ def _check_whole_key(
 
 
 def _setup(circuit: R1CS, powers: Pathish | None, zkey: Pathish, backend: Backend) -> SetupResult:
-    from gpuprover.formats.ptau import read_ptau
     from gpuprover.systems.groth16 import setup
 
-    if powers is None:
-        return setup.setup_insecure(circuit, zkey, backend)
-    return setup.setup_from_ptau(circuit, read_ptau(powers), zkey, backend)
+    return setup.setup(circuit, powers, zkey, backend)
 
 
 def _setup_memory(circuit: R1CS, from_powers: bool) -> int:

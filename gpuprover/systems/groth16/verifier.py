@@ -15,15 +15,14 @@ is done to all of a batch at once.
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Sequence
 from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover import forks
 from gpuprover.backend import Backend, PointMath
+from gpuprover.caching import Cache
 from gpuprover.curves import Group
 from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.snarkjs_json import parse_public_signals
@@ -41,6 +40,8 @@ FEW_SIGNALS = 4
 MANY_SIGNALS = 1024
 """Up to so many, multiples of IC are kept with the key: 2 MB for BN254, 3 MB for BLS12-381."""
 DIGIT_BITS = 8
+KEYS = 64
+"""Keys that are kept; each counts as one, whatever its size."""
 
 
 class _Checked(NamedTuple):
@@ -53,33 +54,6 @@ class _Checked(NamedTuple):
     g2: Words
     ic: Words
     digits: int
-
-
-class _KeyCache:
-    """Keys whose points have been checked. One that comes again gets its multiples of IC."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: dict[VerificationKey, _Checked] = {}
-        self._lock = threading.Lock()
-        forks.in_child(self._in_child)
-
-    def _in_child(self) -> None:
-        self._lock = threading.Lock()
-
-    def get(self, key: VerificationKey, backend: Backend, source: str) -> _Checked:
-        with self._lock:
-            checked = self._entries.pop(key, None)
-        if checked is None:
-            checked = _check_key(key, backend.points, source)
-        elif checked.digits == 1 and FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
-            digits = -(-key.curve.scalar.bits // DIGIT_BITS)
-            checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend.points), digits)
-        with self._lock:
-            self._entries[key] = checked
-            while len(self._entries) > self._size:
-                del self._entries[next(iter(self._entries))]
-        return checked
 
 
 def _outside(source: str, role: str, part: str) -> MalformedFile:
@@ -111,7 +85,21 @@ def _shifted_multiples(points: Words, digits: int, math: PointMath) -> Words:
     return out.reshape(-1, words)
 
 
-_keys = _KeyCache(64)
+_keys: Cache[VerificationKey, _Checked] = Cache(KEYS)
+
+
+def _checked_key(key: VerificationKey, backend: Backend, source: str) -> _Checked:
+    """The key, its points checked once. One that comes again gets its multiples of IC."""
+    checked = _keys.get(key)
+    if checked is None:
+        checked = _check_key(key, backend.points, source)
+    elif checked.digits == 1 and FEW_SIGNALS < key.n_public <= MANY_SIGNALS:
+        digits = -(-key.curve.scalar.bits // DIGIT_BITS)
+        checked = _Checked(checked.g2, _shifted_multiples(checked.ic, digits, backend.points), digits)
+    else:
+        return checked
+    _keys.put(key, checked, 1)
+    return checked
 
 
 def _input_point(key: VerificationKey, checked: _Checked, scalars: Sequence[int], backend: Backend) -> Words:
@@ -138,7 +126,7 @@ def verify(
         MalformedFile: a point of key or proof lies outside its subgroup.
     """
     curve = key.curve
-    checked = _keys.get(key, backend, key_source)
+    checked = _checked_key(key, backend, key_source)
     bad = backend.points.first_bad_point(Group.G1, np.stack([proof.a, proof.c]))
     if bad >= 0:
         raise _outside(proof_source, "proof", ("pi_a", "pi_c")[bad])
@@ -159,7 +147,7 @@ def verify_batch(
     Raises:
         MalformedFile: a point of the key lies outside its subgroup.
     """
-    checked = _keys.get(key, backend, "verification key")
+    checked = _checked_key(key, backend, "verification key")
     results: list[bool] = []
     for start in range(0, len(statements), BATCH):
         results += _Batch(key, checked, statements[start : start + BATCH], backend).results()

@@ -32,8 +32,9 @@ from gpuprover.systems.groth16 import key as zkey
 from gpuprover.systems.groth16 import key_warnings as texts
 from gpuprover.systems.groth16.consistency import check_against_powers, check_circuit, check_key, check_powers
 from gpuprover.systems.groth16.documents import Proof, VerificationKey, parse_verification_key, proof_to_json
+from gpuprover.systems.groth16.from_ptau import setup_from_ptau
+from gpuprover.systems.groth16.from_secret import setup_insecure
 from gpuprover.systems.groth16.key import load_key
-from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure
 from gpuprover.systems.groth16.solidity import export_verifier
 from gpuprover.verifier.keys import LoadedKey
 from tests.support.containers import contributed, edit, make_ptau, put, unpack

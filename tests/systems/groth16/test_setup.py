@@ -23,10 +23,12 @@ from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import _reading_bytes, read_r1cs
 from gpuprover.job import Job
 from gpuprover.limbs import g1_to_words, g2_to_words, words_to_ints
+from gpuprover.systems.groth16 import from_ptau, from_secret, key_writer
 from gpuprover.systems.groth16 import key as zkey
-from gpuprover.systems.groth16 import setup as module
+from gpuprover.systems.groth16.from_ptau import setup_from_ptau
+from gpuprover.systems.groth16.from_secret import setup_insecure
 from gpuprover.systems.groth16.key import ProvingKey, load_key
-from gpuprover.systems.groth16.setup import setup_from_ptau, setup_insecure
+from gpuprover.systems.groth16.setup import memory_needed
 from tests.support.containers import edit, make_ptau, put, reference_key, unpack
 from tests.support.paths import ROOT, VECTORS
 from tests.support.samples import plain
@@ -78,7 +80,8 @@ def test_blocks_do_not_show(
     backend: Backend, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files are streamed in blocks of terms; their size changes nothing."""
-    monkeypatch.setattr(module, "_TERMS", block)
+    for module in (key_writer, from_ptau):
+        monkeypatch.setattr(module, "BLOCK_TERMS", block)
     curve = backend.curve
     r1cs, ptau = read_r1cs(vector(curve, "r1cs")), read_ptau(vector(curve, "ptau"))
     setup_from_ptau(r1cs, ptau, tmp_path / "k.zkey", backend)
@@ -151,7 +154,7 @@ def test_both_ways_agree(backend: Backend, tmp_path: Path, monkeypatch: pytest.M
     """With a ceremony's secrets and γ = δ = 1, the direct evaluation gives the combined points."""
     curve = backend.curve
     secrets = iter([2222, 3333, 1, 1, 1111])  # α, β, γ, δ, τ
-    monkeypatch.setattr(module.secrets, "randbelow", lambda _: next(secrets) - 1)
+    monkeypatch.setattr(from_secret.secrets, "randbelow", lambda _: next(secrets) - 1)
     circuit = poseidon_circuit(curve)
     setup_insecure(circuit.r1cs, tmp_path / "direct.zkey", backend)
     (tmp_path / "p.ptau").write_bytes(make_ptau(curve, 10, 1111, 2222, 3333, backend))
@@ -223,7 +226,7 @@ def _grown(r1cs: Path, zkey: Path, ptau: str = "", limit: int = 0) -> int:
 def _needs(r1cs: Path, ceremony: bool) -> int:
     circuit = read_r1cs(r1cs)
     reading = _reading_bytes(r1cs.stat().st_size, circuit.n_constraints, circuit.curve)
-    return memory.CODE_BYTES + max(reading, module.memory_needed(circuit, ceremony))
+    return memory.CODE_BYTES + max(reading, memory_needed(circuit, ceremony))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpuprover.backend import Backend
+from gpuprover.caching import Cache
 from gpuprover.cpu import membership
 from gpuprover.curves import CurveParams, Group
 from gpuprover.devices import open_backend
@@ -276,9 +277,26 @@ def test_a_key_serves_every_backend(curve: CurveParams, rng: random.Random) -> N
     for _ in range(2):
         assert verifier.verify(key, public, proof, s.backend)
     other = open_backend("reference", curve, Job())
-    assert verifier._keys.get(key, other, "key") is verifier._keys.get(key, s.backend, "key")
-    x = [
-        verifier._input_point(key, verifier._keys.get(key, b, "key"), [1, *public], b)
-        for b in (s.backend, other)
-    ]
+    kept = verifier._keys.get(key)
+    assert kept is not None
+    assert verifier._checked_key(key, other, "key") is kept
+    x = [verifier._input_point(key, kept, [1, *public], b) for b in (s.backend, other)]
     assert np.array_equal(x[0], x[1])
+
+
+def test_so_many_keys_are_kept_as_are_allowed(
+    curve: CurveParams, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those used last; a key with a bad point is none of them."""
+    kept: Cache[Any, Any] = Cache(2)
+    monkeypatch.setattr(verifier, "_keys", kept)
+    s = simulator(curve, rng, 1)
+    first = s.key()
+    second, third = (replace(first, gamma2=first.delta2), replace(first, delta2=first.gamma2))
+    for key in (first, second, first, third):
+        verifier._checked_key(key, s.backend, "key")
+    assert [key for key in (first, second, third) if kept.get(key) is not None] == [first, third]
+    bad = replace(first, beta2=row(curve, Group.G2, curve_point(curve, Group.G2, rng)))
+    with pytest.raises(MalformedFile, match="vk_beta_2"):
+        verifier._checked_key(bad, s.backend, "key")
+    assert kept.get(bad) is None
