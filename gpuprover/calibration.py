@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,14 @@ class Calibration:
         if kept is not None:
             return kept
         path = device.path if device.kind == "cpu" else ""
-        return self._defaults[device.kind, path, work]
+        found = self._defaults.get((device.kind, path, work))
+        if found is not None:
+            return found
+        # Of a protocol that nobody has measured: another's figures, over the same curve if there are such.
+        protocol, curve = _BN254.partition(" ")[0], work.rpartition(" ")[2]
+        nearest = self._defaults.get((device.kind, path, f"{protocol} {curve}"))
+        nearest = nearest or self._defaults[device.kind, path, _BN254]
+        return replace(nearest, work=work, origin=f"{nearest.origin}; of {protocol}, not of this work")
 
     def seconds(
         self, work: str, device: Device, constraints: int, threads: int, part: str | None = None

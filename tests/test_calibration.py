@@ -25,8 +25,8 @@ from tests.support.paths import ROOT
 from tests.support.running import Run
 
 RESULTS = ROOT / "bench" / "results"
-BN254 = calibration.groth16(curve_by_name("bn254"))
-WORKS = [calibration.groth16(curve) for curve in CURVES]
+BN254 = calibration.work_name("groth16", curve_by_name("bn254"))
+WORKS = [calibration.work_name("groth16", curve) for curve in CURVES]
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +252,7 @@ def test_calibration_measures_growing_sizes_until_time_is_up(tmp_path: Path, cur
     machine = [d for d in calibration.devices(2) if d.kind == "cpu"]
     (found,) = calibrate.measure(curve, machine, Job(threads=2), tmp_path, 60.0, pytest.fail, (3, 5, 6))
     assert (found.work, found.model, found.path) == (
-        calibration.groth16(curve),
+        calibration.work_name("groth16", curve),
         processor_name(),
         cpu_path().name,
     )

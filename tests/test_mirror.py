@@ -47,7 +47,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "what is said of keys",
     ),
     "systems/groth16/test_prover.py": (
-        "groth16/prover systems/system systems/groth16/record witness_source",
+        "groth16/prover systems/groth16/record witness_source",
         "whole proofs, of every kind of witness",
     ),
     "systems/groth16/test_setup.py": ("groth16/setup systems/groth16/key_writer", "what a set-up writes"),

@@ -19,7 +19,7 @@ from gpuprover.version import VERSION
 from tests.support.paths import VECTORS
 from tests.support.running import Run
 
-BN254 = calibration.groth16(curve_by_name("bn254"))
+BN254 = calibration.work_name("groth16", curve_by_name("bn254"))
 GIB, MIB = 1 << 30, 1 << 20
 CPU = Device("cpu", "cpu", "a processor", "ifma", 4)
 GPU = Device("cuda:0", "cuda", "a GPU", "sm_90", 0, 80 * GIB)

@@ -1,0 +1,137 @@
+"""The seam between proof systems and what stands above them: a second system goes through all of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpuprover
+from gpuprover.demand import UNLIMITED
+from gpuprover.devices import open_backend
+from gpuprover.formats.zkey import PROTOCOLS
+from gpuprover.job import Job
+from gpuprover.runner import Runner
+from gpuprover.service.client import Client
+from gpuprover.systems import system
+from tests.service.test_server import running
+from tests.support import toy_system
+from tests.support.paths import ROOT, TESTS, VECTORS
+
+KEY, WITNESS, WRONG = "root.zkey", "root.wtns", "wrong.wtns"
+ROOT_OF = 5
+PLUGIN = str(TESTS / "support" / "toy")
+"""A folder on the path of processes, which have the toy system then."""
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_SYSTEMS", dict(system._SYSTEMS))
+    monkeypatch.setattr("gpuprover.formats.zkey.PROTOCOLS", PROTOCOLS)
+    monkeypatch.setitem(PROTOCOLS, toy_system.IDENTIFIER, toy_system.NAME)
+    system._SYSTEMS[toy_system.NAME] = "tests.support.toy_system:SYSTEM"
+    monkeypatch.setenv("PYTHONPATH", PLUGIN)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    toy_system.write_key(tmp_path / KEY)
+    toy_system.write_inputs(tmp_path / WITNESS, ROOT_OF)
+    toy_system.write_inputs(tmp_path / WRONG, ROOT_OF, ROOT_OF)
+    return tmp_path
+
+
+def forged(proof: Any) -> dict[str, Any]:
+    return {**proof, "left": [proof["left"][0], str(int(proof["left"][1]) + 1), "1"]}
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+def test_the_library(toy: None, folder: Path, device: str) -> None:
+    key = gpuprover.load_key(folder / KEY)
+    assert key.protocol == "toy"
+    result = gpuprover.prove(key, folder / WITNESS, device=device)
+    assert result.public_signals == [str(ROOT_OF**2)]
+    assert result.proof["protocol"] == "toy"
+    assert gpuprover.verify(key.verification_key, result.public_signals, result.proof)
+    assert not gpuprover.verify(key.verification_key, ["26"], result.proof)
+    statements = [(["25"], result.proof), (["26"], result.proof), (["25"], forged(result.proof))]
+    assert gpuprover.verify_batch(key.vk, statements) == [True, False, False]  # type: ignore[arg-type]
+    with pytest.raises(gpuprover.UnsatisfiedWitness, match="x is not the square of y"):
+        gpuprover.prove(folder / KEY, folder / WRONG, device=device)
+    with pytest.raises(gpuprover.WitnessMismatch):
+        gpuprover.prove(folder / KEY, [1, 2], device=device)
+
+
+def test_its_memory_is_planned_by_its_own_steps(toy: None, folder: Path) -> None:
+    demand = gpuprover.load_key(folder / KEY).demand
+    for name in ("reference", "cpu"):
+        plan = open_backend(name, demand.curve, Job(threads=1)).plan(demand, UNLIMITED)
+        assert plan.key > 0
+        assert plan.arena >= 3 * demand.curve.scalar.bytes
+    info = Runner().load(str(folder / KEY))
+    assert (info.protocol, info.n_vars, info.shape.work) == ("toy", 3, "toy bn254")
+
+
+def test_without_it_its_keys_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(gpuprover.UnsupportedFile, match="expected a groth16 key, found protocol id 99"):
+        gpuprover.load_key(folder / KEY)
+
+
+def test_the_engine_its_workers_and_the_verifier_process(toy: None, folder: Path) -> None:
+    settings: dict[str, Any] = {"device": "cpu", "threads": 1, "max_workers": 1, "policy": "lazy"}
+    with gpuprover.create_prover(circuit_keys_path=folder, **settings) as prover:
+        result = prover.prove("root", folder / WITNESS)
+        assert result.proof["protocol"] == "toy"
+        assert prover.verify("root", result.public_signals, result.proof)
+        assert not prover.verify("root", ["26"], result.proof)
+        assert prover.verify_batch("root", [(["25"], result.proof), (["24"], result.proof)]) == [True, False]
+        with pytest.raises(gpuprover.UnsatisfiedWitness, match="x is not the square of y"):
+            prover.prove("root", folder / WRONG)
+
+
+def test_the_service(toy: None, folder: Path) -> None:
+    command = ("-m", "gpuprover", "serve", "--json", "--threads", "1", "--preload-circuits", "root")
+    environment = {
+        "PROVER_CIRCUIT_KEYS_PATH": str(folder),
+        "PROVER_PORT": "0",
+        "PROVER_MAX_WORKERS": "0",
+        "PROVER_VERIFIER": "inline",
+        "PYTHONPATH": PLUGIN,
+    }
+    with running(*command, **environment) as (_, line), Client(json.loads(line)["url"]) as client:
+        found = client.prove("root", str(folder / WITNESS))
+        assert found.proof is not None
+        assert found.proof["protocol"] == "toy"
+        assert client.verify("root", found.public_signals, found.proof)
+        assert not client.verify("root", ["26"], found.proof)
+
+
+def test_the_command_line(toy: None, folder: Path) -> None:
+    def ran(*words: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "gpuprover", *words, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    proof, public, vkey = (str(folder / f"{name}.json") for name in ("proof", "public", "vkey"))
+    assert ran("zkey", "info", str(folder / KEY))["protocol"] == "toy"
+    ran("zkey", "export", "verificationkey", str(folder / KEY), vkey)
+    ran("prove", str(folder / KEY), str(folder / WITNESS), proof, public)
+    assert ran("verify", vkey, public, proof)["valid"]
+
+
+def test_the_registry_is_text(toy: None) -> None:
+    assert system.names() == ["groth16", "toy"]
+    assert system.system_named("toy") is toy_system.SYSTEM
+    assert system.system_of_document({"protocol": "toy"}).name == "toy"
+    for other in ({}, {"protocol": "plonk"}, [], None):
+        assert system.system_of_document(other).name == "groth16"
+    chain = VECTORS / "chain5.bn254.zkey"
+    assert system.system_of_key(chain).name == "groth16"
+    with pytest.raises(KeyError):
+        system.system_named("plonk")
