@@ -40,12 +40,12 @@ class KeyInfo:
 
     Attributes:
         path: the key's file.
-        identity: of that file when it was read.
+        identity: the file's identity when it was read.
         protocol: the proof system's name.
         curve: the curve's name.
-        constraints: rows of the key's circuit.
-        n_public: public signals.
-        n_vars: wires, the constant 1 among them.
+        constraints: the number of rows of the key's circuit.
+        n_public: the number of public signals.
+        n_vars: the number of wires, the constant 1 among them.
         host_parts: what a CPU can compute of a proof beside a GPU, by name.
         plans: memory that a proof takes, by kind of device (``cpu``, ``cuda``), the best plan first; of the
             kinds that whoever loaded the key has.
@@ -90,10 +90,10 @@ class ProofRequest:
     Attributes:
         id: the engine's number for it, unique among its requests.
         path: the key's file.
-        identity: of the file that was planned with; a run that finds another one is refused.
-        witness: as :func:`gpuprover.prove` takes it. Secret.
+        identity: identity of the file that was planned with; a run that finds another one is refused.
+        witness: what :func:`gpuprover.prove` takes as one. Secret.
         device: ``cpu``, ``cuda:0``, ...
-        threads: of the CPU, at least 1.
+        threads: threads of the CPU, at least 1.
         host_parts: parts of the proof that the CPU computes beside a GPU, by name (``G2``).
         budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
             it finds.
@@ -143,9 +143,9 @@ class WorkerStatus:
         device: name of the device that it proves on.
         state: ``starting``, ``idle``, ``busy``, ``stopping``, ``waiting`` (to be started again).
         jobs: ids of the requests that run there.
-        proofs: made since the process started.
-        restarts: of processes of that name, for any reason but recycling.
-        memory: as the process said last; None before.
+        proofs: the number of proofs since the process started.
+        restarts: starts of further processes of that name, for any reason but recycling.
+        memory: what the process holds, as it said last; None before.
         problem: why nothing runs there; empty if it does.
         silent: restarts of processes that lived, and said nothing.
         recycled: processes of that name that were replaced after many proofs, or for their memory.

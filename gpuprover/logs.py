@@ -125,7 +125,7 @@ def configure(
 
 
 def catch() -> None:
-    """Has the log tell what the interpreter would print: warnings, and exceptions that nobody catches.
+    """Has the log say what the interpreter would print: warnings, and exceptions that nobody catches.
 
     Of those, kind and place: their text may hold values of a witness.
     """

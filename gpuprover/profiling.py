@@ -37,11 +37,11 @@ LONGEST_SINGLE = 30.0
 NOTED = 0.05
 """Share of a proof's time below which nothing is said of what takes it."""
 SLOW_KEY = 0.25
-"""Of a warm proof's time: a first reading of the key from the disk above this is told."""
+"""Share of a warm proof's time above which the first reading of the key from the disk is mentioned."""
 POOR_GAIN = 1.2
 """A proof with all its threads that is not so many times faster than with one wastes them."""
 GOOD_SHARE = 0.6
-"""Of its threads a proof makes use if it is this share of them faster than with one."""
+"""A proof uses its n threads well if it is at least GOOD_SHARE·n times as fast as with one."""
 STARVED = 0.8
 """Threads for which less than this share of a CPU each is left have neighbours."""
 NEAR = 0.9
@@ -108,7 +108,7 @@ class Observed:
         compiled: files of machine code that the first proof added to the cache; None without a cache.
         plan, plan_within: bytes of a proof as it would like, and as it was under its memory limit.
         container: bytes that the container may take, None without a limit.
-        predictions: of the devices of this machine.
+        predictions: predicted times on the devices of this machine.
     """
 
     constraints: int

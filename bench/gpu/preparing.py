@@ -123,7 +123,7 @@ class HostCode:
             self._running[process] = share
 
     def look(self) -> Iterator[str]:
-        """Sees what is done, and tells of what failed."""
+        """Sees what is done, and reports what failed."""
         for process, share in [*self._running.items()]:
             code = process.poll()  # before reading: nothing is written after that
             assert process.stdout is not None

@@ -40,7 +40,7 @@ class Tuning:
     """How launches are cut; all predictions until a GPU has measured them.
 
     Attributes:
-        threads: of a block, a power of two.
+        threads: threads of a block, a power of two.
         registers: bytes of shared memory that a block's registers may take before it gets fewer threads:
             three such blocks share a multiprocessor of an H200.
         narrow: the fewest threads of a block whose registers are in shared memory.

@@ -25,7 +25,7 @@ KEPT = 4
 """What was released goes back to the device before another size is taken, if it is more than a quarter of the
 limit. A prediction."""
 SHARE = 0.95
-"""Of the memory that is free, what a pool takes at most: launches need some, too. A prediction."""
+"""The share of free memory that a pool takes at most: launches need some, too. A prediction."""
 
 
 def aligned(size: int) -> int:

@@ -74,14 +74,14 @@ class Dispatcher:
 
     Args:
         executor: where runs happen; not started yet.
-        settings: of the prover.
+        settings: the prover's settings.
         times: predicted seconds, for the scheduler.
         check: called, in any thread, for a circuit that was loaded; raises if its files do not fit together.
         preload: circuits that are loaded when the executor is started, and stay loaded.
         relief: what more to do for memory, from the thread that steps, than to shrink executor and proofs.
         clock: seconds that never go backwards.
         held: bytes that this process holds and that count against the limit.
-        watermark: by default that of the settings.
+        watermark: when too much is held; that of the settings by default.
 
     Attributes:
         wake: set when there is something to do for :meth:`step`.

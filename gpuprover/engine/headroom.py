@@ -23,7 +23,7 @@ SAMPLE_SECONDS = 10.0
 """Seconds between two samples for the leak alarm."""
 
 T = TypeVar("T")
-"""Who is held back; hashed by identity."""
+"""A run that may be held back; hashed by identity."""
 
 
 class Headroom(Generic[T]):
@@ -33,11 +33,11 @@ class Headroom(Generic[T]):
 
     Args:
         limit: bytes for the processes and the proofs together.
-        wait: seconds that somebody is held back at most; 0: nobody is.
+        wait: the most seconds that a run is held back; 0: none is.
         usage: bytes that count against the limit, now.
         watermark: when too much is held.
         alarm: is fed with what is held, from :meth:`watch` on; what it says is logged.
-        timers: of the owner.
+        timers: the owner's timers.
         look: called when :meth:`release` is to be called.
         steps: counts shrinks and alarms.
         clock: seconds that never go backwards.

@@ -36,7 +36,7 @@ class Loading:
         check: called, in any thread, for a circuit that was loaded; raises if its files do not fit together.
         kinds: kinds of devices that can be used now.
         post: has a function called soon, under the owner's lock; for any thread.
-        timers: of the owner.
+        timers: the owner's timers.
         steps: counts losses, reloads and failures.
     """
 

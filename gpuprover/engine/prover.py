@@ -62,7 +62,7 @@ def create_prover(*, wait: bool = True, **settings: Any) -> Prover:
     """A prover for the circuits of a folder, ready: the circuits to preload are loaded.
 
     Args:
-        wait: for that, up to ``load_timeout`` seconds. Without, it returns at once, and
+        wait: wait for that, up to ``load_timeout`` seconds. Without, it returns at once, and
             :meth:`Prover.wait_ready` waits. With the policy ``lazy`` or ``off`` there is nothing to wait for.
         settings: those of :class:`gpuprover.config.EngineSettings`, by name: ``circuit_keys_path``,
             ``memory_limit`` (MiB), ``threads``, ``preload_circuits``, ``policy``, ... What is not given, or
@@ -116,7 +116,7 @@ class Prover:
     ``grace_period`` seconds; after an exception nothing is waited for. :meth:`drain` waits for all answers.
 
     Attributes:
-        settings: with the origin of each.
+        settings: the prover's settings, with the origin of each.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Steps:
     """What happened to jobs and circuits, counted, and logged where it is not the usual way.
 
     Attributes:
-        counters: by the names of :data:`COUNTERS`.
+        counters: name, of :data:`COUNTERS` -> how often.
     """
 
     def __init__(self) -> None:
@@ -82,8 +82,8 @@ class Circuit:
         pinned: its key stays until it is unloaded.
         preloaded: it is one of those that are loaded at the start.
         generation: loads of the key that have ended well.
-        kinds: of devices that could be used when it was loaded.
-        losses: of workers during this load, so far.
+        kinds: kinds of devices that could be used when it was loaded.
+        losses: workers lost during this load, so far.
         problem: why its last load failed; None if it did not.
         waiting: who is told of the end of the load, by whoever asked.
     """
@@ -111,7 +111,7 @@ class Work:
     """An open job, and its run, if there is one now.
 
     Attributes:
-        witness: as it goes to the executor; None when the job has ended. Secret.
+        witness: what goes to the executor; None when the job has ended. Secret.
         submitted: when it came; by the dispatcher's clock.
         deadline: when it has to be done, by that clock.
         content: a keyed digest of the witness, where proofs are kept.
@@ -165,7 +165,7 @@ class Snapshot:
         failures: errors of those to preload among them.
         devices: each with the proofs that run there.
         held: bytes that count against the limit.
-        counters: by step.
+        counters: step -> how often.
     """
 
     accepting: bool

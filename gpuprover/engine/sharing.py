@@ -14,7 +14,7 @@ from gpuprover.executor import KeyInfo
 from gpuprover.proving import ProofResult
 
 T = TypeVar("T")
-"""Who asks for a proof; compared and hashed by identity."""
+"""A job that asks for a proof; compared and hashed by identity."""
 
 
 def proof_name(info: KeyInfo, content: bytes) -> bytes:

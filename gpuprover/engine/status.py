@@ -30,7 +30,7 @@ class ProverStatus:
         pools: GPU memory that each worker on a GPU has taken.
         workers: where proofs run.
         caches: ``keys`` (of all workers), ``proofs`` and ``verifications``.
-        counters: by step, from 0 on; see the README.
+        counters: step -> how often, from 0 on; see the README.
         verifier: its state.
     """
 

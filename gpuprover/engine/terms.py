@@ -24,7 +24,7 @@ class Terms:
         deadline: when the proof has to be done, by ``time.monotonic``.
         priority: a higher one goes first among those of its tenant.
         wait: where the queue is full, it waits for a seat, else it is refused.
-        tenant: for whom it is made; empty for nobody in particular. Told to nobody.
+        tenant: the client that it is made for; empty for nobody in particular. No message or log has it.
         progress: called now and then, from any thread.
     """
 

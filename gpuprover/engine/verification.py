@@ -30,7 +30,7 @@ Statement = tuple[Sequence[int | str], Mapping[str, Any]]
 KEYS = 256
 """Verification keys that the verifier holds at most; those used longest ago go first."""
 ANSWER_BYTES = 160
-"""Of a kept answer."""
+"""Bytes of a kept answer."""
 
 
 class _Verifier(Protocol):

@@ -41,7 +41,7 @@ class ServiceError(ProverError):
     """The service cannot be reached, refuses the request, or answers what is none of its answers.
 
     Attributes:
-        status: of HTTP; None without an answer.
+        status: HTTP's status code; None without an answer.
     """
 
     exit_code = EXIT_RESOURCES
@@ -123,7 +123,7 @@ def _checked(answer: _Answer) -> _Answer:
 
 
 def _error(problem: Mapping[str, Any]) -> ProverError:
-    """The error that a problem document tells of."""
+    """The error that a problem document describes."""
     return from_record({"kind": problem["kind"], "message": problem["detail"], "role": problem.get("role")})
 
 
@@ -318,7 +318,7 @@ class Client:
     """A proving service, for threads: ``with Client(url) as client: client.prove("transfer", "w.wtns")``.
 
     Args:
-        url: of the service.
+        url: the service's URL.
         token: one of its bearer tokens, where it has any.
 
     All methods raise the errors of :mod:`gpuprover.errors` that the service answers, by their kinds; and

@@ -48,10 +48,10 @@ class Problem(Exception):
     """An answer that is an error.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP's status code.
         kind: the name of the error, e.g. ``"QueueFull"``; what clients match on.
         detail: one line; nothing of a witness, no path of this machine.
-        headers: of the answer.
+        headers: headers of the answer.
         more: further members of the document.
     """
 

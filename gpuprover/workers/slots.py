@@ -48,7 +48,7 @@ class Slots:
     """The slots of a pool, and the processes in them. For the supervisor's thread alone.
 
     Args:
-        settings: of the pool.
+        settings: the pool's settings.
         found: the machine's devices.
         troubles: what goes wrong is told there.
         pinned: paths of the keys that every worker keeps.

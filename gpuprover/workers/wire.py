@@ -22,7 +22,7 @@ from gpuprover.proving import ProofResult
 from gpuprover.witness_source import WitnessLike
 
 (_LIMBS,) = {curve.scalar.limbs for curve in CURVES}
-"""Of every curve's scalars: which curve's they are, the key says."""
+"""Limbs of every curve's scalars; the key says which curve's they are."""
 
 
 class Parcel:

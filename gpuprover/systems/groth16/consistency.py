@@ -52,7 +52,7 @@ from gpuprover.systems.groth16.prover import products
 from gpuprover.systems.system import KeyCheck
 
 _WEIGHT_WORDS = 2
-"""Of 64 random bits each."""
+"""Words of a random weight, 64 bits each."""
 _SMALL = 1 << 14
 """Logarithms up to this, of either sign, are found by trying all."""
 _BLOCK = 1 << 16

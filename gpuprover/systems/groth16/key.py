@@ -96,10 +96,10 @@ class ProvingKey:
         coefficients: records of :func:`coefficient_dtype`, constraint < domain_size, signal < n_vars.
         a, b1: uint64[n_vars, g1_words]; b2: uint64[n_vars, g2_words].
         c: uint64[n_vars − n_public − 1, g1_words]; h: uint64[domain_size, g1_words].
-        constraints: of the circuit, the rows for public signals not counted.
+        constraints: the circuit's constraints, the rows for public signals not counted.
         circuit_hash: 64 bytes that the ceremony started from; empty if the file has none.
-        contributions: to phase 2, as many as the file claims.
-        size: of the file, in bytes.
+        contributions: contributions to phase 2, as many as the file claims.
+        size: bytes of the file.
     """
 
     path: str

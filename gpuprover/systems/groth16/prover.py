@@ -247,7 +247,7 @@ _sound: set[int] = set()
 def check_key_once(key: ProvingKey, backend: Backend) -> None:
     """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
 
-    Points outside their subgroup, or off their curve, make a proof that tells of the witness.
+    Points outside their subgroup, or off their curve, make a proof that reveals something of the witness.
 
     Raises:
         MalformedFile: a point is bad; names the section and the point.

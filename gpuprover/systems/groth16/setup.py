@@ -263,8 +263,8 @@ def setup_insecure(r1cs: R1CS, zkey_path: Pathish, backend: Backend) -> SetupRes
         with backend.job.phase("secret polynomials"):
             lagrange = np.empty((domain.size, curve.scalar.limbs), dtype=np.uint64)
             at = 0
-            # Coefficients stand in the circuit as plain integers, which as Form.DOUBLE_MONTGOMERY are
-            # c/R². This form makes up for it, and so no matrix has to be copied and converted.
+            # The circuit's coefficients c are plain integers. Read as Form.DOUBLE_MONTGOMERY they are
+            # c·R⁻², and (c·R⁻²)·(L·R²) = c·L: no matrix has to be copied and converted.
             for block in _lagrange_at(backend, domain, 1, tau, 1, Form.DOUBLE_MONTGOMERY):
                 lagrange[at : at + len(block)] = block
                 at += len(block)
