@@ -242,9 +242,9 @@ class Backend(Protocol):
     ) -> list[Vector]:
         """The formula's results on all rows: see :mod:`gpuprover.columns` for what a row is.
 
-        Quotients' numerators, factors of grand products, folded lookups, products of two vectors: the hot
-        loop of every such system. ``columns`` may hold more than the formula reads; ``step`` >= 1 is the
-        distance of the circuit's rows in them.
+        Quotients' numerators, factors of grand products, folded lookups, products of two vectors, a rotated
+        column: the hot loop of every such system. ``columns`` may hold more than the formula reads; ``step``
+        >= 1 is the distance of the circuit's rows in them.
 
         Raises:
             ValueError: a column or challenge is missing, or a column's length does not divide the rows.

@@ -6,11 +6,11 @@ cells of one row and of rows near it. A proof system writes its identities once 
 :meth:`gpuprover.backend.Backend.evaluate` computes all rows::
 
     a, b, c = (column(name) for name in ("a", "b", "c"))
-    gate = column("qL") * a + column("qM") * a * b + column("qO") * c + column("qC")
+    gate = column("qL") * a + column("qR") * b + column("qM") * (a * b) + column("qO") * c + column("qC")
     steps = challenge("beta") * column("z", 1) - column("z")
     formula = compile_formula([fold([gate, steps], challenge("alpha"))])
 
-What row i of a result is, on n rows, n being the length of the longest column that the formula reads:
+Row i of a result, on n rows, where n is the length of the longest column that the formula reads:
 
 - ``column(name, t)`` is element (i + t·step) mod m of the column's vector, m being its length. A length
   divides n: n itself, less for a column that repeats itself (1/(X^k − 1) on a coset of several k points),

@@ -61,7 +61,7 @@ class KeyInfo:
     constraints: int
     n_public: int
     n_vars: int
-    host_parts: tuple[str, ...]
+    host_parts: frozenset[str]
     plans: Mapping[str, tuple[MemoryPlan, ...]]
     verification_key: dict[str, Any] = field(repr=False)
     digest: str
@@ -71,16 +71,18 @@ class KeyInfo:
     def shape(self) -> JobShape:
         """What the scheduler takes."""
         work = calibration.work_name(self.protocol, curve_by_name(self.curve))
-        return JobShape(work, self.constraints, dict(self.plans), frozenset(self.host_parts))
+        return JobShape(work, self.constraints, dict(self.plans), self.host_parts)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "host_parts": sorted(self.host_parts)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> KeyInfo:
         plans = {kind: tuple(MemoryPlan(**p) for p in plans) for kind, plans in document["plans"].items()}
-        lists = {name: tuple(document[name]) for name in ("host_parts", "warnings")}
-        return cls(**{**document, **lists, "plans": plans, "identity": Identity(*document["identity"])})
+        identity, warnings = Identity(*document["identity"]), tuple(document["warnings"])
+        parts = frozenset(document["host_parts"])
+        known = {"identity": identity, "plans": plans, "host_parts": parts, "warnings": warnings}
+        return cls(**{**document, **known})
 
 
 @dataclass(frozen=True)

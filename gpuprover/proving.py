@@ -195,7 +195,7 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
         "cuda": (_least_on_gpu(key),),
     }
     work = calibration.work_name(key.protocol, key.curve)
-    shape = JobShape(work, key.constraints, plans, frozenset(system_named(key.protocol).host_parts))
+    shape = JobShape(work, key.constraints, plans, system_named(key.protocol).host_parts)
     chosen = choose("auto", shape, calibration.devices(job.threads, budget), calibration.load())
     return Placed(chosen.device, chosen.host_parts, takeover=True)
 

@@ -107,7 +107,7 @@ class Table:
         return x * y, remembered(lambda i: f(i) * g(i))
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 48, 64, 250, 3000])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 48, 250, 3000])
 def test_columns_random_formulas(opened: OpenBackend, scale: Scale, rng: random.Random, n: int) -> None:
     n = min(n, scale.large)
     backend = opened(Job(threads=rng.choice([1, 2, 3])))
@@ -243,7 +243,7 @@ def test_columns_extend(
         assert download(backend, v) == polynomial
 
 
-@pytest.mark.parametrize("log_n", [0, 1, 4, 9, 11])
+@pytest.mark.parametrize("log_n", [0, 1, 4, 9])
 def test_columns_transforms_of_two_generators(
     backend: Backend, scale: Scale, rng: random.Random, log_n: int
 ) -> None:
@@ -251,8 +251,10 @@ def test_columns_transforms_of_two_generators(
     field = backend.curve.scalar
     r = field.modulus
     log_n = min(log_n, scale.log_ntt)
-    domains = [Domain(field, log_n, generator) for generator in (None, 7, 5)]
-    assert domains[0].family == domains[2].family != domains[1].family
+    domains = [Domain(field, log_n, generator) for generator in (None, 7, 5, 10)]
+    assert domains[0].family == domains[2].family
+    assert len({domain.family for domain in domains}) == 3
+    assert log_n < 6 or len({domain.omega for domain in domains}) == 3  # in smaller ones the roots may agree
     x = random_scalars(backend, rng, 1 << log_n)
     for domain in domains:
         assert pow(domain.omega, domain.size, r) == 1
@@ -266,7 +268,7 @@ def test_columns_transforms_of_two_generators(
             backend.ntt(v, domain, Direction.FORWARD, Order.NATURAL_TO_REVERSED, coset)
             backend.ntt(v, domain, Direction.INVERSE, Order.REVERSED_TO_NATURAL, coset)
             assert download(backend, v) == x
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match="coset"):
         backend.ntt(upload(backend, x), domains[0], Direction.FORWARD, coset=r)
 
 
@@ -284,15 +286,16 @@ def test_columns_values(opened: OpenBackend, scale: Scale, rng: random.Random) -
         assert backend.values_at([]) == []
 
 
-@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8, 13, 64, 500])
+@pytest.mark.parametrize("degree", [1, 2, 3, 8, 13, 64, 500])
 def test_columns_division(opened: OpenBackend, scale: Scale, rng: random.Random, degree: int) -> None:
-    """v = q·(X^m − β) + rem, coefficient by coefficient."""
+    """v = q·(X^m − β) + rem, coefficient by coefficient; long enough for three threads to share rows."""
+    longest = min(13_001 if degree < 3 else 9001, scale.large)
     for threads in (1, 3):
         backend = opened(Job(threads=threads))
         r = backend.curve.r
-        for n in {0, 1, degree - 1, degree, degree + 1, 2 * degree + 5, min(9001, scale.large)}:
+        for n in {0, 1, degree - 1, degree, degree + 1, 2 * degree + 5, longest}:
             v = random_scalars(backend, rng, n)
-            for root in (0, 1, r - 1, rng.randrange(r)):
+            for root in (0, 1, r - 1, rng.randrange(r)) if n < 20 else [rng.randrange(r)]:
                 dividend = upload(backend, v)
                 quotient, remainder = (download(backend, x) for x in backend.divide(dividend, root, degree))
                 assert len(quotient) == max(0, n - degree)
@@ -322,12 +325,13 @@ def test_columns_running_product(opened: OpenBackend, scale: Scale, rng: random.
     for threads in (1, 3):
         backend = opened(Job(threads=threads))
         r = backend.curve.r
-        for n in (0, 1, 2, 7, 8, 9, 65, min(9001, scale.large)):
-            a, b = ([rng.randrange(1, r) for _ in range(n)] for _ in range(2))
+        inverses = {x: pow(x, -1, r) for x in (rng.randrange(1, r) for _ in range(99))}
+        for n in (0, 1, 2, 7, 8, 9, 65, min(threads * 4097, scale.large)):
+            a, b = [rng.randrange(1, r) for _ in range(n)], rng.choices([*inverses], k=n)
             start = rng.choice([1, r - 1, rng.randrange(r)])
             z = [start]
             for x, y in zip(a, b, strict=True):
-                z.append(z[-1] * x * pow(y, -1, r) % r)
+                z.append(z[-1] * x * inverses[y] % r)
             u, v = upload(backend, a), upload(backend, b)
             assert download(backend, backend.running_product(u, v, start)) == z
             assert (download(backend, u), download(backend, v)) == (a, b)
@@ -445,7 +449,7 @@ def test_columns_stop(opened: OpenBackend, scale: Scale) -> None:
     event = Set()
     backend = opened(Job(threads=2, cancel=event))
     n = min(64, scale.large)
-    v, one = upload(backend, [1] * n), upload(backend, [1])
+    v = upload(backend, [1] * n)
     domain = Domain(backend.curve.scalar, 3)
     formula = compile_formula([column("v") * column("v", 1)])
     event.cancelled = True
@@ -460,4 +464,3 @@ def test_columns_stop(opened: OpenBackend, scale: Scale) -> None:
     for call in calls:
         with pytest.raises(Cancelled):
             call()
-    assert one is not None

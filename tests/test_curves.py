@@ -10,7 +10,7 @@ import pytest
 
 from gpuprover import reference
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, FieldParams, Group, curve_by_name
-from gpuprover.polynomial import Domain
+from gpuprover.polynomial import Coset, Domain
 from tests.support.samples import curve_point, has_cofactor, whole_order
 
 FIELDS = [field for c in CURVES for field in (c.base, c.scalar)]
@@ -113,6 +113,27 @@ def test_domains(curve: CurveParams) -> None:
             assert pow(domain.coset_generator, 2, field.modulus) == domain.omega
     with pytest.raises(ValueError):
         Domain(field, field.two_adicity + 1)
+
+
+def test_domains_of_other_generators() -> None:
+    """halo2's roots of unity, ROOT_OF_UNITY of Fr in the crates halo2curves and bls12_381."""
+    bn254 = 0x03DDB9F5166D18B798865EA93DD31F743215CF6DD39329C8D34F1ED960C37C9C
+    bls12_381 = 0x16A2A19EDFE81F20D09B681922C813B4B63683508C2280B93829971F439F0D2B
+    for curve, root in ((BN254, bn254), (BLS12_381, bls12_381)):
+        field = curve.scalar
+        largest, small = Domain(field, field.two_adicity, 7), Domain(field, 8, 7)
+        assert largest.omega == small.family == root
+        assert small.omega == pow(root, 1 << (field.two_adicity - 8), field.modulus)
+        assert small.coset_generator**2 % field.modulus == small.omega
+        assert pow(largest.coset_generator, largest.size, field.modulus) != 1
+        assert Domain(field, 8, field.non_residue).omega == Domain(field, 8).omega != small.omega
+        assert [small.shift(c) for c in (Coset.NONE, Coset.ODD, -1)] == [
+            1, small.coset_generator, field.modulus - 1,
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="generator 4 "):
+            Domain(field, 4, 4)
+        with pytest.raises(ValueError, match="coset"):
+            small.shift(field.modulus)
 
 
 def test_generators_have_order_r(curve: CurveParams) -> None:

@@ -1,7 +1,7 @@
 """Columns and polynomials in eight lanes: columns.py's tasks on blocks of eight rows, coefficients or ranges.
 
-A formula gets steps of its own here. Columns are loaded into registers once, since loading transposes. Values
-are lazy: each step's result is known to be below a multiple of p before anything is computed, and is carried
+A formula gets steps of its own here. Columns are loaded into registers, since loading transposes. Values are
+lazy: each step's result is known to be below a multiple of p before anything is computed, and is carried
 or reduced only where the next product could not take it (:func:`steps`). What lanes compute:
 :mod:`gpuprover.cpu.kernels.columns_lanes`.
 """
@@ -43,6 +43,9 @@ REGISTER_BYTES = 24 << 10
 """What a formula's registers may take of a first-level cache of 32 or 48 KiB."""
 LEAST_BLOCKS, MOST_BLOCKS = 4, 16
 """Blocks of eight rows that are taken together."""
+FAR = 24
+"""Steps after which a column is loaded again rather than kept: then few registers do. A prediction."""
+
 LARGEST = 16.0
 """The multiple of p below which values stay."""
 CARRIED_LIMBS, MOST_LIMBS, MOST_SHIFTED = 1 / 32, 16.0, 2.0
@@ -79,7 +82,7 @@ def steps(formula: Formula, params: FieldParams) -> Steps:
     scalars: dict[tuple[int, bool], int] = {}
     lines: list[tuple[int, int, int, int, int]] = []  # operation, value or result, three operands
     made: list[int | None] = []
-    loaded: set[int] = set()
+    loads: dict[int, tuple[int, int]] = {}  # column -> what it was last loaded as, and when that was used
     uses: list[list[int]] = []
     results: dict[int, list[int]] = {}
     for i, value in enumerate(formula.results):
@@ -90,15 +93,18 @@ def steps(formula: Formula, params: FieldParams) -> Steps:
         return ~scalars.setdefault((number, in_lanes), len(scalars))
 
     def operand(value: int) -> int:
-        """A value as an operand; columns are loaded on first use."""
+        """A value as an operand; columns are loaded when they are needed, and not long ago."""
         if n_reads <= value < first:
             return constant(value - n_reads, False)
-        if value < n_reads and value not in loaded:
-            loaded.add(value)
-            lines.append((LOAD, value, value, 0, 0))
-            made.append(value)
+        if value >= n_reads:
+            return value
+        if value not in loads or len(lines) - loads[value][1] > FAR:
+            loads[value] = first + len(formula.steps) + len(lines), 0
+            lines.append((LOAD, loads[value][0], value, 0, 0))
+            made.append(loads[value][0])
             uses.append([])
-        return value
+        loads[value] = loads[value][0], len(lines)
+        return loads[value][0]
 
     def line(operation: int, target: int, *operands: int) -> None:
         lines.append((operation, target, *operands, *[0] * (3 - len(operands))))  # type: ignore[arg-type]

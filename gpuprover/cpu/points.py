@@ -44,22 +44,24 @@ class CpuPoints:
         if len(points) != len(scalars):
             raise ValueError(f"{len(points)} points and {len(scalars)} scalars")
         F = self._coordinates[group]
-        words = own(points)
         limbs = self.curve.scalar.limbs
         reduced = ints_to_words([s % self.curve.r for s in scalars], limbs).reshape(-1)
-        # A point in four rows, scratch in three, and the affine point.
-        room = np.zeros((9, F.words), dtype=np.uint64)
+        # A point in four rows, scratch in one, the affine point, and those that are given.
+        room = np.zeros((7 + 2 * len(points), F.words), dtype=np.uint64)
+        room[7:].reshape(points.shape)[...] = points
         at, row = address(room), 8 * F.words
-        _curve.linear_combination(F, address(words), reduced, limbs, len(points), at)
-        _curve.normalise(F, at, at + 7 * row, at + 4 * row, 1)
-        return room[7:].reshape(-1)
+        _curve.linear_combination(F, at + 7 * row, reduced, limbs, len(points), at)
+        _curve.normalise(F, at, at + 5 * row, at + 4 * row, 1)
+        return room[5:7].reshape(-1)
 
     def affine(self, group: Group, points: Words) -> Words:
         F, n = self._coordinates[group], len(points)
-        words = own(points)
-        out, prefix = np.empty((n, 2 * F.words), dtype=np.uint64), np.empty((n, F.words), dtype=np.uint64)
-        _curve.normalise(F, address(words), address(out), address(prefix), n)
-        return out
+        # Four rows for each point, scratch in one, and two for an affine point.
+        room = np.empty((7 * n, F.words), dtype=np.uint64)
+        room[: 4 * n].reshape(points.shape)[...] = points
+        at, row = address(room), 8 * F.words
+        _curve.normalise(F, at, at + 5 * n * row, at + 4 * n * row, n)
+        return room[5 * n :].reshape(n, 2 * F.words)
 
     def sparse_combination(
         self,

@@ -161,7 +161,17 @@ class Done(NamedTuple):
     point: Words
 
 
-_Request = tuple[Sequence[DeviceBases], Words | DeviceVector]
+class _Fitted(NamedTuple):
+    """A request of sums with as many bases as scalars.
+
+    Attributes:
+        places: of each of the bases in what was asked for: the request's index, and theirs in it.
+        bases, scalars: as :meth:`gpuprover.backend.Backend.msm_many` has them.
+    """
+
+    places: list[tuple[int, int]]
+    bases: list[DeviceBases]
+    scalars: Words | DeviceVector
 
 
 @dataclass
@@ -256,7 +266,7 @@ class CudaBackend:
         self._cpu, self.points = host, host.points
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
-        self._witness: list[tuple[Words, Block]] = []
+        self._witness: list[tuple[int, Words, Block]] = []
 
     # Memory ------------------------------------------------------------------------
 
@@ -331,7 +341,7 @@ class CudaBackend:
                 yield
                 done = True
             finally:
-                for _, block in self._witness:
+                for _, _, block in self._witness:
                     block.free()
                 self._witness.clear()
                 self._session, self._memory = None, self._gpu.pool
@@ -743,12 +753,12 @@ class CudaBackend:
         if self._session is None:
             return Given(self._send(words))
         start, size = address(words), words.nbytes
-        for held, block in self._witness:
-            offset = start - address(held)
+        for begin, held, block in self._witness:
+            offset = start - begin
             if offset >= 0 and offset + size <= held.nbytes and offset % 16 == 0:
                 return Given(block, offset, kept=True)
         block = self._send(words)
-        self._witness.append((words, block))
+        self._witness.append((start, words, block))
         return Given(block, 0, kept=True)
 
     def _send(self, words: Words) -> Block:
@@ -801,26 +811,24 @@ class CudaBackend:
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
         fitted, padded = self._fitted(requests)
-        sums = self._sums([request for _, request in fitted], meanwhile)
-        for v in padded:
-            v.free()
-        # By request and by place in it.
+        sums = self._sums([(f.bases, f.scalars) for f in fitted], meanwhile)
+        self.free(*padded)
         at = {
-            (i, j): point
-            for (which, _), row in zip(fitted, sums, strict=True)
-            for (i, j), point in zip(which, row, strict=True)
+            place: point
+            for f, points in zip(fitted, sums, strict=True)
+            for place, point in zip(f.places, points, strict=True)
         }
         return [[at[i, j] for j in range(len(bases))] for i, (bases, _) in enumerate(requests)]
 
     def _fitted(
         self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
-    ) -> tuple[list[tuple[list[tuple[int, int]], _Request]], list[DeviceVector]]:
-        """Requests with as many bases as scalars, each with the places of its bases in the given ones.
+    ) -> tuple[list[_Fitted], list[DeviceVector]]:
+        """The same sums over as many bases as scalars, and the vectors that were made for them.
 
         Bases without multiples are cut. Those with multiples, whose table is for all of them, get zeros for
-        scalars: the vectors returned beside, which are for these requests alone.
+        scalars.
         """
-        fitted: list[tuple[list[tuple[int, int]], _Request]] = []
+        fitted: list[_Fitted] = []
         padded: list[DeviceVector] = []
         for i, (bases, scalars) in enumerate(requests):
             n = len(scalars)
@@ -831,7 +839,7 @@ class CudaBackend:
                 j for j, b in enumerate(bases) if len(b) > n > 0 and b.plan is not None and b.plan.depth > 1
             ]
             cut = [j for j in range(len(bases)) if j not in whole]
-            fitted.append(([(i, j) for j in cut], ([bases[j].prefix(n) for j in cut], scalars)))
+            fitted.append(_Fitted([(i, j) for j in cut], [bases[j].prefix(n) for j in cut], scalars))
             for j in whole:
                 more: Words | DeviceVector
                 if isinstance(scalars, DeviceVector):
@@ -840,10 +848,14 @@ class CudaBackend:
                 else:
                     more = np.zeros((len(bases[j]), scalars.shape[1]), np.uint64)
                     more[:n] = scalars
-                fitted.append(([(i, j)], ([bases[j]], more)))
+                fitted.append(_Fitted([(i, j)], [bases[j]], more))
         return fitted, padded
 
-    def _sums(self, requests: Sequence[_Request], meanwhile: Callable[[], None]) -> list[list[Words]]:
+    def _sums(
+        self,
+        requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]],
+        meanwhile: Callable[[], None],
+    ) -> list[list[Words]]:
         """:meth:`msm_many` of as many bases as scalars."""
         found = [
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
@@ -890,26 +902,19 @@ class CudaBackend:
         here: list[tuple[int, _Part]] = []
         sent: list[tuple[int, _Part]] = []
         for i, (bases, scalars) in enumerate(requests):
-            plans: list[MsmPlan] = []
-            for b in bases:
-                if b.plan is not None and b.plan not in plans:
-                    plans.append(b.plan)
-            if not plans:
+            alike: dict[tuple[MsmPlan, bool], dict[int, DeviceBases]] = {}
+            for j, b in enumerate(bases):
+                if b.plan is not None:
+                    alike.setdefault((b.plan, b.points is not None), {})[j] = b
+            if not alike:
                 continue
             if isinstance(scalars, DeviceVector):
                 at, form, words = scalars.address, Form.MONTGOMERY, self.curve.scalar.limbs
             else:
                 given.append(self._given(scalars))
                 at, form, words = given[-1].address, Form.CANONICAL, scalars.shape[1]
-            for plan in plans:
-                for parts, where in ((here, False), (sent, True)):
-                    mine = {
-                        j: b
-                        for j, b in enumerate(bases)
-                        if b.plan == plan and (b.points is not None) is where
-                    }
-                    if mine:
-                        parts.append((i, _Part(plan, mine, at, form, words)))
+            for (plan, elsewhere), mine in alike.items():
+                (sent if elsewhere else here).append((i, _Part(plan, mine, at, form, words)))
         lanes = self._lanes([part for _, part in here])
         if lanes.beside:
             # Nothing runs beside the first sort, and the others beside sums.

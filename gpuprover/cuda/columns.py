@@ -41,10 +41,10 @@ class Tuning:
 
     Attributes:
         threads: threads of a block, a power of two.
-        registers: bytes of shared memory that a block's registers may take before it gets fewer threads:
-            three such blocks share a multiprocessor of an H200.
-        narrow: the fewest threads of a block whose registers are in shared memory.
-        large_blocks: blocks for each multiprocessor where registers are in global memory.
+        registers: bytes of shared memory that the registers of a block's threads may take: three such blocks
+            share a multiprocessor of an H200. A block has fewer threads where more registers ask for it.
+        narrow: the fewest threads of such a block; with yet more registers they lie in global memory.
+        large_blocks: blocks for each multiprocessor in that case.
         value_blocks: blocks for each polynomial that is evaluated, at most; a power of two.
         value_share: coefficients of a thread of these, before there are more blocks.
         power_share: powers of a thread; the first one takes it some 40 products.
@@ -114,7 +114,7 @@ class Columns:
         rows: int,
         outs: Sequence[Address],
     ) -> None:
-        """outs[k] ← result k on all ``rows``; see :meth:`gpuprover.backend.Backend.evaluate`."""
+        """outs[k] ← result k on all ``rows``, below 2^31; see :meth:`gpuprover.backend.Backend.evaluate`."""
         scalars = self._words(formula.scalar_values(challenges, self._field.modulus))
         if not rows:
             return
@@ -125,17 +125,17 @@ class Columns:
             reads[i] = at, length, rotation * step % length
         tables = self._send(instructions, reads, scalars, np.array(outs, np.uint64))
         counts = len(instructions), len(reads), len(scalars), rows
-        size, limit = registers * self._element, self._device.properties.shared
-        threads = self._tuning.threads
-        while threads > self._tuning.narrow and threads * size > self._tuning.registers:
+        assert rows < 1 << 31
+        size, t, device = registers * self._element, self._tuning, self._device.properties
+        threads, limit = t.threads, min(t.registers, device.shared)
+        while threads > t.narrow and threads * size > limit:
             threads //= 2
         if threads * size <= limit:
             blocks = -(-rows // threads)
             self._launch("evaluate", blocks, threads, *tables.at, *counts, shared=threads * size)
         else:
-            blocks = min(
-                -(-rows // threads), self._tuning.large_blocks * self._device.properties.multiprocessors
-            )
+            threads = t.threads
+            blocks = min(-(-rows // threads), t.large_blocks * device.multiprocessors)
             file = self._memory.allocate(blocks * threads * size)
             self._launch("evaluate_large", blocks, threads, *tables.at, *counts, file)
             self._memory.release(file)
@@ -220,8 +220,8 @@ class Columns:
     def divide(self, v: Span, root: int, degree: int, quotient: Address, remainder: Address) -> None:
         """v = quotient·(X^degree − root) + remainder, of v.length − degree and ``degree`` coefficients.
 
-        v has at least ``degree`` of them. The quotient is v, if that lies ``degree`` elements on, and so with
-        the remainder.
+        v has at least ``degree`` of them. The results may take its place: the remainder at v, the quotient
+        ``degree`` elements on.
         """
         t, p = self._tuning, self._field.modulus
         columns = min(degree, t.threads)

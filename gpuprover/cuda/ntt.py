@@ -19,14 +19,14 @@ one more for every two elements, and the coset of to_coset one for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from gpuprover.cuda.device import Address, Allocator, Device, Program
+from gpuprover.cuda.device import NUMBERS, Address, Allocator, At, Device, Launch, Program, launch
 from gpuprover.curves import CURVES, FieldParams
 from gpuprover.errors import OutOfMemory
 from gpuprover.limbs import Words, field_to_words, ints_to_words
@@ -54,6 +54,8 @@ MOST_VECTORS = 3
 BLOCKS = 1 << 12
 """Blocks of launches in which a thread goes on until the work is done; a prediction."""
 THREADS = 256
+TABLE, OUT, VECTORS = range(NUMBERS + 1, NUMBERS + 4)
+"""Regions of memory that launches work in; vectors have a region each, from VECTORS on."""
 
 
 def split(log_n: int) -> tuple[int, ...]:
@@ -179,6 +181,7 @@ class Transform:
         self._contents = _Table.of(domain, compact)
         defines = (("COMPACT", "1"),) if self._contents.multiples else ()
         self._program = Program(curve, "ntt.cu", defines)
+        self._launches: dict[Hashable, list[Launch]] = {}
         self._table = memory.allocate(table_bytes(domain, compact))
         try:
             self._fill()
@@ -197,19 +200,30 @@ class Transform:
         self._memory.release(self._table)
 
     def _fill(self) -> None:
-        contents, start = self._contents, self._table
-        first, roots = start + contents.element(0), start + contents.element(1)
-        self._device.write(first, contents.elements())
-        self._each("ntt_table", 1 << contents.log_w, roots, first, start)
+        contents = self._contents
+        self._device.write(self._table + contents.element(0), contents.elements())
+        first, roots = At(TABLE, contents.element(0)), At(TABLE, contents.element(1))
+        made = [self._each("ntt_table", 1 << contents.log_w, roots, first, At(TABLE))]
         if contents.multiples:
-            roots += contents.log_w * contents.field.bytes
-            at = start + contents.constant(1 << contents.log_w)
-            self._each("ntt_table", contents.multiples, roots, first, at)
+            roots = At(TABLE, contents.element(1 + contents.log_w))
+            at = At(TABLE, contents.constant(1 << contents.log_w))
+            made.append(self._each("ntt_table", contents.multiples, roots, first, at))
+        self._run(made, [])
 
-    def _each(self, kernel: str, count: int, *arguments: int) -> None:
+    def _each(self, kernel: str, count: int, *arguments: int | At) -> Launch:
         """A kernel with a thread for each of ``count`` elements, or with threads that take several."""
         blocks = min(BLOCKS, -(-count // THREADS))
-        self._device.launch(self._program, kernel, blocks, THREADS, *arguments, count)
+        return launch(self._program, kernel, blocks, THREADS, *arguments, count)
+
+    def _run(self, launches: Sequence[Launch], vectors: Sequence[int], out: int = 0) -> None:
+        self._device.run(launches, (0, self._table, out, *vectors))
+
+    def _known(self, key: Hashable, make: Callable[[], list[Launch]]) -> list[Launch]:
+        """Launches that have been made before, or are now; they depend on addresses only by regions."""
+        found = self._launches.get(key)
+        if found is None:
+            found = self._launches[key] = make()
+        return found
 
     # Transforms -----------------------------------------------------------------------
 
@@ -231,22 +245,26 @@ class Transform:
         """
         if self.domain.log_n == 0:
             return v
-        forward = direction is Direction.FORWARD
-        apart = coset is not Coset.NONE and bool(self._contents.factors)
-        if apart and forward:
-            self._scale(v, 1, order is Order.REVERSED_TO_NATURAL)
-        inside = coset if not apart else Coset.NONE
-        if order is Order.REVERSED_TO_NATURAL:
-            self._up([v], direction, inside)
-        elif order is Order.NATURAL_TO_REVERSED:
-            self._down([v], direction, inside)
-        else:
-            assert scratch is not None, "from natural to natural order a transform needs scratch"
-            self._down([v], direction, inside, natural=scratch)
-            v = scratch
-        if apart and not forward:
-            self._scale(v, -1, order is Order.NATURAL_TO_REVERSED)
-        return v
+        natural = order is Order.NATURAL_TO_NATURAL
+        assert not natural or scratch is not None, "from natural to natural order a transform needs scratch"
+
+        def make() -> list[Launch]:
+            forward = direction is Direction.FORWARD
+            apart = coset is not Coset.NONE and bool(self._contents.factors)
+            inside = coset if not apart else Coset.NONE
+            if order is Order.REVERSED_TO_NATURAL:
+                made = self._up(1, direction, inside)
+            else:
+                made = self._down(1, direction, inside, natural=natural)
+            if apart and forward:
+                return [self._scale(At(VECTORS), 1, order is Order.REVERSED_TO_NATURAL), *made]
+            if apart:
+                at = At(OUT) if natural else At(VECTORS)
+                return [*made, self._scale(at, -1, order is Order.NATURAL_TO_REVERSED)]
+            return made
+
+        self._run(self._known((direction, order, coset), make), [v], scratch or 0)
+        return scratch if natural and scratch is not None else v
 
     def to_coset(self, vectors: Sequence[Address], coset: Coset = Coset.ODD) -> None:
         """Evaluations on ⟨ω⟩ -> evaluations of the same polynomials on the coset, in place.
@@ -258,59 +276,70 @@ class Transform:
             return
         for i in range(0, len(vectors), MOST_VECTORS):
             some = vectors[i : i + MOST_VECTORS]
-            if self._contents.factors:
-                self._down(some, Direction.INVERSE, Coset.NONE)
-                for v in some:
-                    self._scale(v, 1, True)
-                self._up(some, Direction.FORWARD, Coset.NONE)
-            else:
-                last = len(self._levels) - 1
-                self._down(some, Direction.INVERSE, Coset.NONE, range(last))
-                self._pass("ntt_middle", some, [], [self._levels[last]])
-                self._up(some, Direction.FORWARD, Coset.NONE, range(last))
+            count = len(some)
+            self._run(self._known(count, lambda count=count: self._to_coset(count)), some)  # type: ignore[misc]
+
+    def _to_coset(self, count: int) -> list[Launch]:
+        if self._contents.factors:
+            return [
+                *self._down(count, Direction.INVERSE, Coset.NONE),
+                *(self._scale(At(VECTORS + k), 1, True) for k in range(count)),
+                *self._up(count, Direction.FORWARD, Coset.NONE),
+            ]
+        last = len(self._levels) - 1
+        return [
+            *self._down(count, Direction.INVERSE, Coset.NONE, range(last)),
+            self._pass("ntt_middle", count, [], [self._levels[last]]),
+            *self._up(count, Direction.FORWARD, Coset.NONE, range(last)),
+        ]
 
     def _down(
         self,
-        vectors: Sequence[Address],
+        count: int,
         direction: Direction,
         coset: Coset,
         passes: range | None = None,
-        natural: Address | None = None,
-    ) -> None:
-        """From natural to reversed order; with ``natural`` the last pass goes there, in natural order."""
+        natural: bool = False,
+    ) -> list[Launch]:
+        """From natural to reversed order; with ``natural`` the last pass goes to OUT, in natural order."""
         last = len(self._levels) - 1
-        for i in passes if passes is not None else range(last + 1):
-            out = natural if natural is not None and i == last else 0
-            self._pass("ntt_down", vectors, [out], self._place(i, direction, coset))
+        return [
+            self._pass(
+                "ntt_down", count, [At(OUT) if natural and i == last else 0], self._place(i, direction, coset)
+            )
+            for i in (passes if passes is not None else range(last + 1))
+        ]
 
     def _up(
         self,
-        vectors: Sequence[Address],
+        count: int,
         direction: Direction,
         coset: Coset,
         passes: range | None = None,
-    ) -> None:
+    ) -> list[Launch]:
         """From reversed to natural order; passes are counted as on the way down."""
-        for i in reversed(passes if passes is not None else range(len(self._levels))):
-            self._pass("ntt_up", vectors, [], self._place(i, direction, coset))
+        return [
+            self._pass("ntt_up", count, [], self._place(i, direction, coset))
+            for i in reversed(passes if passes is not None else range(len(self._levels)))
+        ]
 
     def _place(self, i: int, direction: Direction, coset: Coset) -> list[int]:
         """Pass i of a transform, in the words of kernels/ntt.cu."""
         done = sum(self._levels[:i])
         return [done, self._levels[i], DIRECTIONS.index(direction), int(coset is not Coset.NONE)]
 
-    def _pass(self, kernel: str, vectors: Sequence[Address], out: list[int], place: list[int]) -> None:
+    def _pass(self, kernel: str, count: int, out: list[int | At], place: list[int]) -> Launch:
+        """Over so many vectors side by side."""
         size = 1 << self._log_tile
-        blocks = len(vectors) << (self.domain.log_n - self._log_tile if self.domain.size > size else 0)
-        addresses = [*vectors, *[vectors[0]] * (MOST_VECTORS - len(vectors))]
-        table = [self._table, self._contents.log_w, self.domain.log_n]
-        self._device.launch(
-            self._program, kernel, blocks, size >> LOG_OWN, *addresses, *out, *table, *place,
-            shared=(2 * size + 4) * 16,
-        )  # fmt: skip
+        blocks = count << (self.domain.log_n - self._log_tile if self.domain.size > size else 0)
+        vectors = [At(VECTORS + (k if k < count else 0)) for k in range(MOST_VECTORS)]
+        table = At(TABLE), self._contents.log_w, self.domain.log_n
+        given = *vectors, *out, *table, *place
+        shared = (2 * size + 4) * 16
+        return launch(self._program, kernel, blocks, size >> LOG_OWN, *given, shared=shared)
 
-    def _scale(self, v: Address, sign: int, in_reverse: bool) -> None:
+    def _scale(self, v: At, sign: int, in_reverse: bool) -> Launch:
         """v[i] ← v[i]·g^(sign·i), i being the coefficient's index, where g is not in the table."""
         which = (0 if sign > 0 else 2) + in_reverse
-        factors = self._table + self._contents.factor(which * self.domain.log_n)
-        self._each("ntt_scale", self.domain.size, v, factors)
+        factors = At(TABLE, self._contents.factor(which * self.domain.log_n))
+        return self._each("ntt_scale", self.domain.size, v, factors)

@@ -145,6 +145,11 @@ class Layout:
     twiddles: tuple[TwiddlesPart, ...]
     beside: bool = True
 
+    @cached_property
+    def rows(self) -> dict[str, tuple[SumsPlan, RowsPart]]:
+        """The sums and the part of the bases of each name."""
+        return {part.name: (sums, part) for sums in self.sums for part in sums.rows}
+
     def resident(self) -> list[Part]:
         """What lies in the pool, besides the arena."""
         rows = [part for sums in self.sums if sums.resident for part in sums.rows]
@@ -329,10 +334,14 @@ class Session:
 
     def bases(self, name: str) -> tuple[SumsPlan, RowsPart]:
         """The sums and the part of the bases of this name."""
-        return next((sums, part) for sums in self.layout.sums for part in sums.rows if part.name == name)
+        return self.layout.rows[name]
 
     def entry(self, part: Part) -> Resident:
         """Where a resident part lies."""
+        # Of a layout that came before, it is the very part.
+        for entry in self.entries:
+            if entry.kind is part:
+                return entry
         same = type(part)
         return next(e for e in self.entries if type(e.kind) is same and e.kind == part)
 

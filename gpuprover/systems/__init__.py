@@ -8,7 +8,7 @@ which a proof runs on a key and ``rehearse`` on arrays without contents: a devic
 second.
 
 What is said of a key follows from its points, in one function for proving and verification keys
-(``groth16/key_warnings.py``); contributions that a file names are shown as a claim.
-``groth16/consistency.py`` compares a key's sections with each other, with an ``.r1cs`` and with powers of
+(:mod:`.groth16.key_warnings`); contributions that a file names are shown as a claim.
+:mod:`.groth16.consistency` compares a key's sections with each other, with an ``.r1cs`` and with powers of
 tau, by sums under random weights.
 """

@@ -163,7 +163,7 @@ class ProofSystem:
     """
 
     name: str
-    host_parts: tuple[str, ...]
+    host_parts: frozenset[str]
     load_key: Callable[[Source], Any]
     read_verification_key: Callable[[Source], Any]
     parse_verification_key: Callable[[object, str], Any]

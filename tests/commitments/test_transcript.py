@@ -39,8 +39,9 @@ def test_keccak_of_known_messages() -> None:
 
 
 def test_keccak_is_sha3_with_another_padding(rng: random.Random) -> None:
-    """With SHA3's padding it is what hashlib has, for every length up to two blocks."""
-    for length in (*range(2 * RATE + 2), 5 * RATE - 1, 5 * RATE):
+    """With SHA3's padding it is what hashlib has; where a block is not yet full, full, and begun."""
+    lengths = [k * RATE + i for k in (1, 2, 5) for i in (-2, -1, 0, 1)]
+    for length in (0, 1, *lengths, *rng.sample(range(2 * RATE), 30)):
         data = rng.randbytes(length)
         assert keccak256(data, SHA3) == hashlib.sha3_256(data).digest(), length
         assert keccak256(data) != hashlib.sha3_256(data).digest()

@@ -14,18 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpuprover.backend import Term
 from gpuprover.columns import Expression, challenge, column, compile_formula, fold
+from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.columns import Columns, Shifted, Span, Tuning
 from gpuprover.cuda.device import Address
+from gpuprover.cuda.memory import ALIGNMENT, Arena, Block
+from gpuprover.cuda.rehearsal import Nothing
+from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
+    Words,
     field_to_words,
     ints_to_words,
     words_to_field,
     words_to_ints,
     words_to_points,
 )
+from gpuprover.polynomial import Direction, Domain
 from gpuprover.reference import bit_reverse
 from tests.kernels.test_offline import DEFAULT_ARCH, compiled, wide_multiplications
 from tests.support import cuda_proofs
@@ -91,13 +99,10 @@ def wide_formula(terms: int) -> Expression:
     return total
 
 
-@pytest.mark.parametrize("registers", [1 << 20, 300, 0], ids=["wide", "narrow", "in global memory"])
+@pytest.mark.parametrize("registers", [1 << 20, 600, 63], ids=["wide", "narrow", "in global memory"])
 def test_formulas(stage: Stage, registers: int) -> None:
     """Rotations over both ends, shorter columns, constants, results that are no steps."""
     r, n, step = stage.curve.r, 24, 3
-    properties = stage.device.properties
-    if not registers:
-        stage.device.properties = replace(properties, shared=63)
     columns = {"a": stage.values(n), "b": stage.values(n), "short": stage.values(8), "one": stage.values(1)}
     a, b, short, one = map(column, columns)
     y = challenge("y")
@@ -117,7 +122,6 @@ def test_formulas(stage: Stage, registers: int) -> None:
     outs = [stage.room(n) for _ in results]
     spans = {name: stage.put(v) for name, v in columns.items()}
     stage.columns.evaluate(formula, spans, given, step, n, [out.at for out in outs])
-    stage.device.properties = properties
 
     def cell(name: str, i: int) -> int:
         v = columns[name]
@@ -141,7 +145,7 @@ def test_formulas(stage: Stage, registers: int) -> None:
             cell("one", i) - cell("b", i + 1000 * step),
         ]
         assert [stage.get(out)[i] for out in outs] == [value % r for value in expected], i
-    assert stage.device.kernels[-1] == ("evaluate" if registers else "evaluate_large")
+    assert stage.device.kernels[-1] == ("evaluate" if registers > 63 else "evaluate_large")
 
 
 # Sums and places ---------------------------------------------------------------------------
@@ -316,7 +320,7 @@ def test_budgets(curve: CurveParams, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["plain", "with multiples", "sent"])
 def test_sums_over_the_first_bases(kind: str, rng: random.Random, quick_sums: None) -> None:
     """Of bases on the device, with multiples and without, and of those that are sent for each sum."""
-    curve, n = BN254, 24
+    curve, n = BN254, 12
     gpu = cuda_proofs.opened()
     backend = cuda_proofs.backend_on(gpu, curve, Job(threads=1))
     logs = random_logs(rng, n)
@@ -325,8 +329,8 @@ def test_sums_over_the_first_bases(kind: str, rng: random.Random, quick_sums: No
     assert bases.plan is not None
     assert (bases.plan.depth > 1) is (kind == "with multiples")
     if kind == "sent":
-        bases = replace(bases, plan=replace(bases.plan, n=7), block=None, points=points)
-    for count in (n, n - 1, 7, 1, 0):
+        bases = replace(bases, plan=replace(bases.plan, n=5), block=None, points=points)
+    for count in (n, n - 1, 1, 0):
         scalars = [rng.randrange(curve.r) for _ in range(count)]
         words = ints_to_words(scalars, curve.scalar.limbs)
         v = backend.upload(words)
@@ -341,3 +345,58 @@ def test_sums_over_the_first_bases(kind: str, rng: random.Random, quick_sums: No
         found = [words_to_points(curve, Group.G1, np.array(sums)) for sums in backend.msm_many(requests)]
         assert found == [[want], [want, want], [whole]]
         backend.free(v)
+
+
+# Memory ------------------------------------------------------------------------------------
+
+
+def rounds(backend: CudaBackend, witness: Words, log_n: int) -> list[Words | int]:
+    """Steps as a prover of PLONK's kind has them, and what comes back to the host."""
+    domain, n, r = Domain(backend.curve.scalar, log_n), 1 << log_n, backend.curve.r
+    values = backend.upload(witness)
+    places = np.arange(n, dtype=np.uint32)
+    a, b = (backend.gather(values, (places * k + 1) % len(witness)) for k in (3, 5))
+    z = backend.running_product(a, b)
+    cut = backend.combine([Term(z)], n)
+    backend.free(values, z)
+    for column_ in (a, b, cut):
+        backend.ntt(column_, domain, Direction.INVERSE)
+    cosets = [pow(7, k, r) for k in (1, 2)]
+    extended = {name: backend.extend(v, domain, cosets) for name, v in (("a", a), ("b", b), ("z", cut))}
+    formula = compile_formula([column("z", 1) * column("b") - column("z") * column("a") * challenge("y")])
+    parts = []
+    for k in range(len(cosets)):
+        cells = {name: on[k] for name, on in extended.items()}
+        parts += backend.evaluate(formula, cells, {"y": 9})
+        backend.free(*cells.values())
+    joined = backend.interleave(parts)
+    quotient, remainder = backend.divide(joined, 11)
+    found: list[Words | int] = [*backend.values_at([(a, 3), (joined, 4), (quotient, 5)])]
+    found += [backend.download(v) for v in (quotient, remainder)]
+    backend.free(a, b, cut, joined, quotient, remainder, *parts)
+    return found
+
+
+def test_memory_is_known_from_a_rehearsal(curve: CurveParams, rng: random.Random) -> None:
+    """The same steps on a device that does nothing take as much: an arena of that size is enough."""
+    log_n = 5
+    words = ints_to_words([rng.randrange(1, curve.r) for _ in range(50)], curve.scalar.limbs)
+    gpu = cuda_proofs.opened()
+    expected = rounds(cuda_proofs.backend_on(gpu, curve), words, log_n)
+    hollow = cuda_proofs.backend_on(Residency(Nothing(gpu.device)), curve)
+    arena = hollow._memory = Arena(ALIGNMENT, 1 << 62)
+    rounds(hollow, words, log_n)
+    used = gpu.pool.used
+    block = Block(gpu.pool, arena.extent)
+    backend = cuda_proofs.backend_on(gpu, curve)
+    backend._memory = Arena(block.address, arena.extent)
+    for _ in range(2):  # nothing stays from the first time
+        for got, want in zip(rounds(backend, words, log_n), expected, strict=True):
+            assert np.array_equal(got, want)
+    block.free()
+    assert gpu.pool.used == used
+    short = cuda_proofs.backend_on(gpu, curve)
+    block = Block(gpu.pool, arena.extent)
+    short._memory = Arena(block.address, arena.extent - ALIGNMENT)
+    with pytest.raises(OutOfMemory):
+        rounds(short, words, log_n)

@@ -24,6 +24,8 @@ from tests.support import fake_cupy
 from tests.support.fake_cupy import Gpu, Machine, Schedule
 from tests.support.paths import VECTORS
 
+WITNESS = VECTORS / "chain5.bn254.wtns"
+
 
 class Host:
     """Memory that can be pinned, so many bytes of it."""
@@ -208,15 +210,16 @@ def opened(machine: Machine, monkeypatch: pytest.MonkeyPatch, quick_sums: None) 
     return device
 
 
-def proof(device: str, witness: Any = VECTORS / "chain5.bn254.wtns", takeover: bool = True) -> ProofResult:
+def proof(device: str, witness: Any = WITNESS, takeover: bool = True) -> ProofResult:
     key, placed = VECTORS / "chain5.bn254.zkey", Placed("cuda:0", takeover=takeover)
     return make_proof(key, witness, Job(threads=1), lambda *_: placed, device=device, memory_limit=None)
 
 
 def nothing_left(device: CupyDevice, machine: Machine) -> bool:
-    pool = device._pinned
+    """Whether the only pinned memory of witnesses is nobody's, with zeros where one lay."""
+    pool, size = device._pinned, read_witness(WITNESS).values.nbytes
     (start,) = pool._starts or [start for starts in pool._free.values() for start in starts]
-    return pool.holder(start, 1) is None and not machine.blocks[start][0][: 12 * 32].any()
+    return pool.holder(start, 1) is None and not machine.blocks[start][0][:size].any()
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
@@ -231,8 +234,8 @@ def test_a_witness_lies_there_while_it_is_proved(
         real(self, to, data, *stream)
 
     monkeypatch.setattr(CupyDevice, "write", write)
-    words = read_witness(VECTORS / "chain5.bn254.wtns").values
-    for witness in (VECTORS / "chain5.bn254.wtns", words, words_to_ints(words)):
+    words = read_witness(WITNESS).values
+    for witness in (WITNESS, words, words_to_ints(words)):
         seen.clear()
         result = proof(device, witness)
         assert result.device == "cuda:0"
@@ -258,7 +261,7 @@ def test_a_proof_for_the_cpu_pins_nothing(opened: CupyDevice, machine: Machine) 
 
 
 def test_what_is_no_witness_leaves_nothing(opened: CupyDevice, machine: Machine) -> None:
-    data = bytearray((VECTORS / "chain5.bn254.wtns").read_bytes())
+    data = bytearray((WITNESS).read_bytes())
     data[-1] = 0xFF  # the last value is too large
     with pytest.raises(MalformedFile):
         proof("cuda:0", bytes(data))

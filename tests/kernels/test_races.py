@@ -142,7 +142,7 @@ def rates(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None
 def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> None:
     """Several blocks, tiles and levels of each operation."""
     stage = test_columns.Stage(curve, rng, device)
-    for registers in (300, 0):
+    for registers in (600, 63):
         test_columns.test_formulas(stage, registers)
     test_columns.test_sums_of_shifted_vectors(stage, 17)
     test_columns.test_powers(stage, 31)

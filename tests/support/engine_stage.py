@@ -112,10 +112,12 @@ class FakeExecutor:
         return KeyInfo(
             path=path,
             identity=identity_of(path),
+            protocol="groth16",
             curve="bn254",
             constraints=1 << 14,
             n_public=1,
             n_vars=1 << 14,
+            host_parts=frozenset({"G2"}),
             plans={
                 "cpu": (MemoryPlan(0, 0, arena, 0),),
                 "cuda": (

@@ -15,7 +15,20 @@ DAMAGED = MalformedFile("a.zkey", "header", "truncated")
 
 
 def info(kind: str) -> KeyInfo:
-    return KeyInfo("a.zkey", identity_of("/"), "bn254", 8, 1, 9, {kind: (PLAN,)}, {}, "digest", ())
+    return KeyInfo(
+        path="a.zkey",
+        identity=identity_of("/"),
+        protocol="groth16",
+        curve="bn254",
+        constraints=8,
+        n_public=1,
+        n_vars=9,
+        host_parts=frozenset({"G2"}),
+        plans={kind: (PLAN,)},
+        verification_key={},
+        digest="digest",
+        warnings=(),
+    )
 
 
 class Desk:

@@ -39,7 +39,7 @@ from gpuprover.errors import (
     WitnessMismatch,
 )
 from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, WorkerStatus
-from gpuprover.formats.files import identity_of
+from gpuprover.formats.files import Identity, identity_of
 from gpuprover.job import Job, Progress
 from gpuprover.messages import Channel
 from gpuprover.proving import ProofResult
@@ -65,6 +65,23 @@ class Circuit(NamedTuple):
         return Path(self.wtns).read_bytes()
 
 
+def key_info(path: str, identity: Identity, rows: int, verification_key: dict[str, Any]) -> KeyInfo:
+    return KeyInfo(
+        path=path,
+        identity=identity,
+        protocol="groth16",
+        curve="bn254",
+        constraints=rows,
+        n_public=2,
+        n_vars=1,
+        host_parts=frozenset(),
+        plans={},
+        verification_key=verification_key,
+        digest="",
+        warnings=(),
+    )
+
+
 @pytest.fixture(scope="module")
 def circuits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Circuit]:
     """Circuits whose proofs take milliseconds, a fifth of a second, and half a second."""
@@ -75,7 +92,7 @@ def circuits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Circuit]:
         gpuprover.setup(f"{path}.r1cs", f"{path}.zkey", insecure=True)
         zkey = f"{path}.zkey"
         key = gpuprover.load_key(zkey)
-        info = KeyInfo(zkey, identity_of(zkey), "bn254", length, 2, 1, {}, key.verification_key, "", ())
+        info = key_info(zkey, identity_of(zkey), length, key.verification_key)
         found[name] = Circuit(zkey, f"{path}.wtns", info)
     return found
 
@@ -667,7 +684,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def stub_key(how: str, device: str = "cpu") -> tuple[Circuit, dict[str, Any]]:
-    info = KeyInfo("", short_identity(), "bn254", 1, 1, 1, {}, {}, "", ())
+    info = key_info("", short_identity(), 1, {})
     return Circuit(f"/{how}", "w.wtns", info), {"device": device}
 
 

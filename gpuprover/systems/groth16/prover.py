@@ -8,7 +8,8 @@ Groth, "On the Size of Pairing-Based Non-interactive Arguments" (EUROCRYPT 2016)
    key's H points already hold: six transforms.
 3. Five multi-scalar multiplications; A, B in G1 and B in G2 share the witness's digits.
 4. Blinding with r, s: π_a = α + Σ w·A + r·δ, π_b = β + Σ w·B + s·δ,
-   π_c = Σ w·C + Σ h·H + s·π_a + r·π_b − r·s·δ (π_b here in G1). What no sum has a part in is
+   π_c = Σ w·C + Σ h·H + s·π_a + r·π_b − r·s·δ (π_b here in G1)
+       = Σ w·C + Σ h·H + s·Σ w·A + r·Σ w·B + (s·α + r·β + r·s·δ). What no sum has a part in is
    computed while a device works at the sums.
 """
 
@@ -193,18 +194,16 @@ def prove(
         """What no sum has a part in."""
         blinds.append(combine(Group.G1, np.stack([k.alpha1, k.delta1]), [1, r]))
         blinds.append(combine(Group.G2, np.stack([k.beta2, k.delta2]), [1, s]))
-        blinds.append(combine(Group.G1, np.stack([k.beta1, k.delta1]), [1, s]))
-        blinds.append(combine(Group.G1, k.delta1[None], [-r * s]))
+        blinds.append(combine(Group.G1, np.stack([k.alpha1, k.beta1, k.delta1]), [s, r, r * s]))
 
     with backend.session(key.demand, key, budget), _indices_of(key):
         (sum_a, sum_b1, sum_b2), (sum_c,), (sum_h,) = sums(key, w, backend, blind)
 
     with job.phase("blinding"):
-        blind_a, blind_b, blind_b1, blind_c = blinds
+        blind_a, blind_b, blind_c = blinds
         pi_a = combine(Group.G1, np.stack([sum_a, blind_a]), [1, 1])
         pi_b = combine(Group.G2, np.stack([sum_b2, blind_b]), [1, 1])
-        pi_b1 = combine(Group.G1, np.stack([sum_b1, blind_b1]), [1, 1])
-        pi_c = combine(Group.G1, np.stack([sum_c, sum_h, pi_a, pi_b1, blind_c]), [1, 1, s, r, 1])
+        pi_c = combine(Group.G1, np.stack([sum_c, sum_h, sum_a, sum_b1, blind_c]), [1, 1, s, r, 1])
     return Proof(pi_a, pi_b, pi_c)
 
 

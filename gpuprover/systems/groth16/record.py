@@ -49,7 +49,7 @@ def _solidity_calldata(public: Any, proof: Any, public_source: str, proof_source
 
 SYSTEM = ProofSystem(
     name=documents.NAME,
-    host_parts=("G2",),
+    host_parts=frozenset({"G2"}),
     load_key=key.load_key,
     read_verification_key=key.read_verification_key,
     parse_verification_key=documents.parse_verification_key,
