@@ -5,7 +5,7 @@ An :class:`Executor` makes proofs that were placed already: in threads of this p
 on other machines. It has no policy:
 
 - Each request has one end, and each load: its callback is called once, with a result, a ``ProverError`` or
-  :class:`Lost`. Lost is no failure of the proof: whoever is told so may ask again.
+  :class:`Lost`. Lost is no failure of the proof: its caller may ask again.
 - Methods may be called from any thread, and return soon: they wait for no proof and no process, though the
   bytes of a witness may be copied. Callbacks come from any thread, also before the method has returned.
 - After :meth:`~Executor.close` no proof begins; requests and loads that come then are answered all the same.
@@ -36,7 +36,7 @@ from gpuprover.witness_source import WitnessLike
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What is known of a circuit without its key.
+    """A circuit as an engine knows it, without its key.
 
     Attributes:
         path: the key's file.
@@ -69,7 +69,7 @@ class KeyInfo:
 
     @property
     def shape(self) -> JobShape:
-        """What the scheduler takes."""
+        """The circuit as the scheduler takes it."""
         work = calibration.work_name(self.protocol, curve_by_name(self.curve))
         return JobShape(work, self.constraints, dict(self.plans), self.host_parts)
 
@@ -114,9 +114,10 @@ class ProofRequest:
 
 
 def budget_of(placement: Placement) -> int | None:
-    """What a proof may take of its device: of a GPU what it finds, until it has run out of memory once.
+    """Bytes that a proof may take of its device; None: as many as it finds.
 
-    Of the host only a lean plan says it; such a proof keeps no multiples of the key's points.
+    A GPU's memory is bounded after the proof has run out of it once, the host's by a lean plan alone; such a
+    proof keeps no multiples of the key's points.
     """
     bounded = placement.step if placement.kind == "cpu" else placement.level
     return placement.shared + placement.own if bounded else None

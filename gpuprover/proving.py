@@ -55,7 +55,7 @@ class ProofResult:
 
 @contextmanager
 def refusing_memory(what: str) -> Iterator[None]:
-    """What the machine refuses is OutOfMemory, wherever it was asked for."""
+    """Turns the machine's refusal of memory, wherever it comes, into OutOfMemory."""
     try:
         yield
     except MemoryError as error:
@@ -128,7 +128,7 @@ def make_proof(
                 system.check_key(loaded, backend)
             if not verify:
                 system.check_every_point(loaded, backend)
-            # Every run draws its own blinding: what a failed GPU still holds tells nothing of this proof.
+            # Every run draws its own blinding: a failed GPU's memory reveals nothing of this proof.
             proof = system.prove(loaded, values, backend, blinding, budget)
             if not verify:
                 return system.in_subgroups(loaded, proof, backend)
@@ -201,7 +201,7 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
 
 
 def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
-    """What a GPU has to hold at least: bases are sent in slices where there is no more.
+    """The least that a GPU has to hold: bases are sent in slices where there is no more.
 
     The device's own plan is made when it is open; the choice does not wait for that.
     """

@@ -173,9 +173,9 @@ class CircuitDirectory:
         return known
 
     def survey(self) -> None:
-        """Reads the verification key of every circuit, so that insecure ones are told of at the start.
+        """Reads the verification key of every circuit, so that insecure ones are known at the start.
 
-        What cannot be read is told of when it is used.
+        A key that cannot be read is an error when it is used.
         """
         with suppress(ProverError):
             for name in self.names():
@@ -183,7 +183,7 @@ class CircuitDirectory:
                     self.verification_key(self.find(name))
 
     def warnings(self) -> tuple[str, ...]:
-        """Of the keys that were read, sentences that begin with the circuit's name, sorted."""
+        """Warnings of the keys that were read: sentences that begin with the circuit's name, sorted."""
         with self._lock:
             keys = {name: known for name, (_, _, known) in self._keys.items()}
         return tuple(f"{name}: {sentence}" for name in sorted(keys) for sentence in keys[name].warnings)

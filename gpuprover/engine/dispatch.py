@@ -144,7 +144,7 @@ class Dispatcher:
 
     @property
     def counters(self) -> Counter[str]:
-        """What has happened so far, by the names of :data:`gpuprover.engine.records.COUNTERS`."""
+        """Step, of :data:`gpuprover.engine.records.COUNTERS` -> how often it has happened so far."""
         return self._steps.counters
 
     @property
@@ -317,7 +317,7 @@ class Dispatcher:
             )
 
     def info(self, files: CircuitFiles) -> KeyInfo | None:
-        """What is known of a circuit whose file has not changed."""
+        """The circuit's ``KeyInfo``, if its file has not changed."""
         with self._lock:
             return self._loading.info(files)
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Headroom(Generic[T]):
-    """What is held, what proofs may take beside it, and who is held back.
+    """Memory that is held, the room beside it for proofs, and the runs that are held back.
 
     Not for several threads at once: its owner has the lock.
 
@@ -69,7 +69,7 @@ class Headroom(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """How many are held back."""
+        """The number of runs that are held back."""
         return len(self._since)
 
     # Room ------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class Headroom(Generic[T]):
 
         Args:
             offered: bytes, where the executor counts them itself; None: the limit less what is held at rest.
-            idle: nothing runs. Else what is held tells nothing of what is held at rest.
+            idle: nothing runs; otherwise memory at rest cannot be seen.
         """
         if offered is None and not idle:
             return False

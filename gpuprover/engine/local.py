@@ -70,7 +70,7 @@ class LocalExecutor:
             raise OutOfMemory("the machine refused a thread for the prover")
 
     def _look(self) -> None:
-        """What there is to prove on; again when a GPU has failed."""
+        """The devices to prove on; looked for again when a GPU has failed."""
         try:
             found = calibration.devices(self._threads)
         except Exception as error:

@@ -54,7 +54,7 @@ log = logging.getLogger("gpuprover.engine")
 
 READY_POLL_SECONDS = 0.02
 VERIFIER_BYTES = 144 << 20
-"""What of the memory limit is set aside for a verifier process; it held 132 MiB of its own after 300
+"""Bytes of the memory limit that are set aside for a verifier process; it held 132 MiB of its own after 300
 verifications, measured by hand."""
 
 
@@ -479,7 +479,7 @@ class Prover:
         self._dispatcher.seats.share = float(share)
 
     def get_status(self) -> ProverStatus:
-        """How it is now; starts nothing."""
+        """The prover's state now; starts nothing."""
         self._here()
         found, policy = self._dispatcher.snapshot(), self.settings.policy
         workers = tuple(self._executor.workers()) if found.started else ()
@@ -519,7 +519,7 @@ class Prover:
         )
 
     def _serving(self, devices: list[Device]) -> list[Device]:
-        """Those that proofs may be placed on: a GPU that was asked for by name has no substitute."""
+        """Devices that proofs may be placed on: a GPU that was asked for by name has no substitute."""
         named = is_gpu(self.settings.device)
         return [device for device in devices if not named or device.kind != "cpu"]
 

@@ -1,4 +1,4 @@
-"""How a prover is, for whoever asks."""
+"""The status of a prover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpuprover.verifier.client import VerifierStatus
 
 @dataclass(frozen=True)
 class ProverStatus:
-    """How a prover is, at one moment. Sizes are bytes.
+    """The state of a prover at one moment. Sizes are bytes.
 
     Attributes:
         ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the

@@ -1,4 +1,4 @@
-"""How a proof is asked for: until when, how urgently, for whom, and whether it waits for a seat."""
+"""Terms on which a proof is asked for: deadline, priority, tenant, and whether it waits for a seat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TIMEOUT = 1e9
 
 @dataclass(frozen=True)
 class Terms:
-    """What :meth:`gpuprover.Prover.prove` is told beside circuit and witness; checked.
+    """The arguments of :meth:`gpuprover.Prover.prove` beside circuit and witness; checked.
 
     Attributes:
         deadline: when the proof has to be done, by ``time.monotonic``.

@@ -13,7 +13,7 @@ SURVEYS = 2
 
 
 class FoundDevices:
-    """What is known of the CPU and of GPUs, each by its name.
+    """The CPU and GPUs that workers have found, each by its name.
 
     Attributes:
         surveys: workers that may look for GPUs still; 0 when it is known which there are.
@@ -85,7 +85,7 @@ class FoundDevices:
         ]
 
     def offered(self, room: int | None) -> list[Device]:
-        """What an executor says of them: those that were chosen, with problems and with what they may take.
+        """The devices that an executor offers: those that were chosen, with their problems and memory.
 
         Args:
             room: bytes that proofs may take of the host.

@@ -1,4 +1,4 @@
-"""What the supervisor of workers keeps: its settings, and what it knows of requests, processes and slots."""
+"""Records of the supervisor of workers: its settings, requests, processes and slots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """What a :class:`WorkerPool` may use, and how patient it is.
+    """Resources that a :class:`WorkerPool` may use, and its patience.
 
     Those that are settings of a prover have their names and units: MiB and seconds.
 
@@ -195,7 +195,7 @@ def own_bytes(usage: MemoryUsage) -> int:
 
 
 def status_of(slot: Slot) -> WorkerStatus:
-    """How a slot's worker is, for whoever asks."""
+    """The status of a slot's worker."""
     worker = slot.worker
     if worker is None:
         state = "waiting"

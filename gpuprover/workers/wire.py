@@ -74,7 +74,7 @@ def _map(descriptor: int) -> memoryview:
 
 
 def _pack(witness: WitnessLike) -> tuple[dict[str, Any], list[bytes | bytearray | memoryview] | None]:
-    """What the message says of a witness, and its bytes, if it has any to send."""
+    """A witness as a message describes it, and its bytes, if it has any to send."""
     if isinstance(witness, str | os.PathLike):
         return {"path": os.path.abspath(os.fsdecode(os.fspath(witness)))}, None
     if isinstance(witness, bytes | bytearray | memoryview):

@@ -497,7 +497,7 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
 
 
 def _powers_used(ptau: PowersOfTau, n: int) -> int:
-    """Of τ in G1: 2n, but for the last in a file of exactly the circuit's power."""
+    """The number of powers of τ in G1: 2n, less the last in a file of exactly the circuit's power."""
     return min(2 * n, len(ptau.points(pt.TAU_G1)))
 
 

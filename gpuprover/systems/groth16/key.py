@@ -72,7 +72,7 @@ class KeyPoints:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One step of the key's phase-2 ceremony, as the file tells it: nothing of it is proven here.
+    """One step of the key's phase-2 ceremony, as the file claims it: nothing of it is proven here.
 
     Attributes:
         kind: 0 for a person's contribution, 1 for a beacon.
@@ -182,7 +182,7 @@ class ProvingKey:
 
     @cached_property
     def demand(self) -> Demand:
-        """What a proof with the key asks of a device."""
+        """The demand of a proof with the key."""
         from gpuprover.systems.groth16.prover import demand_of
 
         return demand_of(self)
@@ -220,7 +220,7 @@ class ProvingKey:
 
 
 def describe(key: ProvingKey) -> dict[str, Any]:
-    """What the file says of itself, as JSON; contributions are claims."""
+    """The key as ``zkey info`` describes it, as JSON; contributions are the file's claims."""
     return {
         "protocol": key.protocol,
         "curve": key.curve.name,
@@ -390,7 +390,7 @@ def _claims(file: BinFile, curve: CurveParams) -> tuple[bytes, int]:
 
 
 def _contribution_bytes(curve: CurveParams) -> int:
-    """Of a contribution without parameters: four points, a transcript's hash, kind, length of parameters."""
+    """Bytes of a contribution without parameters: four points, transcript's hash, kind, number of bytes."""
     return 8 * (3 * curve.g1_words + curve.g2_words) + 64 + 4 + 4
 
 
