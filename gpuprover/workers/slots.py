@@ -336,7 +336,7 @@ class Slots:
             self._slots.remove(slot)
 
     def device_failed(self, worker: Worker, told: str, now: float) -> None:
-        """Counts a failure of a worker's device. Sticky CUDA errors end with the process: another one gets the
+        """Counts a failure of a worker's device. Sticky CUDA errors end with the process: another gets the
         device, a few times.
 
         Then the device rests, and after that one process tries it: if it starts, the device is used again,

@@ -278,7 +278,7 @@ class Worker:
             self._lock.notify_all()
 
     def _proof(self, number: int, message: Message, fds: list[int], cancelled: threading.Event) -> Message:
-        """The answer to a request. It names an unexpected exception by its kind alone: texts may hold secrets."""
+        """The answer to a request. It has an unexpected exception's kind alone: texts may hold secrets."""
         assert self._runner is not None
         try:
             request = unpack(message, fds)
