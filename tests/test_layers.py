@@ -175,6 +175,14 @@ def test_files_that_pages_name_are_there() -> None:
             assert any((folder / path).is_file() for folder in folders), f"{page}: {path}"
 
 
+def test_private_names_stay_where_they_are() -> None:
+    for path in modules():
+        for name, line, _ in imports(path):
+            own = name.rpartition(".")[2]
+            private = name.startswith("gpuprover.") and own.startswith("_") and not own.endswith("__")
+            assert not private, f"{path.relative_to(ROOT)}:{line}: {name}"
+
+
 def test_what_kernels_and_drivers_agree_on_imports_no_kernel() -> None:
     for name, line, _ in imports(PACKAGE / "cpu" / "layout.py"):
         assert not name.startswith("gpuprover.cpu"), f"layout.py:{line}: {name}"

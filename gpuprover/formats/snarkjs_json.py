@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gpuprover.curves import BN254, CURVES, AffineG1, AffineG2, CurveParams, Group, curve_by_name
+from gpuprover.curves import BN254, PAIRING_CURVES, AffineG1, AffineG2, CurveParams, Group, curve_by_name
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
 from gpuprover.formats.json_files import parse_integer, shown
 
@@ -103,7 +103,7 @@ class DocumentReader:
         except KeyError:
             curve = None
         if curve is None or (expected is not None and curve != expected):
-            known = [expected.snarkjs_name] if expected else [c.snarkjs_name for c in CURVES]
+            known = [expected.snarkjs_name] if expected else [c.snarkjs_name for c in PAIRING_CURVES]
             raise UnsupportedFile(self.source, "curve", f"expected {' or '.join(known)}, found {shown(name)}")
         return curve
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from gpuprover.curves import CURVES, CurveParams
+from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.errors import UnsupportedFile, about
 from gpuprover.formats.binfile import BinFile, Cursor, Source
 
@@ -72,7 +72,7 @@ def _protocol(file: BinFile, expected: Collection[str]) -> str:
 def _curve(file: BinFile, header: Cursor) -> CurveParams:
     base_size, q = header.prime("the base field's prime")
     scalar_size, r = header.prime("the scalar field's prime")
-    for curve in CURVES:
+    for curve in PAIRING_CURVES:
         if (curve.q, curve.r) == (q, r):
             if (base_size, scalar_size) != (curve.base.bytes, curve.scalar.bytes):
                 header.fail(
@@ -80,5 +80,5 @@ def _curve(file: BinFile, header: Cursor) -> CurveParams:
                     f"{curve.base.bytes} and {curve.scalar.bytes} for {curve.name}"
                 )
             return curve
-    known = ", ".join(c.name for c in CURVES)
+    known = ", ".join(c.name for c in PAIRING_CURVES)
     raise UnsupportedFile(file.path, header.part, f"primes of no known curve ({known})")

@@ -9,8 +9,8 @@ chunks of one bucket are written out as bases and go through the same again.
 
 Everything lies in one ``room``, in units of a vector of eight affine points, limb by limb:
 the table of the bucket sums, then the totals of the reduction, then the segment that is being
-summed. Coordinates are those of the isomorphic curve of lanes.py, below 2^bits + p (less than
-2.4p); infinity is all zeros, and y is zero nowhere else.
+summed. Coordinates are those of the isomorphic curve of lanes_memory.py, below 2^bits + p (less
+than 2.4p where layout.ranges_hold); infinity is all zeros, and y is zero nowhere else.
 
 Ranges, in p: differences below 5.4, products below 1.3, a third coordinate before its reduction
 below 6.5.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpuprover.cpu.kernels.field import load
 from gpuprover.cpu.kernels.jit import jit
-from gpuprover.cpu.kernels.pairing import _untwisted_frobenius
+from gpuprover.cpu.kernels.pairing import untwisted_frobenius
 
 
 @jit
@@ -23,7 +23,7 @@ def first_other_g1(F, points, multiples, constants, lo, hi):
 def first_other_g2(F, points, multiples, frobenius, negative, lo, hi):
     """First i with ±ψ(points[i]) ≠ multiples[i − lo]."""
     for i in range(lo, hi):
-        x, y = _untwisted_frobenius(F, load(F, points, 2 * i), load(F, points, 2 * i + 1), frobenius)
+        x, y = untwisted_frobenius(F, load(F, points, 2 * i), load(F, points, 2 * i + 1), frobenius)
         k = i - lo
         if x != load(F, multiples, 2 * k) or (-y if negative else y) != load(F, multiples, 2 * k + 1):
             return i

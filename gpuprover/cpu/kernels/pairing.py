@@ -287,7 +287,7 @@ def _store3(out, i, x):
 
 
 @inline
-def _untwisted_frobenius(F, x, y, frobenius):
+def untwisted_frobenius(F, x, y, frobenius):
     """ψ(x, y): Frobenius, carried over to the twist."""
     return conjugate(x) * load(F, frobenius, 0), conjugate(y) * load(F, frobenius, 1)
 
@@ -316,14 +316,14 @@ def lines(F, points, n, digits, constants, is_bn, out, per_point, stop):
                 t, line = _add_step(t, x, y if digits[j] > 0 else -y)
                 _store3(lines, k, line)
                 k += 1
-        x, y = _untwisted_frobenius(F, x, y, frobenius)
+        x, y = untwisted_frobenius(F, x, y, frobenius)
         if is_bn:
             t, line = _add_step(t, x, y)
             _store3(lines, k, line)
-            x, y = _untwisted_frobenius(F, x, y, frobenius)
+            x, y = untwisted_frobenius(F, x, y, frobenius)
             t, line = _add_step(t, x, -y)
             _store3(lines, k + 1, line)
-            x, y = _untwisted_frobenius(F, x, y, frobenius)
+            x, y = untwisted_frobenius(F, x, y, frobenius)
         # BN: (6x + 2)Q + ψQ − ψ²Q = −ψ³Q. BLS12 with x < 0: −xQ = −ψQ.
         if t[2] == zero(F) or t[0] != x * t[2] or t[1] != -y * t[2]:
             return i
@@ -442,7 +442,7 @@ def _place(L, E, g1, g2, first, frobenius, elements, rows):
         for j in range(3):
             store(elements, 8 * 2 * j + lane, scale(x, into_lanes(F)))
             store(elements, 8 * (2 * j + 1) + lane, scale(y, into_lanes(F)))
-            x, y = _untwisted_frobenius(Q, x, y, frobenius)
+            x, y = untwisted_frobenius(Q, x, y, frobenius)
     for j in range(6):
         store_lanes(rows, j, load_elements(E, elements + 8 * j * element_bytes(Q)))
     store_lanes(rows, 6, load_lanes(E, rows, 0))
@@ -464,7 +464,7 @@ def _ends_right(E, g2, first, frobenius, elements, rows, is_bn):
     for lane in range(8):
         x, y = load(Q, g2, 2 * (first + lane)), load(Q, g2, 2 * (first + lane) + 1)
         for _ in range(3 if is_bn else 1):
-            x, y = _untwisted_frobenius(Q, x, y, frobenius)
+            x, y = untwisted_frobenius(Q, x, y, frobenius)
         # T's coordinates have the lanes' radix on both sides, so they need not be brought out of it.
         tx, ty = canonical(load(Q, elements, lane)), canonical(load(Q, elements, 8 + lane))
         z = canonical(load(Q, elements, 16 + lane))
@@ -559,7 +559,7 @@ def first_outside_g1(F, points, beta, scalar, words, lo, hi, stop):
 @inline
 def _psi(F, p, frobenius):
     """ψ of an XYZZ point."""
-    x, y = _untwisted_frobenius(F, p[0], p[1], frobenius)
+    x, y = untwisted_frobenius(F, p[0], p[1], frobenius)
     return (x, y, conjugate(p[2]), conjugate(p[3]))
 
 
@@ -583,7 +583,7 @@ def first_outside_g2(F, points, frobenius, scalar, words, is_bn, lo, hi, stop):
             total = curve.add(F, curve.add(F, once, twice), (xx, -yy, zz, zzz))
             p = curve.add_affine(F, curve.add(F, p, total), x, y)
         else:
-            fx, fy = _untwisted_frobenius(F, x, y, frobenius)
+            fx, fy = untwisted_frobenius(F, x, y, frobenius)
             p = curve.add_affine(F, p, fx, fy)
         if p[2] != zero(F):
             return i

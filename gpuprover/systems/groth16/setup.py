@@ -444,7 +444,7 @@ def _blocks(rows: Words) -> Iterator[Words]:
 
 def _uncompressed(backend: Backend, group: Group, points: Words) -> bytes:
     """Points as the ecosystem hashes them: canonical big-endian coordinates, of Fq2 the second part first."""
-    width = 8 * backend.curve.base.limbs * (1 if group is Group.G1 else 2)
+    width = 8 * backend.curve.base.limbs * backend.curve.group(group).degree
     canonical = backend.points.canonical_coordinates(points).astype("<u8", copy=False)
     return canonical.view(np.uint8).reshape(-1, width)[:, ::-1].tobytes()
 
