@@ -122,7 +122,7 @@ class Frames:
         limit: bytes of the longest frame.
 
     Attributes:
-        seal: the other side's tags; every frame of its has one from the next on.
+        seal: the other side's tags, which its frames have from the next one on.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def proof_name(info: KeyInfo, content: bytes) -> bytes:
-    """The name under which a proof is kept and shared: a digest of key, its file's identity and witness.
+    """The name under which a proof is kept and shared: digest of key, file's identity and witness.
 
     Args:
         content: a keyed digest of the witness.

@@ -1,5 +1,4 @@
-"""The files of circom and snarkjs: parsed, checked, written. Nothing is computed here, and no backend is
-asked.
+"""The files of circom and snarkjs: parsed, checked, written. Nothing is computed here.
 
 :mod:`.binfile` is the container that all binary files share; :mod:`.r1cs`, :mod:`.wtns`, :mod:`.ptau` and
 :mod:`.zkey` (which proof system a key is for) are its contents, and :mod:`.points` and :mod:`.compressed`

@@ -390,7 +390,7 @@ def _claims(file: BinFile, curve: CurveParams) -> tuple[bytes, int]:
 
 
 def _contribution_bytes(curve: CurveParams) -> int:
-    """Bytes of a contribution without parameters: four points, transcript's hash, kind, number of bytes."""
+    """Bytes of a contribution without parameters: four points, a hash, its kind, parameters' length."""
     return 8 * (3 * curve.g1_words + curve.g2_words) + 64 + 4 + 4
 
 
