@@ -355,7 +355,7 @@ class Plan:
         circuit: its name there; ``large`` is what rows call it.
         large: the circuit in words, such as ``chain 2^18``.
         workers, threads: the engine's settings.
-        proofs: after the first one and after ``workers`` at once.
+        proofs: proofs in turn, after the first one and after ``workers`` at once.
         verifications: how often one proof is verified, one after the other.
         memory_limit: MiB for the engine; None for no limit.
     """

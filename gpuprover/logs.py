@@ -149,7 +149,7 @@ def flush(seconds: float = FLUSH_SECONDS) -> None:
 
 class Repetition:
     """Keeps lines that come again and again from filling the log: of those from WARNING on, one a minute of
-    the same words, and a few of the same form; the next one tells how many were left out.
+    the same words, and a few of the same form; the next one says how many were left out.
 
     Of one handler, which calls it under its lock.
 

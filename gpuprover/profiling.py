@@ -95,7 +95,7 @@ class Observed:
     """All that advice is formed from.
 
     Attributes:
-        constraints, key_bytes: of the key.
+        constraints, key_bytes: the key's constraints and bytes.
         touch, touch_again: seconds to touch every page of the key, before the first proof and at the end.
         touch_read: bytes that the first touching read from a disk.
         first: the first proof of this process.

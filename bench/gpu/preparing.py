@@ -38,7 +38,7 @@ class Cubins:
     They are compiled by the NVRTC of a CUDA release, as the device's own are; None: the newest that is there.
 
     Attributes:
-        row: of this, once it is known how it ended; whoever writes it takes it.
+        row: the row of this, once its end is known; its writer takes it.
         complete: whether all are there.
         said: what there is to say at the beginning, in a line.
     """

@@ -165,7 +165,7 @@ class _Fitted(NamedTuple):
     """A request of sums with as many bases as scalars.
 
     Attributes:
-        places: of each of the bases in what was asked for: the request's index, and theirs in it.
+        places: for each of the bases, the index of its request and its own index in it.
         bases, scalars: as :meth:`gpuprover.backend.Backend.msm_many` has them.
     """
 

@@ -206,7 +206,7 @@ class Arena:
     Attributes:
         extent: bytes from the start to the end of the furthest allocation so far.
         held: bytes that are allocated.
-        start, size: of the range.
+        start, size: the range's first address and bytes.
     """
 
     def __init__(self, start: int, size: int) -> None:

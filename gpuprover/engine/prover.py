@@ -170,7 +170,7 @@ class Prover:
             witness: as for :func:`gpuprover.prove`; ``{"inputs": {...}}`` does, with ``NAME.wasm`` beside the
                 key. Not to be changed before the proof is made.
             timeout: seconds from now on, waiting included; default ``job_timeout``.
-            priority: from -1000 to 1000; a higher one goes first among those of its tenant, until another has
+            priority: -1000 to 1000; a higher one goes first among those of its tenant, until another has
                 waited for ``overtaking_limit`` seconds.
             queue: when it is full, ``wait`` for a place, or ``refuse``.
             tenant: for whom it is made, a text of at most 256 characters that is told to nobody. Tenants have

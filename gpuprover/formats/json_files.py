@@ -124,7 +124,7 @@ class _Slice(NamedTuple):
     """A part of the text between two commas.
 
     Attributes:
-        start, end: of its text; the comma that ends it, if one does, stands at ``end``.
+        start, end: where its text lies; the comma that ends it, if one does, stands at ``end``.
         closing: places of the brackets that close what was open at its start.
         opened: brackets that it opens and leaves open, outermost first.
     """

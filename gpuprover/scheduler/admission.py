@@ -89,7 +89,7 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """A proof that was submitted; ``level`` and ``losses`` tell what has happened to it."""
+    """A proof that was submitted; ``level`` and ``losses`` say what has happened to it."""
 
     id: int
     tenant: str
@@ -331,7 +331,7 @@ class Scheduler:
             priority: higher ones go first among those of its tenant.
             deadline: on the clock, until when it may wait.
             tenant: whose it is; tenants share.
-            since: from when on it has waited, if not from now on.
+            since: the time from which it has waited; now by default.
 
         Raises:
             QueueFull: too many wait.

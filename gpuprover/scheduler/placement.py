@@ -132,7 +132,7 @@ class Placement:
     """Where and how a proof runs.
 
     Attributes:
-        device, kind: of the :class:`Device`.
+        device, kind: name and kind of the :class:`Device`.
         threads: CPU threads: of the proof, or of ``host_parts``; 0 for a GPU alone.
         plan: the memory that it may take, the one of index ``step`` among those for the kind.
         host_parts: parts that the CPU does while the GPU does the rest.

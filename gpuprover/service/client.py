@@ -365,7 +365,7 @@ class Client:
             witness: path of a ``.wtns``, its bytes, or ``{"inputs": {...}}`` where the service has the
                 circuit's witness program.
             timeout: seconds from now on; without, the service's own limit.
-            priority: from -1000 to 1000; a higher one goes first.
+            priority: -1000 to 1000; a higher one goes first.
             idempotency_key: the same one with the same witness is the same proof; by default each call's own.
         """
         return self._run(_prove(circuit, witness, timeout, priority, idempotency_key))

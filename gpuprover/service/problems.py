@@ -105,7 +105,7 @@ def fault_of(error: ProverError) -> str:
 
 
 def problem_of(error: ProverError, **more: Any) -> Problem:
-    """The answer to an error of the library; of files of the service it tells what they are, not where."""
+    """The answer to an error of the library; of files of the service it says what they are, not where."""
     status = status_of(error)
     detail = error.told if error.kind in STATUS else _OURS
     detail = _WORDS.get(error.kind, detail)

@@ -33,7 +33,7 @@ class Record:
     """A proof.
 
     Attributes:
-        name: under which the same request finds it again; None if it has no such name.
+        name: the name under which the same request finds it again; None if it has none.
         outcome: None while it is open.
         ended: set with the outcome.
         tenant: who asked for it.

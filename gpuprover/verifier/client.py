@@ -263,7 +263,7 @@ class VerifierClient:
         """Whether a proof holds, as :func:`gpuprover.verify` says.
 
         Args:
-            name: of a key that was loaded here, or that the verifier was started with.
+            name: a key that was loaded here, or that the verifier was started with.
             public_signals, proof: documents; paths are not read.
             timeout: seconds, for everything: the verifier may have to be started first.
 

@@ -34,7 +34,7 @@ class FoundDevices:
         """Takes what a worker that is ready says: its own device, and, if it has looked, all of the machine.
 
         Args:
-            name: of the device that the worker was started for.
+            name: the device that the worker was started for.
 
         Returns:
             whether it has looked, and found a GPU that can be used.
