@@ -421,6 +421,7 @@ def test_columns_cosets_of_a_domain_make_a_larger_one(backend: Backend, rng: ran
         assert download(backend, part) == download(backend, again)
 
 
+@pytest.mark.long_in_integers
 def test_columns_msm_of_polynomials_shorter_than_the_srs(
     backend: Backend, curve: CurveParams, scale: Scale, rng: random.Random
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import gpuprover
 from gpuprover import runner as module
 from gpuprover.curves import BN254, CurveParams
-from gpuprover.demand import MemoryPlan
+from gpuprover.demand import UNLIMITED, Budget, Demand, MemoryPlan
 from gpuprover.devices import open_backend
 from gpuprover.errors import (
     Cancelled,
@@ -62,7 +62,7 @@ def test_what_is_known_of_a_key_crosses_processes(key: str) -> None:
     assert parse_verification_key(info.verification_key).digest == info.digest
     chosen = choose("auto", info.shape, [Device("cpu", "cpu", threads=2, path="portable")], _times())
     assert chosen.device == "cpu"
-    assert chosen.plan == open_backend("cpu", BN254, Job()).plan(gpuprover.load_key(key).plan_header, None)
+    assert chosen.plan == open_backend("cpu", BN254, Job()).plan(gpuprover.load_key(key).demand, UNLIMITED)
 
 
 def _times() -> Any:
@@ -164,10 +164,10 @@ class Planning:
     def __init__(self, *plans: MemoryPlan) -> None:
         self.plans, self.asked = plans, 0
 
-    def plan(self, header: Any, budget: int | None) -> MemoryPlan:
+    def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
         self.asked += 1
         for plan in self.plans:
-            if budget is None or plan.key + plan.tables + plan.arena <= budget:
+            if budget.device is None or plan.key + plan.tables + plan.arena <= budget.device:
                 return plan
         raise OutOfMemory("less")
 
@@ -201,7 +201,7 @@ def test_plans_for_a_gpu_go_down(
 def test_plans_for_a_cpu_go_down_to_one_thread(key: str) -> None:
     loaded = gpuprover.load_key(key)
     best, lean = module._plans("cpu", loaded, Job(threads=2))
-    assert lean == open_backend("cpu", BN254, Job(threads=1)).plan(loaded.plan_header, None)
+    assert lean == open_backend("cpu", BN254, Job(threads=1)).plan(loaded.demand, UNLIMITED)
     assert lean.total < best.total
     assert module._plans("cpu", loaded, Job(threads=1)) == (lean,)
 

@@ -1,21 +1,23 @@
 """The prover engine: circuits by name, a bounded queue, proofs where they are best made, and degradation.
 
-:mod:`.prover` is what users see. It finds a circuit's files (:mod:`.directory`), takes a seat in the bounded
-queue (:mod:`.seats`) on the caller's terms (:mod:`.terms`), and hands a :class:`~.proof_job.ProofJob` to the
-dispatcher.
+:mod:`.prover` is what users see, with :mod:`.terms` and :mod:`.status`; :mod:`.driver` is its thread.
+:mod:`.dispatch` has the way of each job, over the scheduler and an executor, and under its one lock
 
-:mod:`.dispatch` knows where each job is: it waits for its key (:mod:`.loading`), for the same proof made for
-another job (:mod:`.sharing`), for a device that the executor offers (:mod:`.offer`) and the scheduler
-grants, for memory (:mod:`.headroom`), or it runs. The dispatcher has a lock and a queue of events, but
-neither thread nor clock (:mod:`.timers`): tests drive it by hand, and in a prover the thread of
-:mod:`.driver` calls ``step``. The scheduler decides where and when a proof runs, and what follows a failure.
-Files, garbage and callbacks are dealt with outside the lock, and what an executor reports is only appended
-to the queue, so that neither waits for the other.
+- :mod:`.seats`: the bounded queue, and the part of it that one tenant may have,
+- :mod:`.loading`: circuits that are loaded, and jobs that wait for others,
+- :mod:`.sharing`: kept proofs, and one proof for equal witnesses,
+- :mod:`.offer`: devices that there are,
+- :mod:`.headroom`: memory that is left, and runs that wait for it,
+- :mod:`.timers`: actions that are due; :mod:`.records`: what these modules hand to each other.
 
-Executors are :class:`gpuprover.workers.WorkerPool` and, in threads of this process, :mod:`.local`.
-:mod:`.verification` hands verification keys to the verifier's process by their digests. :mod:`.status` and
-:mod:`.records` are what is looked at from outside, and what the modules hand to each other. A prover that is
-forgotten closes itself; those that are left at the interpreter's exit are closed, and their workers end.
+None of them has a thread or a clock: tests drive the dispatcher by hand, and in a prover the driver calls
+``step``. The scheduler decides where and when a proof runs, and what follows a failure. Files, garbage and
+callbacks are dealt with outside the lock, and an executor's reports are only appended to a queue, so that
+neither waits for the other.
+
+:mod:`.directory` finds circuits; :mod:`.local` makes proofs in this process; :mod:`.verification` verifies, by
+the digests of keys. A prover that is forgotten closes itself; those that are left at the interpreter's exit
+are closed, and their workers end.
 """
 
 from gpuprover.engine.proof_job import JobState, ProofJob

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuprover import ProofJob, Prover
-from gpuprover.curves import BN254
+from gpuprover import ProofJob, Prover, setup
+from gpuprover.circuits import chain_circuit
 from gpuprover.errors import Aborted, DeviceError, ProverError
-from gpuprover.formats.wtns import witness_bytes
 from gpuprover.workers import slots
-from tests.support import cuda_proofs
 from tests.support.gpu_stage import SECONDS, Machine, Times, eventually, machine
 from tests.support.paths import VECTORS
 from tests.support.service_stage import stage
@@ -141,11 +139,12 @@ def test_small_circuits_are_proved_on_the_cpu_and_large_ones_on_the_gpu(
     keys: Path, gpus: Callable[..., Machine]
 ) -> None:
     """By the times that are known of both devices; by call and over HTTP."""
-    data, large = cuda_proofs.larger(BN254)
-    (keys / "large.zkey").write_bytes(data)
+    r1cs, wtns = keys.parent / "large.r1cs", keys.parent / "large.wtns"
+    chain_circuit(30).write(r1cs, wtns)
+    setup(r1cs, keys / "large.zkey", insecure=True)
     on = gpus(1 << 30)
-    with on.prover(keys, times=Times(worthwhile=50)) as prover, stage(keys, prover=prover) as service:
-        witnesses = {"chain": WITNESS.read_bytes(), "large": witness_bytes(BN254.scalar, large.values)}
+    with on.prover(keys, times=Times(worthwhile=20)) as prover, stage(keys, prover=prover) as service:
+        witnesses = {"chain": WITNESS.read_bytes(), "large": wtns.read_bytes()}
         places = {"chain": "cpu", "large": "cuda:0"}
         for _ in range(3):  # one of each at a time: more of them would go where a device stands idle
             jobs = {name: prover.submit(name, witnesses[name]) for name in places}

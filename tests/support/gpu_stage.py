@@ -15,7 +15,7 @@ import pytest
 from gpuprover import Prover, processes
 from gpuprover.config import load_engine_settings
 from gpuprover.scheduler import Device
-from gpuprover.workers import PoolSettings, WorkerPool, pool
+from gpuprover.workers import PoolSettings, WorkerPool, slots
 from tests.support.paths import ROOT
 
 SECONDS = 120
@@ -23,7 +23,10 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Times:
-    """GPUs are faster by far, whatever the part of a proof, for circuits of so many constraints or more."""
+    """GPUs are faster by far, whatever the part of a proof, for circuits of so many constraints or more.
+
+    For others they are slower by far.
+    """
 
     gpu: float = 1.0
     worthwhile: int = 0
@@ -31,7 +34,8 @@ class Times:
     def seconds(
         self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
     ) -> float:
-        return (1e6 if constraints >= self.worthwhile else 1e-6) if device.kind == "cpu" else self.gpu
+        whole = 1e6 if (device.kind == "cpu") is (constraints >= self.worthwhile) else self.gpu
+        return whole if part is None else whole / 10
 
     def measured(self, work: str, device: Device) -> bool:
         return True
@@ -102,7 +106,7 @@ def machine(folder: Path, patch: pytest.MonkeyPatch, gpus: dict[str, int]) -> Ma
 
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.setenv("EMULATED", str(folder))
-    patch.setattr(pool, "spawn", spawn)
+    patch.setattr(slots, "spawn", spawn)
     return on
 
 

@@ -1,6 +1,6 @@
 """In place of ``gpuprover.workers``: speaks a worker's messages and proves nothing, or misbehaves as asked.
 
-How is said by the ``zkey`` of requests and loads, and, for the start, by the environment variable ``STUB``.
+How is said by the key's path in requests and loads, and, for the start, by the environment variable ``STUB``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ PROOF = {
 }
 KEY: dict[str, Any] = {
     "identity": [0, 0, 0, 0],
+    "protocol": "groth16",
     "curve": "bn254",
     "constraints": 1,
     "n_public": 1,
     "n_vars": 3,
+    "host_parts": [],
     "verification_key": {},
     "digest": "",
     "warnings": [],
