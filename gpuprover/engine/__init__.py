@@ -15,7 +15,7 @@ None of them has a thread or a clock: tests drive the dispatcher by hand, and in
 callbacks are dealt with outside the lock, and an executor's reports are only appended to a queue, so that
 neither waits for the other.
 
-:mod:`.directory` finds circuits; :mod:`.local` makes proofs in this process; :mod:`.verification` verifies, by
+:mod:`.directory` finds circuits; :mod:`.local` makes proofs in this process; :mod:`.verification` verifies by
 the digests of keys. A prover that is forgotten closes itself; those that are left at the interpreter's exit
 are closed, and their workers end.
 """
