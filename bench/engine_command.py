@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gpuprover.cli.context import Context
 
 SMALL_LOG = 6
-"""Of the circuit with which workers get all their machine code."""
+"""Log2 of the size of the circuit with which workers get all their machine code."""
 LARGE, SMALL = "large", "small"
 
 

@@ -8,7 +8,7 @@ affine addition: ``Costs`` of gpuprover/cpu/buckets.py. Rows hold the times, and
 choice takes than the best window; a last row holds the least-squares fit of A·(1 + entry), A·bucket and
 A·window, each equation divided by its time.
 
-Rows of ``msm …, multiples`` tell whether to keep multiples 2^(jb/k)·P, j < k, of every base P: with them, n
+Rows of ``msm …, multiples`` show whether to keep multiples 2^(jb/k)·P, j < k, of every base P: with them, n
 scalars of b bits are k·n scalars of b/k bits, in so many fewer windows. That is timed as it would be, with
 other points in their place. On the machines measured it gains a third on 2^12 points and loses on many, whose
 multiples no cache holds. Rows of ``groth16 prove, multiples`` are of whole proofs with what gpuprover/cpu/

@@ -57,8 +57,8 @@ class Shape:
     Attributes:
         keys: folder with the circuit's key and witness; the same files for all nodes.
         circuit, name: the circuit's name there, and in words.
-        rounds: of proofs and their verification.
-        threads: of each node.
+        rounds: rounds of proofs and their verification.
+        threads: threads of each node.
     """
 
     keys: Path

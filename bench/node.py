@@ -32,7 +32,7 @@ from gpuprover.errors import ProverError
 from gpuprover.messages import Channel, ConnectionLost
 
 READY_SECONDS = 300.0
-"""For the engine to be ready, compiling included."""
+"""Seconds for the engine to be ready, compiling included."""
 POLL_SECONDS = 0.01
 
 

@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[CurveParams, int, np.random.Generator], Words]] = {
 }
 
 ORDERS = {"natural": Order.NATURAL_TO_NATURAL, "reversed": Order.NATURAL_TO_REVERSED}
-"""Of a forward transform's output."""
+"""Orders of a forward transform's output."""
 
 
 CELLS = ("qL", "a", "qR", "b", "qM", "qO", "c", "qC")

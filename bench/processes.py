@@ -247,7 +247,7 @@ class Node:
     """A program with one engine (:mod:`gpuprover.bench.node`) and a channel to it; a context manager.
 
     Args:
-        name: for messages.
+        name: the node's name in messages.
         settings: arguments of ``create_prover``.
         log: where the program and what it starts write their messages.
         sampler: watches it from its first moment.
@@ -353,11 +353,11 @@ class Plan:
     Attributes:
         keys: folder with the circuit's key; its witness is beside it.
         circuit: its name there; ``large`` is what rows call it.
-        large: in words, such as ``chain 2^18``.
-        workers, threads: of the engine.
-        proofs: after the first one and after ``workers`` at once.
-        verifications: of one proof, one after the other.
-        memory_limit: MiB for the engine; None for none.
+        large: the circuit in words, such as ``chain 2^18``.
+        workers, threads: the engine's settings.
+        proofs: proofs in turn, after the first one and after ``workers`` at once.
+        verifications: how often one proof is verified, one after the other.
+        memory_limit: MiB for the engine; None for no limit.
     """
 
     keys: Path

@@ -60,7 +60,7 @@ from gpuprover.errors import InvalidInput, MalformedFile
 from gpuprover.machine import processor_name
 
 SEED = 20240613
-"""Of every random scalar and point."""
+"""The seed of every random scalar and point."""
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout, or the folder that an installation put ``gpuprover.bench`` into."""

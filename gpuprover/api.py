@@ -55,7 +55,7 @@ def prove(
     """Proves that a witness satisfies the key's circuit.
 
     Args:
-        key: from :func:`load_key`, or a path.
+        key: a key from :func:`load_key`, or its file's path.
         witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
             ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions; inputs
             may also be the JSON text of their object, as bytes.

@@ -52,11 +52,11 @@ class Entry:
     """Times of one kind of work on one kind of processor or GPU.
 
     Attributes:
-        kind, model, path: of the :class:`Device`.
-        work: as :func:`work_name` names it.
-        version: of gpuprover; empty for figures of other machines.
-        rows: of whole proofs, with the key where it is needed; by constraints.
-        parts: of parts of a proof, by name.
+        kind, model, path: the fields of :class:`Device` that times are kept for.
+        work: the kind of work, as :func:`work_name` names it.
+        version: gpuprover's version; empty for figures of other machines.
+        rows: times of whole proofs, with the key where it is needed; by constraints.
+        parts: times of parts of a proof, by name.
         origin: where the figures come from.
     """
 
@@ -155,8 +155,8 @@ DEFAULTS = (
     Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
     Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
 )
-"""By kind, path and work, for every model. Of the CPU: chains of cpu.jsonl, rounded and smoothed, and a first
-row from what the phases beside the sums take there."""
+"""Entries by kind, path and work, for every model. The CPU's: chains of cpu.jsonl, rounded and smoothed, and
+a first row from what the phases beside the sums take there."""
 
 
 # The table ----------------------------------------------------------------------------------

@@ -53,9 +53,9 @@ class Expression:
     Parts may be shared: an expression is a node of a graph without cycles.
 
     Attributes:
-        op: of an inner node; None for a leaf.
-        left, right: of an inner node, the operands.
-        leaf: of a leaf, a cell, a challenge or an integer.
+        op: an inner node's operation; None for a leaf.
+        left, right: an inner node's operands.
+        leaf: a leaf's cell, challenge or integer.
     """
 
     __slots__ = ("leaf", "left", "op", "right")

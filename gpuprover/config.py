@@ -89,7 +89,7 @@ class ServiceSettings:
     """How the HTTP service behaves. :data:`SETTINGS` says what each field means, and its unit.
 
     Attributes:
-        sources: as of :class:`EngineSettings`.
+        sources: field name -> where its value comes from, as in :class:`EngineSettings`.
     """
 
     host: str
@@ -155,7 +155,7 @@ def load_engine_settings(
 
     Args:
         arguments: field name -> a Python value or text; None where not given.
-        environment: by default the process's.
+        environment: variables; the process's by default.
         options: the arguments are a command's, and errors name them ``--like-this``.
 
     Raises:

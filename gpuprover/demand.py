@@ -1,4 +1,4 @@
-"""What a proof asks of a device, and the memory that it takes there.
+"""Demands of proofs on a device, and the memory that they take there.
 
 Plain records, hashable, shared by the proof systems, which write them, the backends, which plan by them, and
 the scheduler.
@@ -61,7 +61,7 @@ class KeyColumn:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one proof asks of a device.
+    """All that one proof asks of a device.
 
     Attributes:
         system: the proof system's name.

@@ -47,7 +47,7 @@ class ProverError(Exception):
         problem: what is wrong, and what was expected; without a path, and without what others wrote.
         path: the file or folder that it is about, or the name of a document that has none.
         role: what that is, of :data:`ROLES`; empty if who raises it does not know, see :func:`about`.
-        part: of it.
+        part: the part of that, such as a section or a field; empty for all of it.
         more: ends the message, and is told to no stranger: further paths, texts of the system's.
 
     Attributes:

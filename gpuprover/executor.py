@@ -5,7 +5,7 @@ An :class:`Executor` makes proofs that were placed already: in threads of this p
 on other machines. It has no policy:
 
 - Each request has one end, and each load: its callback is called once, with a result, a ``ProverError`` or
-  :class:`Lost`. Lost is no failure of the proof: whoever is told so may ask again.
+  :class:`Lost`. Lost is no failure of the proof: its caller may ask again.
 - Methods may be called from any thread, and return soon: they wait for no proof and no process, though the
   bytes of a witness may be copied. Callbacks come from any thread, also before the method has returned.
 - After :meth:`~Executor.close` no proof begins; requests and loads that come then are answered all the same.
@@ -36,16 +36,16 @@ from gpuprover.witness_source import WitnessSource
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What is known of a circuit without its key.
+    """A circuit as an engine knows it, without its key.
 
     Attributes:
         path: the key's file.
-        identity: of that file when it was read.
+        identity: the file's identity when it was read.
         protocol: the proof system's name.
         curve: the curve's name.
-        constraints: rows of the key's circuit.
-        n_public: public signals.
-        n_vars: wires, the constant 1 among them.
+        constraints: the number of rows of the key's circuit.
+        n_public: the number of public signals.
+        n_vars: the number of wires, the constant 1 among them.
         host_parts: what a CPU can compute of a proof beside a GPU, by name.
         plans: memory that a proof takes, by kind of device (``cpu``, ``cuda``), the best plan first; of the
             kinds that whoever loaded the key has.
@@ -69,7 +69,7 @@ class KeyInfo:
 
     @property
     def shape(self) -> JobShape:
-        """What the scheduler takes."""
+        """The circuit as the scheduler takes it."""
         work = calibration.work_name(self.protocol, curve_by_name(self.curve))
         return JobShape(work, self.constraints, dict(self.plans), self.host_parts)
 
@@ -95,7 +95,7 @@ class ProofRequest:
         identity: of the file that was planned with; a run that finds another one is refused.
         witness: what the caller gave. Secret.
         device: ``cpu``, ``cuda:0``, ...
-        threads: of the CPU, at least 1.
+        threads: threads of the CPU, at least 1.
         host_parts: parts of the proof that the CPU computes beside a GPU, by name (``G2``).
         budget: bytes of the device's memory that it may take, on a GPU with its part of the key; None: what
             it finds.
@@ -114,9 +114,10 @@ class ProofRequest:
 
 
 def budget_of(placement: Placement) -> int | None:
-    """What a proof may take of its device: of a GPU what it finds, until it has run out of memory once.
+    """Bytes that a proof may take of its device; None: as many as it finds.
 
-    Of the host only a lean plan says it; such a proof keeps no multiples of the key's points.
+    A GPU's memory is bounded after the proof has run out of it once, the host's by a lean plan alone; such a
+    proof keeps no multiples of the key's points.
     """
     bounded = placement.step if placement.kind == "cpu" else placement.level
     return placement.shared + placement.own if bounded else None
@@ -145,9 +146,9 @@ class WorkerStatus:
         device: name of the device that it proves on.
         state: ``starting``, ``idle``, ``busy``, ``stopping``, ``waiting`` (to be started again).
         jobs: ids of the requests that run there.
-        proofs: made since the process started.
-        restarts: of processes of that name, for any reason but recycling.
-        memory: as the process said last; None before.
+        proofs: the number of proofs since the process started.
+        restarts: starts of further processes of that name, for any reason but recycling.
+        memory: what the process holds, as it said last; None before.
         problem: why nothing runs there; empty if it does.
         silent: restarts of processes that lived, and said nothing.
         recycled: processes of that name that were replaced after many proofs, or for their memory.

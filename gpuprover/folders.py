@@ -467,7 +467,7 @@ class Store:
         return True
 
     def _root(self) -> Path | None:
-        """Where files are made. A warning tells why it is not where they are looked for first."""
+        """Where files are made. A warning says why it is not where they are looked for first."""
         found = places()
         if found.problems and not found.doubts:  # which a warning has told
             kept = f"kept in {found.writable}" if found.writable else "not kept, and compiled each time"

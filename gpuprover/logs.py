@@ -126,7 +126,7 @@ def configure(
 
 
 def catch() -> None:
-    """Has the log tell what the interpreter would print: warnings, and exceptions that nobody catches.
+    """Has the log say what the interpreter would print: warnings, and exceptions that nobody catches.
 
     Of those, kind and place: their text may hold values of a witness.
     """
@@ -150,7 +150,7 @@ def flush(seconds: float = FLUSH_SECONDS) -> None:
 
 class Repetition:
     """Keeps lines that come again and again from filling the log: of those from WARNING on, one a minute of
-    the same words, and a few of the same form; the next one tells how many were left out.
+    the same words, and a few of the same form; the next one says how many were left out.
 
     Of one handler, which calls it under its lock.
 

@@ -82,9 +82,9 @@ class CgroupThrottling:
     """What a control group's CPU quota has cost so far.
 
     Attributes:
-        periods: of the quota, in which something ran.
-        throttled: of them, those in which the quota was used up.
-        seconds: for which threads waited for the next one.
+        periods: periods of the quota in which something ran.
+        throttled: those of them in which the quota was used up.
+        seconds: time that threads waited for the next one.
     """
 
     periods: int

@@ -38,7 +38,7 @@ _HEADER = struct.Struct("<I")
 _COUNTER = struct.Struct("<Q")
 TAG_BYTES = 32
 _MAX_BITS = 1300
-"""Of an integer in a message: below the digits that the other side's parser takes."""
+"""The most bits of an integer in a message: below the digits that the other side's parser takes."""
 
 
 class BrokenMessage(ProverError):
@@ -99,8 +99,8 @@ class Seal:
     bytes.
 
     Args:
-        key: of this direction of this connection alone; then no frame can be repeated, left out, moved, or
-            sent back.
+        key: the key of this direction of this connection alone; then no frame can be repeated, left
+            out, moved, or sent back.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -122,7 +122,7 @@ class Frames:
         limit: bytes of the longest frame.
 
     Attributes:
-        seal: of the other side, from whose next frame on each has its tag.
+        seal: the other side's tags, which its frames have from the next one on.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:

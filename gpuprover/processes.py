@@ -28,12 +28,12 @@ from gpuprover import folders, memory
 from gpuprover.errors import DeviceError
 
 TAIL_BYTES = 4096
-"""Of what a helper wrote to its standard output and error."""
+"""The last bytes of a helper's standard output and error that an error quotes."""
 _TOO_MUCH = 1 << 16
 
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4
 _LEAN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""For helpers: the linear algebra that NumPy brings along is not used, and its threads take memory."""
+"""Environment of helpers: NumPy's linear algebra is not used there, and its threads take memory."""
 
 
 # In a helper ----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ LONGEST_SINGLE = 30.0
 NOTED = 0.05
 """Share of a proof's time below which nothing is said of what takes it."""
 SLOW_KEY = 0.25
-"""Of a warm proof's time: a first reading of the key from the disk above this is told."""
+"""Share of a warm proof's time above which the first reading of the key from the disk is mentioned."""
 POOR_GAIN = 1.2
 """A proof with all its threads that is not so many times faster than with one wastes them."""
 GOOD_SHARE = 0.6
@@ -96,7 +96,7 @@ class Observed:
     """All that advice is formed from.
 
     Attributes:
-        constraints, key_bytes: of the key.
+        constraints, key_bytes: the key's constraints and bytes.
         touch, touch_again: seconds to touch every page of the key, before the first proof and at the end.
         touch_read: bytes that the first touching read from a disk.
         first: the first proof of this process.
@@ -109,7 +109,7 @@ class Observed:
         compiled: files of machine code that the first proof added to the cache; None without a cache.
         plan, plan_within: bytes of a proof as it would like, and as it was under its memory limit.
         container: bytes that the container may take, None without a limit.
-        predictions: of the devices of this machine.
+        predictions: predicted times on the devices of this machine.
     """
 
     constraints: int

@@ -55,7 +55,7 @@ class ProofResult:
 
 @contextmanager
 def refusing_memory(what: str) -> Iterator[None]:
-    """What the machine refuses is OutOfMemory, wherever it was asked for."""
+    """Turns the machine's refusal of memory, wherever it comes, into OutOfMemory."""
     try:
         yield
     except MemoryError as error:
@@ -92,11 +92,11 @@ def make_proof(
     """The way of every proof.
 
     Args:
-        placed_for: where it runs, by the key and the bytes of the host's memory that it may take.
+        placed_for: (key, bytes of the host's memory or None) -> where the proof runs.
         device: the device that was asked for, whose memory the witness is made ready for.
         memory_limit: MiB for the whole process, the mapped key not counted.
-        verify: whether it is verified before it is returned; if not, every point of the key is looked at.
-        blinding: in place of random blinding, as the system takes it.
+        verify: verify the proof before it is returned; otherwise check every point of the key.
+        blinding: fixed blinding, as the system takes it; random by default.
     """
     before = memory.resident()
     memory.reset_peak()
@@ -128,7 +128,7 @@ def make_proof(
                 system.check_key(loaded, backend)
             if not verify:
                 system.check_every_point(loaded, backend)
-            # Every run draws its own blinding: what a failed GPU still holds tells nothing of this proof.
+            # Every run draws its own blinding: a failed GPU's memory reveals nothing of this proof.
             proof = system.prove(loaded, values, backend, blinding, budget)
             if not verify:
                 return system.in_subgroups(loaded, proof, backend)
@@ -162,7 +162,7 @@ class Placed:
         host_parts: what the CPU computes of a proof while a GPU does the rest, by name.
         warnings: sentences that say why it is not where one would expect it.
         takeover: whether the CPU takes over from a GPU that fails.
-        budget: what it may take of the device's memory, and of the host's where no limit says so.
+        budget: bytes of the device's memory that it may take, and of the host's where no limit says so.
     """
 
     device: str
@@ -201,9 +201,9 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
 
 
 def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
-    """What a GPU has to hold at least: bases are sent in slices where there is no more.
+    """The least that a GPU has to hold: bases are sent in slices where there is no more.
 
-    The device's own plan is made when it is open, which choosing it shall not wait for.
+    The device's own plan is made when it is open; the choice does not wait for that.
     """
     demand, element = key.demand, key.curve.scalar.bytes
     longest = max((domain.size for domain in demand.domains), default=0)

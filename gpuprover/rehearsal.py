@@ -1,4 +1,4 @@
-"""A backend that does nothing and counts vectors as they come and go: what a proof takes on the host."""
+"""A backend that does nothing and counts vectors as they come and go, for a proof's memory on the host."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Bases(NamedTuple):
 
 
 class Costs(Protocol):
-    """What the operations of a backend take beside the vectors that they return; all in bytes."""
+    """Bytes that the operations of a backend take beside the vectors that they return."""
 
     @property
     def element(self) -> int:
@@ -216,7 +216,7 @@ class Rehearsal:
 
 
 class _Points:
-    """What a proof computes of single points takes no memory worth counting."""
+    """Operations on single points, which take no memory worth counting."""
 
     def __init__(self, curve: CurveParams) -> None:
         self._curve = curve

@@ -30,9 +30,12 @@ BUSY = 0.7
 """Share of the highest rate to plan for: at all of it, a queue of requests that come at random has no end."""
 SMALLEST_TIER = 512 * MIB
 """Where the lowest tier of memory begins; the others begin where the one before ends."""
-ONE_THREAD, FIXED, CACHED = 0.05, 0.25, 1.0
-"""Above these shares a caution is due: of a proof, on one thread; of a proof, taken by the smallest too; of
-the last cache, taken by proofs side by side."""
+ONE_THREAD = 0.05
+"""Share of a proof's time on one thread above which a caution is due."""
+FIXED = 0.25
+"""Share of a proof's time that the smallest proof takes too, above which a caution is due."""
+CACHED = 1.0
+"""Share of the last cache that proofs side by side take, above which a caution is due."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Memory:
 
     Attributes:
         basis: where ``proof`` comes from, in words.
-        proof: of one proof, least and most.
-        key: of the mapped key, once for all processes; 0 if no key is known.
-        process: of each process beside its proof.
+        proof: bytes of one proof, least and most.
+        key: bytes of the mapped key, once for all processes; 0 if no key is known.
+        process: bytes of each process beside its proof.
         watermark: share of a limit at which new proofs begin to wait.
         at_once: proofs at once, each in a process.
         total: all of it, least and most.
@@ -98,7 +101,7 @@ class Choice:
     Attributes:
         device: ``cpu``, ``cuda:0``, ...
         at_once: proofs side by side.
-        threads: of each; 0 on a GPU.
+        threads: threads of each proof; 0 on a GPU.
         seconds: predicted for a proof.
         per_hour: proofs that end in an hour, if those side by side do not slow each other down.
         formula: what the formula makes of the time of one proof alone on all cores.
@@ -120,8 +123,8 @@ class Estimate:
         per_hour: proofs an hour.
         cores, cores_per_proof, proof_time: what the formula was given.
         at_once: whole proofs side by side.
-        memory: to provision; one entry for each tier that is possible.
-        choices: by measured times, the best first; empty without them.
+        memory: bytes to provision; one entry for each tier that is possible.
+        choices: ways to use the machine by measured times, the best first; empty without them.
         origin: where measured times come from.
         cautions: where the formula misleads, in words.
     """

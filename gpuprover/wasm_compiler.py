@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import wasmtime
 
 STACK_BYTES = 1 << 20
-"""Of a program."""
+"""Bytes of a program's stack."""
 SMALL = 1 << 14
 """Bytes of a program that is compiled here: the worst one known takes a second and 60 MiB."""
 CPU_SECONDS = 300
 OWN_BYTES = 2 << 30
-"""Of addresses, for Python, wasmtime and the stacks of its threads; they are not all used."""
+"""Bytes of addresses for Python, wasmtime and the stacks of its threads; they are not all used."""
 MAX_CODE = 1 << 30
 """Bytes of machine code."""
 _POLL_SECONDS = 0.05
@@ -83,7 +83,7 @@ def compile_apart(code: bytes, path: str, limited: bool, memory: int, check: Cal
     """Machine code of a program, for :func:`engine` with the same ``limited``.
 
     Args:
-        path: of the program, for messages.
+        path: the program's file, for messages.
         memory: bytes that its compilation may take, beside :data:`OWN_BYTES`.
         check: called every now and then; what it raises ends the compilation.
 

@@ -108,7 +108,7 @@ _IMPORTS, _EXPORTS = 2, 7
 _MAX_ENTRIES = 256
 """circom's programs have some six imports and twenty exports."""
 _MAX_SECTIONS = 1 << 12
-"""Of a program, custom ones included; circom's have a dozen."""
+"""The most sections of a program, custom ones included; circom's have a dozen."""
 
 # exceptionHandler's codes
 _NOT_FOUND, _TOO_MANY, _ALREADY_SET, _ASSERT_FAILED, _NO_MEMORY, _INPUT_INDEX, _ARRAY_INDEX = range(1, 8)
@@ -200,7 +200,7 @@ def calculate_witness(
             either sign, or arrays of those; arrays of any nesting are read row by row. Values are
             reduced into [0, r); negative ones count from r. Buses are mappings, or names
             with dots.
-        job: for cancellation and deadline; phases are the caller's.
+        job: cancellation and deadline; phases are the caller's.
         fuel: WASM instructions that may run, about; default :data:`DEFAULT_FUEL`.
         memory_limit: MiB for the program's memory and its witness; default: half of the machine's.
 

@@ -125,10 +125,10 @@ def is_left_out(backend_name: str | None, default_path: str, marks: set[str], th
     """Whether a test would repeat on this backend what runs on another one.
 
     Args:
-        backend_name: of the fixture, or None for tests without it.
-        default_path: of the CPU backend in this process.
+        backend_name: the fixture's value, or None for tests without it.
+        default_path: the CPU backend's path in this process.
         marks: the test's markers, of which ``both_paths`` and ``on_host`` count.
-        threads: of the host, which do nothing for a device.
+        threads: threads of the host, which do nothing for a device.
     """
     if backend_name == PORTABLE:
         return default_path == PORTABLE or "both_paths" not in marks

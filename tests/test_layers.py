@@ -117,6 +117,64 @@ def test_compiled_code_depends_on_what_its_cache_is_named_by() -> None:
             )
 
 
+WHOLE = {"PointMath", "Backend", "Executor"}
+"""The contracts of which ARCHITECTURE.md shows every method."""
+
+
+def members(body: list[ast.stmt]) -> dict[str, str | None]:
+    """Public names of a class: the arguments of a method, None for an attribute or a property."""
+    found: dict[str, str | None] = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = None
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            arguments = node.args.args[1:] + node.args.kwonlyargs
+            names = [argument.arg for argument in arguments]
+            if node.args.vararg is not None:
+                names.append(f"*{node.args.vararg.arg}")
+            found[node.name] = None if node.decorator_list else ", ".join(names)
+    return found
+
+
+def contracts() -> dict[str, tuple[str, dict[str, str | None]]]:
+    """Class -> (file, members) from the snippets of ARCHITECTURE.md, methods named in comments included."""
+    found = {}
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for file, snippet in re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL):
+        classes = ast.parse(snippet).body
+        ends = [node.lineno - 1 for node in classes[1:]] + [len(snippet.splitlines())]
+        for node, end in zip(classes, ends, strict=True):
+            assert isinstance(node, ast.ClassDef)
+            source = "\n".join(snippet.splitlines()[node.lineno : end])
+            comments = "\n".join(re.findall(r"^    # (.*)", source, re.MULTILINE))
+            briefly = dict(re.findall(r"(\w+)\(([^)]*)\)", comments))
+            found[node.name] = file, members(node.body) | briefly
+    return found
+
+
+def test_the_contracts_in_the_text_are_those_of_the_code() -> None:
+    shown = contracts()
+    assert set(shown) == WHOLE | {"ProofSystem"}
+    for name, (file, said) in shown.items():
+        tree = ast.parse((ROOT / file).read_text())
+        (node,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        true = members(node.body)
+        assert said == {member: true.get(member, "not there") for member in said}, name
+        methods = {member for member, arguments in true.items() if arguments is not None}
+        assert name not in WHOLE or methods <= set(said), name
+
+
+def test_files_that_pages_name_are_there() -> None:
+    """Paths of our own sources in backticks, in the pages for those who change the code."""
+    for page in "ARCHITECTURE.md", "CONTRIBUTING.md", "bench/README.md", "bench/gpu/README.md":
+        text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+        named = re.findall(r"`((?:\w+/)*\w+\.(?:py|cuh?|toml))`", text)
+        assert named
+        for path in named:
+            folders = PACKAGE, ROOT, ROOT / "bench", ROOT / page.rpartition("/")[0]
+            assert any((folder / path).is_file() for folder in folders), f"{page}: {path}"
+
+
 def test_private_names_stay_where_they_are() -> None:
     for path in modules():
         for name, line, _ in imports(path):

@@ -13,7 +13,7 @@ from gpuprover import profiling
 from gpuprover.job import Job
 from gpuprover.machine import cgroup_throttled
 from gpuprover.profiling import Observed, Prediction, advise
-from gpuprover.profiling import Run as Proof
+from gpuprover.profiling import ProfiledRun as Proof
 from tests.support.paths import VECTORS
 from tests.support.running import Run
 

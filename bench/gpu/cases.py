@@ -76,7 +76,7 @@ class Case:
         kind: who does it: a function of :mod:`.measures`, or ``tests``, ``sanitizer``, ``profile`` of
             :mod:`.checks`.
         seconds: predicted.
-        arguments: of that function.
+        arguments: the function's arguments.
         least: seconds that are worth beginning with, where what is done is kept although the rest is not.
         most: seconds after which it is cut off, whatever was predicted.
         needs: what has to be compiled before it begins.
@@ -106,15 +106,15 @@ class Sizes:
     """What is measured when.
 
     Attributes:
-        first: of the first curve, before the tests.
-        then: of the first curve, after them.
-        others: of other curves; their G2 comes at the very end.
-        last: of the first curve, after everything but that.
+        first: cases of the first curve, before the tests.
+        then: cases of the first curve, after them.
+        others: cases of other curves; their G2 comes at the very end.
+        last: cases of the first curve, after everything but that.
         scalars: logarithms of multi-scalar multiplications with other scalars than full-width ones.
         sanitizer: logarithms of a transform, a multiplication, a proof.
         profiled: logarithm of what the profiler looks at.
         cpu: the CPU runs beside the GPU up to here.
-        rounds: of a measurement.
+        rounds: rounds of a measurement.
         distinct: logarithm of the number of different points; longer sums repeat them.
         rate_seconds: a rate's kernel runs at least so long.
     """

@@ -45,7 +45,7 @@ OPEN_LIMIT = 60.0
 SHORT = 5.0
 """A case that is predicted to take less may run while an earlier one waits for compiled code."""
 SHARDS = 8
-"""Of the tests, at most: each is a process with a context on the GPU, which is not what they wait for."""
+"""The most shards of the tests: each is a process with a context on the GPU, for which they do not wait."""
 POLL_SECONDS = 0.02
 EXIT_STOPPED = 128 + signal.SIGTERM
 SMI = (

@@ -54,7 +54,7 @@ class Machine:
         device: what the backend ``cuda`` works on.
         folder: for keys and witnesses, which later calls find again.
         multiplier: wide multiplications a second, by a row of this machine; None where there is none yet.
-        threads: of the CPU.
+        threads: threads of the CPU.
     """
 
     device: Device

@@ -38,7 +38,7 @@ class Cubins:
     They are compiled by the NVRTC of a CUDA release, as the device's own are; None: the newest that is there.
 
     Attributes:
-        row: of this, once it is known how it ended; whoever writes it takes it.
+        row: the row of this, once its end is known; its writer takes it.
         complete: whether all are there.
         said: what there is to say at the beginning, in a line.
     """
@@ -123,7 +123,7 @@ class HostCode:
             self._running[process] = share
 
     def look(self) -> Iterator[str]:
-        """Sees what is done, and tells of what failed."""
+        """Sees what is done, and reports what failed."""
         for process, share in [*self._running.items()]:
             code = process.poll()  # before reading: nothing is written after that
             assert process.stdout is not None

@@ -1,8 +1,8 @@
-"""What argument systems are made of besides circuits: challenges from transcripts, and polynomial
-commitments.
+"""Challenges from transcripts, and polynomial commitments: what proof systems share besides a backend.
 
-``transcript`` has one class for each hash that a system's verifier computes; ``kzg`` commits to polynomials
-that a backend holds, opens the commitments and checks openings. Neither knows a proof system: what is
-absorbed in which order, and which polynomials are opened where, stands in the provers and verifiers under
-``systems``.
+:mod:`.transcript` has one class for each hash that a system's verifier computes: Keccak-256
+(:mod:`.keccak`), BLAKE2b, a Poseidon sponge. :mod:`.kzg` commits to polynomials that a backend holds, opens
+the commitments and checks openings. Neither knows a proof system: the order in which a transcript absorbs,
+and the points at which polynomials are opened, are the business of the provers and verifiers in
+:mod:`gpuprover.systems`.
 """

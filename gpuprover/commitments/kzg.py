@@ -31,7 +31,7 @@ from gpuprover.curves import Group
 from gpuprover.limbs import Words, generator
 
 WEIGHT_BITS = 127
-"""Of the random weights in a batch: a false opening passes with odds of at most 2^−127."""
+"""Bits of the random weights in a batch: a false opening passes with odds of at most 2^−127."""
 
 
 class Factor(NamedTuple):
@@ -115,7 +115,7 @@ class Opening(NamedTuple):
     """The claim that Σ weights[i]·p_i has a value at a point.
 
     Attributes:
-        commitments: of the p_i, uint64[n, words].
+        commitments: commitments to the p_i, uint64[n, words].
         weights: integers of any size and sign.
         point: in [0, r).
         value: in [0, r).

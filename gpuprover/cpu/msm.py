@@ -278,7 +278,7 @@ def msm(
     Args:
         requests: bases, any mix of G1 and G2 points of one curve, with canonical, C-contiguous,
             aligned scalars uint64[n, limbs].
-        split: in place of the cost model's choice, to measure that.
+        split: a split in place of the cost model's choice, to measure that.
     Returns:
         For each request one affine point uint64[2·F.words] per bases.
     """

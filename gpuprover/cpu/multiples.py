@@ -23,7 +23,7 @@ from gpuprover.curves import Group
 from gpuprover.limbs import Words, address
 
 PARTS = 4
-"""Two parts give half of the gain, eight no more than four."""
+"""Parts that a scalar is cut into, and multiples of a point: 2 gain half as much, 8 gain nothing over 4."""
 LARGEST = 1 << 14
 """Points up to which multiples pay."""
 FREE = 64

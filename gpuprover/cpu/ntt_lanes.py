@@ -147,7 +147,7 @@ class _Split(NamedTuple):
     """A vector as a matrix of blocks, and what is worked on at once.
 
     Attributes:
-        rows, pitch: of the matrix.
+        rows, pitch: the matrix's number of rows, and the distance between them.
         width: columns that are taken together.
         parts: rows that are taken together.
     """

@@ -1,7 +1,7 @@
 """The optimal ate pairing of both curves, and the subgroup tests that its endomorphisms give.
 
 Lines of each point of G2, kept for points that come again, as those of a verification key do; a Miller loop
-for many pairs at once; one final exponentiation. Where a point's multiples end tells whether it is in its
+for many pairs at once; one final exponentiation. Where a point's multiples end shows whether it is in its
 subgroup, so that test costs nothing (:func:`subgroup_check`). Formulas and their sources:
 :mod:`gpuprover.cpu.kernels.pairing`.
 """

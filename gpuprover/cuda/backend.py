@@ -58,7 +58,7 @@ from gpuprover.polynomial import Coset, Direction, Domain, Order
 T = TypeVar("T")
 
 THREADS = 256
-"""Of a block, in the kernels of vector.cu. A prediction, like the next two."""
+"""Threads of a block in the kernels of vector.cu. A prediction, like the next two."""
 SCALED = 16
 """Elements of a thread that scales by powers: a power by its bits takes it some 40 products."""
 INVERTED = 64
@@ -123,7 +123,7 @@ class DeviceBases:
     """n bases: on the device, on the host to be sent there, or of the CPU backend; none of these for n = 0.
 
     Attributes:
-        plan: of sums on the device.
+        plan: the plan of sums on the device.
         at: where they lie on the device.
         block: what they lie in, if that is their own.
         points: those that are sent.
@@ -165,7 +165,7 @@ class _Fitted(NamedTuple):
     """A request of sums with as many bases as scalars.
 
     Attributes:
-        places: of each of the bases in what was asked for: the request's index, and theirs in it.
+        places: for each of the bases, the index of its request and its own index in it.
         bases, scalars: as :meth:`gpuprover.backend.Backend.msm_many` has them.
     """
 
@@ -179,9 +179,9 @@ class _Part:
     """Sums of the same scalars over bases of one plan, which all lie on the device, or are all sent there.
 
     Attributes:
-        bases: by their place in the request.
+        bases: index in the request -> the bases.
         at, form, words: the scalars on the device, as :meth:`Msm.digits` takes them.
-        digits: of all scalars, where they have been made already.
+        digits: the digits of all scalars, where they have been made already.
     """
 
     plan: MsmPlan
@@ -206,7 +206,7 @@ class _Lanes:
 
     Attributes:
         beside: whether sorts and reductions are not on the main one.
-        side: of sums in G2.
+        side: the stream of sums in G2.
     """
 
     beside: bool = False

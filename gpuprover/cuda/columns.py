@@ -40,7 +40,7 @@ class Tuning:
     """How launches are cut; all predictions until a GPU has measured them.
 
     Attributes:
-        threads: of a block, a power of two.
+        threads: threads of a block, a power of two.
         registers: bytes of shared memory that the registers of a block's threads may take: three such blocks
             share a multiprocessor of an H200. A block has fewer threads where more registers ask for it.
         narrow: the fewest threads of such a block; with yet more registers they lie in global memory.

@@ -52,7 +52,7 @@ class Nvrtc:
     """The compiler's library.
 
     Attributes:
-        version: of CUDA, such as (13, 0).
+        version: CUDA's version, such as (13, 0).
     """
 
     def __init__(self, library: str | Path) -> None:

@@ -41,7 +41,7 @@ STATIC_SHARED = 40 << 10
 """Bytes of dynamic shared memory that a kernel gets without asking: what the system reserves in a block, and
 what the kernel itself declares, count towards the 48 KiB that CUDA has for that."""
 ALL_SHARED = 100
-"""Of a multiprocessor's cache, in percent, for kernels whose blocks have more shared memory than that."""
+"""Percent of a multiprocessor's cache, for kernels whose blocks have more shared memory than that."""
 MAX_ARGUMENTS = 64
 
 # Predictions, to be replaced by rows of a benchmark on a GPU.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpuprover.curves import CurveParams
 
 Address = NewType("Address", int)
-"""Of a byte in a device's memory; what a device allocates is aligned to 256 bytes."""
+"""The address of a byte in a device's memory; what a device allocates is aligned to 256 bytes."""
 Stream = NewType("Stream", int)
 """Work of one stream happens in the order in which it was asked for; stream 0 is always there."""
 MAIN = Stream(0)

@@ -25,7 +25,7 @@ KEPT = 4
 """What was released goes back to the device before another size is taken, if it is more than a quarter of the
 limit. A prediction."""
 SHARE = 0.95
-"""Of the memory that is free, what a pool takes at most: launches need some, too. A prediction."""
+"""The share of free memory that a pool takes at most: launches need some, too. A prediction."""
 
 
 def aligned(size: int) -> int:
@@ -206,7 +206,7 @@ class Arena:
     Attributes:
         extent: bytes from the start to the end of the furthest allocation so far.
         held: bytes that are allocated.
-        start, size: of the range.
+        start, size: the range's first address and bytes.
     """
 
     def __init__(self, start: int, size: int) -> None:

@@ -40,19 +40,19 @@ LOG_TILE = 11
 """Elements of a tile: 64 KiB of shared memory, so that two blocks of 256 threads share a multiprocessor; a
 prediction until a GPU has measured it."""
 LEVELS = 8
-"""Of a pass, at most: tiles then are 8 columns wide, which are 256 consecutive bytes of a vector."""
+"""The most levels of a pass: tiles then are 8 columns wide, which are 256 consecutive bytes of a vector."""
 FEW_LEVELS = 6
 """Two stages of three levels; passes with 7 or 8 take three. A prediction, like LEVELS."""
 LEAST_LEVELS = 3
-"""Of one of several passes: a thread's elements are in one block."""
+"""The fewest levels of one of several passes: a thread's elements are in one block."""
 LOG_COMPACT = 4
 """A compact table has a 2^LOG_COMPACT-th of a table's entries, and 2^LOG_COMPACT more."""
 LOG_LARGEST = 31
 """Positions are words of 32 bits, and so is the first one after a vector's end."""
 MOST_VECTORS = 3
-"""That one launch transforms side by side."""
+"""The most vectors that one launch transforms side by side."""
 BLOCKS = 1 << 12
-"""Of launches in which a thread goes on until the work is done; a prediction."""
+"""Blocks of launches in which a thread goes on until the work is done; a prediction."""
 THREADS = 256
 TABLE, OUT, VECTORS = range(NUMBERS + 1, NUMBERS + 4)
 """Regions of memory that launches work in; vectors have a region each, from VECTORS on."""

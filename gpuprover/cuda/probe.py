@@ -1,7 +1,7 @@
 """What GPUs there are, which can be used, and why not; without a CUDA context, which would cost memory.
 
 The driver's library says which CUDA it runs, CuPy lists the devices that this process may see, in CUDA's
-order, and NVML (nvidia-ml-py) tells how much memory is free beside what other processes hold.
+order, and NVML (nvidia-ml-py) says how much memory is free beside what other processes hold.
 
 Drivers and releases: NVIDIA, CUDA Compatibility, "Minor Version Compatibility", table 1: CUDA 12 runs on
 drivers from 525 on, CUDA 13 on drivers from 580 on.

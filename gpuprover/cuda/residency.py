@@ -39,13 +39,13 @@ from gpuprover.polynomial import Domain
 SHORTEST_SLICE = 1 << 14
 """Entries or points below which slices are not cut any further; other things take more memory then."""
 MOST_HALVINGS = 6
-"""Of the points that are taken at a time: each slice has its own buckets to add up."""
+"""The most halvings of the points of a sum that are taken at a time: each slice has buckets to add up."""
 SHORTEST_TABLE = 1 << 10
 """Bases that get no table if they are fewer: launches take longer than what it saves. A prediction."""
 UNBOUNDED = 1 << 62
 STREAMS = 7
-"""Of a proof: its main one, one for sums in G2, one for sorts, and as its reductions in G1, four of them, may
-all run at once, as many for these."""
+"""A proof's streams: its main one, one for sums in G2, one for sorts, and as its reductions in G1, four of
+them, may all run at once, as many for these."""
 SETTLED_SECONDS = 10.0
 """A key whose layout has been chosen keeps it for so long, whatever memory becomes free meanwhile."""
 

@@ -80,7 +80,7 @@ class _Matrix:
     """One matrix.
 
     Attributes:
-        places: of its entries, row by row, in the arrays it came from.
+        places: indices of its entries, row by row, in the arrays it came from.
         in_order: whether places ascend.
         levels: chunks of entries, then of partial sums: uint32[n, 3] of (start, end, target), ascending.
     """
@@ -167,7 +167,7 @@ class SparseMatrices:
     Attributes:
         count, rows: the shape; columns are whatever the vector has.
         partials: partial sums that :meth:`multiply` needs room for.
-        entries: of a slice.
+        entries: the number of entries of a slice.
     """
 
     def __init__(

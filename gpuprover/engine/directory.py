@@ -189,9 +189,9 @@ class CircuitDirectory:
         return known
 
     def survey(self) -> None:
-        """Reads the verification key of every circuit, so that insecure ones are told of at the start.
+        """Reads the verification key of every circuit, so that insecure ones are known at the start.
 
-        What cannot be read is told of when it is used.
+        A key that cannot be read is an error when it is used.
         """
         with suppress(ProverError):
             for name in self.names():

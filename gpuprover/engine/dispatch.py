@@ -74,14 +74,14 @@ class Dispatcher:
 
     Args:
         executor: where runs happen; not started yet.
-        settings: of the prover.
+        settings: the prover's settings.
         times: predicted seconds, for the scheduler.
         check: called, in any thread, for a circuit that was loaded; raises if its files do not fit together.
         preload: circuits that are loaded when the executor is started, and stay loaded.
         relief: what more to do for memory, from the thread that steps, than to shrink executor and proofs.
         clock: seconds that never go backwards.
         held: bytes that this process holds and that count against the limit.
-        watermark: by default that of the settings.
+        watermark: when too much is held; that of the settings by default.
 
     Attributes:
         wake: set when there is something to do for :meth:`step`.
@@ -144,7 +144,7 @@ class Dispatcher:
 
     @property
     def counters(self) -> Counter[str]:
-        """What has happened so far, by the names of :data:`gpuprover.engine.records.COUNTERS`."""
+        """Step, of :data:`gpuprover.engine.records.COUNTERS` -> how often it has happened so far."""
         return self._steps.counters
 
     @property
@@ -317,7 +317,7 @@ class Dispatcher:
             )
 
     def info(self, files: CircuitFiles) -> KeyInfo | None:
-        """What is known of a circuit whose file has not changed."""
+        """The circuit's ``KeyInfo``, if its file has not changed."""
         with self._lock:
             return self._loading.info(files)
 

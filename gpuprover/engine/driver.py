@@ -23,7 +23,7 @@ STUMBLE_SECONDS = 0.1
 
 
 class Driver:
-    """What lives as long as a prover is not closed, and the thread that drives it.
+    """Everything that lives until a prover is closed, and the thread that drives it.
 
     It does not know the prover, which may be forgotten without being closed.
 

@@ -23,21 +23,21 @@ SAMPLE_SECONDS = 10.0
 """Seconds between two samples for the leak alarm."""
 
 T = TypeVar("T")
-"""Who is held back; hashed by identity."""
+"""A run that may be held back; hashed by identity."""
 
 
 class Headroom(Generic[T]):
-    """What is held, what proofs may take beside it, and who is held back.
+    """Memory that is held, the room beside it for proofs, and the runs that are held back.
 
     Not for several threads at once: its owner has the lock.
 
     Args:
         limit: bytes for the processes and the proofs together.
-        wait: seconds that somebody is held back at most; 0: nobody is.
+        wait: the most seconds that a run is held back; 0: none is.
         usage: bytes that count against the limit, now.
         watermark: when too much is held.
         alarm: is fed with what is held, from :meth:`watch` on; what it says is logged.
-        timers: of the owner.
+        timers: the owner's timers.
         look: called when :meth:`release` is to be called.
         steps: counts shrinks and alarms.
         clock: seconds that never go backwards.
@@ -69,7 +69,7 @@ class Headroom(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """How many are held back."""
+        """The number of runs that are held back."""
         return len(self._since)
 
     # Room ------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class Headroom(Generic[T]):
 
         Args:
             offered: bytes, where the executor counts them itself; None: the limit less what is held at rest.
-            idle: nothing runs. Else what is held tells nothing of what is held at rest.
+            idle: nothing runs; otherwise memory at rest cannot be seen.
         """
         if offered is None and not idle:
             return False

@@ -36,7 +36,7 @@ class Loading:
         check: called, in any thread, for a circuit that was loaded; raises if its files do not fit together.
         kinds: kinds of devices that can be used now.
         post: has a function called soon, under the owner's lock; for any thread.
-        timers: of the owner.
+        timers: the owner's timers.
         steps: counts losses, reloads and failures.
     """
 
@@ -63,7 +63,7 @@ class Loading:
         return circuit
 
     def info(self, files: CircuitFiles) -> KeyInfo | None:
-        """What is known of a circuit that is loaded, and whose file has not changed."""
+        """The ``KeyInfo`` of a circuit that is loaded and whose file has not changed."""
         circuit = self._circuits.get(files.name)
         known = circuit is not None and circuit.files == files and self._is_current(circuit)
         return circuit.info if circuit is not None and known else None
@@ -122,7 +122,7 @@ class Loading:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a load."""
+        """The number of jobs that wait for a load."""
         return sum(len(circuit.waiting) for circuit in self._circuits.values())
 
     @property

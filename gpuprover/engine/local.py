@@ -24,7 +24,8 @@ from gpuprover.scheduler import Device
 
 NAME = "local"
 CANCEL_SECONDS = 2.0
-"""For runs to notice that they are cancelled when all is closed: 200 ms, unless it compiles something."""
+"""Seconds for runs to notice that they are cancelled when all is closed: 0.2, unless one
+compiles."""
 
 
 class _LocalRun:
@@ -46,9 +47,9 @@ class LocalExecutor:
     """A :class:`gpuprover.executor.Executor` over one :class:`Runner`, with a thread for each run.
 
     Args:
-        threads: of the CPU, for all proofs together.
+        threads: threads of the CPU, for all proofs together.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``; with ``cpu`` nothing is asked of GPUs.
-        key_bytes: as the Runner has it.
+        key_bytes: bytes of mapped keys that are kept.
     """
 
     def __init__(self, threads: int, device: str = "auto", key_bytes: int = 1 << 40) -> None:
@@ -69,7 +70,7 @@ class LocalExecutor:
             raise OutOfMemory("the machine refused a thread for the prover")
 
     def _look(self) -> None:
-        """What there is to prove on; again when a GPU has failed."""
+        """The devices to prove on; looked for again when a GPU has failed."""
         try:
             found = calibration.devices(self._threads)
         except Exception as error:

@@ -11,7 +11,7 @@ from gpuprover.scheduler import Device, JobShape
 
 
 class Offer:
-    """What there is to prove on now, and what the scheduler was told of it.
+    """Devices to prove on now, and those that the scheduler knows.
 
     Args:
         setting: the prover's ``device``: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.

@@ -48,7 +48,7 @@ log = logging.getLogger("gpuprover.engine")
 
 READY_POLL_SECONDS = 0.02
 VERIFIER_BYTES = 144 << 20
-"""What of the memory limit is set aside for a verifier process; it held 132 MiB of its own after 300
+"""Bytes of the memory limit that are set aside for a verifier process; it held 132 MiB of its own after 300
 verifications, measured by hand."""
 
 
@@ -56,7 +56,7 @@ def create_prover(*, wait: bool = True, **settings: Any) -> Prover:
     """A prover for the circuits of a folder, ready: the circuits to preload are loaded.
 
     Args:
-        wait: for that, up to ``load_timeout`` seconds. Without, it returns at once, and
+        wait: wait for that, up to ``load_timeout`` seconds. Without, it returns at once, and
             :meth:`Prover.wait_ready` waits. With the policy ``lazy`` or ``off`` there is nothing to wait for.
         settings: those of :class:`gpuprover.config.EngineSettings`, by name: ``circuit_keys_path``,
             ``memory_limit`` (MiB), ``threads``, ``preload_circuits``, ``policy``, ... What is not given, or
@@ -110,7 +110,7 @@ class Prover:
     ``grace_period`` seconds; after an exception nothing is waited for. :meth:`drain` waits for all answers.
 
     Attributes:
-        settings: with the origin of each.
+        settings: the prover's settings, with the origin of each.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Prover:
             witness: as for :func:`gpuprover.prove`; ``{"inputs": {...}}`` does, with ``NAME.wasm`` beside the
                 key. Not to be changed before the proof is made.
             timeout: seconds from now on, waiting included; default ``job_timeout``.
-            priority: from -1000 to 1000; a higher one goes first among those of its tenant, until another has
+            priority: -1000 to 1000; a higher one goes first among those of its tenant, until another has
                 waited for ``overtaking_limit`` seconds.
             queue: when it is full, ``wait`` for a place, or ``refuse``.
             tenant: for whom it is made, a text of at most 256 characters that is told to nobody. Tenants have
@@ -468,7 +468,7 @@ class Prover:
         self._dispatcher.seats.share = float(share)
 
     def get_status(self) -> ProverStatus:
-        """How it is now; starts nothing."""
+        """The prover's state now; starts nothing."""
         self._here()
         found, policy = self._dispatcher.snapshot(), self.settings.policy
         workers = tuple(self._executor.workers()) if found.started else ()
@@ -508,7 +508,7 @@ class Prover:
         )
 
     def _serving(self, devices: list[Device]) -> list[Device]:
-        """Those that proofs may be placed on: a GPU that was asked for by name has no substitute."""
+        """Devices that proofs may be placed on: a GPU that was asked for by name has no substitute."""
         named = is_gpu(self.settings.device)
         return [device for device in devices if not named or device.kind != "cpu"]
 

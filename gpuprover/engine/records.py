@@ -1,4 +1,4 @@
-"""What the engine's rooms hand to each other: circuits, jobs on their way, what was counted."""
+"""Records that the engine's modules hand to each other: circuits, jobs on their way, counters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COUNTERS = (
     "shrinks",
     "leak_alarms",
 )
-"""What is counted, from 0 on. A proof that the CPU takes over counts in ``retries_on_cpu``, whatever the
+"""Steps that are counted, from 0 on. A proof that the CPU takes over counts in ``retries_on_cpu``, for any
 reason; ``refused`` are those that found the queue full, ``turned_away`` those that found the prover shutting
 down; ``joined`` those that share a proof that was being made for another job."""
 
@@ -47,10 +47,10 @@ CircuitLoaded = Callable[["KeyInfo | ProverError"], None]
 
 
 class Steps:
-    """What happened to jobs and circuits, counted, and logged where it is not the usual way.
+    """Steps of jobs and circuits: counted, and logged where they are not the usual way.
 
     Attributes:
-        counters: by the names of :data:`COUNTERS`.
+        counters: name, of :data:`COUNTERS` -> how often.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Steps:
 
 @dataclass(eq=False)
 class Circuit:
-    """What is known of a circuit; :class:`gpuprover.engine.loading.Loading` makes and changes it.
+    """A circuit that somebody has asked for; :class:`gpuprover.engine.loading.Loading` makes and changes it.
 
     Attributes:
         files: the circuit's files, as whoever asked last found them.
@@ -82,10 +82,10 @@ class Circuit:
         pinned: its key stays until it is unloaded.
         preloaded: it is one of those that are loaded at the start.
         generation: loads of the key that have ended well.
-        kinds: of devices that could be used when it was loaded.
-        losses: of workers during this load, so far.
+        kinds: kinds of devices that could be used when it was loaded.
+        losses: workers lost during this load, so far.
         problem: why its last load failed; None if it did not.
-        waiting: who is told of the end of the load, by whoever asked.
+        waiting: job that waits for the load -> the callback for its end.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Work:
     """An open job, and its run, if there is one now.
 
     Attributes:
-        witness: as it goes to the executor; None when the job has ended. Secret.
+        witness: what goes to the executor; None when the job has ended. Secret.
         submitted: when it came; by the dispatcher's clock.
         deadline: when it has to be done, by that clock.
         content: a keyed digest of the witness, where proofs are kept.
@@ -153,7 +153,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a status needs of the dispatcher, at one moment.
+    """The dispatcher at one moment, as a status needs it.
 
     Attributes:
         accepting: it takes jobs.
@@ -165,7 +165,7 @@ class Snapshot:
         failures: errors of those to preload among them.
         devices: each with the proofs that run there.
         held: bytes that count against the limit.
-        counters: by step.
+        counters: step -> how often.
     """
 
     accepting: bool

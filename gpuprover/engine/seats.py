@@ -24,7 +24,7 @@ class Seats:
         each: seats that one tenant may have.
 
     Attributes:
-        share: of the seats, for :func:`room`; above 0, at most 1, with which only ``each`` bounds a tenant.
+        share: share of the seats, for :func:`room`, in (0, 1]; with 1 only ``each`` bounds a tenant.
 
     Raises:
         Timeout: from both ways to take one: there was none in time, and none was taken; ``timeout`` of 0 does

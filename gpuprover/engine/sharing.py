@@ -14,11 +14,11 @@ from gpuprover.executor import KeyInfo
 from gpuprover.proving import ProofResult
 
 T = TypeVar("T")
-"""Who asks for a proof; compared and hashed by identity."""
+"""A job that asks for a proof; compared and hashed by identity."""
 
 
 def proof_name(info: KeyInfo, content: bytes) -> bytes:
-    """What a proof is kept and shared under: the key, the content of its file, and a digest of the witness.
+    """The name under which a proof is kept and shared: digest of key, file's identity and witness.
 
     Args:
         content: a keyed digest of the witness.

@@ -1,4 +1,4 @@
-"""How a prover is, for whoever asks."""
+"""The status of a prover."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CircuitKind(NamedTuple):
 
 @dataclass(frozen=True)
 class ProverStatus:
-    """How a prover is, at one moment. Sizes are bytes.
+    """The state of a prover at one moment. Sizes are bytes.
 
     Attributes:
         ready: it takes proofs, circuits to preload are loaded, nothing keeps it from proving, and the
@@ -42,7 +42,7 @@ class ProverStatus:
         pools: GPU memory that each worker on a GPU has taken.
         workers: where proofs run.
         caches: ``keys`` (of all workers), ``proofs`` and ``verifications``.
-        counters: by step, from 0 on; see the README.
+        counters: step -> how often, from 0 on; see the README.
         verifier: its state.
     """
 

@@ -1,4 +1,4 @@
-"""How a proof is asked for: until when, how urgently, for whom, and whether it waits for a seat."""
+"""Terms on which a proof is asked for: deadline, priority, tenant, and whether it waits for a seat."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_TIMEOUT = 1e9
 
 @dataclass(frozen=True)
 class Terms:
-    """What :meth:`gpuprover.Prover.prove` is told beside circuit and witness; checked.
+    """The arguments of :meth:`gpuprover.Prover.prove` beside circuit and witness; checked.
 
     Attributes:
         deadline: when the proof has to be done, by ``time.monotonic``.
         priority: a higher one goes first among those of its tenant.
         wait: where the queue is full, it waits for a seat, else it is refused.
-        tenant: for whom it is made; empty for nobody in particular. Told to nobody.
+        tenant: the client that it is made for; empty for nobody in particular. No message or log has it.
         progress: called now and then, from any thread.
     """
 

@@ -62,7 +62,7 @@ class Timers:
         return timer
 
     def run_due(self) -> None:
-        """Calls every action that is due. What one raises ends the call; the others are due still."""
+        """Calls every action that is due. An exception of one ends the call; the others are due still."""
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
             self._pop()._happen()

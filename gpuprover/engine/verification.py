@@ -30,11 +30,11 @@ Statement = tuple[Sequence[int | str], Mapping[str, Any]]
 KEYS = 256
 """Verification keys that the verifier holds at most; those used longest ago go first."""
 ANSWER_BYTES = 160
-"""Of a kept answer."""
+"""Bytes of a kept answer."""
 
 
 class _Verifier(Protocol):
-    """What :class:`VerifierProcess` and :class:`InlineVerifier` offer; keys go by their digests here."""
+    """A :class:`VerifierProcess` or an :class:`InlineVerifier`; keys go by their digests here."""
 
     def load(
         self,
@@ -115,7 +115,7 @@ class InlineVerifier:
 
 
 class Verification:
-    """What a prover's ``verify`` and ``verify_batch`` do. For any thread.
+    """A prover's ``verify`` and ``verify_batch``. For any thread.
 
     Attributes:
         answers: kept, by keyed digests of key, public signals and proof.
@@ -194,7 +194,7 @@ class Verification:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
 
     def _hold(self, key: KnownKey, end: float) -> None:
-        """Has the verifier hold a key. What it holds, it gets again after a restart."""
+        """Has the verifier hold a key, which it gets again after a restart."""
         # Others may wait in here for a verifier that does not come.
         if not self._lock.acquire(timeout=_left(end)):
             raise Timeout("the verifier did not take a key in time")
@@ -232,7 +232,7 @@ def _document(source: Any, role: str) -> Any:
 
 
 def _name(key: KnownKey, signals: Any, proof: Any) -> bytes | None:
-    """What an answer is kept under; None for documents that are not JSON."""
+    """The name under which an answer is kept; None for documents that are not JSON."""
     try:
         written = json.dumps([signals, proof], sort_keys=True)
     except (TypeError, ValueError, RecursionError):

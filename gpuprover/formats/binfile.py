@@ -55,7 +55,7 @@ class BinFile:
         path: the path, or ``<bytes>``: the name that messages start with.
         role: what such files are to us, for errors.
         data: uint8[size], read-only; a view of the mapping, which lives as long as any view of it.
-        sections: in the order of the file.
+        sections: the sections, in the order of the file.
 
     Raises:
         InvalidInput: the file cannot be opened.

@@ -68,7 +68,7 @@ class Identity(NamedTuple):
     """Which file a path named, and which content of it: a file that is replaced or written has another.
 
     Attributes:
-        device, inode: which file.
+        device, inode: the file's numbers in the system.
         modified: nanoseconds since the epoch.
         size: bytes.
     """

@@ -19,16 +19,16 @@ from gpuprover.formats.files import Pathish, open_regular, os_problem, read_pipe
 MAX_JSON_BYTES = 256 << 20
 """Beyond any input or verification key; bounds what a wrong path can make us read."""
 MAX_DIGITS = 400
-"""Of a number in a document; the widest field element here has 116 decimal digits."""
+"""The most digits of a number in a document; the widest field element here has 116 decimal digits."""
 MAX_DEPTH = 256
-"""Of arrays and objects in each other. Python's parser recurses, and crashes the process where somebody
+"""The most arrays and objects in each other. Python's parser recurses, and crashes the process where somebody
 raised the recursion limit, as py_ecc does."""
 MAX_VALUES = 1 << 24
-"""Of a document: commas and brackets, which is no less than its values."""
+"""The most commas and brackets of a document, which are no fewer than its values."""
 MAX_CONTAINERS = 1 << 22
 """Arrays and objects of a document. The garbage collector visits all of them in one go."""
 MAX_NAMES = 1 << 20
-"""Of one object."""
+"""The most names of one object."""
 MAX_TEXT = 1 << 21
 """Bytes between two commas of a document longer than a slice: of one text, mostly."""
 
@@ -124,7 +124,7 @@ class _Slice(NamedTuple):
     """A part of the text between two commas.
 
     Attributes:
-        start, end: of its text; the comma that ends it, if one does, stands at ``end``.
+        start, end: where its text lies; the comma that ends it, if one does, stands at ``end``.
         closing: places of the brackets that close what was open at its start.
         opened: brackets that it opens and leaves open, outermost first.
     """

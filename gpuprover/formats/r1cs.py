@@ -76,7 +76,8 @@ class R1CS:
     """A constraint system over a curve's scalar field.
 
     Attributes:
-        n_wires: of them wire 0 is 1, then come ``n_pub_out`` outputs, ``n_pub_in`` inputs, private signals.
+        n_wires: the number of wires. Wire 0 is 1; ``n_pub_out`` outputs, ``n_pub_in`` inputs and private
+            signals follow.
         n_prv_in: private inputs of the source program, which may exceed the wires: circom drops those that
             no constraint needs.
         n_labels: signals in the source program.

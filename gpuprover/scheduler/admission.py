@@ -42,12 +42,12 @@ from gpuprover.scheduler.placement import (
 )
 
 PRIORITY_SECONDS = 10.0
-"""Of waiting, after which a proof counts as one priority higher."""
+"""Seconds of waiting after which a proof counts as one priority higher."""
 TURN_SECONDS = 0.5
 """A tenant, and a circuit of it, keep their turn for so much proving more than their share: proofs with one
 key follow each other."""
 OVERTAKING_SECONDS = 60.0
-"""Of waiting, after which a proof has every second turn."""
+"""Seconds of waiting after which a proof has every second turn."""
 IDLE_SHARES = 1024
 """Tenants, and circuits of a tenant, that are remembered while they have nothing to prove."""
 LEARNING = 0.3
@@ -55,7 +55,7 @@ LEARNING = 0.3
 LOSSES = 3
 """A proof whose device or worker died under it so often is not tried again."""
 LOSSES_ON_GPU = 2
-"""After which the CPU takes a proof over whose GPU's worker died, if it may."""
+"""Losses after which the CPU takes over a proof whose GPU's worker died, if it may."""
 
 
 class Outcome(Enum):
@@ -89,7 +89,7 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """A proof that was submitted; ``level`` and ``losses`` tell what has happened to it."""
+    """A proof that was submitted; ``level`` and ``losses`` say what has happened to it."""
 
     id: int
     tenant: str
@@ -331,7 +331,7 @@ class Scheduler:
             priority: higher ones go first among those of its tenant.
             deadline: on the clock, until when it may wait.
             tenant: whose it is; tenants share.
-            since: from when on it has waited, if not from now on.
+            since: the time from which it has waited; now by default.
 
         Raises:
             QueueFull: too many wait.

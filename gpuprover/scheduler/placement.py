@@ -52,13 +52,13 @@ class Device:
     Attributes:
         name: ``cpu``, ``cuda:0``, ...
         kind: ``cpu`` or ``cuda``: what plans are made for.
-        model: the processor's or the GPU's name, and
-        path: the code that runs there (``ifma``, ``portable``, ``sm_90``): what times are kept for.
-        threads: of a CPU; 0 elsewhere.
+        model: the processor's or the GPU's name, for which times are kept.
+        path: the code that runs there (``ifma``, ``portable``, ``sm_90``), for which times are kept.
+        threads: the CPU's threads; 0 on other devices.
         memory: bytes that proofs may take here, the least of limits and what is free; None: no limit known.
-        proofs: at most so many at once; None: as many as there is memory (and, on a CPU, threads) for.
+        proofs: the most proofs at once; None: as many as there is memory (and, on a CPU, threads) for.
         problem: why it cannot be used, and what to do about it; empty if it can.
-        uuid: of a GPU or a MIG instance, ``GPU-...`` or ``MIG-...``.
+        uuid: the GPU's or MIG instance's id, ``GPU-...`` or ``MIG-...``.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Placement:
     """Where and how a proof runs.
 
     Attributes:
-        device, kind: of the :class:`Device`.
+        device, kind: name and kind of the :class:`Device`.
         threads: CPU threads: of the proof, or of ``host_parts``; 0 for a GPU alone.
         plan: the memory that it may take, the one of index ``step`` among those for the kind.
         host_parts: parts that the CPU does while the GPU does the rest.
@@ -325,7 +325,7 @@ def choose(
 
     Args:
         setting: what ``--device`` says: ``auto``; a kind (``cuda``: the best GPU); or a name (``cuda:1``).
-        shape: of the proof.
+        shape: the proof's size, work and memory plans.
         devices: what the machine has, the CPU among them; those that cannot be used with their problem.
         times: :func:`gpuprover.calibration.load`.
         loaded: names of the GPUs that have its key.

@@ -152,7 +152,7 @@ def check_site(headers: list[tuple[bytes, bytes]], *, local: bool) -> None:
     reaches the port is trusted, and a page must not borrow its reader's place.
 
     Args:
-        headers: of the request, names in lower case.
+        headers: the request's headers, names in lower case.
         local: the service listens on a loopback address; then a ``Host`` has to name one, or else a name that
             its owner points here later would do (DNS rebinding).
 

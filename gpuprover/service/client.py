@@ -49,7 +49,7 @@ class ServiceError(ProverError):
     """The service cannot be reached, refuses the request, or answers what is none of its answers.
 
     Attributes:
-        status: of HTTP; None without an answer.
+        status: HTTP's status code; None without an answer.
     """
 
     exit_code = EXIT_RESOURCES
@@ -131,7 +131,7 @@ def _checked(answer: _Answer) -> _Answer:
 
 
 def _error(problem: Mapping[str, Any]) -> ProverError:
-    """The error that a problem document tells of."""
+    """The error that a problem document describes."""
     return from_record({"kind": problem["kind"], "message": problem["detail"], "role": problem.get("role")})
 
 
@@ -332,7 +332,7 @@ class Client:
     """A proving service, for threads: ``with Client(url) as client: client.prove("transfer", "w.wtns")``.
 
     Args:
-        url: of the service.
+        url: the service's URL.
         token: one of its bearer tokens, where it has any.
 
     All methods raise the errors of :mod:`gpuprover.errors` that the service answers, by their kinds; and
@@ -379,7 +379,7 @@ class Client:
             witness: path of a ``.wtns``, its bytes, or ``{"inputs": {...}}`` where the service has the
                 circuit's witness program.
             timeout: seconds from now on; without, the service's own limit.
-            priority: from -1000 to 1000; a higher one goes first.
+            priority: -1000 to 1000; a higher one goes first.
             idempotency_key: the same one with the same witness is the same proof; by default each call's own.
         """
         return self._run(_prove(circuit, witness, timeout, priority, idempotency_key))

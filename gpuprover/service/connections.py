@@ -22,7 +22,7 @@ log = logging.getLogger("gpuprover.service")
 
 SWEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.25
-"""After the system had no room for a connection."""
+"""Seconds before the next try after the system had no room for a connection."""
 BREATH = 16
 """Connections that are accepted before the loop does something else."""
 SMALL, FIRST, LARGE = 1 << 10, 4 << 10, 64 << 10
@@ -75,8 +75,8 @@ class Connections:
     Args:
         limit: how many there may be.
         head: seconds for the headers of a request.
-        pace: of answers.
-        ceiling: as :func:`descriptors`; by default that.
+        pace: the slowest that a client may read an answer.
+        ceiling: descriptors that the process may have; by default :func:`descriptors`.
     """
 
     def __init__(self, limit: int, head: float, pace: Pace, ceiling: int | None = None) -> None:

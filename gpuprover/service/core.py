@@ -43,7 +43,7 @@ LONGEST_RETRY = 60
 CANCEL_SECONDS = 30.0
 """Until the prover says that a cancelled proof has ended, which it does at once."""
 THREADS = 4
-"""For calls that take moments."""
+"""Threads for calls that take moments."""
 READING, VERIFYING, LOADING = (2, 1), (8, 4), (4, 2)
 """Threads for calls that may take longer, and how many of them one tenant has at once. Those that read JSON
 hold the interpreter most of the time: more of them would only make the event loop wait for longer."""

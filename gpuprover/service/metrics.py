@@ -1,6 +1,6 @@
 """What ``GET /metrics`` shows: Prometheus's text format, over one registry of this process.
 
-Two sources. *Events*: the prover tells of every job that has ended, the service of requests and of
+Two sources. *Events*: the prover reports every job that has ended, the service of requests and of
 verifications. *Status*: gauges, and what the engine counts itself, are read when somebody scrapes; a scrape
 waits ``STATUS_SECONDS`` for that at most, and shows the last known state then. No worker is asked: what is
 counted here survives them all.
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATUS_SECONDS = 0.1
 FIRST_SECONDS = 2.0
-"""For the first status, before anybody scrapes."""
+"""Seconds for the first status, before anybody scrapes."""
 CIRCUITS_SECONDS = 10.0
 """Between two looks into the folder of circuits."""
 MAX_CIRCUITS = 500
@@ -61,9 +61,9 @@ PHASES = (
 STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 FAULTS = ("client", "service", "time")
 KINDS = tuple(sorted(kind for kind in STATUS if kind not in ("Cancelled", "Aborted")))
-"""Of errors that proofs end with; others are ``(other)``."""
+"""Kinds of errors that proofs end with; others are ``(other)``."""
 RUNNING_STATES = ("idle", "busy")
-"""Of workers that are ready or prove."""
+"""States of workers that are ready or prove."""
 
 log = logging.getLogger("gpuprover.service")
 
@@ -75,10 +75,10 @@ class Snapshot:
     """What gauges are read from.
 
     Attributes:
-        time: of :func:`time.monotonic`.
+        time: when it was taken, by :func:`time.monotonic`.
         replaced: workers, by reason, since there are these metrics.
-        throttling: of the container's CPU quota; zeros where there is none.
-        queue_limit: of the prover's settings.
+        throttling: what the container's CPU quota has cost; zeros where there is none.
+        queue_limit: the prover's setting.
         circuits: how many there are in the folder.
         kinds: proof system and curve, as last known, of the circuits whose key was known once, by name; of
             those that have a label.

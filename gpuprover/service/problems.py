@@ -48,10 +48,10 @@ class Problem(Exception):
     """An answer that is an error.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP's status code.
         kind: the name of the error, e.g. ``"QueueFull"``; what clients match on.
         detail: one line; nothing of a witness, no path of this machine.
-        headers: of the answer.
+        headers: headers of the answer.
         more: further members of the document.
     """
 
@@ -105,7 +105,7 @@ def fault_of(error: ProverError) -> str:
 
 
 def problem_of(error: ProverError, **more: Any) -> Problem:
-    """The answer to an error of the library; of files of the service it tells what they are, not where."""
+    """The answer to an error of the library; of files of the service it says what they are, not where."""
     status = status_of(error)
     detail = error.told if error.kind in STATUS else _OURS
     detail = _WORDS.get(error.kind, detail)

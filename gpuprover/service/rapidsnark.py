@@ -1,7 +1,7 @@
 """The routes of rapidsnark's server, for clients that know those: one proof at a time, with honest statuses.
 
 ``POST /input/CIRCUIT`` takes inputs as JSON and answers 202; while its proof is not done, another one is a
-409, where rapidsnark would abort the first. ``GET /status`` tells of the last one, ``POST /cancel`` ends it.
+409, where rapidsnark would abort the first. ``GET /status`` describes the last one, ``POST /cancel`` ends it.
 Shape of the answers: iden3's rapidsnark, ``fullprover``: proof and public signals are JSON within a string.
 """
 

@@ -16,16 +16,16 @@ from gpuprover.proving import ProofResult
 from gpuprover.service.bodies import Reservation
 
 MAX_BYTES = 128 << 20
-"""Of all results that are kept."""
+"""Bytes of all results that are kept."""
 RECORD_BYTES = 10_000
-"""Of a record with its job, its outcome and a long name: 4.6 to 9.3 KB, measured by hand over thousands."""
+"""Bytes of a record with its job, its outcome and a long name: 4.6 to 9.3 KB, measured by hand."""
 SIGNAL_BYTES = 230
-"""Of a decimal string in a list, and of it in the answer's text, about."""
+"""Bytes of a decimal string in a list, and in the answer's text, about."""
 LATEST = 20
 """Ended proofs that a status shows."""
 
 Name = tuple[str, str]
-"""Of an attempt: whose it is, and its Idempotency-Key."""
+"""The name of an attempt: whose it is, and its Idempotency-Key."""
 
 
 @dataclass(eq=False)
@@ -33,13 +33,13 @@ class Record:
     """A proof.
 
     Attributes:
-        name: under which the same request finds it again; None if it has no such name.
+        name: the name under which the same request finds it again; None if it has none.
         outcome: None while it is open.
         ended: set with the outcome.
         tenant: who asked for it.
         fetched: whether anybody has got the outcome.
         written: the answer, where it is a large one: made once, however many want it.
-        expires: by the store's clock; once it has ended.
+        expires: when it is forgotten, by the store's clock; set once it has ended.
     """
 
     job: ProofJob

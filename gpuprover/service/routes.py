@@ -35,12 +35,12 @@ NDJSON = "application/x-ndjson"
 LONGEST_WAIT = 600
 """Seconds that ``Prefer: wait=N`` may ask for; more is as good as that."""
 PIECE = 64 << 10
-"""Of a large answer, which a slow reader does not make us hold as a whole."""
+"""Bytes of a piece of a large answer, which a slow reader does not make us hold as a whole."""
 BATCH = 64
 """Proofs that are verified together, and answered together; the first answers come after fewer."""
 FIRST_BATCH = 8
 POINT_BYTES = 600
-"""Of a public signal's point as JSON, twice."""
+"""Bytes of a public signal's point as JSON, twice."""
 FEW = 1000
 """Public signals that are written in the event loop."""
 

@@ -30,12 +30,12 @@ BACKLOG = 4096
 DESCRIPTORS = 65536
 """Open files that are asked for: one for each client."""
 LINGER_SECONDS = 5.0
-"""After the last proof of a service that drains, for clients that poll to fetch it."""
+"""Seconds after the last proof of a service that drains, for clients that poll to fetch it."""
 SHUTDOWN_SECONDS = 5
 POLL_SECONDS = 0.05
 SWITCH_SECONDS = 0.001
-"""For which a thread that reads a body may hold the interpreter while the event loop waits for it: several
-times for each request, since every call of the system lets it go."""
+"""Seconds for which a thread that reads a body may hold the interpreter while the event loop waits for it:
+several times for each request, since every call of the system lets it go."""
 COLLECT_SECONDS = 60.0
 
 

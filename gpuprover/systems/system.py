@@ -1,4 +1,4 @@
-"""What every proof system gives to those above it: a record of functions, and the registry of all records.
+"""Proof systems as the layers above see them: a record of functions for each, and the registry of records.
 
 A proof goes the same way in every system: *parse the key → its demand → choose a device → prove → verify, or
 say what is wrong → document* (:mod:`gpuprover.proving`). A :class:`ProofSystem` says how each step is done.
@@ -30,7 +30,7 @@ Proof = Any
 
 
 class VerificationKey(Protocol):
-    """What a verifier needs of a circuit.
+    """A verification key: all that a verifier needs of a circuit.
 
     Attributes:
         protocol: the proof system's name.
@@ -102,7 +102,7 @@ class ProvingKey(Protocol):
 
 @dataclass(frozen=True)
 class SetupResult:
-    """What a set-up says of the key that it wrote.
+    """A set-up's account of the key that it wrote.
 
     Attributes:
         circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
@@ -116,7 +116,7 @@ class SetupResult:
 
 @dataclass(frozen=True)
 class KeyCheck:
-    """What was looked at in a key, in words, and what could not be.
+    """A check of a whole key: what was looked at, in words, and what could not be.
 
     Attributes:
         warnings: sentences beyond :attr:`ProvingKey.warnings`.

@@ -5,6 +5,15 @@
 :class:`~gpuprover.verifier.process.VerifierProcess` to one of its own, which it restarts when it dies.
 Importing this package imports nothing.
 
+:mod:`~gpuprover.verifier.connections` has all sockets, in one thread without locks around them, and decides
+by room, time and places what may be read and who has to go. The server parses short messages in that thread
+and long ones in another, and a few threads verify; connections take turns, and so do proofs and parts of
+batches. Each message is answered once, whatever became of its connection, by functions that cannot raise.
+:mod:`~gpuprover.verifier.secret` is the handshake over TCP, and :mod:`~gpuprover.verifier.address` asks the
+system who is at the other end of a Unix socket. A verification has no side effects, so that a client
+recovers by one rule: on a new connection it loads the keys again and sends the calls without an answer
+again.
+
 Messages are those of :mod:`gpuprover.messages`. A request is ``{"id", "op", …}``, its answer
 ``{"id", "result": {…}}`` or ``{"id", "error": {"kind", "message", "exit_code"}}``; answers come in any order.
 

@@ -26,7 +26,7 @@ from gpuprover.settings import whole_number
 BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")
 _PATH_BYTES = 100
-"""Of a Unix socket's path, with room below the 108 that Linux has."""
+"""The most bytes of a Unix socket's path, with room below the 108 that Linux has."""
 
 
 class Address(NamedTuple):

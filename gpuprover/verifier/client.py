@@ -45,7 +45,7 @@ CALL_SECONDS = 120.0
 """A call's time unless it says another; a first verification may have to compile its code."""
 CONNECT_SECONDS = 5.0
 START_SECONDS = 30.0
-"""From a connection to the verifier's first answer, unless told otherwise."""
+"""Seconds from a connection to the verifier's first answer, unless told otherwise."""
 HEARTBEAT_SECONDS = 30.0
 """A verifier that owes answers and does not even answer a question of its health for so long is given up,
 unless told otherwise."""
@@ -76,11 +76,11 @@ class VerifierStatus:
     Attributes:
         state: ``ready``, ``starting`` (also after it died), ``failing`` (it cannot be had, and is tried
             again), ``idle`` (it was not needed yet) or ``closed``.
-        pid: of the process; None where there is none.
+        pid: the process's id; None where there is none.
         restarts: processes or connections after the first.
         uptime: seconds.
         threads: verifications that it makes at once.
-        missing_threads: of its threads, those that the system does not grant for now.
+        missing_threads: threads that the system does not grant it for now.
         connections, waiting, running: clients, and requests that wait or are worked on.
         buffered: bytes of long messages that wait or are being read.
         keys: name -> digest; curve and number of public signals once it is checked.
@@ -263,7 +263,7 @@ class VerifierClient:
         """Whether a proof holds, as :func:`gpuprover.verify` says.
 
         Args:
-            name: of a key that was loaded here, or that the verifier was started with.
+            name: a key that was loaded here, or that the verifier was started with.
             public_signals, proof: documents; paths are not read.
             timeout: seconds, for everything: the verifier may have to be started first.
 

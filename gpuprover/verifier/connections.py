@@ -40,12 +40,12 @@ SLOWEST = 1 << 16
 """Bytes a second."""
 SLOWEST_PRESSED = 1 << 18
 PRESSED_SECONDS = 5.0
-"""Of reading before a message can be too slow for those that wait for its room."""
+"""Seconds of reading before a message can be too slow for those that wait for its room."""
 AGED_SECONDS = 10.0
 """A message that has waited so long for room is not passed by shorter ones any more."""
 AUTHENTICATION_SECONDS = 5.0
 PIECES = 4
-"""Of one connection that are read before the others have their turn."""
+"""Pieces of one connection that are read before the others have their turn."""
 ACCEPTED = 16
 ACCEPT_PAUSE = 0.2
 """Seconds without new connections after the system had no descriptor for one."""

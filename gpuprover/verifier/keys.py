@@ -24,7 +24,7 @@ class LoadedKey:
     To make one costs nothing: :meth:`prepare`, or else what needs the key first, parses and checks it.
 
     Args:
-        document: as snarkjs writes it; e(α, β) may be missing.
+        document: the key's document, as snarkjs writes it; e(α, β) may be missing.
         expected: the digest that the key has to have, or None.
 
     Attributes:

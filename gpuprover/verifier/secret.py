@@ -32,7 +32,8 @@ from gpuprover.messages import AccessDenied, BrokenMessage, Channel, Seal
 
 NONCE_BYTES = 32
 FEWEST_BYTES, MOST_BYTES = 32, 4096
-"""Of a secret. Whoever listens on the way can try guesses, so that it has to be one that nobody guesses."""
+"""The least and the most bytes of a secret. A listener on the way can try guesses, so that a secret has
+to be one that nobody guesses."""
 
 
 def read_secret(path: str | os.PathLike[str]) -> bytes:

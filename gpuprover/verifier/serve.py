@@ -65,10 +65,10 @@ def serve(
         addresses: ``HOST:PORT``.
         keys: ``NAME=FILE``, verification keys as snarkjs writes them.
         limits: what it holds for its clients.
-        secret_file: of the secret that clients over TCP have to share.
+        secret_file: the file of the secret that clients over TCP have to share.
         insecure: other machines may reach the addresses without one.
         users: ids of users who may connect to the Unix sockets, besides this one and root.
-        descriptor: of a connected socket to whoever started this process.
+        descriptor: a connected socket to whoever started this process.
         announce: called with ``{"ready", "pid", "listening", "keys"}`` once clients can connect.
         warn: called with a sentence about a key that proofs can be forged for, or about addresses that other
             machines reach without a secret.

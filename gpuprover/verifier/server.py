@@ -7,7 +7,7 @@ delays a single proof by one part at most. A connection has its share of places 
 keys, whatever others take.
 
 No request ends a thread: what cannot be answered is said to be so, or else its connection ends. A thread that
-dies all the same is started again, and ``hello`` and ``status`` tell of one that is missing.
+dies all the same is started again, and ``hello`` and ``status`` report one that is missing.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ T = TypeVar("T")
 PROTOCOL = 1
 MAX_NAME = 200
 MAX_NUMBER = (1 << 63) - 1
-"""Of a request's id, up and down."""
+"""The largest absolute value of a request's id."""
 MAX_VALUES = 1 << 21
 """In one message: each takes some 60 to 100 bytes, however short it is written."""
 MAX_STATEMENTS = 1 << 16
-"""Of a batch in one message."""
+"""The most statements of a batch in one message."""
 SLICE, SLICE_ALONE = 256, 64
 """Statements of a batch that are verified before others have their turn; the second where one thread does
 all, and proofs wait for it. Good ones take 0.5 ms each then, and bad ones among them 9 ms (measured by
 hand)."""
 TRIM_BYTES = 16 << 20
-"""Of long messages after which, when nothing is to be done, the system gets back what malloc keeps."""
+"""Bytes of long messages after which an idle verifier gives back what malloc keeps."""
 RETRY_SECONDS = 0.5
 """Between two looks at threads that are missing."""
 FLUSH_SECONDS = 2.0

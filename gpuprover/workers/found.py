@@ -13,7 +13,7 @@ SURVEYS = 2
 
 
 class FoundDevices:
-    """What is known of the CPU and of GPUs, each by its name.
+    """The CPU and GPUs that workers have found, each by its name.
 
     Attributes:
         surveys: workers that may look for GPUs still; 0 when it is known which there are.
@@ -34,7 +34,7 @@ class FoundDevices:
         """Takes what a worker that is ready says: its own device, and, if it has looked, all of the machine.
 
         Args:
-            name: of the device that the worker was started for.
+            name: the device that the worker was started for.
 
         Returns:
             whether it has looked, and found a GPU that can be used.
@@ -85,7 +85,7 @@ class FoundDevices:
         ]
 
     def offered(self, room: int | None) -> list[Device]:
-        """What an executor says of them: those that were chosen, with problems and with what they may take.
+        """The devices that an executor offers: those that were chosen, with their problems and memory.
 
         Args:
             room: bytes that proofs may take of the host.

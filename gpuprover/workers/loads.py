@@ -84,7 +84,7 @@ class Loads(Generic[W]):
                 self._finish(number, load.problem)
 
     def answered(self, worker: W, number: int, answer: KeyInfo | ProverError) -> None:
-        """Takes what a worker says. What nobody waits for any more is ignored."""
+        """Takes a worker's answer; one that nobody waits for any more is ignored."""
         load = self._loads.get(number)
         kind = None if load is None else self._kind(load, worker)
         if load is None or load.asked is None or kind is None:

@@ -274,7 +274,7 @@ class WorkerPool:
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
     def _forget(self, worker: Worker, why: str) -> None:
-        """Ends what a worker was doing that is gone. What it has counted stays counted."""
+        """Ends the work of a worker that is gone. Its counts stay."""
         gone = replace(worker.keys, entries=0, bytes=0, capacity=0, pinned=0)
         self._past_keys = CacheStatistics.total([self._past_keys, gone])
         with suppress(OSError, KeyError, ValueError):
@@ -410,7 +410,7 @@ class WorkerPool:
             self._loads.ask({device.kind for device in self._found.usable()}, self._loader)
 
     def _loader(self, kind: str) -> Worker | None:
-        """Who loads a key for devices of a kind: whoever has the fewest proofs."""
+        """The worker that loads a key for devices of a kind: the one with the fewest proofs."""
         able = [w for w in self._slots.workers() if w.open and self._found.kind(w.slot.device) == kind]
         return min(able, key=lambda worker: len(worker.runs), default=None)
 
@@ -532,7 +532,7 @@ class WorkerPool:
         return max(0.0, min(times) - now)
 
     def _tick(self, now: float) -> None:
-        """What happens because time has passed."""
+        """Does what is due because time has passed."""
         for run in list(self._runs.values()):
             if run.due is not None and run.due <= now and run.request.id in self._runs:
                 worker, error = run.worker, run.error

@@ -1,4 +1,4 @@
-"""What the supervisor of workers keeps: its settings, and what it knows of requests, processes and slots."""
+"""Records of the supervisor of workers: its settings, requests, processes and slots."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """What a :class:`WorkerPool` may use, and how patient it is.
+    """Resources that a :class:`WorkerPool` may use, and its patience.
 
     Those that are settings of a prover have their names and units: MiB and seconds.
 
     Attributes:
-        threads: of the CPU, for all workers together; each request says how many it takes.
+        threads: threads of the CPU, for all workers together; each request says how many it takes.
         min_workers, max_workers: CPU workers that are kept, from 0, and that there may be, from 1.
         gpus: names of GPUs to prove on, one worker each; None: all that can be used; (): none.
-        gpu_proofs: at most so many at once on a GPU; None: as many as its memory holds.
+        gpu_proofs: the most proofs at once on a GPU; None: as many as its memory holds.
         memory_limit: MiB for workers, this process and proofs together; None for no limit.
         key_cache: MiB of mapped keys that one worker keeps.
-        warm: with a pinned key, load what proofs with it run before the first one comes.
+        warm: load what proofs with a pinned key run before the first one comes.
         max_proofs_per_worker: a worker that has made so many is replaced.
         worker_memory: MiB; a worker that holds more private memory while it does nothing is replaced, on a
             GPU one that holds so much more than at its start; None: never.
@@ -103,8 +103,8 @@ class Worker:
         runs: what it proves, by id.
         surveys: it looks for GPUs when it starts.
         cpu: seconds that it has computed.
-        proofs: made, or failed.
-        memory: as it said last.
+        proofs: proofs made or failed.
+        memory: what it holds, as it said last.
         keys: its cache of keys, as it said last.
         at_rest: bytes that it held when it did nothing.
         base: bytes of ``at_rest`` that a worker on a GPU had from the start: CUDA's own.
@@ -157,7 +157,7 @@ class Slot:
         worker: the one that proves; None where none runs now.
         successor: starts to take the worker's turn.
         again: the earliest time of the next start.
-        failures: of starts, in a row.
+        failures: failed starts in a row.
         failing: when the first of them was.
         faults: failures in a row, up to the last, that are the workers' own: they would fail again.
         device_failures: processes in a row that failed with the device.
@@ -195,7 +195,7 @@ def own_bytes(usage: MemoryUsage) -> int:
 
 
 def status_of(slot: Slot) -> WorkerStatus:
-    """How a slot's worker is, for whoever asks."""
+    """The status of a slot's worker."""
     worker = slot.worker
     if worker is None:
         state = "waiting"

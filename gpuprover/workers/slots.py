@@ -41,16 +41,16 @@ REAP_SECONDS = 0.2
 KILLED_SECONDS = 10.0
 """Seconds for a killed process to be gone, after which it is left to the system: gigabytes take moments."""
 GRAIN = 16 << 20
-"""Bytes in which memory for proofs is told: it does not change with every page."""
+"""Bytes to a multiple of which memory for proofs is reported: it does not change with every page."""
 
 
 class Slots:
     """The slots of a pool, and the processes in them. For the supervisor's thread alone.
 
     Args:
-        settings: of the pool.
+        settings: the pool's settings.
         found: the machine's devices.
-        troubles: what goes wrong is told there.
+        troubles: the record of what goes wrong.
         pinned: paths of the keys that every worker keeps.
         listen: called with each new worker, whose socket is to be listened to; may raise OSError.
         lost: called with each worker that is gone, and why; what it was doing is the caller's to end.
@@ -336,12 +336,13 @@ class Slots:
             self._slots.remove(slot)
 
     def device_failed(self, worker: Worker, told: str, now: float) -> None:
-        """What is sticky in CUDA ends with the process: another one gets the device, a few times.
+        """Counts a failure of a worker's device. Sticky CUDA errors end with the process: another gets the
+        device, a few times.
 
         Then the device rests, and after that one process tries it: if it starts, the device is used again,
         and rests at once, and longer, if it fails again before a proof is made.
         """
-        # The proofs that ran there beside each other tell of one failure.
+        # Proofs that ran there beside each other report one failure.
         if worker.failed_device or worker.slot.device == "cpu" or self.closing:
             return
         worker.failed_device = True

@@ -1,4 +1,4 @@
-"""What goes wrong in a supervisor's steps: logged without a flood, counted, and told while it lasts."""
+"""Failures of a supervisor's steps: logged without a flood, counted, and reported while they last."""
 
 from __future__ import annotations
 

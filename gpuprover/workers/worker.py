@@ -278,7 +278,7 @@ class Worker:
             self._lock.notify_all()
 
     def _proof(self, number: int, message: Message, fds: list[int], cancelled: threading.Event) -> Message:
-        """What the answer says. Of an unexpected exception its kind alone: its text may hold secrets."""
+        """The answer to a request. It has an unexpected exception's kind alone: texts may hold secrets."""
         assert self._runner is not None
         try:
             request = unpack(message, fds)

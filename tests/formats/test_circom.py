@@ -17,13 +17,14 @@ import pytest
 from gpuprover.circuits import bits_circuit, chain_circuit, poseidon_circuit
 from gpuprover.curves import BLS12_381, BN254, CURVES, CurveParams, Group
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsupportedFile
-from gpuprover.formats import ptau, zkey
+from gpuprover.formats import ptau
 from gpuprover.formats import r1cs as module
 from gpuprover.formats.binfile import BinFile
 from gpuprover.formats.ptau import read_ptau
 from gpuprover.formats.r1cs import read_r1cs, write_r1cs
 from gpuprover.formats.wtns import read_witness, write_witness
 from gpuprover.limbs import g1_to_words, ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16 import key as keys
 from gpuprover.systems.groth16.key import load_key
 from tests.support.containers import edit, pack, put, reordered, unpack
 from tests.support.paths import VECTORS
@@ -409,8 +410,8 @@ def test_contributions_are_read_when_asked_for(monkeypatch: pytest.MonkeyPatch) 
     """Thousands of them are in no command's way that does not show them."""
     many = bytes(64) + struct.pack("<I", 5000) + contribution(BN254, 0, bytes([1, 2]) + b"ok") * 5000
     read: list[bytes] = []
-    real = zkey._contribution_name
-    monkeypatch.setattr(zkey, "_contribution_name", lambda p: read.append(p) or real(p))
+    real = keys._contribution_name
+    monkeypatch.setattr(keys, "_contribution_name", lambda p: read.append(p) or real(p))
     key = load_key(edit(vector(BN254, "zkey"), 10, lambda _: many))
     assert (key.contributions, len(key.warnings)) == (5000, 1)
     assert not read
@@ -497,7 +498,7 @@ def test_bad_ic_point_is_named_when_the_verification_key_is_asked_for() -> None:
         _ = key.vk
 
 
-@pytest.mark.parametrize("section", [zkey.IC, zkey.A, zkey.B1, zkey.C, zkey.H])
+@pytest.mark.parametrize("section", [keys.IC, keys.A, keys.B1, keys.C, keys.H])
 def test_check_points_names_the_culprit(section: int) -> None:
     from gpuprover.devices import open_backend
     from gpuprover.job import Job

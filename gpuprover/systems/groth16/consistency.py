@@ -52,7 +52,7 @@ from gpuprover.systems.groth16.prover import products
 from gpuprover.systems.system import KeyCheck
 
 _WEIGHT_WORDS = 2
-"""Of 64 random bits each."""
+"""Words of a random weight, 64 bits each."""
 _SMALL = 1 << 14
 """Logarithms up to this, of either sign, are found by trying all."""
 _BLOCK = 1 << 16
@@ -497,7 +497,7 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
 
 
 def _powers_used(ptau: PowersOfTau, n: int) -> int:
-    """Of τ in G1: 2n, but for the last in a file of exactly the circuit's power."""
+    """The number of powers of τ in G1: 2n, less the last in a file of exactly the circuit's power."""
     return min(2 * n, len(ptau.points(pt.TAU_G1)))
 
 

@@ -72,7 +72,7 @@ class KeyPoints:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One step of the key's phase-2 ceremony, as the file tells it: nothing of it is proven here.
+    """One step of the key's phase-2 ceremony, as the file claims it: nothing of it is proven here.
 
     Attributes:
         kind: 0 for a person's contribution, 1 for a beacon.
@@ -96,10 +96,10 @@ class ProvingKey:
         coefficients: records of :func:`coefficient_dtype`, constraint < domain_size, signal < n_vars.
         a, b1: uint64[n_vars, g1_words]; b2: uint64[n_vars, g2_words].
         c: uint64[n_vars − n_public − 1, g1_words]; h: uint64[domain_size, g1_words].
-        constraints: of the circuit, the rows for public signals not counted.
+        constraints: the circuit's constraints, the rows for public signals not counted.
         circuit_hash: 64 bytes that the ceremony started from; empty if the file has none.
-        contributions: to phase 2, as many as the file claims.
-        size: of the file, in bytes.
+        contributions: contributions to phase 2, as many as the file claims.
+        size: bytes of the file.
     """
 
     path: str
@@ -182,7 +182,7 @@ class ProvingKey:
 
     @cached_property
     def demand(self) -> Demand:
-        """What a proof with the key asks of a device."""
+        """The demand of a proof with the key."""
         from gpuprover.systems.groth16.prover import demand_of
 
         return demand_of(self)
@@ -220,7 +220,7 @@ class ProvingKey:
 
 
 def describe(key: ProvingKey) -> dict[str, Any]:
-    """What the file says of itself, as JSON; contributions are claims."""
+    """The key as ``zkey info`` describes it, as JSON; contributions are the file's claims."""
     return {
         "protocol": key.protocol,
         "curve": key.curve.name,
@@ -390,7 +390,7 @@ def _claims(file: BinFile, curve: CurveParams) -> tuple[bytes, int]:
 
 
 def _contribution_bytes(curve: CurveParams) -> int:
-    """Of a contribution without parameters: four points, a transcript's hash, kind, length of parameters."""
+    """Bytes of a contribution without parameters: four points, a hash, its kind, parameters' length."""
     return 8 * (3 * curve.g1_words + curve.g2_words) + 64 + 4 + 4
 
 

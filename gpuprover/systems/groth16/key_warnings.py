@@ -1,4 +1,4 @@
-"""What the points of a key say of its secrets: sentences that whoever uses the key has to read.
+"""Warnings that follow from the points of a key: sentences that its user has to read.
 
 A file's own list of contributions is a claim of whoever wrote the file. The points cannot lie in that way: a
 key whose δ, β or α is a known multiple of another point can be forged for by anyone who looks at it. Only

@@ -76,7 +76,7 @@ def public_signals(key: ProvingKey, witness: Witness) -> list[int]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a device works with: the long sections of a key, as :class:`ProvingKey` has them."""
+    """The long sections of a key, which a device works with, as :class:`ProvingKey` has them."""
 
     curve: CurveParams
     n_public: int
@@ -105,7 +105,7 @@ def rehearse(demand: Demand, backend: Backend) -> None:
 
 
 def demand(curve: CurveParams, n_vars: int, n_public: int, domain_size: int, n_coefficients: int) -> Demand:
-    """What a proof with a key of these sizes asks of a device."""
+    """The demand of a proof with a key of these sizes."""
     return Demand(
         system="groth16",
         curve=curve,
@@ -126,7 +126,7 @@ def demand(curve: CurveParams, n_vars: int, n_public: int, domain_size: int, n_c
 
 
 def demand_of(key: ProvingKey) -> Demand:
-    """What a proof with a key asks of a device."""
+    """The demand of a proof with a key."""
     return demand(key.curve, key.n_vars, key.n_public, key.domain_size, len(key.coefficients))
 
 
@@ -246,7 +246,7 @@ _sound: set[int] = set()
 def check_key_once(key: ProvingKey, backend: Backend) -> None:
     """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
 
-    Points outside their subgroup, or off their curve, make a proof that tells of the witness.
+    Points outside their subgroup, or off their curve, make a proof that reveals something of the witness.
 
     Raises:
         MalformedFile: a point is bad; names the section and the point.

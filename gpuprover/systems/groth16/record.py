@@ -1,4 +1,4 @@
-"""Groth16 as those above it see it. What a proof does not need is imported when it is first asked for."""
+"""Groth16's record. Modules that a proof does not need are imported when they are first asked for."""
 
 from __future__ import annotations
 

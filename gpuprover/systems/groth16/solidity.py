@@ -170,7 +170,7 @@ def _require_bn254(is_bn254: bool, source: str) -> None:
 
 
 def _coordinates(point: Words) -> list[int]:
-    """Of a point uint64[words]; those of infinity are 0, as EIP-196 writes it."""
+    """Coordinates of a point uint64[words]; those of infinity are 0, as EIP-196 writes it."""
     return words_to_field(BN254.base, point.reshape(-1, BN254.base.limbs))
 
 

@@ -45,7 +45,7 @@ KEYS = 64
 
 
 class _Checked(NamedTuple):
-    """What is kept of a key whose points have been checked: β, γ and δ, and IC, as words.
+    """A key whose points have been checked: β, γ and δ, and IC, as words.
 
     With ``digits`` > 1, ic[i·digits + j] is 2^(8j)·IC_i: then all bytes of all signals go into the same 255
     buckets.
