@@ -906,12 +906,17 @@ def check_witness(r1cs: R1CS, witness: Witness, backend: Backend) -> int | None:
     """
     if witness.curve != r1cs.curve:
         raise WitnessMismatch(
-            f"{witness.source}: values over the scalar field of {witness.curve.name}, "
-            f"expected that of {r1cs.curve.name} for {r1cs.source}"
+            f"values over the scalar field of {witness.curve.name}, expected that of {r1cs.curve.name}",
+            path=witness.source,
+            role="witness",
+            more=f"for {r1cs.source}",
         )
     if len(witness) != r1cs.n_wires:
         raise WitnessMismatch(
-            f"{witness.source}: {len(witness)} values, expected {r1cs.n_wires}, the wires of {r1cs.source}"
+            f"{len(witness)} values, expected {r1cs.n_wires}, the wires",
+            path=witness.source,
+            role="witness",
+            more=f"of {r1cs.source}",
         )
     if r1cs.n_constraints == 0:
         return None
