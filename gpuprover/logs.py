@@ -9,9 +9,10 @@ request_id, trace_id,    of the HTTP request that is being answered
 span_id
 job_id, circuit          of the proof that it is about
 step, why                of a proof that is retried or goes on elsewhere, and the like
-outcome, kind, role,     of a proof that has ended: ``succeeded``, ``rejected`` (what the client sent is no
-why, device, attempts,   good), ``failed`` or ``cancelled``; the error's kind and what it is about; seconds
-waited, proven           until its first start, and from there to its end
+protocol, outcome,       of a proof that has ended: its proof system, once the key is known; ``succeeded``,
+kind, role, why,         ``rejected`` (what the client sent is no good), ``failed`` or ``cancelled``; the
+device, attempts,        error's kind and what it is about; seconds until its first start, and from there to
+waited, proven           its end
 client, method, route,   of an answered HTTP request; ``route`` is the template that matched, if one did,
 path, status, kind,      ``path`` what the client asked for, without its query; the error's kind; ``seconds``
 seconds                  where known
@@ -59,7 +60,7 @@ A_MINUTE = 20
 MAX_FORMS = 512
 FIELDS = (
     *("request_id", "trace_id", "span_id", "job_id", "circuit", "step", "why"),
-    *("outcome", "kind", "role", "device", "attempts", "waited", "proven"),
+    *("protocol", "outcome", "kind", "role", "device", "attempts", "waited", "proven"),
     *("client", "method", "route", "path", "status", "seconds"),
 )
 _NAMES = {"job": "job_id"}

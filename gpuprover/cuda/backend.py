@@ -810,6 +810,15 @@ class CudaBackend:
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
+        longer = False
+        for bases, scalars in requests:
+            n = len(scalars)
+            for b in bases:
+                if b.n < n:
+                    raise ValueError(f"{b.n} bases and {n} scalars")
+                longer |= b.n > n
+        if not longer:
+            return self._sums(requests, meanwhile)
         fitted, padded = self._fitted(requests)
         sums = self._sums([(f.bases, f.scalars) for f in fitted], meanwhile)
         self.free(*padded)
@@ -832,11 +841,8 @@ class CudaBackend:
         padded: list[DeviceVector] = []
         for i, (bases, scalars) in enumerate(requests):
             n = len(scalars)
-            for b in bases:
-                if len(b) < n:
-                    raise ValueError(f"{len(b)} bases and {n} scalars")
             whole = [
-                j for j, b in enumerate(bases) if len(b) > n > 0 and b.plan is not None and b.plan.depth > 1
+                j for j, b in enumerate(bases) if b.n > n > 0 and b.plan is not None and b.plan.depth > 1
             ]
             cut = [j for j in range(len(bases)) if j not in whole]
             fitted.append(_Fitted([(i, j) for j in cut], [bases[j].prefix(n) for j in cut], scalars))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpuprover.curves import CurveParams
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, ProverError, about
 from gpuprover.formats.files import Identity, Pathish, as_path, identity_of, os_problem
 from gpuprover.formats.json_files import read_json
@@ -45,8 +46,20 @@ class CircuitFiles:
 
 @dataclass(frozen=True)
 class KnownKey:
-    """A verification key: snarkjs's document (without e(α, β)), the digest of it, what to warn of."""
+    """What is known of a verification key.
 
+    Attributes:
+        protocol: the proof system's name.
+        curve: the curve's name in documents, see :func:`curve_label`.
+        n_public: the number of public signals.
+        document: the document that a verifier reads, without what no verifier needs.
+        digest: SHA-256 in hex of the key's values.
+        warnings: sentences that whoever trusts the key has to read.
+    """
+
+    protocol: str
+    curve: str
+    n_public: int
     document: dict[str, Any]
     digest: str
     warnings: tuple[str, ...]
@@ -165,7 +178,10 @@ class CircuitDirectory:
                 role="verification key",
                 more=f"of {files.zkey}",
             )
-        known = KnownKey(keys[0].document, digests[0], keys[0].warnings)
+        key = keys[0]
+        known = KnownKey(
+            key.protocol, curve_label(key.curve), key.n_public, key.document, key.digest, key.warnings
+        )
         with self._lock:
             self._keys[files.name] = files, identities, known
         for sentence in known.warnings:
@@ -182,11 +198,20 @@ class CircuitDirectory:
                 with suppress(ProverError):
                     self.verification_key(self.find(name))
 
+    def known(self) -> dict[str, KnownKey]:
+        """The verification keys that were read, by the circuit's name, as they were then."""
+        with self._lock:
+            return {name: known for name, (_, _, known) in self._keys.items()}
+
     def warnings(self) -> tuple[str, ...]:
         """Of the keys that were read, sentences that begin with the circuit's name, sorted."""
-        with self._lock:
-            keys = {name: known for name, (_, _, known) in self._keys.items()}
+        keys = self.known()
         return tuple(f"{name}: {sentence}" for name in sorted(keys) for sentence in keys[name].warnings)
+
+
+def curve_label(curve: CurveParams) -> str:
+    """The curve's name in documents: snarkjs's (``bn128``, ``bls12381``), or its own where there is none."""
+    return curve.snarkjs_name or curve.name
 
 
 def _is_name(name: str) -> bool:

@@ -321,6 +321,11 @@ class Dispatcher:
         with self._lock:
             return self._loading.info(files)
 
+    def keys(self) -> dict[str, KeyInfo]:
+        """What is known of the circuits that are loaded, by name."""
+        with self._lock:
+            return self._loading.keys
+
     def _require_open(self) -> None:
         if not self._accepting:
             raise ShuttingDown("the prover is shutting down, and takes no more work")
@@ -348,7 +353,7 @@ class Dispatcher:
         if info is None:
             self._admit(work)
             return
-        work.info = info
+        work.info, work.job.protocol = info, info.protocol
         if work.content is not None and not self._shared.makes(work):
             name = proof_name(info, work.content)
             kept = self._shared.find(name)

@@ -128,7 +128,12 @@ class Loading:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the circuits that are loaded, sorted."""
-        return tuple(sorted(circuit.name for circuit in self._circuits.values() if circuit.info is not None))
+        return tuple(sorted(self.keys))
+
+    @property
+    def keys(self) -> dict[str, KeyInfo]:
+        """What is known of the circuits that are loaded, by name."""
+        return {name: circuit.info for name, circuit in self._circuits.items() if circuit.info is not None}
 
     @property
     def preloaded(self) -> bool:

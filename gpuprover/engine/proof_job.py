@@ -65,6 +65,7 @@ class ProofJob:
     Attributes:
         id: 32 hexadecimal digits, drawn at random.
         circuit: its name.
+        protocol: the proof system's name; None until the circuit's key is known.
         priority: higher ones go first.
         state: ``queued`` until a device has it, ``running``, and then one of the other three for good. A job
             that ran and is to be tried again is still ``running``.
@@ -86,6 +87,7 @@ class ProofJob:
     ) -> None:
         self.id = uuid.uuid4().hex
         self.circuit, self.priority = circuit, priority
+        self.protocol: str | None = None
         self.state = JobState.QUEUED
         self.submitted = time.time()
         self.started: float | None = None

@@ -18,12 +18,12 @@ from gpuprover.caching import CacheStatistics
 from gpuprover.config import EngineSettings, load_engine_settings, unknown_variables
 from gpuprover.curves import CurveParams, curve_by_name
 from gpuprover.devices import is_gpu
-from gpuprover.engine.directory import CircuitDirectory, CircuitFiles
+from gpuprover.engine.directory import CircuitDirectory, CircuitFiles, KnownKey, curve_label
 from gpuprover.engine.dispatch import Dispatcher
 from gpuprover.engine.driver import Driver
 from gpuprover.engine.local import LocalExecutor
 from gpuprover.engine.proof_job import ProofJob, require_process, seconds
-from gpuprover.engine.status import ProverStatus
+from gpuprover.engine.status import CircuitKind, ProverStatus
 from gpuprover.engine.terms import Terms
 from gpuprover.engine.verification import Document, Signals, Statement, Verification
 from gpuprover.errors import (
@@ -364,13 +364,21 @@ class Prover:
         return await asyncio.to_thread(self.verify_batch, circuit, statements, timeout=timeout)
 
     def verification_key(self, circuit: str) -> dict[str, Any]:
-        """snarkjs's document, without e(α, β), which no verifier needs.
+        """The document of a circuit's verification key, without what no verifier needs: e(α, β) in snarkjs's.
+
+        Raises:
+            as :meth:`verify`.
+        """
+        return dict(self.known_key(circuit).document)
+
+    def known_key(self, circuit: str) -> KnownKey:
+        """What a circuit's verification key says, as its files are now.
 
         Raises:
             as :meth:`verify`.
         """
         self._here()
-        return dict(self._verification.key(circuit).document)
+        return self._verification.key(circuit)
 
     # Circuits --------------------------------------------------------------------------
 
@@ -383,6 +391,15 @@ class Prover:
         """Whether one of that name is in the folder now."""
         self._here()
         return self._directory.has(circuit)
+
+    def known_circuits(self) -> dict[str, CircuitKind]:
+        """Proof system and curve of each circuit whose key is loaded or was read, by name; reads no file."""
+        self._here()
+        read = self._directory.known()
+        found = {name: CircuitKind(key.protocol, key.curve) for name, key in read.items()}
+        for name, info in self._dispatcher.keys().items():
+            found[name] = CircuitKind(info.protocol, curve_label(curve_by_name(info.curve)))
+        return found
 
     def load(self, circuit: str, *, pin: bool = False, timeout: float | None = None) -> KeyInfo:
         """Loads a circuit's key where proofs are made, if it is not; ``pin``: it stays until :meth:`unload`.

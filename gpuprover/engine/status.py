@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuprover.caching import CacheStatistics
 from gpuprover.executor import WorkerStatus
 from gpuprover.verifier.client import VerifierStatus
+
+
+class CircuitKind(NamedTuple):
+    """What a circuit's proofs are.
+
+    Attributes:
+        protocol: the proof system's name.
+        curve: the curve's name in documents.
+    """
+
+    protocol: str
+    curve: str
 
 
 @dataclass(frozen=True)

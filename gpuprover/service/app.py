@@ -22,6 +22,7 @@ from gpuprover.service.core import MakeMetrics, Service
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import MEDIA_TYPE, Problem, of_status
 from gpuprover.service.surroundings import KIND, Surroundings, current
+from gpuprover.systems.system import names, system_named
 from gpuprover.version import VERSION
 
 DESCRIPTION = "Zero-knowledge proofs for circom's circuits: Groth16 over BN254 and BLS12-381."
@@ -116,6 +117,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         [(model, "validation") for model in models.BESIDES], ref_template="#/components/schemas/{model}"
     )
     components = schema["components"]["schemas"]
+    _describe_proofs(components)
     components.update(found["$defs"])
     for path in schema["paths"].values():
         for operation in path.values():
@@ -126,6 +128,18 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     return schema
+
+
+def _describe_proofs(components: dict[str, Any]) -> None:
+    """Says of a proof in an answer that it is one of the known proof systems'."""
+    schemas = [system_named(name).proof_schema for name in names()]
+    named = {schema["title"]: dict(schema) for schema in schemas if schema is not None}
+    components.update(named)
+    proof = components["ProofObject"]["properties"]["proof"]
+    anything, none = proof["anyOf"]
+    others = [anything] if None in schemas else []
+    proof["anyOf"] = [*map(routes.of, named), *others, none]
+    del proof["title"]
 
 
 def _with_security(document: dict[str, Any], required: bool) -> dict[str, Any]:

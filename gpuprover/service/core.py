@@ -264,6 +264,7 @@ class Service:
         event = {
             "job": job.id,
             "circuit": job.circuit,
+            "protocol": job.protocol,
             "outcome": outcome,
             "kind": error.kind if error is not None else None,
             "role": error.role or None if error is not None else None,

@@ -28,6 +28,7 @@ from gpuprover.caching import CacheStatistics
 from gpuprover.devices import is_gpu
 from gpuprover.engine import JobState, ProofJob, ProverStatus
 from gpuprover.engine.records import COUNTERS
+from gpuprover.engine.status import CircuitKind
 from gpuprover.errors import ProverError
 from gpuprover.executor import WorkerStatus
 from gpuprover.machine import CgroupThrottling, cgroup_throttling
@@ -79,6 +80,8 @@ class Snapshot:
         throttling: of the container's CPU quota; zeros where there is none.
         queue_limit: of the prover's settings.
         circuits: how many there are in the folder.
+        kinds: proof system and curve, as last known, of the circuits whose key was known once, by name; of
+            those that have a label.
         devices: of the status, and those that were there before and are gone.
     """
 
@@ -88,6 +91,7 @@ class Snapshot:
     throttling: CgroupThrottling
     queue_limit: int
     circuits: int
+    kinds: Mapping[str, CircuitKind]
     devices: tuple[dict[str, Any], ...]
 
 
@@ -193,6 +197,13 @@ METRICS: tuple[MetricRow, ...] = (
         (),
         "Circuits in the folder of keys; 0 as well while it cannot be read",
         values=_one(lambda found: found.circuits),
+    ),
+    MetricRow(
+        "prover_circuit_info",
+        "gauge",
+        ("circuit_id", "protocol", "curve"),
+        "1 for each circuit whose key is known; proof system and curve as in `/v1/circuits/{id}`",
+        values=lambda found: [((name, *kind), 1) for name, kind in found.kinds.items()],
     ),
     MetricRow(
         "prover_queued_tasks",
@@ -476,6 +487,7 @@ class Metrics:
         self._replaced = Counts(died=0, silent=0, recycled=0)
         self._seen: dict[tuple[str, str], int] = {}
         self._known: dict[str, dict[str, Any]] = {"cpu": _CPU}
+        self._kinds: dict[str, CircuitKind] = {}
         self._met = False
         self._there = 0
         events = [row for row in METRICS if row.values is None]
@@ -599,6 +611,8 @@ class Metrics:
         if self._met:  # until the prover has looked for devices there are none
             gone = {name: {**device, **_GONE} for name, device in self._known.items() if name not in now}
             self._known = {**gone, **now}
+        known = self._prover.known_circuits()
+        self._kinds |= {name: known[name] for name in self._circuits if name in known}
         return Snapshot(
             time=time.monotonic(),
             status=status,
@@ -606,6 +620,7 @@ class Metrics:
             throttling=self._throttling() or CgroupThrottling(0, 0, 0.0),
             queue_limit=self._prover.settings.queue_limit,
             circuits=self._there,
+            kinds=dict(self._kinds),
             devices=tuple(self._known.values()),
         )
 

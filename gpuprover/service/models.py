@@ -37,7 +37,7 @@ class ProveRequest(_Request):
 
 Signals = Annotated[list[str | int], Field(description="Public signals: decimal strings, or integers.")]
 Document = Annotated[
-    dict[str, Any], Field(description="A proof as snarkjs writes it: pi_a, pi_b, pi_c, protocol, curve.")
+    dict[str, Any], Field(description="A proof as snarkjs writes it, and as answers have it.")
 ]
 
 
@@ -76,23 +76,13 @@ class Problem(BaseModel):
     request_id: str | None = None
 
 
-class Groth16Proof(BaseModel):
-    """snarkjs's document; coordinates are decimal strings."""
-
-    pi_a: list[str]
-    pi_b: list[list[str]]
-    pi_c: list[str]
-    protocol: Literal["groth16"]
-    curve: str
-
-
 class ProofObject(BaseModel):
     """A proof that was asked for."""
 
     id: str
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     circuit_id: str
-    proof: Groth16Proof | None = Field(description="Once it has succeeded.")
+    proof: dict[str, Any] | None = Field(description="Once it has succeeded.")
     public_signals: list[str] | None = Field(description="Once it has succeeded: decimal strings.")
     device: str | None = Field(description="That makes it, or made it: cpu, cuda:0, ...")
     timings: dict[str, float] = Field(description="Seconds by phase, once it has succeeded.")
@@ -105,6 +95,7 @@ class Circuit(BaseModel):
 
 
 class CircuitDetails(Circuit):
+    protocol: str = Field(description="The proof system, as snarkjs calls it.")
     curve: str = Field(description="bn128 or bls12381, as snarkjs calls them.")
     public_signals: int = Field(description="How many a proof has.")
 
@@ -138,6 +129,7 @@ class Version(BaseModel):
 class LatestProof(BaseModel):
     id: str
     circuit_id: str
+    protocol: str | None = Field(description="The proof system; null if the key could not be loaded.")
     state: str
     device: str | None
     seconds: float | None

@@ -137,6 +137,7 @@ class Results:
             {
                 "id": record.id,
                 "circuit_id": job.circuit,
+                "protocol": job.protocol,
                 "state": job.state.value,
                 "device": job.device,
                 "seconds": record.seconds,

@@ -307,7 +307,7 @@ async def proof_response(
         id=record.id,
         state=record.state.value,
         circuit_id=record.job.circuit,
-        proof=models.Groth16Proof(**result.proof) if result else None,
+        proof=result.proof if result else None,
         public_signals=result.public_signals if result else None,
         device=result.device if result else record.job.device,
         timings=result.timings if result else {},
@@ -380,11 +380,15 @@ async def list_circuits(service: ServiceDep) -> models.Circuits:
 
 async def _details(service: Service, circuit_id: str, loaded: bool | None = None) -> models.CircuitDetails:
     await service.require_circuit(circuit_id)
-    key = await service.briefly(service.prover.verification_key, circuit_id)
+    key = await service.briefly(service.prover.known_key, circuit_id)
     if loaded is None:
         loaded = circuit_id in (await service.status()).loaded_circuits
     return models.CircuitDetails(
-        id=circuit_id, loaded=loaded, curve=key["curve"], public_signals=key["nPublic"]
+        id=circuit_id,
+        loaded=loaded,
+        protocol=key.protocol,
+        curve=key.curve,
+        public_signals=key.n_public,
     )
 
 
@@ -403,12 +407,12 @@ async def get_circuit(circuit_id: CircuitId, service: ServiceDep) -> models.Circ
 async def get_verification_key(circuit_id: CircuitId, service: ServiceDep, caller: CallerDep) -> Response:
     """Without `vk_alphabeta_12`, which no verifier needs."""
     await service.require_circuit(circuit_id)
-    key = await service.briefly(service.prover.verification_key, circuit_id)
-    if key["nPublic"] <= FEW:
-        return JSONResponse(key)
+    key = await service.briefly(service.prover.known_key, circuit_id)
+    if key.n_public <= FEW:
+        return JSONResponse(key.document)
     with service.budget.reserve(caller.tenant) as reservation:
-        reservation.grow(POINT_BYTES * key["nPublic"])
-        text = await service.reading(caller.tenant, _written, key)
+        reservation.grow(POINT_BYTES * key.n_public)
+        text = await service.reading(caller.tenant, _written, key.document)
         reservation.hand_on()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -419,10 +423,13 @@ async def get_verification_key(circuit_id: CircuitId, service: ServiceDep, calle
 
 
 def _written(key: dict[str, Any]) -> bytes:
-    """JSON of a verification key, point by point: all at once would hold the interpreter."""
-    rest = json.dumps({**key, "IC": []})
-    points = ", ".join(json.dumps(point) for point in key["IC"])
-    return rest.replace('"IC": []', f'"IC": [{points}]', 1).encode()
+    """JSON of a verification key, point by point of its lists: all at once would hold the interpreter."""
+
+    def text(value: Any) -> str:
+        return f"[{', '.join(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)
+
+    members = ", ".join(f"{json.dumps(name)}: {text(value)}" for name, value in key.items())
+    return f"{{{members}}}".encode()
 
 
 @router.post(
@@ -486,10 +493,10 @@ async def verify(request: Request, service: ServiceDep, caller: CallerDep) -> mo
             service, request, models.VerifyRequest, reservation, tenant
         )
         await service.require_circuit(asked.circuit_id)
-        key = await service.briefly(service.prover.verification_key, asked.circuit_id)
-        if len(asked.public_signals) != key["nPublic"]:
+        key = await service.briefly(service.prover.known_key, asked.circuit_id)
+        if len(asked.public_signals) != key.n_public:
             # Here, as they would travel to the verifier first.
-            found = f"{len(asked.public_signals)} of them, expected {key['nPublic']} for this key"
+            found = f"{len(asked.public_signals)} of them, expected {key.n_public} for this key"
             await service.reading(tenant, discard, asked.public_signals)
             service.metrics.not_verified(1)
             raise MalformedFile("public signals", "document", found, role="public signals")
@@ -520,9 +527,9 @@ async def verify_batch(request: Request, service: ServiceDep, caller: CallerDep)
             service, request, models.VerifyBatchRequest, reservation, tenant
         )
         await service.require_circuit(asked.circuit_id)
-        key = await service.briefly(service.prover.verification_key, asked.circuit_id)
+        key = await service.briefly(service.prover.known_key, asked.circuit_id)
         # Of those that are too many, one is enough for the verifier to see it.
-        most = key["nPublic"] + 1
+        most = key.n_public + 1
         statements = [(one.public_signals[:most], one.proof) for one in asked.proofs]
         circuit = asked.circuit_id
         del asked

@@ -160,6 +160,8 @@ class ProofSystem:
         setup_memory: (circuit, whether from powers of tau) -> bytes that it takes.
         solidity_verifier: (verification key's document, whether an insecure key will do) -> a contract.
         solidity_calldata: (public signals' document, proof's document, their sources) -> arguments of a call.
+        proof_schema: a JSON Schema of what ``write_proof`` writes, its ``title`` being the name in OpenAPI;
+            None: any object.
     """
 
     name: str
@@ -186,6 +188,7 @@ class ProofSystem:
     setup_memory: Callable[[R1CS, bool], int]
     solidity_verifier: Callable[[Any, bool], str]
     solidity_calldata: Callable[[Any, Any, str, str], str]
+    proof_schema: Mapping[str, Any] | None = None
 
 
 _SYSTEMS: dict[str, str] = {

@@ -67,6 +67,7 @@ def test_the_metrics_have_the_names_that_users_expect() -> None:
 def test_dashboard_and_alerts_use_metrics_that_exist() -> None:
     shown = set().union(*(check_query(query) for query in dashboard_queries()))
     watched = set().union(*(check_query(rule["expr"]) for rule in alerts().values()))
+    assert [check_query(query) for query in re.findall(r"```\n(.+?)```", METRICS_PAGE.read_text(), re.S)]
     unseen = {name for name in metrics() if not name.endswith(("_bucket", "_sum", "_count", "up"))} - shown
     assert not unseen, "every metric has its place on the dashboard"
     assert {"up", "prover_queued_tasks", "proofs_generated_total"} <= watched

@@ -140,11 +140,16 @@ def test_verification_keys_come_from_their_document_or_from_the_key(folder: Path
     directory = CircuitDirectory(folder)
     document = json.loads((VECTORS / "chain5.bn254.vkey.json").read_text())
     expected = parse_verification_key(document).digest
+    assert directory.known() == {}
     for circuit in ("flat", "own", "plain"):
         known = directory.verification_key(directory.find(circuit))
         assert known.digest == expected
         assert known.document["vk_alpha_1"] == document["vk_alpha_1"]
-    assert directory.verification_key(directory.find("checked")).document["curve"] == "bls12381"
+    checked = directory.verification_key(directory.find("checked"))
+    assert (checked.protocol, checked.curve, checked.n_public) == ("groth16", "bls12381", 2)
+    assert checked.document["curve"] == checked.curve
+    assert set(directory.known()) == {"flat", "own", "plain", "checked"}
+    assert directory.known()["checked"] is checked
 
 
 def test_a_verification_key_of_another_circuit_is_refused(folder: Path) -> None:

@@ -414,12 +414,16 @@ def test_circuits_come_and_go(prover: Prover, folder: Path) -> None:
     info = prover.load("chain", pin=True)
     assert (info.curve, info.n_public, info.constraints) == ("bn254", 2, 5)
     assert prover.get_status().loaded_circuits == ("chain",)
-    assert prover.verification_key("chain")["nPublic"] == 2
+    assert prover.verification_key("chain")["nPublic"] == prover.known_key("chain").n_public == 2
     assert prover.unload("chain")
     assert not prover.unload("chain")
     assert prover.get_status().loaded_circuits == ()
     shutil.copy(CHAIN, folder / "third.zkey")
-    assert holds("third", prover, prover.prove("third", WITNESS))
+    assert "third" not in prover.known_circuits()
+    job = prover.submit("third", WITNESS)
+    assert holds("third", prover, job.wait())
+    assert job.protocol == "groth16"
+    assert prover.known_circuits()["third"] == ("groth16", "bn128")
     with pytest.raises(CircuitNotFound):
         prover.load("mint")
 
@@ -637,6 +641,8 @@ FORKED = """
                 averify=lambda: asyncio.run(prover.averify("chain", public, proof, timeout=5)),
                 averify_batch=lambda: asyncio.run(prover.averify_batch("chain", statement, timeout=5)),
                 verification_key=lambda: prover.verification_key("chain"),
+                known_key=lambda: prover.known_key("chain"),
+                known_circuits=prover.known_circuits,
                 circuits=prover.circuits,
                 has_circuit=lambda: prover.has_circuit("chain"),
                 load=lambda: prover.load("chain", timeout=5),

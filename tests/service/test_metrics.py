@@ -21,6 +21,7 @@ from gpuprover.config import load_engine_settings
 from gpuprover.cpu.bake import BakeError
 from gpuprover.engine import Prover, ProverStatus, create_prover
 from gpuprover.engine.records import COUNTERS
+from gpuprover.engine.status import CircuitKind
 from gpuprover.errors import (
     CircuitNotFound,
     MalformedFile,
@@ -216,6 +217,29 @@ def test_a_circuit_that_comes_later_gets_its_label(prover: Prover) -> None:
     eventually(lambda: value(source, "proofs_generated_total", circuit_id="new", status="success") == 1)
 
 
+def test_circuits_say_their_proof_system(prover: Prover) -> None:
+    source = Metrics(prover)
+
+    def kinds() -> dict[str, tuple[str, str]]:
+        shown = samples(source.render())["prover_circuit_info"]
+        assert {value for _, value in shown} == {1}
+        return {labels["circuit_id"]: (labels["protocol"], labels["curve"]) for labels, _ in shown}
+
+    groth16 = ("groth16", "bn128")
+    assert kinds() == {"five": groth16, "idle": groth16}, "keys are read at the start"
+    folder = Path(prover.settings.circuit_keys_path)
+    shutil.copy(VECTORS / "chain5.bls12-381.zkey", folder / "new.zkey")
+    source._look()
+    assert "new" not in kinds(), "nobody has read its key"
+    prover.load("new")
+    assert kinds() == {"five": groth16, "idle": groth16, "new": ("groth16", "bls12381")}
+    prover.unload("new")
+    assert kinds()["new"] == ("groth16", "bls12381"), "what is known stays"
+    shutil.copy(VECTORS / "chain5.bn254.zkey", folder / "new.zkey")
+    prover.verification_key("new")
+    assert kinds() == dict.fromkeys(("five", "idle", "new"), groth16), "the file is another one"
+
+
 def test_workers_that_die_and_those_that_are_recycled(tmp_path: Path) -> None:
     make_circuits(tmp_path, "five")
     settings = load_engine_settings(
@@ -252,6 +276,7 @@ class Fake:
         self.hang = threading.Event()
         self.hang.set()
         self.asked = 0
+        self.kinds: dict[str, CircuitKind] = {}
         self.ended: Callable[[Any], None] = lambda job: None
 
     def metrics(self, *routes: str, throttling: Any = no_quota) -> Metrics:
@@ -263,6 +288,9 @@ class Fake:
     def circuits(self) -> list[str]:
         return list(self.names)
 
+    def known_circuits(self) -> dict[str, CircuitKind]:
+        return dict(self.kinds)
+
     def get_status(self) -> ProverStatus:
         self.asked += 1
         assert self.hang.wait(30)
@@ -273,7 +301,9 @@ class Fake:
 
 @pytest.fixture
 def fake(prover: Prover) -> Fake:
-    return Fake(prover.get_status(), ("five",))
+    made = Fake(prover.get_status(), ("five",))
+    made.kinds = {"five": CircuitKind("groth16", "bn128")}
+    return made
 
 
 def job_of(circuit: str, *devices: str, state: str = "failed", error: ProverError | None = None) -> Any:
@@ -352,6 +382,9 @@ def test_labels_do_not_grow_with_what_strangers_send(fake: Fake, monkeypatch: py
         OTHER,
     }
     assert value(source, "prover_http_requests_total", route=OTHER, status="4xx") == 20
+    fake.kinds = {name: CircuitKind("groth16", "bn128") for name in ("five", *fake.names, "made-up-1")}
+    known = {labels["circuit_id"] for labels, _ in samples(source.render())["prover_circuit_info"]}
+    assert known == {"five", "c0", "c1"}, "those that have a label of their own"
 
 
 def test_requests_and_verifications(fake: Fake) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
 from gpuprover import logs
@@ -29,17 +30,35 @@ from gpuprover.errors import (
     Timeout,
     WitnessMismatch,
 )
+from gpuprover.executor import KeyInfo, Lost
 from gpuprover.proving import ProofResult
 from gpuprover.service import core, models, routes, server
 from gpuprover.service.bodies import Budget, Pace
+from gpuprover.service.client import Client
 from gpuprover.service.problems import problem_of
 from gpuprover.service.results import Attempt, Results
+from gpuprover.systems import system
+from gpuprover.systems.system import system_named
 from gpuprover.witness_source import WitnessInputs
-from tests.support.service_stage import CHAIN, LARGE, LOST, SECONDS, SLOW, SUCCEED, WRONG, Stage, proof, stage
+from tests.support.service_stage import (
+    CHAIN,
+    LARGE,
+    LOST,
+    SECONDS,
+    SLOW,
+    SUCCEED,
+    WRONG,
+    Executor,
+    Stage,
+    proof,
+    stage,
+)
 
 SHAPE = ["id", "state", "circuit_id", "proof", "public_signals", "device", "timings", "error"]
 PROOFS = "/v1/circuits/chain/proofs"
 WITNESS = {"Content-Type": "application/octet-stream"}
+VERIFICATION_KEYS = {"groth16": Path(f"{CHAIN}.vkey.json")}
+"""One of each proof system."""
 ALONE = {"tenant_share": 1}
 """For tests of limits of all tenants together."""
 
@@ -518,7 +537,7 @@ class FakeJob:
         self.id, self.circuit, self.outcome = name, "c", outcome
         self.state = JobState.SUCCEEDED if isinstance(outcome, ProofResult) else JobState.FAILED
         self.started = self.finished = 1.0
-        self.device = "cpu"
+        self.device, self.protocol = "cpu", None
 
     def add_done_callback(self, callback: Any) -> None:
         callback(self)
@@ -587,7 +606,7 @@ def test_circuits(shared: Stage) -> None:
     chain = {"id": "chain", "loaded": False}
     listed = shared.get("/v1/circuits").json()
     assert listed == {"circuits": [chain, {"id": "checked", "loaded": False}]}
-    details = {**chain, "curve": "bn128", "public_signals": 2}
+    details = {**chain, "protocol": "groth16", "curve": "bn128", "public_signals": 2}
     assert shared.get("/v1/circuits/chain").json() == details
     loaded = shared.client.post("/v1/circuits/chain/load", params={"timeout": 20})
     assert (loaded.status_code, loaded.json()) == (200, details | {"loaded": True})
@@ -615,6 +634,13 @@ def statement() -> dict[str, Any]:
     }
 
 
+def test_a_long_verification_key_is_written_as_a_short_one() -> None:
+    """Whatever lists its system's document has."""
+    points = [["1", "2", "1"]] * 3
+    document = {"protocol": "other", "nPublic": 3, "Qm": points, "é": {"k": [1, None]}, "IC": [], "last": "x"}
+    assert routes._written(document) == json.dumps(document).encode()
+
+
 def test_verification(shared: Stage) -> None:
     def verify(**changes: Any) -> httpx.Response:
         return shared.client.post("/v1/verify", json={"circuit_id": "checked", **statement(), **changes})
@@ -625,6 +651,8 @@ def test_verification(shared: Stage) -> None:
     assert verify(public_signals=[int(s) for s in signals]).json() == {"valid": True}
     problem(verify(public_signals=signals[1:]), 400, "MalformedFile")
     problem(verify(proof={"pi_a": []}), 400, "MalformedFile")
+    of_another = problem(verify(proof=statement()["proof"] | {"protocol": "plonk"}), 400, "UnsupportedFile")
+    assert of_another["role"] == "proof"
     problem(verify(circuit_id="mint"), 404, "CircuitNotFound")
 
 
@@ -772,7 +800,9 @@ def test_the_status_is_that_of_the_prover_and_more(shared: Stage) -> None:
         "circuits",
     }
     assert status["circuits"] == 2
-    assert where.endswith(status["latest_proofs"][0]["id"])
+    latest = status["latest_proofs"][0]
+    assert where.endswith(latest["id"])
+    assert (latest["circuit_id"], latest["protocol"]) == ("chain", "groth16")
     assert models.Status(**status).ready
 
 
@@ -947,9 +977,10 @@ def test_each_proof_ends_in_one_line(shared: Stage) -> None:
         found, every = ends(), lines()
     assert sum("outcome" in line for line in every) == 4
     done = found["succeeded"]
-    assert {k: done[k] for k in ("level", "circuit", "device", "attempts", "request_id")} == {
+    assert {k: done[k] for k in ("level", "circuit", "protocol", "device", "attempts", "request_id")} == {
         "level": "INFO",
         "circuit": "chain",
+        "protocol": "groth16",
         "device": "cpu",
         "attempts": 1,
         "request_id": "succeed",
@@ -960,7 +991,7 @@ def test_each_proof_ends_in_one_line(shared: Stage) -> None:
     rejected = found["rejected"]
     assert (rejected["level"], rejected["kind"], "why" in rejected) == ("INFO", "UnsatisfiedWitness", False)
     failed = found["failed"]
-    assert (failed["level"], failed["kind"]) == ("WARNING", "DeviceError")
+    assert (failed["level"], failed["kind"], failed["protocol"]) == ("WARNING", "DeviceError", "groth16")
     assert failed["why"] == "/keys/chain.zkey: cannot read: Input/output error"
     assert (found["cancelled"]["kind"], found["cancelled"]["level"]) == ("Aborted", "INFO")
     submitted = [line for line in every if line["message"].endswith("was submitted")]
@@ -1137,6 +1168,11 @@ def test_the_openapi_document_has_every_route_and_error(shared: Stage) -> None:
     assert "HTTPValidationError" not in json.dumps(document)
     schemas = document["components"]["schemas"]
     assert list(schemas["ProofObject"]["properties"]) == SHAPE
+    assert schemas["ProofObject"]["properties"]["proof"] == {
+        "anyOf": [{"$ref": "#/components/schemas/Groth16Proof"}, {"type": "null"}],
+        "description": "Once it has succeeded.",
+    }
+    assert schemas["Groth16Proof"] == system_named("groth16").proof_schema
     create = document["paths"]["/v1/circuits/{circuit_id}/proofs"]["post"]
     assert sorted(map(int, create["responses"])) == [
         *(200, 202, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
@@ -1150,6 +1186,112 @@ def test_the_openapi_document_has_every_route_and_error(shared: Stage) -> None:
             if path.startswith("/v1/"):
                 assert "401" in operation["responses"]
                 assert operation["security"] == [{"HTTPBearer": []}, {}], "a token is taken, and not needed"
+
+
+# Other proof systems -------------------------------------------------------------------------------
+
+OTHER = replace(
+    system_named("groth16"),
+    name="other",
+    proof_schema={
+        "title": "OtherProof",
+        "type": "object",
+        "properties": {"protocol": {"const": "other"}, "rounds": {"type": "array"}},
+        "required": ["protocol", "rounds"],
+    },
+)
+UNDESCRIBED = replace(OTHER, name="undescribed", proof_schema=None)
+OTHER_PROOF = {"protocol": "other", "curve": "bn128", "rounds": [["1", "2"], {"at": "7" * 77}], "n": 1 << 300}
+
+
+class OtherExecutor(Executor):
+    """Its keys are of another system, whose proofs have another form."""
+
+    def info(self, path: str) -> KeyInfo:
+        return replace(super().info(path), protocol="other", curve="bls12-381")
+
+    def end(self, run: Any, outcome: ProofResult | ProverError | Lost | None = None) -> None:
+        made = proof() if outcome is None else outcome
+        super().end(run, replace(made, proof=OTHER_PROOF) if isinstance(made, ProofResult) else made)
+
+
+def test_a_proof_of_any_system_comes_through(tmp_path: Path) -> None:
+    with stage(tmp_path / "c", executor=OtherExecutor(), settings={"rapidsnark": True}) as found:
+        before = found.get("/metrics").text
+        with logged() as lines:
+            made = found.post(wait=SECONDS).json()
+            until(lambda: any("outcome" in line for line in lines()))
+            (ended,) = [line for line in lines() if "outcome" in line]
+        assert made["proof"] == OTHER_PROOF
+        assert list(made) == SHAPE
+        assert found.get(f"/v1/proofs/{made['id']}").json() == made
+        with Client(found.url) as client:
+            remote = client.prove("chain", SUCCEED)
+            assert (remote.proof, remote.public_signals) == (OTHER_PROOF, ["33"])
+        assert ended["protocol"] == "other"
+        time.sleep(core.STATUS_SECONDS)
+        assert found.get("/v1/status").json()["latest_proofs"][0]["protocol"] == "other"
+        assert found.client.post("/input/chain", json={"a": 1}).status_code == 202
+        until(lambda: found.get("/status").json()["status"] == "success")
+        assert json.loads(found.get("/status").json()["proof"]) == OTHER_PROOF
+        info = 'prover_circuit_info{circuit_id="chain",curve="%s",protocol="%s"} 1.0'
+        assert info % ("bn128", "groth16") in before, "the files say so until the key is loaded"
+        after = found.get("/metrics").text
+        assert info % ("bls12381", "other") in after
+        assert after.count('prover_circuit_info{circuit_id="chain"') == 1
+
+
+def test_openapi_says_what_proofs_of_each_system_look_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(system._SYSTEMS, "other", f"{__name__}:OTHER")
+    monkeypatch.setitem(system._SYSTEMS, "undescribed", f"{__name__}:UNDESCRIBED")
+    with stage(tmp_path / "c") as found:
+        schemas = found.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["OtherProof"] == OTHER.proof_schema
+    assert schemas["ProofObject"]["properties"]["proof"]["anyOf"] == [
+        {"$ref": "#/components/schemas/Groth16Proof"},
+        {"$ref": "#/components/schemas/OtherProof"},
+        {"type": "object", "additionalProperties": True},
+        {"type": "null"},
+    ]
+
+
+@pytest.mark.parametrize("name", system.names())
+def test_proofs_of_every_system_are_described_and_within_the_bound(name: str) -> None:
+    found = system_named(name)
+    key = system.parse_verification_key(json.loads(VERIFICATION_KEYS[name].read_text()))
+    document = found.write_proof(found.sample_proof(key), key.curve)
+    assert found.proof_schema is not None
+    assert found.proof_schema["title"].lower().startswith(name)
+    jsonschema.Draft202012Validator.check_schema(found.proof_schema)
+    jsonschema.validate(document, found.proof_schema)
+    assert set(document) == set(found.proof_schema["properties"])
+    body = json.dumps({"circuit_id": "c", "public_signals": [], "proof": document}).encode()
+    assert models.parse(models.VerifyRequest, body).proof == document
+
+
+@pytest.mark.parametrize("protocol", [*system.names(), "plonk", "", None, 7])
+def test_no_proof_is_larger_than_the_bound_whatever_system_it_names(
+    shared: Stage, protocol: str | int | None
+) -> None:
+    rest = {"protocol": protocol, "curve": "bn128"}
+    full, over = ({**rest, "evaluations": ["1"] * (models.MAX_PROOF - n)} for n in (3, 2))
+    for path, body in (
+        ("/v1/verify", {"circuit_id": "checked", "public_signals": ["1", "2"]}),
+        ("/v1/verify/batch", {"circuit_id": "checked"}),
+    ):
+
+        def ask(document: Any, path: str = path, body: dict[str, Any] = body) -> httpx.Response:
+            one = {"public_signals": ["1", "2"], "proof": document}
+            return shared.client.post(path, json=body | ({"proofs": [one]} if "batch" in path else one))
+
+        found = problem(ask(over), 400, "InvalidInput")
+        assert found["detail"].endswith("expected a proof of at most 256 values")
+        # One that is not too large is looked at by its system.
+        answer = ask(full)
+        assert answer.json() == {"index": 0, "valid": False} if "batch" in path else answer.status_code == 400
+        assert "at most" not in answer.text
 
 
 # rapidsnark ----------------------------------------------------------------------------------------

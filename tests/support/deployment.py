@@ -112,8 +112,8 @@ def check_query(query: str) -> set[str]:
     """The names of a query's series; every one, and every label, stands in docs/metrics.md."""
     text = STRING.sub('""', query)
     text = re.sub(r"\[[^\]]*\]", "", text)
-    grouped = re.findall(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)", text)
-    text = re.sub(r"\b(?:by|on|without|ignoring)\s*\([^)]*\)", "", text)
+    grouped = re.findall(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)", text)
+    text = re.sub(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", "", text)
     names = set()
     for match in SELECTOR.finditer(text):
         name, matchers = match.groups()

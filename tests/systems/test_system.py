@@ -108,6 +108,9 @@ def test_the_service(toy: None, folder: Path) -> None:
         assert found.proof["protocol"] == "toy"
         assert client.verify("root", found.public_signals, found.proof)
         assert not client.verify("root", ["26"], found.proof)
+        assert client.circuit("root")["protocol"] == "toy"
+        assert client.verification_key("root") == gpuprover.load_key(folder / KEY).vk.document
+        assert client.status()["latest_proofs"][0]["protocol"] == "toy"
 
 
 def test_the_command_line(toy: None, folder: Path) -> None:

@@ -28,6 +28,22 @@ from gpuprover.systems.groth16.key_warnings import key_warnings
 
 NAME = "groth16"
 
+_TEXTS = {"items": {"type": "string"}, "type": "array"}
+PROOF_SCHEMA: dict[str, Any] = {
+    "properties": {
+        "pi_a": {**_TEXTS, "title": "Pi A"},
+        "pi_b": {"items": _TEXTS, "type": "array", "title": "Pi B"},
+        "pi_c": {**_TEXTS, "title": "Pi C"},
+        "protocol": {"type": "string", "const": NAME, "title": "Protocol"},
+        "curve": {"type": "string", "title": "Curve"},
+    },
+    "type": "object",
+    "required": ["pi_a", "pi_b", "pi_c", "protocol", "curve"],
+    "title": "Groth16Proof",
+    "description": "snarkjs's document; coordinates are decimal strings.",
+}
+"""JSON Schema of what :func:`proof_to_json` writes."""
+
 
 @dataclass(frozen=True, eq=False)
 class VerificationKey:

@@ -69,4 +69,5 @@ SYSTEM = ProofSystem(
     setup_memory=_setup_memory,
     solidity_verifier=_solidity_verifier,
     solidity_calldata=_solidity_calldata,
+    proof_schema=documents.PROOF_SCHEMA,
 )
