@@ -77,7 +77,8 @@ class WitnessSource(ABC):
 
     @abstractmethod
     def owned(self, curve: Callable[[], CurveParams], content: bool) -> WitnessSource:
-        """The same witness, as it can wait: its caller's memory, and the current folder, may change.
+        """The same witness, as it can wait: the current folder may change, and memory that bytes or values
+        were given in. Inputs are not copied.
 
         Args:
             curve: the key's, asked for where values have to be told apart from other curves'.
