@@ -33,14 +33,14 @@ Buffer = bytes | bytearray | memoryview
 WitnessLike: TypeAlias = "Pathish | Buffer | Sequence[int] | Words | Mapping[str, Any]"
 """Path of a ``.wtns``, its bytes, integers, or ``{"inputs": {...}, "wasm": path}``, perhaps with ``fuel``."""
 Packed = tuple[dict[str, Any], list[Buffer] | None]
-"""What a message says of a witness, and the bytes that go beside it; None if all is in the message."""
+"""A message about a witness, and the bytes that go beside it; None if the message has all."""
 
 (_LIMBS,) = {curve.scalar.limbs for curve in CURVES}
-"""Of every curve's scalars: which curve's they are, the key says."""
+"""Words of a scalar, as many for every curve; the key says which curve it is."""
 
 
 class InputsForm(Enum):
-    """What inputs come with, which depends on who is asked for the proof.
+    """The keys that inputs come with, which depend on who is asked for the proof.
 
     Attributes:
         expected: the form in words, for refusals.
@@ -59,7 +59,7 @@ class InputsForm(Enum):
 
 
 class WitnessSource(ABC):
-    """What somebody gave for a witness. One of the classes below; each holds it as it was given."""
+    """A witness as somebody gave it: one of the classes below, which hold it unchanged."""
 
     @abstractmethod
     def load(self, curve: CurveParams, job: Job, memory_limit: int | None, allocate: Allocate) -> Witness:
@@ -77,7 +77,8 @@ class WitnessSource(ABC):
 
     @abstractmethod
     def owned(self, curve: Callable[[], CurveParams], content: bool) -> WitnessSource:
-        """The same witness, as it can wait: its caller's memory, and the current folder, may change.
+        """The same witness, as it can wait: the current folder may change, and memory that bytes or values
+        were given in. Inputs are not copied.
 
         Args:
             curve: the key's, asked for where values have to be told apart from other curves'.
@@ -99,7 +100,7 @@ class WitnessSource(ABC):
 
     @abstractmethod
     def packed(self) -> Packed:
-        """What travels of it; :func:`unpacked` is the inverse.
+        """The witness for another process; :func:`unpacked` is the inverse.
 
         Raises:
             InvalidInput: values are none of a field, or inputs none of a circuit.
@@ -252,7 +253,7 @@ def looked_at(
     circuit: str = "",
     program: Pathish | None = None,
 ) -> WitnessSource:
-    """What a caller gave, as the kind of witness that it is.
+    """The kind of witness that a caller gave.
 
     Args:
         form: what inputs have to come with.
