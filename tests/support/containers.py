@@ -11,9 +11,10 @@ import numpy as np
 from gpuprover import reference
 from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams, Group
-from gpuprover.formats import ptau, zkey
+from gpuprover.formats import ptau
 from gpuprover.formats.binfile import BinFileWriter
 from gpuprover.limbs import generator, ints_to_words, words_to_g1, words_to_g2, words_to_ints
+from gpuprover.systems.groth16 import key as zkey
 from gpuprover.systems.groth16.key import ProvingKey, load_key
 
 Sections = list[tuple[int, bytes]]
