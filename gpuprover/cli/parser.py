@@ -364,7 +364,7 @@ def _bench(parser: Parser) -> None:
     parser.add_argument(
         "--calibrate", action="store_true", help="only what --device auto needs to know; within a minute"
     )
-    option("--only", "LIST", "some of field,ntt,msm,prove,verify,import")
+    option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")
     option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")

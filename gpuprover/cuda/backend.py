@@ -304,7 +304,7 @@ class CudaBackend:
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
         """What the host takes for the matrices does not count as the device's."""
         layout, _, arena = self._gpu.plan(
-            demand, self._host_groups, lambda layout: self._rehearse(demand, layout), budget.device
+            demand, self._host_groups, lambda layout: self._arena_bytes(demand, layout), budget.device
         )
         sizes = {part: aligned(size_of(self.curve, part)) for part in layout.resident()}
         rows = [part for part in layout.resident() if isinstance(part, RowsPart)]
@@ -332,7 +332,7 @@ class CudaBackend:
                 demand,
                 owner,
                 self._host_groups,
-                lambda layout: self._rehearse(demand, layout),
+                lambda layout: self._arena_bytes(demand, layout),
                 budget.device,
             )
             self._session, self._memory = session, session.arena
@@ -422,7 +422,7 @@ class CudaBackend:
         self._filled(entry, address(values), lambda: self._written(v, values, form))
         return v
 
-    def _rehearse(self, demand: Demand, layout: Layout) -> int:
+    def _arena_bytes(self, demand: Demand, layout: Layout) -> int:
         """The arena of a proof: its own steps, on a device that does nothing."""
         known = self._gpu.arenas.get((demand, layout, self._host_groups))
         if known is not None:

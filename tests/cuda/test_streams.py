@@ -133,7 +133,7 @@ def layouts() -> tuple[tuple[residency.Layout, int, int], ...]:
     backend = cuda_proofs.backend_on(gpu, CURVE, Job(threads=1))
 
     def rehearse(layout: residency.Layout) -> int:
-        return backend._rehearse(demand, layout)
+        return backend._arena_bytes(demand, layout)
 
     return (*residency.layouts(demand, gpu.device, (), rehearse, 1 << 40, (), shared=False),)
 
