@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -88,6 +89,20 @@ class _Costs:
         return at_once * request + self.threads * msm.workspace_bytes(self.path, fields, longest)
 
 
+@lru_cache(maxsize=64)
+def _planned(demand: Demand, costs: _Costs) -> MemoryPlan:
+    rehearsal = Rehearsal(demand, costs.threads, costs)
+    demand.rehearse(demand, rehearsal)
+    key = (
+        demand.point_bytes
+        + sum(matrices.entries for matrices in demand.matrices) * (12 + costs.element)
+        + sum(column.size for column in demand.columns) * costs.element
+    )
+    # The witness is held by whoever asks for the proof.
+    arena = demand.witness * costs.element + rehearsal.arena
+    return MemoryPlan(key=key, tables=rehearsal.tables, arena=arena, host=0)
+
+
 class CpuBackend:
     """Implements :class:`gpuprover.backend.Backend` with the kernels of this package."""
 
@@ -131,17 +146,7 @@ class CpuBackend:
                 handle.words = np.empty((0, self.curve.scalar.limbs), dtype=np.uint64)
 
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
-        rehearsal = Rehearsal(demand, self.job.threads, self._costs)
-        demand.rehearse(demand, rehearsal)
-        element = self.curve.scalar.bytes
-        key = (
-            demand.point_bytes
-            + sum(matrices.entries for matrices in demand.matrices) * (12 + element)
-            + sum(column.size for column in demand.columns) * element
-        )
-        # The witness is held by whoever asks for the proof.
-        arena = demand.witness * element + rehearsal.arena
-        plan = MemoryPlan(key=key, tables=rehearsal.tables, arena=arena, host=0)
+        plan = _planned(demand, self._costs)
         room = budget.host
         if room is not None and plan.tables + plan.arena > room:
             need = -(-(plan.tables + plan.arena) // (1 << 20))
