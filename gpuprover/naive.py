@@ -185,10 +185,10 @@ class NaiveBackend:
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
         rehearsal = Rehearsal(demand, self.job.threads, _Costs())
         demand.rehearse(demand, rehearsal)
-        key = sum(
-            bases.size * demand.curve.group(bases.group).degree * (2 * INTEGER + TUPLE)
-            for bases in demand.bases
-        )
+        key = 0
+        for bases in demand.bases:
+            coordinates = 2 * demand.curve.group(bases.group).degree
+            key += bases.size * (coordinates * INTEGER + (coordinates - 1) * TUPLE)
         key += sum(matrices.entries for matrices in demand.matrices) * (4 * INTEGER + TUPLE)
         key += sum(column.size for column in demand.columns) * INTEGER
         plan = MemoryPlan(key=key, tables=0, arena=demand.witness * INTEGER + rehearsal.arena, host=0)
