@@ -48,15 +48,17 @@ RATES_CODE, CUDA_CODE, CPU_CODE = "rates", "cuda", "cpu"
 """Kinds of compiled code: the kernels of rates, all kernels, a step of the CPU's."""
 CPU_STEPS = (
     "vectors", "sums G1", "combinations G1", "sums G2", "combinations G2", "pairings", "checks G1",
-    "checks G2",
+    "checks G2", "columns",
 )  # fmt: skip
 """Of :func:`gpuprover.cpu.warm.steps`, in the order in which they are wanted."""
+PROOF_STEPS = tuple(step for step in CPU_STEPS if step != "columns")
+"""Those that a Groth16 proof needs."""
 CPU_OF = {
     "ntt": ("vectors",),
     "msm G1": ("sums G1", "combinations G1"),
     "msm G2": ("sums G2", "combinations G2"),
 }
-"""Operation -> steps that checking it needs; any other needs all."""
+"""Operation -> steps that checking it needs; any other needs those of a proof."""
 
 
 class Need(NamedTuple):

@@ -15,7 +15,7 @@ from gpuprover.cuda.source import programs
 from gpuprover.curves import CURVES
 
 from ..rows import Row
-from .cases import CPU_CODE, CPU_STEPS, CUDA_CODE, RATES_CODE, Case, Need
+from .cases import CPU_CODE, CUDA_CODE, PROOF_STEPS, RATES_CODE, Case, Need
 from .processes import start, stop
 from .rates import SOURCE
 
@@ -157,4 +157,4 @@ def _steps(need: Need) -> Sequence[Need]:
     """The steps of the CPU's code that a need stands for."""
     if need.kind != CPU_CODE:
         return ()
-    return [Need(CPU_CODE, need.curve, step) for step in ([need.step] if need.step else CPU_STEPS)]
+    return [Need(CPU_CODE, need.curve, step) for step in ([need.step] if need.step else PROOF_STEPS)]

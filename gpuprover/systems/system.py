@@ -197,6 +197,18 @@ _SYSTEMS: dict[str, str] = {
 """Name -> module:attribute of the record."""
 
 
+def late(place: str) -> Callable[..., Any]:
+    """The function at ``module:name``, whose module is imported when it is first called."""
+    module, _, name = place.partition(":")
+
+    def call(*arguments: Any) -> Any:
+        with forks.settled:
+            loaded = import_module(module)
+        return getattr(loaded, name)(*arguments)
+
+    return call
+
+
 def names() -> list[str]:
     """The proof systems that there are."""
     return list(_SYSTEMS)

@@ -565,7 +565,9 @@ def test_makespan_of_a_batch(rng: random.Random, trial: int) -> None:
 def a_batch(rng: random.Random) -> tuple[float, float, float]:
     """Until all is done; the longest proof, or all in pieces, perfectly shared; time for keys. Seconds."""
     devices = some_devices(rng)
-    shapes = {c: replace(s, parts=()) for c, s in some_shapes(rng, rng.randrange(1, 10)).items()}
+    shapes = {
+        c: replace(s, host_parts=frozenset()) for c, s in some_shapes(rng, rng.randrange(1, 10)).items()
+    }
     machine = Machine(devices, check=False)
     for _ in range(rng.randrange(1, 120)):
         circuit = rng.choice(list(shapes))

@@ -190,7 +190,13 @@ def test_proofs_right_and_wrong(shared: VerifierProcess) -> None:
         assert not shared.verify(name, public, {**proof, "pi_a": proof["pi_c"]})
     status = shared.status()
     assert (status.state, status.restarts, set(status.keys)) == ("ready", 0, set(CURVES))
-    described = {"digest": DIGESTS["bn254"], "curve": "bn254", "public": 2, "warnings": [OWN_GAMMA]}
+    described = {
+        "digest": DIGESTS["bn254"],
+        "protocol": "groth16",
+        "curve": "bn254",
+        "public": 2,
+        "warnings": [OWN_GAMMA],
+    }
     assert status.as_dict()["keys"]["bn254"] == described
     assert status.counters["valid"] >= 4
     assert status.counters["verified"] == status.counters["valid"] + status.counters["invalid"]

@@ -48,7 +48,9 @@ def setup_from_ptau(r1cs: R1CS, ptau: PowersOfTau, zkey_path: Pathish, backend: 
     """
     if ptau.curve != r1cs.curve:
         raise InvalidInput(
-            f"{ptau.path}: powers of tau over {ptau.curve.name}, expected {r1cs.curve.name} for {r1cs.source}"
+            f"powers of tau over {ptau.curve.name}, expected {r1cs.curve.name}",
+            path=ptau.path,
+            more=f"for {r1cs.source}",
         )
     log_n = log_domain(r1cs)
     ptau.require(log_n, r1cs.source)

@@ -239,6 +239,11 @@ def _indices_of(key: ProvingKey) -> Iterator[None]:
         ) from None
 
 
+def check_header(key: ProvingKey, backend: Backend) -> None:
+    """Raises MalformedFile for a point of the key's header outside its subgroup."""
+    key.check_header_subgroups(backend)
+
+
 _sound: set[int] = set()
 """``id`` of the keys that live and of which every point has been looked at."""
 

@@ -102,7 +102,7 @@ _KEY_POINTS = {
 _LENGTH_CHECK = "        if (input.length != 0) return false;\n"
 
 
-def export_verifier(verification_key: dict[str, Any], *, allow_insecure: bool = False) -> str:
+def export_verifier(verification_key: dict[str, Any], allow_insecure: bool = False) -> str:
     """The source of a contract ``Groth16Verifier`` for a key, Solidity 0.8.4 or newer.
 
     A contract may have 24,576 bytes of code, which suffices for some 350 public signals.
@@ -155,7 +155,7 @@ def export_calldata(
         UnsupportedFile: a proof over a curve without precompiles, or of another protocol.
     """
     curve = proof.get("curve", BN254.snarkjs_name) if isinstance(proof, dict) else BN254.snarkjs_name
-    _require_bn254(curve in (BN254.snarkjs_name, BN254.name), "proof")
+    _require_bn254(curve in (BN254.snarkjs_name, BN254.name), proof_source)
     parsed = parse_proof(proof, BN254, proof_source)
     signals = parse_public_signals(public_signals, BN254, source=public_source)
     x0, x1, y0, y1 = _coordinates(parsed.b)

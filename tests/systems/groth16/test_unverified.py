@@ -19,7 +19,7 @@ from gpuprover.systems.groth16 import prover
 from gpuprover.systems.groth16.key import B1, B2, A, H, ProvingKey, load_key
 from tests.support.containers import edit, put
 from tests.support.paths import VECTORS
-from tests.support.samples import curve_point, from_words, spec, to_words
+from tests.support.samples import curve_point, from_words, plain, row, spec, to_words
 
 
 def _outside(curve: CurveParams, group: Group) -> Any:
@@ -85,8 +85,8 @@ def test_the_points_of_an_unverified_proof_are_in_their_subgroups(
 
     def moved(*arguments: Any) -> Any:
         proof, group = real(*arguments), Group.G2 if part == "b" else Group.G1
-        point = spec(curve, group).add(getattr(proof, part), _outside(curve, group))
-        return dataclasses.replace(proof, **{part: point})
+        point = spec(curve, group).add(plain(curve, group, getattr(proof, part)), _outside(curve, group))
+        return dataclasses.replace(proof, **{part: row(curve, group, point)})
 
     monkeypatch.setattr(prover, "prove", moved)
     stem = VECTORS / "chain5.bls12-381"
