@@ -26,7 +26,8 @@ from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import gpus, probe
 from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey
-from gpuprover.curves import BN254, Group
+from gpuprover.curves import BN254
+from gpuprover.devices import open_backend
 from gpuprover.errors import Cancelled, DeviceError, OutOfMemory, Timeout, UnsatisfiedWitness
 from gpuprover.job import Job
 from gpuprover.systems.groth16 import prover
@@ -85,7 +86,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     monkeypatch.setattr(
         cuda.backend,
         "CudaBackend",
-        lambda curve, job, gpu, host_groups, budget: Steps(gpu, CpuBackend(curve, job)),
+        lambda curve, job, gpu, host, host_parts: Steps(gpu, CpuBackend(curve, job)),
     )
     return gpu
 
@@ -159,15 +160,15 @@ def test_a_part_that_the_cpu_does_meanwhile(
     """Where both were measured and it is predicted to pay."""
     seen = []
 
-    def opened(curve: Any, job: Any, gpu: Any, host_groups: Any, budget: Any) -> Steps:
-        seen.append(host_groups)
+    def opened(curve: Any, job: Any, gpu: Any, host: Any, host_parts: Any) -> Steps:
+        seen.append(set(host_parts))
         return Steps(gpu, CpuBackend(curve, job))
 
     monkeypatch.setattr(cuda.backend, "CudaBackend", opened)
     monkeypatch.setattr(calibration, "load", lambda: Known("cuda", part=0.5))
     assert gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING).proof == expected
     assert gpuprover.prove(made.zkey, made.wtns, blinding=BLINDING, device="cuda").proof == expected
-    assert [set(groups) for groups in seen] == [{Group.G2}, set()]
+    assert seen == [{"G2"}, set()]
 
 
 def steps_of_a_proof(gpu: FakeGpu, made: Made) -> int:
@@ -220,7 +221,7 @@ def test_each_run_draws_its_own_blinding(gpu: FakeGpu, made: Made, monkeypatch: 
         return drawn[-1]
 
     def fail(name: str) -> None:
-        if name == "linear_combination":
+        if name == "msm_many":
             raise DeviceError("cuda:0: broken")
 
     gpu.trouble = fail
@@ -347,7 +348,7 @@ def test_the_limit_on_a_gpu_reaches_its_pool(monkeypatch: pytest.MonkeyPatch) ->
     device = EmulatedDevice()
     one_gpu(monkeypatch, lambda: device)
     monkeypatch.setenv("PROVER_GPU_MEMORY_LIMIT", "3")
-    gpus.open_backend("cuda:0", BN254, Job())
+    open_backend("cuda:0", BN254, Job())
     pool = gpus._shared["cuda:0"].pool
     assert pool.limit == 3 << 20
     before = gpuprover.memory_usage().gpu_pool or 0

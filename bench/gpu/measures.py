@@ -285,7 +285,7 @@ def _msm(
     prepared = time.perf_counter() - begun
     try:
         on_gpu = partial(gpu.msm, bases, vector)
-        if on_gpu() != expected:
+        if not np.array_equal(on_gpu(), expected):
             raise Failed(f"msm {group} {curve} 2^{log}, {scalars}: the GPU's sum is not the CPU's")
         contest = [_contestant(shape, Variant(CUDA, None), partial(fastest, on_gpu))]
         if cpu:
