@@ -16,17 +16,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover.columns import Formula
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import Budget, Demand, MemoryPlan
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+if TYPE_CHECKING:
+    from gpuprover.columns import Formula
 
 Vector = Any
 """Handle: a vector over the scalar field, in Montgomery form where it lies."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form
-from gpuprover.columns import Formula
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import Demand, KeyMatrices
 from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+
+if TYPE_CHECKING:
+    from gpuprover.columns import Formula
 
 
 class Vector:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form, Term
-from gpuprover.columns import Formula
 from gpuprover.cpu import combine, layout, msm, multiples, ntt
-from gpuprover.cpu.columns import Columns
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, Field, power_blocks
 from gpuprover.cpu.msm import Points
@@ -33,6 +31,10 @@ from gpuprover.limbs import (
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from gpuprover.columns import Formula
+    from gpuprover.cpu.columns import Columns
 
 Part = TypeVar("Part", KeyBases, KeyMatrices)
 
@@ -114,12 +116,18 @@ class CpuBackend:
         self.points = CpuPoints(curve, job)
         self._scalar = Field(curve.scalar)
         self._lanes = self.path.vectors(curve.scalar)
-        self._columns = Columns(curve.scalar, self._lanes, job)
         self._coordinates = {name: Field(curve.base, group.degree) for name, group in curve.groups.items()}
         self._fixed: tuple[object, combine.FixedBase | None] = None, None
         self._session: Demand | None = None
         self._costs = _Costs(curve, job.threads, self.path)
         self._kept: multiples.Kept | None = None
+
+    @cached_property
+    def _columns(self) -> Columns:
+        """Imported when first used: a Groth16 proof starts without."""
+        from gpuprover.cpu.columns import Columns
+
+        return Columns(self.curve.scalar, self._lanes, self.job)
 
     # Memory ------------------------------------------------------------------------
 

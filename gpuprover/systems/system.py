@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 from gpuprover import forks
 from gpuprover.backend import Backend
@@ -21,9 +21,11 @@ from gpuprover.demand import Budget, Demand
 from gpuprover.errors import MalformedFile
 from gpuprover.formats.binfile import Source
 from gpuprover.formats.files import Pathish
-from gpuprover.formats.r1cs import R1CS
 from gpuprover.formats.wtns import Witness
 from gpuprover.formats.zkey import identify
+
+if TYPE_CHECKING:
+    from gpuprover.formats.r1cs import R1CS
 
 Proof = Any
 """A proof of one system, as its record's functions make and take it."""
