@@ -13,16 +13,8 @@ clock, threads and processes, and calls ``poll``, ``finished``, ``cancel`` and `
 tests are simulations.
 """
 
-from gpuprover.scheduler.admission import (
-    LOSSES,
-    Assignment,
-    Decisions,
-    Outcome,
-    Scheduler,
-    State,
-    Ticket,
-    Verdict,
-)
+from typing import TYPE_CHECKING, Any
+
 from gpuprover.scheduler.placement import (
     TIERS,
     Degrade,
@@ -35,6 +27,18 @@ from gpuprover.scheduler.placement import (
     place,
     tier_of,
 )
+
+if TYPE_CHECKING:
+    from gpuprover.scheduler.admission import (
+        LOSSES,
+        Assignment,
+        Decisions,
+        Outcome,
+        Scheduler,
+        State,
+        Ticket,
+        Verdict,
+    )
 
 __all__ = [
     "LOSSES",
@@ -56,3 +60,12 @@ __all__ = [
     "place",
     "tier_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Admission is imported when it is first asked for: one proof does without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gpuprover.scheduler import admission
+
+    return getattr(admission, name)
