@@ -309,6 +309,8 @@ READ_ONLY.flags.writeable = False
     ids=image.kind_of,
 )  # fmt: skip
 def test_kinds_are_numbas_types(value: Any) -> None:
+    import gpuprover.cpu.kernels.lanes  # noqa: F401 (gives fields of lanes their types)
+
     assert image.kind_of(value) == bake._kind(typeof(value)) != ""
 
 
