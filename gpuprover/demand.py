@@ -6,12 +6,30 @@ the scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from gpuprover.curves import CurveParams, Group
 from gpuprover.polynomial import Domain
+
+
+class Named(Protocol):
+    """A part of a key, or where it lies on a device."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Part = TypeVar("Part", bound=Named)
+
+
+def named(parts: Iterable[Part], name: str) -> Part:
+    """The part of this name. Raises ValueError if there is none."""
+    for part in parts:
+        if part.name == name:
+            return part
+    raise ValueError(f"the demand has no part called {name!r}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class Demand:
     """All that one proof asks of a device.
 
     Attributes:
-        system: the proof system's name.
+        protocol: the proof system's name.
         curve: the curve of the key.
         witness: the number of the witness's values.
         domains: the domains of transforms.
@@ -76,7 +94,7 @@ class Demand:
             read. A backend that only counts runs them to learn what a proof takes.
     """
 
-    system: str
+    protocol: str
     curve: CurveParams
     witness: int
     domains: tuple[Domain, ...]

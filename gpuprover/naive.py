@@ -19,7 +19,7 @@ from gpuprover import reference
 from gpuprover.backend import Form, Term
 from gpuprover.columns import Formula, Op
 from gpuprover.curves import AffinePoint, CurveParams, Group
-from gpuprover.demand import Budget, Demand, MemoryPlan
+from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
@@ -218,7 +218,7 @@ class NaiveBackend:
         return self._session
 
     def bases(self, name: str, points: Words) -> Bases:
-        (part,) = (bases for bases in self._demand.bases if bases.name == name)
+        part = named(self._demand.bases, name)
         return self.prepare_bases(part.group, points)
 
     def matrices(
@@ -230,13 +230,13 @@ class NaiveBackend:
         values: Words,
         form: Form,
     ) -> Matrices:
-        (part,) = (matrices for matrices in self._demand.matrices if matrices.name == name)
+        part = named(self._demand.matrices, name)
         return self.prepare_matrices(
             part.count, part.rows, matrix_index, row_index, column_index, values, form
         )
 
     def column(self, name: str, values: Words, form: Form) -> Vector:
-        (_,) = (column for column in self._demand.columns if column.name == name)
+        named(self._demand.columns, name)
         return self.upload(values, form)
 
     # Vectors -----------------------------------------------------------------

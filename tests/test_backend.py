@@ -19,10 +19,10 @@ import pytest
 from gpuprover import reference
 from gpuprover.backend import Backend, Form
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import UNLIMITED, Budget, Demand
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import Cancelled, OutOfMemory, Timeout
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words, words_to_field, words_to_ints
+from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16 import prover
@@ -145,6 +145,69 @@ def test_plan(backend: Backend) -> None:
     assert backend.plan(key_demand(curve, 16), same).total <= large.total
     with pytest.raises(OutOfMemory):
         backend.plan(key_demand(curve, 16), Budget(1 << 20, 1 << 20))
+
+
+def steps_with_a_column(values: Words, points: Words, backend: Backend) -> tuple[Words, Words]:
+    """The squares of a key's column, and their sum with a key's bases."""
+    column = backend.column("q", values, Form.MONTGOMERY)
+    squares = backend.mul(column, column)
+    bases = backend.bases("srs", points)
+    ((total,),) = backend.msm_many([([bases], squares)])
+    found = backend.download(squares)
+    backend.free(column, squares, bases)
+    return found, total
+
+
+def rehearsed(demand: Demand, backend: Backend) -> None:
+    n, curve = demand.columns[0].size, demand.curve
+    zero = np.uint64(0)
+    shapes = (n, curve.scalar.limbs), (n, curve.g1_words)
+    steps_with_a_column(np.broadcast_to(zero, shapes[0]), np.broadcast_to(zero, shapes[1]), backend)
+
+
+class Owner:
+    """Of a key's parts."""
+
+
+@pytest.mark.both_paths
+def test_parts_of_a_key_are_asked_for_by_name(backend: Backend, rng: random.Random) -> None:
+    """A column and bases, in several proofs of one key, and of another whose content differs."""
+    curve, n = backend.curve, 5
+    demand = Demand(
+        protocol="test",
+        curve=curve,
+        witness=0,
+        domains=(),
+        bases=(KeyBases("srs", Group.G1, n),),
+        matrices=(),
+        columns=(KeyColumn("q", n),),
+        together=(("srs",),),
+        rehearse=rehearsed,
+    )
+    assert backend.plan(demand, UNLIMITED).arena >= 2 * n * curve.scalar.bytes
+    keys = []
+    for _ in range(2):
+        numbers, logs = ([rng.randrange(curve.r) for _ in range(n)] for _ in range(2))
+        points = to_words(curve, Group.G1, [point(curve, Group.G1, log) for log in logs])
+        keys.append((Owner(), numbers, logs, field_to_words(curve.scalar, numbers), points))
+    for owner, numbers, logs, values, points in [*keys, *keys]:
+        with backend.session(demand, owner, UNLIMITED):
+            found, total = steps_with_a_column(values, points, backend)
+        squares = [x * x % curve.r for x in numbers]
+        assert words_to_ints(found) == squares
+        assert plain(curve, Group.G1, total) == combination(curve, Group.G1, logs, squares)
+        assert values.tobytes() == field_to_words(curve.scalar, numbers).tobytes(), (
+            "columns are not written to"
+        )
+    with pytest.raises(ValueError, match="no session is open"):
+        backend.column("q", values, Form.MONTGOMERY)
+    with backend.session(demand, owner, UNLIMITED):
+        for ask in (
+            lambda: backend.column("r", values, Form.MONTGOMERY),
+            lambda: backend.bases("B2", points),
+        ):
+            with pytest.raises(ValueError, match="no part called"):
+                ask()
 
 
 # Vectors ----------------------------------------------------------------------------

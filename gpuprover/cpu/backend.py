@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import CpuPath, path_for
 from gpuprover.cpu.points import SMALLEST_PIECE, CpuPoints, own
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import Budget, Demand, KeyBases, KeyMatrices, MemoryPlan
+from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import (
@@ -35,8 +35,6 @@ from gpuprover.rehearsal import Rehearsal
 if TYPE_CHECKING:
     from gpuprover.columns import Formula
     from gpuprover.cpu.columns import Columns
-
-Part = TypeVar("Part", KeyBases, KeyMatrices)
 
 _curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("vector_lanes")
 
@@ -183,12 +181,8 @@ class CpuBackend:
         finally:
             self._session = self._kept = None
 
-    def _part(self, parts: Iterable[Part], name: str) -> Part:
-        """The part of the session's demand that has this name."""
-        return next(part for part in parts if part.name == name)
-
     def bases(self, name: str, points: Words) -> Points:
-        group = self._part(self._demand.bases, name).group
+        group = named(self._demand.bases, name).group
         if self._kept is None:
             return self.prepare_bases(group, points)
         words = self._kept.table(group, points, self._multiples)
@@ -203,12 +197,13 @@ class CpuBackend:
         values: Words,
         form: Form,
     ) -> CpuMatrices:
-        part = self._part(self._demand.matrices, name)
+        part = named(self._demand.matrices, name)
         return self.prepare_matrices(
             part.count, part.rows, matrix_index, row_index, column_index, values, form
         )
 
     def column(self, name: str, values: Words, form: Form) -> CpuVector:
+        named(self._demand.columns, name)
         if form is Form.MONTGOMERY and values.flags.c_contiguous and values.flags.aligned:
             return CpuVector(values)
         return self.upload(values, form)

@@ -48,7 +48,7 @@ from gpuprover.cuda.sparse import (
     staging_bytes,
 )
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import Budget, Demand, MemoryPlan
+from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.job import Job
 from gpuprover.limbs import Words, address, field_to_words, ints_to_words
@@ -389,7 +389,7 @@ class CudaBackend:
         form: Form,
     ) -> DeviceMatrices:
         self.job.check()
-        part = next(part for part in self._opened.layout.matrices if part.name == name)
+        part = named(self._opened.layout.matrices, name)
         if self._hollow:
             partials = sparse.partials_bound(part.entries)
             return DeviceMatrices(MatricesShape(part.count, part.rows, partials, part.size, part.resident))
@@ -412,7 +412,7 @@ class CudaBackend:
         return DeviceMatrices(self._filled(entry, address(values), fill).on(self._device))
 
     def column(self, name: str, values: Words, form: Form) -> DeviceVector:
-        part = next(part for part in self._opened.layout.columns if part.name == name)
+        part = named(self._opened.layout.columns, name)
         if not part.resident:
             return self.upload(values, form)
         if self._hollow:

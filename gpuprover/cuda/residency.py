@@ -32,7 +32,7 @@ from gpuprover.cuda.memory import Arena, Pool, Resident, Residents, aligned, nee
 from gpuprover.cuda.msm_plan import MsmPlan, choose_plan, point_bytes
 from gpuprover.cuda.ntt import table_bytes as twiddle_bytes
 from gpuprover.curves import CurveParams, Group
-from gpuprover.demand import Demand
+from gpuprover.demand import Demand, named
 from gpuprover.errors import DeviceError, OutOfMemory
 from gpuprover.polynomial import Domain
 
@@ -330,7 +330,7 @@ class Session:
 
     def group(self, name: str) -> Group:
         """The group of the bases of this name."""
-        return next(bases.group for bases in self.demand.bases if bases.name == name)
+        return named(self.demand.bases, name).group
 
     def bases(self, name: str) -> tuple[SumsPlan, RowsPart]:
         """The sums and the part of the bases of this name."""

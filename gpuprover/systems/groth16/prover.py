@@ -32,7 +32,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, UnsatisfiedWitness, Wi
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, words_to_ints
 from gpuprover.polynomial import Coset, Domain
-from gpuprover.systems.groth16.documents import Proof
+from gpuprover.systems.groth16.documents import NAME, Proof
 from gpuprover.systems.groth16.key import COEFFICIENTS, SECTIONS, ProvingKey, coefficient_dtype
 from gpuprover.systems.groth16.verifier import verify
 
@@ -107,7 +107,7 @@ def rehearse(demand: Demand, backend: Backend) -> None:
 def demand(curve: CurveParams, n_vars: int, n_public: int, domain_size: int, n_coefficients: int) -> Demand:
     """The demand of a proof with a key of these sizes."""
     return Demand(
-        system="groth16",
+        protocol=NAME,
         curve=curve,
         witness=n_vars,
         domains=(Domain(curve.scalar, domain_size.bit_length() - 1),),
