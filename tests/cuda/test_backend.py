@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuprover
+from gpuprover.backend import Backend, Form
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import residency as gpu_module
@@ -20,10 +21,10 @@ from gpuprover.cuda.device import MAIN, Stream
 from gpuprover.cuda.memory import Block
 from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CURVES, CurveParams, Group
-from gpuprover.demand import UNLIMITED, Budget
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyColumn
 from gpuprover.formats.wtns import Witness
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words
+from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_ints
 from gpuprover.systems.groth16 import prover
 from gpuprover.systems.groth16.key import load_key
 from tests.support.containers import edit, put
@@ -273,13 +274,13 @@ def test_the_arena_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch, curve
     assert all(extent == size for extent, size in extents)
 
 
-def least(key: Any, gpu: Residency) -> int:
+def least(demand: Demand, gpu: Residency) -> int:
     """The smallest budget that a plan accepts, by bisection."""
-    backend = backend_on(gpu, key.curve, Job(threads=1))
+    backend = backend_on(gpu, demand.curve, Job(threads=1))
 
     def fits(budget: int) -> bool:
         try:
-            backend.plan(key.demand, Budget(device=budget))
+            backend.plan(demand, Budget(device=budget))
         except gpuprover.OutOfMemory:
             return False
         return True
@@ -291,6 +292,34 @@ def least(key: Any, gpu: Residency) -> int:
     return hi
 
 
+def test_columns_are_sent_where_they_do_not_fit(curve: CurveParams) -> None:
+    """Of several that are used one after another, one at a time."""
+    n, names, gpu = 64, "pqrs", opened()
+    values = field_to_words(curve.scalar, range(n))
+
+    def squares(values: Words, backend: Backend) -> list[Words]:
+        results = []
+        for name in names:
+            column = backend.column(name, values, Form.MONTGOMERY)
+            found = backend.mul(column, column)
+            results.append(backend.download(found))
+            backend.free(column, found)
+        return results
+
+    def rehearse(demand: Demand, backend: Backend) -> None:
+        squares(np.broadcast_to(np.uint64(0), values.shape), backend)
+
+    demand = Demand("test", curve, 0, (), (), (), tuple(KeyColumn(name, n) for name in names), (), rehearse)
+    backend, key = backend_on(gpu, curve, Job(threads=1)), chain_key(curve)
+    for budget, resident in ((None, True), (least(demand, gpu), False)):
+        with backend.session(demand, key, Budget(device=budget)):
+            assert backend._session is not None
+            assert {part.resident for part in backend._session.layout.columns} == {resident}
+            for found in squares(values, backend):
+                assert words_to_ints(found) == [x * x for x in range(n)]
+    assert gpu.leaked == 0
+
+
 @pytest.mark.parametrize("steps", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to the least there is the same proof; below, the exception; the limit is never passed."""
@@ -300,7 +329,7 @@ def test_less_and_less_memory(steps: int, monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(2):
         key = load_key(data)
         prove(key, witness, ample)
-    bottom = least(load_key(data), opened())
+    bottom = least(load_key(data).demand, opened())
     top = ample.pool.peak
     layouts = set()
     for limit in np.linspace(top, bottom, steps).astype(int).tolist():
@@ -326,7 +355,7 @@ def test_a_budget_bounds_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device with ample memory; its key does without tables however often it comes."""
     monkeypatch.setattr(gpu_module, "SHORTEST_SLICE", 32)
     data, witness = larger(BN254)
-    budget = least(load_key(data), opened())
+    budget = least(load_key(data).demand, opened())
     gpu, key = opened(), load_key(data)
     for _ in range(2):
         assert prove(key, witness, gpu, budget=budget) == expected(data)
