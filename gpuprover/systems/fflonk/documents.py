@@ -1,0 +1,308 @@
+"""snarkjs's FFLONK documents: verification key and proof.
+
+How points and public signals are written is in :mod:`gpuprover.formats.snarkjs_json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.errors import UnsupportedFile, about
+from gpuprover.formats.json_files import shown
+from gpuprover.formats.snarkjs_json import MAX_PUBLIC, DocumentReader, g1_to_json, g2_to_json
+from gpuprover.limbs import Words, g1_to_words, g2_to_words, generator, words_to_g1, words_to_g2
+from gpuprover.polynomial import Domain
+
+NAME = "fflonk"
+CURVE = BN254
+"""The only curve: snarkjs has cube roots of unity for no other."""
+OTHER_CURVE = "FFLONK is over BN254 only"
+MIN_POWER = 3
+"""log₂ of the smallest domain."""
+POLYNOMIALS = ("C1", "C2", "W1", "W2")
+
+
+class Evaluations(NamedTuple):
+    """A proof's values, integers in [0, r), in the order in which they are hashed and written.
+
+    Those of the key's polynomials, of a, b, c and z are at ξ; zw, t1w and t2w are z, T1 and T2 at ξω.
+    """
+
+    ql: int
+    qr: int
+    qm: int
+    qo: int
+    qc: int
+    s1: int
+    s2: int
+    s3: int
+    a: int
+    b: int
+    c: int
+    z: int
+    zw: int
+    t1w: int
+    t2w: int
+
+
+_TEXT = {"type": "string"}
+_POINT = {"items": _TEXT, "type": "array"}
+
+
+def _object(fields: dict[str, Any], title: str) -> dict[str, Any]:
+    return {"properties": fields, "type": "object", "required": [*fields], "title": title}
+
+
+PROOF_SCHEMA: dict[str, Any] = {
+    **_object(
+        {
+            "polynomials": _object({name: {**_POINT, "title": name} for name in POLYNOMIALS}, "Polynomials"),
+            "evaluations": _object(
+                {name: {**_TEXT, "title": name} for name in (*Evaluations._fields, "inv")}, "Evaluations"
+            ),
+            "protocol": {"type": "string", "const": NAME, "title": "Protocol"},
+            "curve": {"type": "string", "title": "Curve"},
+        },
+        "FflonkProof",
+    ),
+    "description": "snarkjs's document; coordinates and evaluations are decimal strings.",
+}
+"""JSON Schema of what :func:`proof_to_json` writes."""
+
+
+class Constants(NamedTuple):
+    """The numbers of the field that a key names.
+
+    Attributes:
+        k1, k2: factors that tell the columns b and c from a in the permutation.
+        w3, w4, w8: a third, fourth and eighth root of unity.
+        wr: a third root of the domain's ω.
+    """
+
+    k1: int
+    k2: int
+    w3: int
+    w4: int
+    w8: int
+    wr: int
+
+    def problem(self, power: int) -> tuple[str, str] | None:
+        """What is wrong with them for a domain of 2^power elements: (name, sentence), or None."""
+        fr, r = CURVE.scalar, CURVE.r
+        n = 1 << power
+        ratio = self.k2 * pow(self.k1, -1, r) if self.k1 else 0
+        for name, k in (("k1", self.k1), ("k2", self.k2), ("k2", ratio)):
+            if pow(k, n, r) in (0, 1):
+                return name, "1, k1 and k2 have to be in different cosets of the domain"
+        if self.w3 == 1 or pow(self.w3, 3, r) != 1:
+            return "w3", "expected a third root of unity that is not 1"
+        for name, root, log in (("w4", self.w4, 2), ("w8", self.w8, 3)):
+            if root != fr.root_of_unity(log):
+                return name, f"expected snarkjs's root of unity of order {1 << log}"
+        if pow(self.wr, 3, r) != fr.root_of_unity(power):
+            return "wr", "expected a third root of the domain's root of unity"
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationKey:
+    """What an FFLONK verifier needs: points on their curves, uint64[words] (subgroups not checked here).
+
+    Attributes:
+        power: log₂ of the domain's size.
+        constants: numbers that fit together.
+        x2: τ·G2.
+        c0: the commitment to the key's eight polynomials.
+        source: where it came from, for messages; equal keys may differ in it.
+    """
+
+    n_public: int
+    power: int
+    constants: Constants
+    x2: Words
+    c0: Words
+    source: str = "verification key"
+
+    @cached_property
+    def _values(self) -> tuple[object, ...]:
+        return self.n_public, self.power, self.constants, self.x2.tobytes(), self.c0.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return self._values == other._values if isinstance(other, VerificationKey) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    @property
+    def protocol(self) -> str:
+        return NAME
+
+    @property
+    def curve(self) -> CurveParams:
+        return CURVE
+
+    @cached_property
+    def domain(self) -> Domain:
+        return Domain(CURVE.scalar, self.power)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of the key's values: equal exactly for equal keys, however written."""
+        document = json.dumps(self.document, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(document.encode()).hexdigest()
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """What ``snarkjs zkey export verificationkey`` writes."""
+        k = self.constants
+        (x2,), (c0,) = words_to_g2(CURVE, self.x2), words_to_g1(CURVE, self.c0)
+        return {
+            "protocol": NAME,
+            "curve": CURVE.snarkjs_name,
+            "nPublic": self.n_public,
+            "power": self.power,
+            "k1": str(k.k1),
+            "k2": str(k.k2),
+            "w": str(self.domain.omega),
+            "w3": str(k.w3),
+            "w4": str(k.w4),
+            "w8": str(k.w8),
+            "wr": str(k.wr),
+            "X_2": g2_to_json(x2),
+            "C0": g1_to_json(c0),
+        }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that whoever trusts the key has to read."""
+        return key_warnings(self.x2)
+
+
+KNOWN_TAU = (
+    "tau of this key is 1 or -1: its powers of tau are of a ceremony that nobody contributed to, and anyone "
+    "can forge proofs for it. Make the key anew from another .ptau file"
+)
+
+
+def key_warnings(x2: Words) -> tuple[str, ...]:
+    """What τ·G2, uint64[g2_words], says of a key. Other τ may be known to somebody all the same."""
+    half = len(x2) // 2
+    known = np.array_equal(x2[:half], generator(CURVE, Group.G2)[:half])
+    return (KNOWN_TAU,) if known else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """An FFLONK proof: points on the curve and values in [0, r).
+
+    Attributes:
+        points: the commitments C1, C2, W1, W2, uint64[4, g1_words].
+        evaluations: what the committed polynomials are at ξ and ξω.
+        inv: one over what a verifier divides by, for contracts.
+    """
+
+    points: Words
+    evaluations: Evaluations
+    inv: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Proof):
+            return NotImplemented
+        values = (self.evaluations, self.inv) == (other.evaluations, other.inv)
+        return values and np.array_equal(self.points, other.points)
+
+
+def sample_proof(key: VerificationKey) -> Proof:
+    """The generator and ones in place of a proof's points and values."""
+    points = np.tile(generator(CURVE, Group.G1), (len(POLYNOMIALS), 1))
+    return Proof(points, Evaluations(*[1] * len(Evaluations._fields)), 1)
+
+
+def proof_to_json(proof: Proof, curve: CurveParams) -> dict[str, Any]:
+    """The document that ``snarkjs fflonk prove`` writes."""
+    points = words_to_g1(curve, proof.points)
+    return {
+        "polynomials": {name: g1_to_json(p) for name, p in zip(POLYNOMIALS, points, strict=True)},
+        "evaluations": {
+            **{name: str(value) for name, value in proof.evaluations._asdict().items()},
+            "inv": str(proof.inv),
+        },
+        "protocol": NAME,
+        "curve": curve.snarkjs_name,
+    }
+
+
+@about("verification key")
+def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
+    """Checks a verification key document.
+
+    Raises:
+        MalformedFile: a field is missing, out of range, off the curve, or does not fit to the others.
+        UnsupportedFile: another protocol or curve.
+    """
+    reader = DocumentReader(document, source, "an FFLONK verification key")
+    reader.protocol(NAME, required=True)
+    if reader.curve(None) != CURVE:
+        raise UnsupportedFile(source, "curve", OTHER_CURVE)
+    n_public, power = (_whole(reader, name) for name in ("nPublic", "power"))
+    if not MIN_POWER <= power <= CURVE.scalar.two_adicity:
+        reader.fail("power", f"{power}, expected {MIN_POWER} to {CURVE.scalar.two_adicity}")
+    if n_public > (1 << power) - 2:
+        reader.fail("nPublic", f"{n_public} public signals, more than a domain of 2^{power} has room for")
+    constants = Constants(*(reader.scalar(CURVE, name, reader.field(name)) for name in Constants._fields))
+    if reader.scalar(CURVE, "w", reader.field("w")) != CURVE.scalar.root_of_unity(power):
+        reader.fail("w", f"expected snarkjs's root of unity of order 2^{power}")
+    problem = constants.problem(power)
+    if problem:
+        reader.fail(*problem)
+    x2 = reader.g2(CURVE, "X_2", reader.field("X_2"))
+    c0 = reader.g1(CURVE, "C0", reader.field("C0"))
+    for name, point in (("X_2", x2), ("C0", c0)):
+        if point is None:
+            reader.fail(name, "the point at infinity, which no sound key has")
+    return VerificationKey(
+        n_public, power, constants, g2_to_words(CURVE, [x2])[0], g1_to_words(CURVE, [c0])[0], source
+    )
+
+
+@about("proof")
+def parse_proof(document: object, curve: CurveParams, source: str = "proof", strict: bool = False) -> Proof:
+    """Checks a proof document for a curve; ``protocol`` and ``curve`` may be absent.
+
+    ``strict``: numbers have to be decimal text without leading zeros.
+
+    Raises:
+        MalformedFile: a point or a value is missing, out of range or off the curve.
+        UnsupportedFile: it says that it is of another protocol or curve.
+    """
+    reader = DocumentReader(document, source, "an FFLONK proof", strict)
+    reader.protocol(NAME, required=False)
+    reader.curve(curve)
+    points = [reader.g1(curve, *_entry(reader, "polynomials", name)) for name in POLYNOMIALS]
+    names = (*Evaluations._fields, "inv")
+    *values, inv = (reader.scalar(curve, *_entry(reader, "evaluations", name)) for name in names)
+    return Proof(g1_to_words(curve, points), Evaluations(*values), inv)
+
+
+def _whole(reader: DocumentReader, name: str) -> int:
+    value = reader.field(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_PUBLIC:
+        reader.fail(name, f"expected a whole number, found {shown(value)}")
+    return value
+
+
+def _entry(reader: DocumentReader, group: str, name: str) -> tuple[str, Any]:
+    """(part, value) of a field of an object in the document."""
+    fields = reader.field(group)
+    if not isinstance(fields, dict):
+        reader.fail(group, f"expected an object, found {shown(fields)}")
+    if name not in fields:
+        reader.fail(f"{group}.{name}", "missing from the document")
+    return f"{group}.{name}", fields[name]
