@@ -5,8 +5,6 @@ How points and public signals are written is in :mod:`gpuprover.formats.snarkjs_
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,16 +14,17 @@ import numpy as np
 from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.errors import UnsupportedFile, about
 from gpuprover.formats.json_files import shown
-from gpuprover.formats.snarkjs_json import MAX_PUBLIC, DocumentReader, g1_to_json, g2_to_json
+from gpuprover.formats.snarkjs_json import DocumentReader, g1_to_json, g2_to_json
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, generator, words_to_g1, words_to_g2
+from gpuprover.plonkish.documents import digest, read_root, read_shifts, read_sizes
 from gpuprover.polynomial import Domain
 
 NAME = "fflonk"
 CURVE = BN254
 """The only curve: snarkjs has cube roots of unity for no other."""
 OTHER_CURVE = "FFLONK is over BN254 only"
-MIN_POWER = 3
-"""log₂ of the smallest domain."""
+RESERVED = 2
+"""Rows at the end of the domain that are no gates: a, b and c are blinded there."""
 POLYNOMIALS = ("C1", "C2", "W1", "W2")
 
 
@@ -93,14 +92,9 @@ class Constants(NamedTuple):
     w8: int
     wr: int
 
-    def problem(self, power: int) -> tuple[str, str] | None:
-        """What is wrong with them for a domain of 2^power elements: (name, sentence), or None."""
+    def bad_root(self, power: int) -> tuple[str, str] | None:
+        """The root that is none, for a domain of 2^power elements: (name, what was expected); else None."""
         fr, r = CURVE.scalar, CURVE.r
-        n = 1 << power
-        ratio = self.k2 * pow(self.k1, -1, r) if self.k1 else 0
-        for name, k in (("k1", self.k1), ("k2", self.k2), ("k2", ratio)):
-            if pow(k, n, r) in (0, 1):
-                return name, "1, k1 and k2 have to be in different cosets of the domain"
         if self.w3 == 1 or pow(self.w3, 3, r) != 1:
             return "w3", "expected a third root of unity that is not 1"
         for name, root, log in (("w4", self.w4, 2), ("w8", self.w8, 3)):
@@ -155,8 +149,7 @@ class VerificationKey:
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex of the key's values: equal exactly for equal keys, however written."""
-        document = json.dumps(self.document, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(document.encode()).hexdigest()
+        return digest(self.document)
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -251,15 +244,15 @@ def parse_verification_key(document: object, source: str = "verification key") -
     reader.protocol(NAME, required=True)
     if reader.curve(None) != CURVE:
         raise UnsupportedFile(source, "curve", OTHER_CURVE)
-    n_public, power = (_whole(reader, name) for name in ("nPublic", "power"))
-    if not MIN_POWER <= power <= CURVE.scalar.two_adicity:
-        reader.fail("power", f"{power}, expected {MIN_POWER} to {CURVE.scalar.two_adicity}")
-    if n_public > (1 << power) - 2:
-        reader.fail("nPublic", f"{n_public} public signals, more than a domain of 2^{power} has room for")
-    constants = Constants(*(reader.scalar(CURVE, name, reader.field(name)) for name in Constants._fields))
-    if reader.scalar(CURVE, "w", reader.field("w")) != CURVE.scalar.root_of_unity(power):
-        reader.fail("w", f"expected snarkjs's root of unity of order 2^{power}")
-    problem = constants.problem(power)
+    n_public, power = read_sizes(reader, CURVE)
+    if n_public > (1 << power) - RESERVED:
+        reader.fail(
+            "nPublic", f"{n_public} public signals on 2^{power} rows, {RESERVED} of which are blinding"
+        )
+    read_root(reader, CURVE, power)
+    roots = (reader.scalar(CURVE, name, reader.field(name)) for name in ("w3", "w4", "w8", "wr"))
+    constants = Constants(*read_shifts(reader, CURVE, power), *roots)
+    problem = constants.bad_root(power)
     if problem:
         reader.fail(*problem)
     x2 = reader.g2(CURVE, "X_2", reader.field("X_2"))
@@ -289,13 +282,6 @@ def parse_proof(document: object, curve: CurveParams, source: str = "proof", str
     names = (*Evaluations._fields, "inv")
     *values, inv = (reader.scalar(curve, *_entry(reader, "evaluations", name)) for name in names)
     return Proof(g1_to_words(curve, points), Evaluations(*values), inv)
-
-
-def _whole(reader: DocumentReader, name: str) -> int:
-    value = reader.field(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_PUBLIC:
-        reader.fail(name, f"expected a whole number, found {shown(value)}")
-    return value
 
 
 def _entry(reader: DocumentReader, group: str, name: str) -> tuple[str, Any]:

@@ -81,12 +81,15 @@ def test_own_proofs(name: str, backend: Backend) -> None:
 
 def test_proofs_of_snarkjs(data_dir: Path, backend: Backend) -> None:
     folder = data_dir / "plonk" / "fixed"
-    stems = [str(p).removesuffix(".fflonk.b-fixed.proof.json") for p in folder.rglob("*.fflonk.b-fixed.proof.json")]
+    stems = [
+        str(p).removesuffix(".fflonk.b-fixed.proof.json") for p in folder.rglob("*.fflonk.b-fixed.proof.json")
+    ]
     assert len(stems) > 8
     for stem in stems:
         assert holds(case(Path(stem)), backend), stem
 
 
+@pytest.mark.slow
 def test_the_reference_agrees() -> None:
     """Pairings by definition take a second each."""
     given, backend = case(OWN / "one-gate"), open_backend("reference", BN254, Job())
