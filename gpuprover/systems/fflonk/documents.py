@@ -14,9 +14,9 @@ import numpy as np
 from gpuprover.curves import BN254, CurveParams, Group
 from gpuprover.errors import UnsupportedFile, about
 from gpuprover.formats.json_files import shown
-from gpuprover.formats.snarkjs_json import DocumentReader, g1_to_json, g2_to_json
-from gpuprover.limbs import Words, g1_to_words, g2_to_words, generator, words_to_g1, words_to_g2
-from gpuprover.plonkish.documents import digest, read_root, read_shifts, read_sizes
+from gpuprover.formats.snarkjs_json import DocumentReader, g2_to_json
+from gpuprover.limbs import Words, g1_to_words, generator, words_to_g2
+from gpuprover.plonkish import documents as shared
 from gpuprover.polynomial import Domain
 
 NAME = "fflonk"
@@ -112,7 +112,7 @@ class VerificationKey:
     Attributes:
         power: log₂ of the domain's size.
         constants: numbers that fit together.
-        x2: τ·G2.
+        tau_g2: τ·G2, which snarkjs calls X_2.
         c0: the commitment to the key's eight polynomials.
         source: where it came from, for messages; equal keys may differ in it.
     """
@@ -120,13 +120,13 @@ class VerificationKey:
     n_public: int
     power: int
     constants: Constants
-    x2: Words
+    tau_g2: Words
     c0: Words
     source: str = "verification key"
 
     @cached_property
     def _values(self) -> tuple[object, ...]:
-        return self.n_public, self.power, self.constants, self.x2.tobytes(), self.c0.tobytes()
+        return self.n_public, self.power, self.constants, self.tau_g2.tobytes(), self.c0.tobytes()
 
     def __eq__(self, other: object) -> bool:
         return self._values == other._values if isinstance(other, VerificationKey) else NotImplemented
@@ -149,13 +149,13 @@ class VerificationKey:
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex of the key's values: equal exactly for equal keys, however written."""
-        return digest(self.document)
+        return shared.digest(self.document)
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """What ``snarkjs zkey export verificationkey`` writes."""
         k = self.constants
-        (x2,), (c0,) = words_to_g2(CURVE, self.x2), words_to_g1(CURVE, self.c0)
+        (tau_g2,) = words_to_g2(CURVE, self.tau_g2)
         return {
             "protocol": NAME,
             "curve": CURVE.snarkjs_name,
@@ -168,27 +168,14 @@ class VerificationKey:
             "w4": str(k.w4),
             "w8": str(k.w8),
             "wr": str(k.wr),
-            "X_2": g2_to_json(x2),
-            "C0": g1_to_json(c0),
+            "X_2": g2_to_json(tau_g2),
+            **shared.points_to_json(CURVE, {"C0": self.c0}),
         }
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences that whoever trusts the key has to read."""
-        return key_warnings(self.x2)
-
-
-KNOWN_TAU = (
-    "tau of this key is 1 or -1: its powers of tau are of a ceremony that nobody contributed to, and anyone "
-    "can forge proofs for it. Make the key anew from another .ptau file"
-)
-
-
-def key_warnings(x2: Words) -> tuple[str, ...]:
-    """What τ·G2, uint64[g2_words], says of a key. Other τ may be known to somebody all the same."""
-    half = len(x2) // 2
-    known = np.array_equal(x2[:half], generator(CURVE, Group.G2)[:half])
-    return (KNOWN_TAU,) if known else ()
+        return shared.key_warnings(CURVE, self.tau_g2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +207,8 @@ def sample_proof(key: VerificationKey) -> Proof:
 
 def proof_to_json(proof: Proof, curve: CurveParams) -> dict[str, Any]:
     """The document that ``snarkjs fflonk prove`` writes."""
-    points = words_to_g1(curve, proof.points)
     return {
-        "polynomials": {name: g1_to_json(p) for name, p in zip(POLYNOMIALS, points, strict=True)},
+        "polynomials": shared.points_to_json(curve, dict(zip(POLYNOMIALS, proof.points, strict=True))),
         "evaluations": {
             **{name: str(value) for name, value in proof.evaluations._asdict().items()},
             "inv": str(proof.inv),
@@ -244,25 +230,22 @@ def parse_verification_key(document: object, source: str = "verification key") -
     reader.protocol(NAME, required=True)
     if reader.curve(None) != CURVE:
         raise UnsupportedFile(source, "curve", OTHER_CURVE)
-    n_public, power = read_sizes(reader, CURVE)
+    n_public, power = shared.read_sizes(reader, CURVE)
     if n_public > (1 << power) - RESERVED:
         reader.fail(
             "nPublic", f"{n_public} public signals on 2^{power} rows, {RESERVED} of which are blinding"
         )
-    read_root(reader, CURVE, power)
+    shared.read_root(reader, CURVE, power)
     roots = (reader.scalar(CURVE, name, reader.field(name)) for name in ("w3", "w4", "w8", "wr"))
-    constants = Constants(*read_shifts(reader, CURVE, power), *roots)
+    constants = Constants(*shared.read_shifts(reader, CURVE, power), *roots)
     problem = constants.bad_root(power)
     if problem:
         reader.fail(*problem)
-    x2 = reader.g2(CURVE, "X_2", reader.field("X_2"))
-    c0 = reader.g1(CURVE, "C0", reader.field("C0"))
-    for name, point in (("X_2", x2), ("C0", c0)):
-        if point is None:
-            reader.fail(name, "the point at infinity, which no sound key has")
-    return VerificationKey(
-        n_public, power, constants, g2_to_words(CURVE, [x2])[0], g1_to_words(CURVE, [c0])[0], source
-    )
+    tau_g2 = shared.read_tau(reader, CURVE)
+    c0 = shared.read_points(reader, CURVE, ["C0"])["C0"]
+    if not c0.any():
+        reader.fail("C0", "the point at infinity, which no sound key has")
+    return VerificationKey(n_public, power, constants, tau_g2, c0, source)
 
 
 @about("proof")

@@ -19,9 +19,8 @@ from gpuprover.caching import Cache
 from gpuprover.commitments import kzg
 from gpuprover.commitments.kzg import Opening
 from gpuprover.curves import Group
-from gpuprover.errors import MalformedFile, UnsupportedFile
-from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.limbs import Words
+from gpuprover.plonkish.verification import outside, parsed
 from gpuprover.polynomial import Domain
 from gpuprover.systems.fflonk.documents import (
     CURVE,
@@ -45,14 +44,10 @@ def _check_key(key: VerificationKey, points: PointMath, source: str) -> None:
     """Raises MalformedFile for a point outside its subgroup; looks at a key once."""
     if _sound.get(key):
         return
-    for name, group, point in (("X_2", Group.G2, key.x2), ("C0", Group.G1, key.c0)):
+    for name, group, point in (("X_2", Group.G2, key.tau_g2), ("C0", Group.G1, key.c0)):
         if points.first_bad_point(group, point[None]) >= 0:
-            raise _outside(source, "verification key", name)
+            raise outside(source, "verification key", name)
     _sound.put(key, True, 1)
-
-
-def _outside(source: str, role: str, part: str) -> MalformedFile:
-    return MalformedFile(source, part, "the point is outside the subgroup of order r", role=role)
 
 
 def verify(
@@ -72,9 +67,9 @@ def verify(
     _check_key(key, points, key_source)
     bad = points.first_bad_point(Group.G1, proof.points)
     if bad >= 0:
-        raise _outside(proof_source, "proof", f"polynomials.{POLYNOMIALS[bad]}")
+        raise outside(proof_source, "proof", f"polynomials.{POLYNOMIALS[bad]}")
     opening = claim(key, public, proof)
-    return opening is not None and kzg.check(points, key.x2, [opening])
+    return opening is not None and kzg.check(points, key.tau_g2, [opening])
 
 
 def verify_batch(
@@ -94,7 +89,7 @@ def verify_batch(
             backend.job.check()
             if points.first_bad_point(Group.G1, proof.points) < 0 and (opening := claim(key, public, proof)):
                 claims.append((i, [opening]))
-        holds = kzg.check_each(points, key.x2, [claimed for _, claimed in claims])
+        holds = kzg.check_each(points, key.tau_g2, [claimed for _, claimed in claims])
         for (i, _), value in zip(claims, holds, strict=True):
             results[i] = value
     return results
@@ -104,13 +99,7 @@ def verify_documents(
     key: VerificationKey, statements: Sequence[tuple[object, object]], backend: Backend
 ) -> list[bool]:
     """As :func:`verify_batch`, for pairs of documents (public signals, proof); a damaged one is False."""
-    good: list[tuple[int, tuple[list[int], Proof]]] = []
-    for i, (signals, document) in enumerate(statements):
-        try:
-            public = parse_public_signals(signals, key.curve, key.n_public)
-            good.append((i, (public, parse_proof(document, key.curve))))
-        except (MalformedFile, UnsupportedFile):
-            continue
+    good = list(parsed(CURVE, key.n_public, statements, parse_proof))
     results = [False] * len(statements)
     holds = verify_batch(key, [statement for _, statement in good], backend)
     for (i, _), value in zip(good, holds, strict=True):

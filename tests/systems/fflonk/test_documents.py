@@ -13,8 +13,8 @@ import pytest
 from gpuprover.curves import BLS12_381, BN254, Group
 from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.limbs import generator, negative
+from gpuprover.plonkish.documents import KNOWN_TAU
 from gpuprover.systems.fflonk.documents import (
-    KNOWN_TAU,
     PROOF_SCHEMA,
     Evaluations,
     Proof,
@@ -75,7 +75,7 @@ def test_digest_and_equality_are_of_the_values() -> None:
         replace(key, power=7),
         replace(key, constants=key.constants._replace(k1=5)),
         replace(key, c0=negative(BN254, key.c0)),
-        replace(key, x2=generator(BN254, Group.G2)),
+        replace(key, tau_g2=generator(BN254, Group.G2)),
     ]
     assert len({k.digest for k in (key, *others)}) == len(set(others) | {key}) == 6
     assert key != written
@@ -173,6 +173,7 @@ def test_bad_values(name: str, value: Any, problem: str) -> None:
 
 def test_documents_of_another_kind() -> None:
     proof, vkey = document("b-fixed.proof"), document("vkey")
+    other: Any
     for other in ([], "x", 5, None):
         with pytest.raises(MalformedFile, match="expected an FFLONK proof"):
             parse_proof(other, BN254)
@@ -243,13 +244,13 @@ def test_bad_verification_keys(name: str, value: Any, problem: str) -> None:
 
 def test_a_known_tau_is_told_of(key: VerificationKey) -> None:
     one = generator(BN254, Group.G2)
-    minus_one = parse_verification_key({**document("vkey"), "X_2": g2_negative()}).x2
-    for x2 in (one, minus_one):
-        assert replace(key, x2=x2).warnings == (KNOWN_TAU,)
+    minus_one = parse_verification_key({**document("vkey"), "X_2": g2_negative()}).tau_g2
+    for tau_g2 in (one, minus_one):
+        assert replace(key, tau_g2=tau_g2).warnings == (KNOWN_TAU,)
 
 
 def g2_negative() -> list[list[str]]:
     point = BN254.group(Group.G2).generator
     assert point is not None
     x, y = point
-    return [[str(c) for c in x], [str(Q - c) for c in y], ["1", "0"]]  # type: ignore[union-attr, operator]
+    return [[str(c) for c in x], [str(Q - c) for c in y], ["1", "0"]]  # type: ignore[union-attr]

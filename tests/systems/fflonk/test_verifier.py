@@ -147,7 +147,7 @@ def test_other_keys(quirks: Case, backend: Backend) -> None:
         replace(quirks.key, c0=other.c0),
         replace(quirks.key, power=7, constants=other.constants),
         replace(quirks.key, constants=quirks.key.constants._replace(k1=5)),
-        replace(quirks.key, x2=parse_verification_key(known_tau()).x2),
+        replace(quirks.key, tau_g2=parse_verification_key(known_tau()).tau_g2),
     ):
         assert not verifier.verify(key, quirks.public, quirks.proof, backend)
 
@@ -192,7 +192,7 @@ def test_points_off_the_curve(
     outside = to_words(BN254, Group.G2, [curve_point(BN254, Group.G2, rng)])[0]
     off = quirks.key.c0.copy()
     off[0] ^= np.uint64(1)
-    for key, name in ((replace(quirks.key, x2=outside), "X_2"), (replace(quirks.key, c0=off), "C0")):
+    for key, name in ((replace(quirks.key, tau_g2=outside), "X_2"), (replace(quirks.key, c0=off), "C0")):
         for call in (
             lambda key=key: verifier.verify(key, quirks.public, quirks.proof, backend),
             lambda key=key: verifier.verify_batch(key, [], backend),
