@@ -105,10 +105,6 @@ class PointMath(Protocol):
         """
         ...
 
-    def keccak256(self, data: bytes) -> bytes:
-        """The digest of Ethereum's hash, 32 bytes: a transcript over these points."""
-        ...
-
 
 class Term(NamedTuple):
     """scalar·X^shift·v, with v the polynomial of these coefficients: see :meth:`Backend.combine`.

@@ -4,7 +4,7 @@ SHA3-256 differs in the padding only, and Python's ``hashlib`` has no other: ``s
 another digest. Source: Bertoni, Daemen, Peeters, Van Assche, "The Keccak reference", version 3.0, 2011.
 
 The function here is the specification: a block of 136 bytes takes it more than half a millisecond. The CPU's
-kernel, :meth:`gpuprover.backend.PointMath.keccak256`, takes the constants from here.
+kernel, :func:`gpuprover.devices.keccak256`, takes the constants from here.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from gpuprover.curves import AffinePoint, CurveParams, Group
 from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import OutOfMemory
 from gpuprover.job import Job
-from gpuprover.keccak import keccak256
 from gpuprover.limbs import (
     Words,
     field_to_words,
@@ -113,9 +112,6 @@ class NaivePoints:
         if self.first_bad_point(Group.G2, g2) >= 0:
             return False
         return reference.pairing_check(self.curve, words_to_g1(self.curve, g1), words_to_g2(self.curve, g2))
-
-    def keccak256(self, data: bytes) -> bytes:
-        return keccak256(data)
 
     def _group(self, group: Group) -> reference.EllipticCurve:
         return reference.group(self.curve, group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -241,6 +240,3 @@ class _Points:
 
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
         return np.zeros(group.words(self._curve), dtype=np.uint64)
-
-    def keccak256(self, data: bytes) -> bytes:
-        return hashlib.sha3_256(data).digest()  # any digest: a challenge without meaning

@@ -11,14 +11,14 @@ caller's to check.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Literal, Protocol
 
 from gpuprover.curves import CurveParams
+from gpuprover.devices import keccak256
 from gpuprover.formats.compressed import compress_g1
-from gpuprover.keccak import keccak256
 from gpuprover.limbs import Words, words_to_field
 
 
@@ -58,14 +58,10 @@ class Keccak256Transcript:
     as a big-endian integer mod r: each begins with nothing, and a system whose challenge depends on an
     earlier one absorbs that. Scalars are 32 bytes, points their coordinates x and y in the bytes of the base
     field, all big-endian and canonical; infinity is all zeros. There are no labels and no lengths.
-
-    Args:
-        hash_of: Keccak-256 of bytes. Provers and verifiers hand in a backend's ``points.keccak256``, which
-            takes microseconds; the specification, which is the default, takes a millisecond.
     """
 
-    def __init__(self, curve: CurveParams, hash_of: Callable[[bytes], bytes] = keccak256) -> None:
-        self.curve, self._hash_of = curve, hash_of
+    def __init__(self, curve: CurveParams) -> None:
+        self.curve = curve
         self._absorbed = bytearray()
 
     def absorb_scalars(self, *values: int) -> bytes:
@@ -81,7 +77,7 @@ class Keccak256Transcript:
         return data
 
     def challenge(self) -> int:
-        digest = self._hash_of(bytes(self._absorbed))
+        digest = keccak256(bytes(self._absorbed))
         self._absorbed.clear()
         return int.from_bytes(digest, "big") % self.curve.r
 

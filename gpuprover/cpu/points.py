@@ -111,8 +111,3 @@ class CpuPoints:
         if len(g1) != len(g2):
             raise ValueError(f"{len(g1)} points of G1 and {len(g2)} of G2")
         return pairing.pairing_check(self.curve, g1, g2, fixed, self.path, self.job)
-
-    def keccak256(self, data: bytes) -> bytes:
-        from gpuprover.cpu.keccak import keccak256  # Groth16 does without
-
-        return keccak256(data)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpuprover import devices
 from gpuprover.commitments.transcript import (
     Blake2bTranscript,
     Keccak256Transcript,
@@ -24,7 +25,6 @@ from gpuprover.formats.compressed import compress_g1, decompress_g1
 from gpuprover.keccak import RATE, SHA3, keccak256
 from gpuprover.limbs import Words, g1_to_words
 from tests.support.paths import VECTORS
-from tests.support.samples import cpu_points
 
 CASES: dict[str, Any] = json.loads((VECTORS / "transcripts.json").read_text())
 
@@ -42,12 +42,11 @@ def test_keccak_of_known_messages() -> None:
 def test_keccak_is_sha3_with_another_padding(rng: random.Random) -> None:
     """With SHA3's padding it is what hashlib has; where a block is not yet full, full, and begun."""
     lengths = [k * RATE + i for k in (1, 2, 5) for i in (-2, -1, 0, 1)]
-    kernel = cpu_points(BN254).keccak256
     for length in (0, 1, *lengths, *rng.sample(range(2 * RATE), 30)):
         data = rng.randbytes(length)
         assert keccak256(data, SHA3) == hashlib.sha3_256(data).digest(), length
         assert keccak256(data) != hashlib.sha3_256(data).digest()
-        assert kernel(data) == keccak256(data), length
+        assert devices.keccak256(data) == keccak256(data), length
 
 
 # snarkjs ---------------------------------------------------------------------------------
@@ -62,7 +61,7 @@ def plonk_challenges(case: dict[str, Any]) -> dict[str, int]:
     """As snarkjs' verifier makes them; without u, which is in no document."""
     proof, key = case["proof"], case["vkey"]
     curve = curve_by_name(key["curve"])
-    transcript = Keccak256Transcript(curve, cpu_points(curve).keccak256)
+    transcript = Keccak256Transcript(curve)
 
     def absorb(document: dict[str, Any], *names: str) -> None:
         for name in names:
