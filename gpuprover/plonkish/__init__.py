@@ -1,0 +1,1 @@
+"""What PLONK and FFLONK share."""
