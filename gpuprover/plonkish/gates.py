@@ -139,11 +139,14 @@ class _Columns(NamedTuple):
 
 def _columns(gates: int, additions: int, limbs: int) -> _Columns:
     """Columns of zeros."""
-    signals = [np.zeros(gates, dtype=np.uint32) for _ in range(3)]
-    selectors = [np.zeros((gates, limbs), dtype=np.uint64) for _ in range(5)]
-    operands = [np.zeros(additions, dtype=np.uint32) for _ in range(2)]
-    factors = [np.zeros((additions, limbs), dtype=np.uint64) for _ in range(2)]
-    return _Columns(*signals, *selectors, *operands, *factors)
+
+    def signals(rows: int, count: int) -> list[Any]:
+        return [np.zeros(rows, dtype=np.uint32) for _ in range(count)]
+
+    def values(rows: int, count: int) -> list[Any]:
+        return [np.zeros((rows, limbs), dtype=np.uint64) for _ in range(count)]
+
+    return _Columns(*signals(gates, 3), *values(gates, 5), *signals(additions, 2), *values(additions, 2))
 
 
 def _public_gates(r1cs: R1CS) -> _Columns:
