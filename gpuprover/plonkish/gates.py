@@ -24,6 +24,8 @@ from gpuprover.backend import Backend, Form
 from gpuprover.formats.r1cs import R1CS, SparseRows, row_blocks
 from gpuprover.limbs import Words, field_to_words
 
+SELECTORS = ("qm", "ql", "qr", "qo", "qc")
+"""A gate's coefficients: of a·b, of a, of b, of c, and the constant."""
 BLOCK_TERMS = 1 << 16
 """Constraints or terms that are treated at once."""
 
@@ -38,7 +40,7 @@ class Gates:
 
     Attributes:
         a, b, c: uint32[m], the signals of each gate; internal ones come after all others.
-        qm, ql, qr, qo, qc: uint64[m, limbs], Montgomery.
+        selectors: uint64[m, limbs] for each name of :data:`SELECTORS`, Montgomery.
         left, right: uint32[additions], the signals that each internal signal is a combination of.
         left_factors, right_factors: uint64[additions, limbs], Montgomery.
         wires: the number of signals of the constraint system, the constant included.
@@ -48,11 +50,7 @@ class Gates:
     a: NDArray[np.uint32] = field(repr=False)
     b: NDArray[np.uint32] = field(repr=False)
     c: NDArray[np.uint32] = field(repr=False)
-    qm: Words = field(repr=False)
-    ql: Words = field(repr=False)
-    qr: Words = field(repr=False)
-    qo: Words = field(repr=False)
-    qc: Words = field(repr=False)
+    selectors: dict[str, Words] = field(repr=False)
     left: NDArray[np.uint32] = field(repr=False)
     right: NDArray[np.uint32] = field(repr=False)
     left_factors: Words = field(repr=False)
@@ -93,9 +91,10 @@ def gates_of(r1cs: R1CS, keep_zeros: bool, backend: Backend) -> Gates:
         backend.job.report(stop / r1cs.n_constraints)
     # Column after column, so that only one of them is there twice.
     columns: list[list[NDArray[Any]]] = [list(column) for column in zip(*blocks, strict=True)]
-    blocks.clear()
-    joined = _Columns(*(_joined(column) for column in columns))
-    return Gates(**joined._asdict(), wires=r1cs.n_wires, n_public=r1cs.n_public)
+    del blocks
+    joined = _Columns(*(_joined(column) for column in columns))._asdict()
+    selectors = {name: joined.pop(name) for name in SELECTORS}
+    return Gates(**joined, selectors=selectors, wires=r1cs.n_wires, n_public=r1cs.n_public)
 
 
 def most_gates(r1cs: R1CS) -> tuple[int, int]:
@@ -121,7 +120,7 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 class _Columns(NamedTuple):
-    """Gates and internal signals of some rows: arrays as those of :class:`Gates`, in its order."""
+    """Gates and internal signals of some rows: arrays as those of :class:`Gates`."""
 
     a: NDArray[np.uint32]
     b: NDArray[np.uint32]
