@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from gpuprover.backend import Backend
+from gpuprover.backend import Backend, Vector
 from gpuprover.curves import CurveParams, Group
 from gpuprover.limbs import Words, generator
 
@@ -57,8 +57,8 @@ class Sums:
         self.g1, self.g2 = (generator(self.curve, group) for group in (Group.G1, Group.G2))
         self._done, self._of = 0, 1
 
-    def sum(self, group: Group, points: Words, scalars: Words) -> Words:
-        """Σ scalars[i]·points[i] for canonical scalars."""
+    def sum(self, group: Group, points: Words, scalars: Words | Vector) -> Words:
+        """Σ scalars[i]·points[i] for canonical scalars, or a vector."""
         if not len(points):
             return np.zeros(group.words(self.curve), dtype=np.uint64)
         bases = self.backend.prepare_bases(group, points, 0)

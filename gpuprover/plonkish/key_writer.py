@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form, Vector
 from gpuprover.formats.binfile import BinFileWriter, SectionWriter
@@ -49,7 +50,7 @@ class KeyWriter:
     ) -> None:
         self._out, self._names, self._backend = out, names, backend
         self._gates, self._domain, self._reserved = gates, domain, reserved
-        self._curve = backend.curve
+        self._maps, self._curve = (gates.a, gates.b, gates.c), backend.curve
 
     @contextmanager
     def section(self, section: int, size: int) -> Iterator[SectionWriter]:
@@ -108,7 +109,7 @@ class KeyWriter:
                     if name.lower() in SELECTORS:
                         values = self._padded(self._gates.selectors.pop(name.lower()))
                     else:
-                        sigma = sigma or self._sigma()
+                        sigma = sigma or sigma_columns(backend, self._domain, self._maps, self._reserved)
                         values = sigma.pop(0)
                     coefficients = self._polynomial(section, values)
                     done(name, coefficients)
@@ -119,19 +120,6 @@ class KeyWriter:
         padded = np.zeros((self._domain.size, values.shape[1]), dtype=np.uint64)
         padded[: len(values)] = values
         return padded
-
-    def _sigma(self) -> list[Words]:
-        """The values of S1, S2 and S3."""
-        gates, backend = self._gates, self._backend
-        leads_to = permutation((gates.a, gates.b, gates.c), self._domain.size, self._reserved)
-        values = positions(backend, self._domain)
-        found = []
-        for column in leads_to:
-            v = backend.gather(values, column)
-            found.append(backend.download(v, Form.MONTGOMERY))
-            backend.free(v)
-        backend.free(values)
-        return found
 
     def _polynomial(self, section: SectionWriter, values: Words) -> Vector:
         """Writes a polynomial of these values on the domain, Montgomery; returns its coefficients."""
@@ -145,24 +133,13 @@ class KeyWriter:
 
     def lagrange(self, kind: int) -> None:
         """The Lagrange polynomials of the public signals' rows, of the first row at least."""
-        backend, domain, r = self._backend, self._domain, self._curve.r
-        n, count = domain.size, max(1, self._gates.n_public)
-        first = np.zeros((n, self._curve.scalar.limbs), dtype=np.uint64)
-        first[:1] = field_to_words(self._curve.scalar, [1])
-        with self.section(kind, count * polynomial_bytes(self._curve, n)) as section:
-            values: Words | None = None
-            for i in range(count):
-                # L_i(X) = 1/n·Σ (X/ω^i)^j, which is L_0(X/ω^i).
-                v = backend.powers(n, pow(domain.omega, -i, r), pow(n, -1, r))
-                section.write(backend.download(v, Form.MONTGOMERY))
-                if values is None:
-                    values = np.concatenate(list(evaluations(backend, domain, v, first)))
-                backend.free(v)
-                turned = EVALUATIONS * (n - i)
-                section.write(values[turned:])
-                section.write(values[:turned])
-                backend.job.check()
-                backend.job.report((i + 1) / count)
+        job, count = self._backend.job, max(1, self._gates.n_public)
+        with self.section(kind, count * polynomial_bytes(self._curve, self._domain.size)) as section:
+            for i, pieces in enumerate(lagrange_polynomials(self._backend, self._domain, count)):
+                for piece in pieces:
+                    section.write(piece)
+                job.check()
+                job.report((i + 1) / count)
 
     def powers(self, kind: int, powers: Powers) -> None:
         """The section of the points τ^i·G1."""
@@ -190,3 +167,33 @@ def evaluations(backend: Backend, domain: Domain, coefficients: Vector, values: 
     for start in range(0, domain.size, _BLOCK):
         block = np.stack([part[start : start + _BLOCK] for part in parts], axis=1)
         yield block.reshape(-1, values.shape[1])
+
+
+def sigma_columns(
+    backend: Backend, domain: Domain, maps: Sequence[NDArray[np.uint32]], reserved: int
+) -> list[Words]:
+    """The values of S1, S2 and S3 on the domain, uint64[n, limbs], Montgomery: see :func:`.permutation`."""
+    values, columns = positions(backend, domain), []
+    for leads_to in permutation(maps, domain.size, reserved):
+        v = backend.gather(values, leads_to)
+        columns.append(backend.download(v, Form.MONTGOMERY))
+        backend.free(v)
+    backend.free(values)
+    return columns
+
+
+def lagrange_polynomials(backend: Backend, domain: Domain, count: int) -> Iterator[list[Words]]:
+    """The first ``count`` Lagrange polynomials as keys hold them: coefficients, then values, Montgomery."""
+    n, r, limbs = domain.size, domain.field.modulus, domain.field.limbs
+    first = np.zeros((n, limbs), dtype=np.uint64)
+    first[:1] = field_to_words(domain.field, [1])
+    values = np.empty((0, limbs), dtype=np.uint64)
+    for i in range(count):
+        # L_i(X) = 1/n·Σ (X/ω^i)^j, which is L_0(X/ω^i).
+        v = backend.powers(n, pow(domain.omega, -i, r), pow(n, -1, r))
+        if not i:
+            values = np.concatenate(list(evaluations(backend, domain, v, first)))
+        coefficients = backend.download(v, Form.MONTGOMERY)
+        backend.free(v)
+        turned = EVALUATIONS * (n - i)
+        yield [coefficients, values[turned:], values[:turned]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -63,13 +64,17 @@ def memory_needed(r1cs: R1CS, reserved: int, kept: int) -> int:
     ``kept`` is the number of polynomials that stay until the end. Polynomials are written one at a time.
     """
     scalar = r1cs.curve.scalar.bytes
+    n = domain_for(r1cs, most_gates(r1cs)[0], reserved).size
+    # The selectors go one by one; as many columns come for the permutation.
+    polynomial = (kept + 8) * n * scalar + 3 * n * (4 + 3 * 8)
+    return r1cs.nbytes + gates_bytes(r1cs) + polynomial + _WORK_BYTES
+
+
+def gates_bytes(r1cs: R1CS) -> int:
+    """Bytes of a circuit's gates, at most."""
+    scalar = r1cs.curve.scalar.bytes
     gates, additions = most_gates(r1cs)
-    n = domain_for(r1cs, gates, reserved).size
-    circuit = gates * 3 * 4 + additions * 2 * (4 + scalar)
-    # The selectors and one polynomial's values; or the permutation, the positions and one polynomial's.
-    selectors = (5 * gates + 8 * n) * scalar
-    permutation = (3 + 8) * n * scalar + 3 * n * (4 + 3 * 8)
-    return r1cs.nbytes + circuit + max(selectors, permutation) + kept * n * scalar + _WORK_BYTES
+    return gates * (3 * 4 + 5 * scalar) + additions * 2 * (4 + scalar)
 
 
 # The permutation ---------------------------------------------------------------------------
@@ -159,7 +164,8 @@ class Ceremony:
         self.count, self._backend = count, backend
         self.points = ptau.points(pt.TAU_G1)[:count]
         self.tau_g2 = np.array(ptau.points(pt.TAU_G2)[1])
-        self.warnings = check_ceremony(ptau, count, backend)
+        check_powers(self.points, self.tau_g2, backend, partial(_refuse, ptau))
+        self.warnings = ceremony_warnings(ptau, count)
 
     def blocks(self) -> Iterator[Words]:
         for start in range(0, self.count, _BLOCK):
@@ -173,21 +179,15 @@ class Ceremony:
         return sum_of_points
 
 
-def check_ceremony(ptau: PowersOfTau, count: int, backend: Backend) -> tuple[str, ...]:
-    """Whether the first points of a file are the powers of one τ -> what whoever uses it has to read.
+def _refuse(ptau: PowersOfTau, group: Group, problem: str) -> NoReturn:
+    section = pt.TAU_G1 if group is Group.G1 else pt.TAU_G2
+    part = f"section {section} ({pt.SECTIONS[section]})"
+    raise MalformedFile(ptau.path, part, problem, role="powers of tau")
 
-    Raises:
-        MalformedFile: they are not.
-    """
 
-    def refuse(group: Group, problem: str) -> NoReturn:
-        section = pt.TAU_G1 if group is Group.G1 else pt.TAU_G2
-        part = f"section {section} ({pt.SECTIONS[section]})"
-        raise MalformedFile(ptau.path, part, problem, role="powers of tau")
-
-    points = ptau.points(pt.TAU_G1)[:count]
-    check_powers(points, np.array(ptau.points(pt.TAU_G2)[1]), backend, refuse)
-    if is_root_of_unity(points, ptau.curve):
+def ceremony_warnings(ptau: PowersOfTau, count: int) -> tuple[str, ...]:
+    """Sentences that whoever uses the first points of a file has to read."""
+    if is_root_of_unity(ptau.points(pt.TAU_G1)[:count], ptau.curve):
         return (NO_POWERS.format(path=ptau.path),)
     return () if ptau.contributions else (UNCLAIMED.format(path=ptau.path),)
 
