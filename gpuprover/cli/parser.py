@@ -389,6 +389,7 @@ def _bench(parser: Parser) -> None:
     option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")
+    option("--protocols", "LIST", f"some of {','.join(PROTOCOLS)}; default: {PROTOCOLS[0]}, --calibrate: all")
     option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")
     repeated("--files", "NAME=ZKEY,WTNS", "a key and a witness to prove with")
     option("--paths", "LIST", "ifma,portable; default: this CPU's")
