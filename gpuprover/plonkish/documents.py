@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, Group
 from gpuprover.formats.json_files import parse_integer, shown
 from gpuprover.formats.snarkjs_json import MAX_PUBLIC, DocumentReader, g1_to_json
-from gpuprover.limbs import Words, g1_to_words, words_to_g1
+from gpuprover.limbs import Words, g1_to_words, g2_to_words, generator, words_to_g1
 from gpuprover.plonkish.key import SMALLEST_DOMAIN
 
 
@@ -80,3 +80,25 @@ def read_root(reader: DocumentReader, curve: CurveParams, power: int) -> int:
 def digest(document: Mapping[str, Any]) -> str:
     """SHA-256 in hex of a document's values, however it was written."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_tau(reader: DocumentReader, curve: CurveParams) -> Words:
+    """``X_2``, which is τ·G2, on its curve and not infinity; raises MalformedFile."""
+    point = reader.g2(curve, "X_2", reader.field("X_2"))
+    if point is None:
+        reader.fail("X_2", "the point at infinity, which no sound key has")
+    row: Words = g2_to_words(curve, [point])[0]
+    return row
+
+
+KNOWN_TAU = (
+    "the key's powers of tau have a tau of 1 or -1, which everybody knows: "
+    "whoever likes can make proofs of false statements for it"
+)
+
+
+def key_warnings(curve: CurveParams, tau_g2: Words) -> tuple[str, ...]:
+    """Sentences that whoever trusts a key with this τ·G2 has to read."""
+    g2 = generator(curve, Group.G2)
+    half = curve.group(Group.G2).degree * curve.base.limbs  # words of a coordinate
+    return (KNOWN_TAU,) if np.array_equal(tau_g2[:half], g2[:half]) else ()
