@@ -17,6 +17,7 @@ from gpuprover.errors import EXIT_OK, DeviceError, InvalidInput
 from gpuprover.settings import MAX_THREADS, seconds, whole_number
 
 if TYPE_CHECKING:
+    from gpuprover.backend import Backend
     from gpuprover.curves import CurveParams
     from gpuprover.demand import Demand, MemoryPlan
     from gpuprover.profiling import Advice, Observed
@@ -101,7 +102,7 @@ def _work(args: Namespace, context: Context) -> _Work:
     if args.r1cs is not None:
         circuit = read_r1cs(args.r1cs, budget(context.settings.memory_limit))
         _check_curve(system, circuit.curve)
-        outline = system.outline(circuit)
+        outline = system.outline(circuit, _backend(circuit.curve))
         memory = sizing.plan_memory(_plan(outline.demand), mark, "the plan of this circuit's key")
         return _Work(work_name(system.name, circuit.curve), outline.constraints, outline.size, [memory])
     name = CURVES[0].name if args.curve is None else args.curve
@@ -118,12 +119,17 @@ def _work(args: Namespace, context: Context) -> _Work:
     return _Work(work, constraints, None, [sizing.tier_memory(tier_of(constraints), mark)])
 
 
-def _plan(demand: Demand) -> MemoryPlan:
-    from gpuprover.demand import UNLIMITED
+def _backend(curve: CurveParams) -> Backend:
     from gpuprover.devices import open_backend
     from gpuprover.job import Job
 
-    return open_backend("cpu", demand.curve, Job(threads=1)).plan(demand, UNLIMITED)
+    return open_backend("cpu", curve, Job(threads=1))
+
+
+def _plan(demand: Demand) -> MemoryPlan:
+    from gpuprover.demand import UNLIMITED
+
+    return _backend(demand.curve).plan(demand, UNLIMITED)
 
 
 def _check_curve(system: ProofSystem, curve: CurveParams) -> None:

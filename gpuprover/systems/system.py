@@ -144,7 +144,7 @@ class KeyCheck:
     warnings: tuple[str, ...] = ()
 
 
-def _no_outline(_: R1CS) -> KeyOutline:
+def _no_outline(_: R1CS, __: Backend) -> KeyOutline:
     raise InvalidInput("no key of this proof system can be planned for from its circuit")
 
 
@@ -179,7 +179,7 @@ class ProofSystem:
             at all of a key, by itself or beside the files that it was made from; raises MalformedFile.
         setup: (circuit, powers of tau or None for an insecure set-up, the key's path, backend) writes a key.
         setup_memory: (circuit, whether from powers of tau) -> bytes that it takes.
-        outline: (circuit) -> the key that a set-up would make of it.
+        outline: (circuit, backend) -> the key that a set-up would make of it.
         solidity_verifier: (verification key's document, whether an insecure key will do) -> a contract.
         solidity_calldata: (public signals' document, proof's document, their sources) -> arguments of a call.
         proof_schema: a JSON Schema of what ``write_proof`` writes, its ``title`` being the name in OpenAPI;
@@ -215,7 +215,7 @@ class ProofSystem:
     proof_schema: Mapping[str, Any] | None = None
     curves: tuple[CurveParams, ...] = PAIRING_CURVES
     phases: tuple[str, ...] = ()
-    outline: Callable[[R1CS], KeyOutline] = _no_outline
+    outline: Callable[[R1CS, Backend], KeyOutline] = _no_outline
 
 
 _SYSTEMS: dict[str, str] = {

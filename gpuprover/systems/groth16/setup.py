@@ -41,7 +41,7 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
     return setup_from_ptau(r1cs, read_ptau(ptau), zkey, backend)
 
 
-def outline(r1cs: R1CS) -> KeyOutline:
+def outline(r1cs: R1CS, _: Backend) -> KeyOutline:
     """The key that :func:`setup` would make of a circuit.
 
     Raises:
