@@ -206,9 +206,7 @@ def read_polynomials(
     size, found = polynomial_bytes(curve, domain_size), {}
     for section, names in sections.items():
         count = len(names)
-        content = file.exactly(
-            section, count * size, f"{count} × {1 + EVALUATIONS} × {domain_size} scalars"
-        )
+        content = file.exactly(section, count * size, f"{count} × {1 + EVALUATIONS} × {domain_size} scalars")
         for i, name in enumerate(names):
             start = i * size
             words = content[start : start + domain_size * curve.scalar.bytes].view("<u8")

@@ -46,8 +46,8 @@ class Numerator:
     """A polynomial that X^n − 1 divides, as steps over columns.
 
     Args:
-        steps: (name of a column, what it is) in order; an expression may read polynomials, the column ``x``,
-            and what steps before it made. The last one is the numerator. A step's columns are all there
+        steps: (name of a new column, what it is) in order; an expression may read polynomials, the column
+            ``x``, and what steps before it made. The last one is the numerator. A step's columns are all there
             at once, and go after the last step that reads them: many short steps take little memory.
     """
 
@@ -92,8 +92,7 @@ class Numerator:
         parts = []
         for row in _inverse([[pow(value, m, r) for m in range(cosets)] for value in values], r):
             terms = [
-                Term(v, factor * scale % r)
-                for v, factor, scale in zip(remainders, row, scales, strict=True)
+                Term(v, factor * scale % r) for v, factor, scale in zip(remainders, row, scales, strict=True)
             ]
             if top is not None:
                 known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
@@ -121,9 +120,7 @@ class Numerator:
             backend.job.check()
             here = g * pow(domain.omega, i, r) % r
             after = here * domain.omega % r
-            pieces.append(
-                _evaluate(self._chunked, backend, small, polynomials, challenges, here, after)
-            )
+            pieces.append(_evaluate(self._chunked, backend, small, polynomials, challenges, here, after))
         values = backend.interleave(pieces)
         backend.free(*pieces)
         return values

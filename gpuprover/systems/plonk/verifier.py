@@ -123,9 +123,7 @@ def _openings(key: VerificationKey, public: Sequence[int], proof: Proof) -> list
     shifted = c.xi * key.curve.scalar.root_of_unity(key.power) % r
     return [
         kzg.Opening(np.stack(committed), found.weights, c.xi, found.value, proof.point("Wxi")),
-        kzg.Opening(
-            proof.point("Z")[None], (1,), shifted, proof.evaluations[-1], proof.point("Wxiw")
-        ),
+        kzg.Opening(proof.point("Z")[None], (1,), shifted, proof.evaluations[-1], proof.point("Wxiw")),
     ]
 
 
