@@ -269,7 +269,7 @@ def is_proving_key(value: object) -> TypeGuard[ProvingKey]:
 
 def is_verification_key(value: object) -> TypeGuard[VerificationKey]:
     """Whether it is a parsed key, and neither a document nor a path."""
-    return hasattr(type(value), "n_public")
+    return hasattr(type(value), "digest")
 
 
 def system_of_key(source: Source) -> ProofSystem:
