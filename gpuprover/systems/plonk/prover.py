@@ -8,9 +8,9 @@ Columns a, b, c of n rows, blinded by multiples of X^n − 1:
 4. Six evaluations at ξ and ξω; v is drawn.
 5. Openings W_ξ of the linearisation and W_ξω of z.
 
-t has degree 3n + 5. Three cosets of n points give all of it but for the six highest coefficients, which are those
-of a·b·c·(z − s·z(ωX)) above X^4n and follow from a few coefficients of each factor. And the last summand of t
-is a division by X − 1, since L_1 = (X^n − 1)/(n·(X − 1)).
+t has degree 3n + 5. Three cosets of n points give all of it but for the six highest coefficients, which are
+those of a·b·c·(z − s·z(ωX)) above X^4n and follow from a few coefficients of each factor. And the last
+summand of t is a division by X − 1, since L_1 = (X^n − 1)/(n·(X − 1)).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def rounds(
     """
     job, curve, vk = backend.job, backend.curve, key.vk
     r, sizes = curve.r, key.wiring.sizes
-    domain, n = domain_of(curve, sizes), sizes.domain_size
+    domain = domain_of(curve, sizes)
     b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11 = (b % r for b in blinding)
     transcript = Keccak256Transcript(curve)
 
@@ -327,8 +327,8 @@ def _highest(
 ) -> list[int]:
     """The coefficients of t from X^3n on: those of its numerator from X^4n on.
 
-    Only α·(a·b·c·z − (a + β·S1)·(b + β·S2)·(c + β·S3)·z(ωX)) reaches so high: the wires have n + 2 coefficients,
-    z has n + 3, and what else is added to a wire is below X^2, out of reach as n >= 8.
+    Only α·(a·b·c·z − (a + β·S1)·(b + β·S2)·(c + β·S3)·z(ωX)) reaches so high: the wires have n + 2
+    coefficients, z has n + 3, and what else is added to a wire is below X^2, out of reach as n >= 8.
     """
     r, n, count = backend.curve.r, domain.size, MORE_POWERS
     beta, omega = challenges["beta"], domain.omega
