@@ -150,6 +150,8 @@ class Backend(Protocol):
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
         """The memory of one proof; nothing is taken. Pages of a mapped key do not count: they can be dropped.
 
+        Where the demand does not fit, a leaner one that it names is planned.
+
         Raises:
             OutOfMemory: it cannot be done within the budget.
         """
@@ -157,8 +159,10 @@ class Backend(Protocol):
 
     # The proof's key -------------------------------------------------------------
 
-    def session(self, demand: Demand, owner: object, budget: Budget) -> AbstractContextManager[None]:
-        """The memory of one proof, from its first handle to its last.
+    def session(self, demand: Demand, owner: object, budget: Budget) -> AbstractContextManager[Demand]:
+        """The memory of one proof, from its first handle to its last; within, the demand that it is for.
+
+        That is the demand that was given, or one of the leaner ones that it names: the steps are that one's.
 
         A device takes it on entry and gives it back at the end, however that comes; vectors made within
         are dead then. Host arrays that are handed in do not change meanwhile. The parts of the key are the
@@ -304,6 +308,26 @@ class Backend(Protocol):
 
         Raises:
             IndexError: an index is len(v) or more.
+        """
+        ...
+
+    def signals(
+        self,
+        values: Words,
+        left: NDArray[np.uint32],
+        right: NDArray[np.uint32],
+        left_factors: Words,
+        right_factors: Words,
+    ) -> Vector:
+        """0, then canonical values, and then combinations, each of two elements x that come before it.
+
+        Combination i is left_factors[i]·x[left[i]] + right_factors[i]·x[right[i]], with Montgomery factors,
+        uint64[m, limbs]. So a circuit's witness becomes what the wires of its gates can carry: 0 is that of a
+        wire that is not used, and long sums have values of their own for parts of them. The arrays may be
+        strided views of a file's records, and may change: an index is looked at when it is used.
+
+        Raises:
+            IndexError: an index is not that of an element before its own.
         """
         ...
 

@@ -6,7 +6,7 @@ the scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -92,6 +92,8 @@ class Demand:
         together: names of bases that are multiplied by the same scalars, in one call of ``msm_many``.
         rehearse: the steps of a proof with a key of this shape, on arrays that nobody has written or will
             read. A backend that only counts runs them to learn what a proof takes.
+        chunks: into how many parts the prover divides its largest step; what that means is the system's.
+        leaner: the demand of the same proof in steps that take less memory and more time, if there are any.
     """
 
     protocol: str
@@ -103,6 +105,16 @@ class Demand:
     columns: tuple[KeyColumn, ...]
     together: tuple[tuple[str, ...], ...]
     rehearse: Callable[[Demand, Any], None] = field(repr=False)
+    chunks: int = 1
+    leaner: Demand | None = None
+
+    @property
+    def choices(self) -> Iterator[Demand]:
+        """This demand and the leaner ones, one after the other."""
+        one: Demand | None = self
+        while one is not None:
+            yield one
+            one = one.leaner
 
     @property
     def largest_msm(self) -> int:

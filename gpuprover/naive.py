@@ -183,6 +183,17 @@ class NaiveBackend:
                     handle.clear()
 
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        return self._chosen(demand, budget)[1]
+
+    def _chosen(self, demand: Demand, budget: Budget) -> tuple[Demand, MemoryPlan]:
+        """The first of the demand's choices that fits, and its plan. Raises OutOfMemory."""
+        for choice in demand.choices:
+            plan = self._plan(choice)
+            if budget.host is None or plan.total <= budget.host:
+                return choice, plan
+        raise OutOfMemory(f"the reference backend needs {plan.total} bytes for this key, not {budget.host}")
+
+    def _plan(self, demand: Demand) -> MemoryPlan:
         rehearsal = Rehearsal(demand, self.job.threads, _Costs())
         demand.rehearse(demand, rehearsal)
         key = 0
@@ -191,23 +202,17 @@ class NaiveBackend:
             key += bases.size * (coordinates * INTEGER + (coordinates - 1) * TUPLE)
         key += sum(matrices.entries for matrices in demand.matrices) * (4 * INTEGER + TUPLE)
         key += sum(column.size for column in demand.columns) * INTEGER
-        plan = MemoryPlan(key=key, tables=0, arena=demand.witness * INTEGER + rehearsal.arena, host=0)
-        if budget.host is not None and plan.total > budget.host:
-            raise OutOfMemory(
-                f"the reference backend needs {plan.total} bytes for this key, not {budget.host}"
-            )
-        return plan
+        return MemoryPlan(key=key, tables=0, arena=demand.witness * INTEGER + rehearsal.arena, host=0)
 
     # The proof's key -------------------------------------------------------------
 
     @contextmanager
-    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[Demand]:
         if self._session is not None:
             raise ValueError("a backend makes one proof at a time")
-        self.plan(demand, budget)
-        self._session = demand
+        self._session, _ = self._chosen(demand, budget)
         try:
-            yield
+            yield self._session
         finally:
             self._session = None
 
@@ -365,6 +370,22 @@ class NaiveBackend:
     def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
         self.job.check()
         return [v[i] for i in indices.tolist()]
+
+    def signals(
+        self,
+        values: Words,
+        left: NDArray[np.uint32],
+        right: NDArray[np.uint32],
+        left_factors: Words,
+        right_factors: Words,
+    ) -> Vector:
+        self.job.check()
+        x = [0, *words_to_ints(values)]
+        form = Form.MONTGOMERY
+        factors = zip(self.upload(left_factors, form), self.upload(right_factors, form), strict=True)
+        for i, j, (f, g) in zip(left.tolist(), right.tolist(), factors, strict=True):
+            x.append((f * x[i] + g * x[j]) % self.curve.r)
+        return x
 
     def interleave(self, vectors: Sequence[Vector]) -> Vector:
         self.job.check()

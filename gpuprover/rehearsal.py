@@ -29,6 +29,10 @@ class Vector:
         return self.n
 
 
+class _Lying(Vector):
+    """n elements of a key, which take nothing and give nothing back."""
+
+
 class Bases(NamedTuple):
     group: Group
     size: int
@@ -95,7 +99,7 @@ class Rehearsal:
 
     def free(self, *handles: Any) -> None:
         for handle in handles:
-            if isinstance(handle, Vector):
+            if isinstance(handle, Vector) and not isinstance(handle, _Lying):
                 self._held -= handle.n * self._costs.element
                 handle.n = 0
 
@@ -108,7 +112,8 @@ class Rehearsal:
         return self._matrices[name]
 
     def column(self, name: str, values: Words, form: Form) -> Vector:
-        return self._made(len(values))[0]
+        # Montgomery words are used where they lie: a mapped key's pages are counted with it.
+        return _Lying(len(values)) if form is Form.MONTGOMERY else self._made(len(values))[0]
 
     # Vectors -----------------------------------------------------------------
 
@@ -186,6 +191,16 @@ class Rehearsal:
 
     def gather(self, v: Vector, indices: NDArray[np.uint32]) -> Vector:
         return self._made(len(indices))[0]
+
+    def signals(
+        self,
+        values: Words,
+        left: NDArray[np.uint32],
+        right: NDArray[np.uint32],
+        left_factors: Words,
+        right_factors: Words,
+    ) -> Vector:
+        return self._made(1 + len(values) + len(left))[0]
 
     def interleave(self, vectors: Sequence[Vector]) -> Vector:
         return self._made(len(vectors) * max(map(len, vectors), default=0))[0]

@@ -17,7 +17,7 @@ from gpuprover.columns import challenge, column, compile_formula, constant, fold
 from gpuprover.curves import CurveParams, Group
 from gpuprover.errors import Cancelled
 from gpuprover.job import Job
-from gpuprover.limbs import ints_to_words, words_to_ints, words_to_points
+from gpuprover.limbs import field_to_words, ints_to_words, words_to_ints, words_to_points
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from tests.conftest import OpenBackend, Scale
 from tests.support.samples import combination, fast_dft, field_edges, point_words, random_logs
@@ -390,6 +390,39 @@ def test_columns_gather(opened: OpenBackend, scale: Scale, rng: random.Random) -
         for bad in (50, 2**32 - 1):
             with pytest.raises(IndexError):
                 backend.gather(v, np.array([3, bad], dtype=np.uint32))
+
+
+def test_columns_signals(backend: Backend, scale: Scale, rng: random.Random) -> None:
+    """Combinations of earlier elements, from records of a file."""
+    field, r = backend.curve.scalar, backend.curve.r
+    record = np.dtype([("left", "<u4"), ("right", "<u4"), ("f", "<u8", 4), ("g", "<u8", 4)])
+    for known, count in ((1, 0), (3, 1), (20, min(500, scale.large))):
+        values = random_scalars(backend, rng, known)
+        rows = np.zeros(count, dtype=record)
+        expected = [0, *values]
+        for i in range(count):
+            left, right = rng.randrange(len(expected)), rng.randrange(len(expected))
+            f, g = random_scalars(backend, rng, 2)
+            rows[i] = left, right, *field_to_words(field, [f, g])
+            expected.append((f * expected[left] + g * expected[right]) % r)
+        # Anywhere in memory.
+        room = np.zeros(4 + rows.nbytes, dtype=np.uint8)
+        room[4:] = rows.view(np.uint8)
+        records = room[4:].view(record)
+
+        def made(records: Any, values: list[int] = values) -> Any:
+            words = ints_to_words(values, field.limbs)
+            return backend.signals(
+                words, records["left"], records["right"], records["f"], records["g"]
+            )
+
+        assert download(backend, made(records)) == expected
+        if count:
+            for name in ("left", "right"):
+                bad = records.copy()
+                bad[name][count - 1] = known + count
+                with pytest.raises(IndexError):
+                    made(bad)
 
 
 def test_columns_interleave(backend: Backend, rng: random.Random) -> None:

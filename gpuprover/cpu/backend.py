@@ -41,7 +41,7 @@ _curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("v
 
 @dataclass
 class CpuVector:
-    """Montgomery words uint64[n, limbs], aligned and contiguous."""
+    """Montgomery words uint64[n, limbs], contiguous; a key's column may lie unaligned in a mapped file."""
 
     words: Words
 
@@ -152,23 +152,28 @@ class CpuBackend:
                 handle.words = np.empty((0, self.curve.scalar.limbs), dtype=np.uint64)
 
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
-        plan = _planned(demand, self._costs)
+        return self._chosen(demand, budget)[1]
+
+    def _chosen(self, demand: Demand, budget: Budget) -> tuple[Demand, MemoryPlan]:
+        """The first of the demand's choices that fits, and its plan. Raises OutOfMemory."""
         room = budget.host
-        if room is not None and plan.tables + plan.arena > room:
-            need = -(-(plan.tables + plan.arena) // (1 << 20))
-            raise OutOfMemory(
-                f"memory limit: a proof with this key needs {need} MiB beside the mapped key, "
-                f"the limit leaves {max(0, room) >> 20} MiB"
-            )
-        return plan
+        for choice in demand.choices:
+            plan = _planned(choice, self._costs)
+            if room is None or plan.tables + plan.arena <= room:
+                return choice, plan
+        need = -(-(plan.tables + plan.arena) // (1 << 20))
+        raise OutOfMemory(
+            f"memory limit: a proof with this key needs {need} MiB beside the mapped key, "
+            f"the limit leaves {max(0, room or 0) >> 20} MiB"
+        )
 
     # The proof's key -------------------------------------------------------------------
 
     @contextmanager
-    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[Demand]:
         if self._session is not None:
             raise ValueError("a backend makes one proof at a time")
-        plan, kept = self.plan(demand, budget), multiples.kept_for(owner)
+        (demand, plan), kept = self._chosen(demand, budget), multiples.kept_for(owner)
         # Multiples of the key's points are made only from what is left: they are not in the plan. What is
         # kept already counts as memory of the process, not as room to be found.
         spare = None if budget.host is None else budget.host - plan.tables - plan.arena
@@ -177,7 +182,7 @@ class CpuBackend:
             self._kept = kept
         self._session = demand
         try:
-            yield
+            yield demand
         finally:
             self._session = self._kept = None
 
@@ -204,7 +209,7 @@ class CpuBackend:
 
     def column(self, name: str, values: Words, form: Form) -> CpuVector:
         named(self._demand.columns, name)
-        if form is Form.MONTGOMERY and values.flags.c_contiguous and values.flags.aligned:
+        if form is Form.MONTGOMERY and values.flags.c_contiguous:
             return CpuVector(values)
         return self.upload(values, form)
 
@@ -380,6 +385,28 @@ class CpuBackend:
 
         self.job.map(take, self.job.ranges(len(indices), smallest=SMALLEST_PIECE))
         return out
+
+    def signals(
+        self,
+        values: Words,
+        left: NDArray[np.uint32],
+        right: NDArray[np.uint32],
+        left_factors: Words,
+        right_factors: Words,
+    ) -> CpuVector:
+        known, count = 1 + len(values), len(left)
+        words = np.empty((known + count, self.curve.scalar.limbs), dtype=np.uint64)
+        words[0], words[1:known] = 0, values
+        self._convert(layout.TO_MONTGOMERY, words, words)
+        if left_factors.strides != right_factors.strides:
+            left_factors, right_factors = map(np.ascontiguousarray, (left_factors, right_factors))
+        if count:
+            _vector.append_combinations(
+                self._scalar, address(words), known, address(left), left.strides[0], address(right),
+                right.strides[0], address(left_factors), address(right_factors), left_factors.strides[0],
+                count, self.job.stop,
+            )  # fmt: skip
+        return CpuVector(words)
 
     def interleave(self, vectors: Sequence[CpuVector]) -> CpuVector:
         self.job.check()

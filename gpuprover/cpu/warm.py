@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuprover.backend import Form
+from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
@@ -25,8 +25,8 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
         job.report((i + 1) / len(chosen))
 
 
-NOT_IN_PROOFS = ("columns", "combinations G1", "combinations G2")
-"""Steps that Groth16's proofs do without."""
+NOT_IN_PROOFS = ("combinations G1", "combinations G2")
+"""Steps that proofs do without."""
 
 
 def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
@@ -61,6 +61,9 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.values_at([(v, 2)])
         backend.divide(v, 2)
         backend.running_product(v, v)
+        backend.divide(v, 2, 64)
+        backend.combine([Term(v), Term(v, 2, 1)])
+        backend.signals(words[1:], index, index, words[:1], words[:1])
 
     def sums(group: Group) -> Callable[[], object]:
         return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)

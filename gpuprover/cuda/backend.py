@@ -306,6 +306,13 @@ class CudaBackend:
         return DeviceVector(n, Block(self._memory, n * self._element) if n else None)
 
     def plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
+        *roomier, leanest = demand.choices
+        for choice in roomier:
+            with suppress(OutOfMemory):
+                return self._plan(choice, budget)
+        return self._plan(leanest, budget)
+
+    def _plan(self, demand: Demand, budget: Budget) -> MemoryPlan:
         """What the host takes for the matrices does not count as the device's."""
         layout, _, arena = self._gpu.plan(
             demand, self._host_groups, lambda layout: self._arena_bytes(demand, layout), budget.device
@@ -325,24 +332,18 @@ class CudaBackend:
     # The proof's key -----------------------------------------------------------------
 
     @contextmanager
-    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[None]:
+    def session(self, demand: Demand, owner: object, budget: Budget) -> Iterator[Demand]:
         """A proof has memory and streams of its own: what is made within stays within, and what is made
         outside of it outside."""
         if self._session is not None:
             raise ValueError("a backend makes one proof at a time")
         done = False
         try:
-            session = self._gpu.begin(
-                demand,
-                owner,
-                self._host_groups,
-                lambda layout: self._arena_bytes(demand, layout),
-                budget.device,
-            )
+            session = self._begin(demand, owner, budget)
             self._session, self._memory = session, session.arena
             self._device = OnStream(self._gpu.device, session.streams[0])
             try:
-                yield
+                yield session.demand
                 done = True
             finally:
                 for _, _, block in self._witness:
@@ -354,6 +355,22 @@ class CudaBackend:
         except DeviceError as error:
             self._gpu.fail(error)  # if the device is lost with it
             raise
+
+    def _begin(self, demand: Demand, owner: object, budget: Budget) -> Session:
+        def begin(choice: Demand) -> Session:
+            return self._gpu.begin(
+                choice,
+                owner,
+                self._host_groups,
+                lambda layout: self._arena_bytes(choice, layout),
+                budget.device,
+            )
+
+        *roomier, leanest = demand.choices
+        for choice in roomier:
+            with suppress(OutOfMemory):
+                return begin(choice)
+        return begin(leanest)
 
     @property
     def _opened(self) -> Session:
@@ -664,6 +681,20 @@ class CudaBackend:
         with self._columns() as columns:
             columns.gather(v.span, own, out.address)
         return out
+
+    def signals(
+        self,
+        values: Words,
+        left: NDArray[np.uint32],
+        right: NDArray[np.uint32],
+        left_factors: Words,
+        right_factors: Words,
+    ) -> DeviceVector:
+        """On the host: each combination may need the one before it."""
+        if self._hollow:
+            return self._new(1 + len(values) + len(left))
+        found = self._cpu.signals(values, left, right, left_factors, right_factors)
+        return self.upload(self._cpu.download(found, Form.MONTGOMERY), Form.MONTGOMERY)
 
     def interleave(self, vectors: Sequence[DeviceVector]) -> DeviceVector:
         out = self._new(len(vectors) * max(map(len, vectors), default=0))

@@ -51,6 +51,28 @@ def convert(F, operation, a, out, lo, hi):
 
 
 @jit
+def append_combinations(F, values, known, left, left_stride, right, right_stride, left_factors, right_factors,
+                        factor_stride, count, stop):  # fmt: skip
+    """values[known + i] = left_factors[i]·values[left[i]] + right_factors[i]·values[right[i]], in order.
+
+    Indices are uint32 and lie, as the factors do, the given numbers of bytes apart. They may be a mapped file's,
+    which somebody may be writing: each is read once, and looked at before it is used. Returns
+    :data:`OUTSIDE` for one that is not before its element, :data:`STOPPED`, or 0.
+    """
+    for i in range(count):
+        if i & 0xFFFF == 0 and stop[0] != 0:
+            return STOPPED
+        a = load_u32(left + i * left_stride)
+        b = load_u32(right + i * right_stride)
+        if a >= known + i or b >= known + i:
+            return OUTSIDE
+        x = load(F, left_factors + i * factor_stride, 0) * load(F, values, a)
+        y = load(F, right_factors + i * factor_stride, 0) * load(F, values, b)
+        store(values, known + i, x + y)
+    return 0
+
+
+@jit
 def first_out_of_range(F, a, lo, hi):
     """The first i in [lo, hi) with a[i] >= p, or −1."""
     for i in range(lo, hi):

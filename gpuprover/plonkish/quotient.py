@@ -1,0 +1,183 @@
+"""Quotients by X^n − 1: a numerator is evaluated on cosets of n points, where the divisor is constant.
+
+On the coset g·⟨ω⟩ X^n is g^n, so that what an inverse transform makes of a quotient's values there is its
+remainder by X^n − g^n. Remainders by several such divisors, and what is known of the highest coefficients, give the
+quotient: for t = Σ X^(n·m)·t_m, remainder j is Σ g_j^(n·m)·t_m, a system of as many equations as there are
+cosets, the same for all coefficients.
+
+One coset after the other takes the memory of a few vectors, where a single coset of 4n points takes many. Where even
+that is too much, a coset is taken in chunks: g·⟨ω⟩ is the union of g·ω^i·⟨ω^c⟩.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from gpuprover.backend import Backend, Term, Vector
+from gpuprover.columns import Expression, Formula, column, compile_formula
+from gpuprover.polynomial import Direction, Domain
+
+X = "x"
+"""The column of X itself."""
+_NEXT = "next "
+_MOST_COSETS = 3
+
+
+class _Step(NamedTuple):
+    """One evaluation.
+
+    Attributes:
+        name: the column that it makes.
+        formula: what of.
+        last: columns that no later step reads.
+    """
+
+    name: str
+    formula: Formula
+    last: tuple[str, ...]
+
+
+Next = Callable[[str], Expression]
+"""The column of a polynomial p at ωX."""
+
+
+class Numerator:
+    """A polynomial that X^n − 1 divides, as steps over columns.
+
+    Args:
+        steps: (name of a column, what it is) in order; an expression may read polynomials, the column ``x``,
+            and what steps before it made. The last one is the numerator. A step's columns are all there
+            at once, and go after the last step that reads them: many short steps take little memory.
+    """
+
+    def __init__(self, steps: Callable[[Next], Sequence[tuple[str, Expression]]]) -> None:
+        self._whole = _compiled(steps(lambda name: column(name, 1)))
+        self._chunked = _compiled(steps(lambda name: column(_NEXT + name)))
+
+    def quotient(
+        self,
+        backend: Backend,
+        domain: Domain,
+        polynomials: Mapping[str, Vector],
+        challenges: Mapping[str, int],
+        cosets: int,
+        *,
+        chunks: int = 1,
+        top: Vector | None = None,
+    ) -> list[Vector]:
+        """The quotient's coefficients, in parts of n: as many vectors as cosets.
+
+        Args:
+            domain: that of n elements, n·4 <= 2^two_adicity.
+            polynomials: coefficients by name, of any lengths.
+            cosets: 1 to 3; the quotient has at most cosets·n coefficients, but for those of ``top``.
+            chunks: a power of two that divides n: the memory of an evaluation is that of n/chunks rows.
+            top: the coefficients from cosets·n on, at most n.
+        """
+        if not 1 <= cosets <= _MOST_COSETS:
+            raise ValueError(f"{cosets} cosets, expected 1 to {_MOST_COSETS}")
+        r, n = backend.curve.r, domain.size
+        root = domain.root_of_unity(domain.log_n + 2)
+        shifts = [pow(root, j + 1, r) for j in range(cosets)]
+        values = [pow(g, n, r) for g in shifts]  # of X^n: i, −1, −i
+        remainders = []
+        for j, (g, value) in enumerate(zip(shifts, values, strict=True)):
+            with backend.job.part(j, cosets):
+                numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks)
+            backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
+            # The division, with what follows, is a factor of the sums below.
+            remainders.append(numerator)
+        scales = [pow(value - 1, -1, r) for value in values]
+        parts = []
+        for row in _inverse([[pow(value, m, r) for m in range(cosets)] for value in values], r):
+            terms = [
+                Term(v, factor * scale % r)
+                for v, factor, scale in zip(remainders, row, scales, strict=True)
+            ]
+            if top is not None:
+                known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
+                terms.append(Term(top, -known % r))
+            parts.append(backend.combine(terms, n))
+        backend.free(*remainders)
+        return parts
+
+    def _on_coset(
+        self,
+        backend: Backend,
+        domain: Domain,
+        polynomials: Mapping[str, Vector],
+        challenges: Mapping[str, int],
+        g: int,
+        chunks: int,
+    ) -> Vector:
+        """The numerator's values on g·⟨ω⟩, in natural order."""
+        if chunks == 1:
+            return _evaluate(self._whole, backend, domain, polynomials, challenges, g, g)
+        r = backend.curve.r
+        small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
+        pieces = []
+        for i in range(chunks):
+            backend.job.check()
+            here = g * pow(domain.omega, i, r) % r
+            after = here * domain.omega % r
+            pieces.append(
+                _evaluate(self._chunked, backend, small, polynomials, challenges, here, after)
+            )
+        values = backend.interleave(pieces)
+        backend.free(*pieces)
+        return values
+
+
+def _compiled(steps: Sequence[tuple[str, Expression]]) -> list[_Step]:
+    formulas = [(name, compile_formula([expression])) for name, expression in steps]
+    last: dict[str, int] = {}
+    for i, (_, formula) in enumerate(formulas):
+        last.update(dict.fromkeys(formula.columns, i))
+    return [
+        _Step(name, formula, tuple(c for c in formula.columns if last[c] == i))
+        for i, (name, formula) in enumerate(formulas)
+    ]
+
+
+def _evaluate(
+    steps: Sequence[_Step],
+    backend: Backend,
+    domain: Domain,
+    polynomials: Mapping[str, Vector],
+    challenges: Mapping[str, int],
+    g: int,
+    after: int,
+) -> Vector:
+    """The last step's column on g·⟨ω⟩; ``after`` is the g of ωX."""
+    there: dict[str, Vector] = {}
+    for step in steps:
+        for name in step.formula.columns:
+            if name in there:
+                continue
+            if name == X:
+                there[name] = backend.powers(domain.size, domain.omega, g)
+            elif name.startswith(_NEXT):
+                (there[name],) = backend.extend(polynomials[name.removeprefix(_NEXT)], domain, [after])
+            else:
+                (there[name],) = backend.extend(polynomials[name], domain, [g])
+        columns = {name: there[name] for name in step.formula.columns}
+        (there[step.name],) = backend.evaluate(step.formula, columns, challenges)
+        backend.free(*(there.pop(name) for name in step.last))
+    return there[steps[-1].name]
+
+
+def _inverse(matrix: list[list[int]], modulus: int) -> list[list[int]]:
+    """The inverse of a small matrix mod a prime; Gauss and Jordan."""
+    n = len(matrix)
+    rows = [[*row, *(int(i == j) for j in range(n))] for i, row in enumerate(matrix)]
+    for i in range(n):
+        pivot = next(k for k in range(i, n) if rows[k][i] % modulus)
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        factor = pow(rows[i][i], -1, modulus)
+        rows[i] = [x * factor % modulus for x in rows[i]]
+        for k in range(n):
+            if k != i:
+                f = rows[k][i]
+                rows[k] = [(x - f * y) % modulus for x, y in zip(rows[k], rows[i], strict=True)]
+    return [row[n:] for row in rows]

@@ -1,0 +1,101 @@
+"""From a witness to the columns of its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from gpuprover.backend import Backend, Form, Term, Vector
+from gpuprover.curves import CurveParams
+from gpuprover.errors import InvalidInput, MalformedFile, WitnessMismatch
+from gpuprover.formats.wtns import Witness
+from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.plonkish.key import Sizes, Wiring, addition_dtype
+
+
+def check_witness_fits(path: str, curve: CurveParams, n_vars: int, witness: Witness) -> None:
+    """Raises WitnessMismatch if the witness is of another field or another number of wires than the key at
+    ``path``."""
+    if witness.curve != curve:
+        raise WitnessMismatch(
+            f"the witness is over {witness.curve.scalar.name}, the key over {curve.scalar.name}",
+            path=witness.source,
+            role="witness",
+            more=f"({path})",
+        )
+    if len(witness) != n_vars:
+        raise WitnessMismatch(
+            f"{len(witness)} values, expected {n_vars} for the circuit",
+            path=witness.source,
+            role="witness",
+            more=f"of {path}",
+        )
+
+
+def public_signals(n_public: int, witness: Witness) -> list[int]:
+    """The witness's public signals, integers in [0, r)."""
+    return words_to_ints(witness.values[1 : n_public + 1])
+
+
+def check_blinding(blinding: object, count: int) -> tuple[int, ...]:
+    """Fixed blinding as a caller gives it: so many integers. Raises InvalidInput."""
+    if isinstance(blinding, tuple | list) and len(blinding) == count:
+        values = tuple(blinding)
+        if all(type(x) is int and x >= 0 for x in values):
+            return values
+    raise InvalidInput(f"blinding: expected {count} integers of at least 0")
+
+
+def columns(wiring: Wiring, w: Words, backend: Backend) -> list[Vector]:
+    """The columns a, b, c on the domain's rows; rows without a gate are 0.
+
+    Args:
+        w: the witness, canonical uint64[n_vars, limbs].
+
+    Raises:
+        IndexError: an index of the wiring is out of range.
+    """
+    records, n = wiring.additions, wiring.sizes.domain_size
+    signals = backend.signals(
+        w[1:], records["left"], records["right"], records["left_factor"], records["right_factor"]
+    )
+    found = []
+    for signals_of_gates in wiring.maps:
+        column = backend.gather(signals, signals_of_gates)
+        found.append(backend.combine([Term(column)], n))
+        backend.free(column)
+    backend.free(signals)
+    return found
+
+
+def public_column(public: Sequence[int], backend: Backend) -> Vector:
+    """The rows of public signals x: −x, as far as there are such rows."""
+    r = backend.curve.r
+    return backend.upload(ints_to_words([-x % r for x in public], backend.curve.scalar.limbs), Form.CANONICAL)
+
+
+@contextmanager
+def indices_of(path: str) -> Iterator[None]:
+    """An index that is out of range by now is the fault of the key's file."""
+    try:
+        yield
+    except IndexError:
+        raise MalformedFile(
+            path,
+            "sections 3 to 6 (additions and wires)",
+            "a signal is out of range by now: the file has been written to since it was loaded",
+        ) from None
+
+
+def hollow_wiring(curve: CurveParams, sizes: Sizes) -> Wiring:
+    """A wiring of these sizes for a backend that only counts: all elements of an array lie at one place."""
+    records = np.broadcast_to(np.zeros((), dtype=addition_dtype(curve)), sizes.additions)
+    signals = np.broadcast_to(np.uint32(0), sizes.gates)
+    return Wiring(sizes, records, (signals, signals, signals), 2, 3)
+
+
+def hollow(count: int, words: int) -> Words:
+    """Words of so many elements or points, all at one place."""
+    return np.broadcast_to(np.uint64(0), (count, words))

@@ -1,0 +1,1 @@
+"""PLONK over snarkjs's keys: ``record`` ties together what the other modules do."""
