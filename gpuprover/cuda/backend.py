@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gpuprover.backend import Backend, Form, Term
 from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
-from gpuprover.cuda.columns import Columns, Shifted, Span
+from gpuprover.cuda.columns import Columns, Places, Shifted, Span, squares
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
@@ -279,7 +279,7 @@ class CudaBackend:
 
     def _written(self, v: DeviceVector, values: Words, form: Form) -> DeviceVector:
         if len(v):
-            self._device.write(v.address, np.ascontiguousarray(values, dtype=np.uint64))
+            self._write(v.address, values)
             if form is not Form.MONTGOMERY:
                 self._convert(TO_MONTGOMERY if form is Form.CANONICAL else FROM_MONTGOMERY, v, v)
         return v
@@ -516,8 +516,7 @@ class CudaBackend:
         if not n:
             return v
         blocks = self._blocks(n, SCALED)
-        bits = max(n - 1, blocks * THREADS).bit_length()
-        powers = [pow(base, 1 << m, self.curve.r) for m in range(bits)]
+        powers = squares(base, max(n - 1, blocks * THREADS).bit_length(), self.curve.r)
         constants = self._send(field_to_words(self.curve.scalar, [factor, *powers]))
         self._launch("scale_powers", blocks, v.address, constants.address, 0, n)
         constants.free()
@@ -674,12 +673,13 @@ class CudaBackend:
         return out
 
     def gather(self, v: DeviceVector, indices: NDArray[np.uint32]) -> DeviceVector:
-        own = np.array(indices, dtype=np.uint32)  # what is looked at is what is sent
-        if len(own) and int(own.max()) >= len(v):
-            raise IndexError(f"an index of {int(own.max())} in a vector of length {len(v)}")
-        out = self._new(len(own))
+        """Indices are sent as they are, and looked at where they are used."""
+        out = self._new(len(indices))
         with self._columns() as columns:
-            columns.gather(v.span, own, out.address)
+            outside = columns.gather(v.span, self._contiguous(indices, np.uint32), out.address)
+        if outside:
+            out.free()
+            raise IndexError(f"{outside} indices are not below {len(v)}, the vector's length")
         return out
 
     def signals(
@@ -690,11 +690,29 @@ class CudaBackend:
         left_factors: Words,
         right_factors: Words,
     ) -> DeviceVector:
-        """On the host: each combination may need the one before it."""
+        """Combinations of combinations come in passes; chains that are too long for that are the CPU's."""
+        known, count = 1 + len(values), len(left)
+        out = self._new(known + count)
+        self._device.fill(out.address, 0, self._element)
+        self._write(Address(out.address + self._element), values)
+        whole = DeviceVector(known, None, out.address)
+        self._convert(TO_MONTGOMERY, whole, whole)
+        if not count:
+            return out
         if self._hollow:
-            return self._new(1 + len(values) + len(left))
+            records, places = np.empty(count * (8 + 2 * self._element), np.uint8), Places(0, 0, 0, 0, 0)
+        else:
+            records, places = _records(left, right, left_factors, right_factors)
+        with self._columns() as columns:
+            if columns.combine_signals(out.address, known, records, places, count):
+                return out
         found = self._cpu.signals(values, left, right, left_factors, right_factors)
-        return self.upload(self._cpu.download(found, Form.MONTGOMERY), Form.MONTGOMERY)
+        self._write(out.address, self._cpu.download(found, Form.MONTGOMERY))
+        return out
+
+    def _contiguous(self, array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        """The array as it is sent; for a rehearsal, whose arrays lie at one place, another of its size."""
+        return np.empty(array.shape, dtype) if self._hollow else np.ascontiguousarray(array, dtype=dtype)
 
     def interleave(self, vectors: Sequence[DeviceVector]) -> DeviceVector:
         out = self._new(len(vectors) * max(map(len, vectors), default=0))
@@ -798,14 +816,18 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
+        self._write(block.address, words)
+        return block
+
+    def _write(self, start: Address, words: Words) -> None:
+        words = self._contiguous(words, np.uint64)
         if words.nbytes < 2 * SENT or self._device.is_pinned(words):
-            self._device.write(block.address, words)
-            return block
+            self._device.write(start, words)
+            return
         # One thread copies into pinned memory more slowly than the bus takes it from there.
-        start, row = block.address, words.nbytes // len(words)
+        row = words.nbytes // len(words)
         pieces = self.job.ranges(len(words), smallest=SENT // row)
         self.job.map(lambda r: self._device.write(start + r[0] * row, words[r[0] : r[1]]), pieces)
-        return block
 
     # Points ------------------------------------------------------------------------------
 
@@ -981,3 +1003,26 @@ class CudaBackend:
         if isinstance(scalars, DeviceVector):
             return self._cpu.upload(self.download(scalars, Form.MONTGOMERY), Form.MONTGOMERY)
         return scalars
+
+
+def _records(
+    left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
+) -> tuple[NDArray[np.uint8], Places]:
+    """Parts of records as bytes, and where they are in one: a view, if they come from one array of records."""
+    parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
+    count, stride = len(left), left.strides[0]
+    first = min(parts, key=address)
+    x, y, a, b = (address(part) - address(first) for part in parts)
+    end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
+    together = all(part.strides[0] == stride for part in parts) and end <= stride
+    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8)
+    if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
+        size = first.dtype.itemsize
+        units = ((count - 1) * stride + end) // size
+        whole = np.lib.stride_tricks.as_strided(first.reshape(-1)[:1], (units,), (size,), writeable=False)
+        return whole.view(np.uint8), Places(stride, x, y, a, b)
+    limbs = left_factors.shape[1]
+    rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
+    for name, part in zip("xyab", parts, strict=True):
+        rows[name] = part
+    return rows.view(np.uint8), Places(rows.itemsize, 0, 4, 8, 8 + 8 * limbs)
