@@ -412,9 +412,7 @@ def test_columns_signals(backend: Backend, scale: Scale, rng: random.Random) -> 
 
         def made(records: Any, values: list[int] = values) -> Any:
             words = ints_to_words(values, field.limbs)
-            return backend.signals(
-                words, records["left"], records["right"], records["f"], records["g"]
-            )
+            return backend.signals(words, records["left"], records["right"], records["f"], records["g"])
 
         assert download(backend, made(records)) == expected
         if count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def raise_why(
     witness: Witness,
     public: Sequence[int],
     backend: Backend,
-) -> None:
+) -> NoReturn:
     """Why a proof with a key whose points are good does not hold.
 
     Raises:

@@ -1,7 +1,8 @@
 """What proving keys of PLONK and FFLONK hold alike: sizes, additions, wires, polynomials, powers of τ.
 
-Scalars in these files are Montgomery words. A polynomial stands as its n coefficients and then its values on the
-subgroup of order 4n; the latter follow from the former and are never read, so that their pages stay on the disk.
+Scalars in these files are Montgomery words. A polynomial stands as its n coefficients and then its values
+on the subgroup of order 4n; the latter follow from the former and are never read, so that their pages stay
+on the disk.
 """
 
 from __future__ import annotations
@@ -206,9 +207,7 @@ def read_polynomials(
     size, found = polynomial_bytes(curve, domain_size), {}
     for section, names in sections.items():
         count = len(names)
-        content = file.exactly(
-            section, count * size, f"{count} × {1 + EVALUATIONS} × {domain_size} scalars"
-        )
+        content = file.exactly(section, count * size, f"{count} × {1 + EVALUATIONS} × {domain_size} scalars")
         for i, name in enumerate(names):
             start = i * size
             words = content[start : start + domain_size * curve.scalar.bytes].view("<u8")

@@ -1,12 +1,12 @@
 """Quotients by X^n − 1: a numerator is evaluated on cosets of n points, where the divisor is constant.
 
 On the coset g·⟨ω⟩ X^n is g^n, so that what an inverse transform makes of a quotient's values there is its
-remainder by X^n − g^n. Remainders by several such divisors, and what is known of the highest coefficients, give the
-quotient: for t = Σ X^(n·m)·t_m, remainder j is Σ g_j^(n·m)·t_m, a system of as many equations as there are
-cosets, the same for all coefficients.
+remainder by X^n − g^n. Remainders by several such divisors, and what is known of the highest coefficients,
+give the quotient: for t = Σ X^(n·m)·t_m, remainder j is Σ g_j^(n·m)·t_m, a system of as many equations as
+there are cosets, the same for all coefficients.
 
-One coset after the other takes the memory of a few vectors, where a single coset of 4n points takes many. Where even
-that is too much, a coset is taken in chunks: g·⟨ω⟩ is the union of g·ω^i·⟨ω^c⟩.
+One coset after the other takes the memory of a few vectors, where a single coset of 4n points takes many.
+Where even that is too much, a coset is taken in chunks: g·⟨ω⟩ is the union of g·ω^i·⟨ω^c⟩.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Numerator:
     """A polynomial that X^n − 1 divides, as steps over columns.
 
     Args:
-        steps: (name of a column, what it is) in order; an expression may read polynomials, the column ``x``,
-            and what steps before it made. The last one is the numerator. A step's columns are all there
-            at once, and go after the last step that reads them: many short steps take little memory.
+        steps: (name of a new column, what it is) in order; an expression may read polynomials, the column
+            ``x``, and what steps before it made. The last one is the numerator. A step's columns are all
+            there at once, and go after the last step that reads them: many short steps take little memory.
     """
 
     def __init__(self, steps: Callable[[Next], Sequence[tuple[str, Expression]]]) -> None:
@@ -82,7 +82,7 @@ class Numerator:
         shifts = [pow(root, j + 1, r) for j in range(cosets)]
         values = [pow(g, n, r) for g in shifts]  # of X^n: i, −1, −i
         remainders = []
-        for j, (g, value) in enumerate(zip(shifts, values, strict=True)):
+        for j, g in enumerate(shifts):
             with backend.job.part(j, cosets):
                 numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks)
             backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
@@ -92,8 +92,7 @@ class Numerator:
         parts = []
         for row in _inverse([[pow(value, m, r) for m in range(cosets)] for value in values], r):
             terms = [
-                Term(v, factor * scale % r)
-                for v, factor, scale in zip(remainders, row, scales, strict=True)
+                Term(v, factor * scale % r) for v, factor, scale in zip(remainders, row, scales, strict=True)
             ]
             if top is not None:
                 known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
@@ -121,9 +120,7 @@ class Numerator:
             backend.job.check()
             here = g * pow(domain.omega, i, r) % r
             after = here * domain.omega % r
-            pieces.append(
-                _evaluate(self._chunked, backend, small, polynomials, challenges, here, after)
-            )
+            pieces.append(_evaluate(self._chunked, backend, small, polynomials, challenges, here, after))
         values = backend.interleave(pieces)
         backend.free(*pieces)
         return values

@@ -55,8 +55,8 @@ def append_combinations(F, values, known, left, left_stride, right, right_stride
                         factor_stride, count, stop):  # fmt: skip
     """values[known + i] = left_factors[i]·values[left[i]] + right_factors[i]·values[right[i]], in order.
 
-    Indices are uint32 and lie, as the factors do, the given numbers of bytes apart. They may be a mapped file's,
-    which somebody may be writing: each is read once, and looked at before it is used. Returns
+    Indices are uint32 and lie, as the factors do, the given numbers of bytes apart. They may be a mapped
+    file's, which somebody may be writing: each is read once, and looked at before it is used. Returns
     :data:`OUTSIDE` for one that is not before its element, :data:`STOPPED`, or 0.
     """
     for i in range(count):

@@ -1,8 +1,9 @@
 """PLONK proving keys (.zkey), as snarkjs writes them.
 
-Sections: 1 protocol, 2 header, 3 additions, 4 to 6 wires, 7 to 11 the gates' polynomials Qm, Ql, Qr, Qo, Qc, 12 the
-permutation's S1, S2, S3, 13 Lagrange polynomials, 14 the points τ^i·G1. See :mod:`gpuprover.plonkish.key`. There
-is no ceremony of the circuit's own: the key follows from the circuit and the powers of tau.
+Sections: 1 protocol, 2 header, 3 additions, 4 to 6 wires, 7 to 11 the gates' polynomials Qm, Ql, Qr, Qo,
+Qc, 12 the permutation's S1, S2, S3, 13 Lagrange polynomials, 14 the points τ^i·G1. See
+:mod:`gpuprover.plonkish.key`. There is no ceremony of the circuit's own: the key follows from the circuit
+and the powers of tau.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def describe(key: ProvingKey) -> dict[str, Any]:
 def load_key(source: Source) -> ProvingKey:
     """Maps a proving key and checks its structure, its wires, its coefficients and its header's points.
 
-    The powers of τ are not looked at (:meth:`ProvingKey.check_points` does), values on the larger subgroup are never
-    read, and whether the parts belong together is not known.
+    The powers of τ are not looked at (:meth:`ProvingKey.check_points` does), values on the larger subgroup
+    are never read, and whether the parts belong together is not known.
 
     Raises:
         InvalidInput: the file cannot be opened.

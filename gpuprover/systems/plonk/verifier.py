@@ -1,8 +1,8 @@
 """The PLONK verifier: eprint 2019/953, section 8.3, as snarkjs has it.
 
-A proof claims two openings: of the linearisation D + v·A + v²·B + … at ξ, and of Z at ξω. Both, and those of many
-proofs at once, are checked under random weights of the verifier's own (:mod:`gpuprover.commitments.kzg`), where
-snarkjs takes a hash of the proof.
+A proof claims two openings: of the linearisation D + v·A + v²·B + … at ξ, and of Z at ξω. Both, and those
+of many proofs at once, are checked under random weights of the verifier's own
+(:mod:`gpuprover.commitments.kzg`), where snarkjs takes a hash of the proof.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _openings(key: VerificationKey, public: Sequence[int], proof: Proof) -> list
     shifted = c.xi * key.curve.scalar.root_of_unity(key.power) % r
     return [
         kzg.Opening(np.stack(committed), found.weights, c.xi, found.value, proof.point("Wxi")),
-        kzg.Opening(
-            proof.point("Z")[None], (1,), shifted, proof.evaluations[-1], proof.point("Wxiw")
-        ),
+        kzg.Opening(proof.point("Z")[None], (1,), shifted, proof.evaluations[-1], proof.point("Wxiw")),
     ]
 
 
