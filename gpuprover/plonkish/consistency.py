@@ -220,7 +220,7 @@ def check_polynomials(
             backend.free(on_domain)
             stored, at = key.values(section, i), 0
             for block in evaluations(backend, domain, v, values):
-                row = _first_difference(stored[at : at + len(block)], block)
+                row = first_difference(stored[at : at + len(block)], block)
                 if row >= 0:
                     key.refuse(section, f"value {at + row} of {name} is not that of the coefficients")
                 at += len(block)
@@ -230,7 +230,7 @@ def check_polynomials(
                 if not sigma:
                     columns = sigma_columns(backend, domain, key.wiring.maps, key.reserved)
                     sigma = dict(zip(SIGMA, columns, strict=True))
-                row = _first_difference(values, sigma.pop(name))
+                row = first_difference(values, sigma.pop(name))
                 if row >= 0:
                     key.refuse(section, f"{name} at row {row} is not that of the wires in sections 4 to 6")
             if name in fold:
@@ -249,11 +249,11 @@ def _check_selector(key: KeyParts, section: int, name: str, values: Words, gates
     """Public signals have gates of their own, and rows behind the last gate have none."""
     sizes = key.sizes
     if gates is not None:
-        row = _first_difference(values[: sizes.gates], gates.selectors[name.lower()])
+        row = first_difference(values[: sizes.gates], gates.selectors[name.lower()])
         if row >= 0:
             key.refuse(section, f"{name} of gate {row} is not that of the circuit")
     one = field_to_words(key.curve.scalar, [int(name.lower() == "ql")])
-    row = _first_difference(values[: sizes.n_public], np.broadcast_to(one, (sizes.n_public, one.shape[1])))
+    row = first_difference(values[: sizes.n_public], np.broadcast_to(one, (sizes.n_public, one.shape[1])))
     if row >= 0:
         key.refuse(section, f"{name} of gate {row} is not that of a public signal")
     behind = np.flatnonzero(values[sizes.gates :].any(axis=1))
@@ -270,7 +270,7 @@ def check_lagrange(key: KeyParts, backend: Backend) -> None:
     with backend.job.phase("check Lagrange polynomials"):
         for i, pieces in enumerate(lagrange_polynomials(backend, key.domain, count)):
             for piece in pieces:
-                row = _first_difference(content[at : at + len(piece)], piece)
+                row = first_difference(content[at : at + len(piece)], piece)
                 if row >= 0:
                     what = f"scalar {at + row - i * (1 + EVALUATIONS) * key.sizes.domain_size}"
                     key.refuse(
@@ -281,7 +281,7 @@ def check_lagrange(key: KeyParts, backend: Backend) -> None:
             backend.job.report((i + 1) / count)
 
 
-def _first_difference(found: NDArray[Any], expected: NDArray[Any]) -> int:
+def first_difference(found: NDArray[Any], expected: NDArray[Any]) -> int:
     """The first row in which two arrays differ, or −1."""
     different = found != expected
     rows = np.flatnonzero(different.any(axis=1) if different.ndim > 1 else different)
@@ -319,13 +319,13 @@ def check_circuit(key: KeyParts, r1cs: R1CS, backend: Backend) -> Gates:
         ("left_factor", gates.left_factors),
         ("right_factor", gates.right_factors),
     ):
-        row = _first_difference(records[field], expected)
+        row = first_difference(records[field], expected)
         if row >= 0:
             key.refuse(ADDITIONS, f"record {row} is not that of {r1cs.source}")
     for name, section, signals, wires in zip(
         COLUMNS, (WIRE_A, WIRE_B, WIRE_C), key.wiring.maps, (gates.a, gates.b, gates.c), strict=True
     ):
-        row = _first_difference(signals, wires)
+        row = first_difference(signals, wires)
         if row >= 0:
             key.refuse(section, f"wire {name} of gate {row} is not that of {r1cs.source}")
     return gates
@@ -361,7 +361,7 @@ def check_against_powers(key: KeyParts, ptau: PowersOfTau) -> tuple[str, ...]:
         )
     if not np.array_equal(key.tau_g2, ptau.points(pt.TAU_G2)[1]):
         key.refuse(HEADER, f"X_2 is not the tau of {ptau.path}")
-    row = _first_difference(key.points, theirs[: len(key.points)])
+    row = first_difference(key.points, theirs[: len(key.points)])
     if row >= 0:
         key.refuse(key.powers, f"point {row} is not that of {ptau.path}")
     return ceremony_warnings(ptau, len(key.points))
