@@ -276,11 +276,10 @@ def test_other_circuits(protocol: str, tmp_path: Path) -> None:
         check(protocol, key, sample("bls-small").circuit)
     # One coefficient is another one.
     circuit = read_r1cs(sample(NAME).circuit)
-    circuit.c.values[int(np.flatnonzero(circuit.c.values.any(axis=1) & (circuit.c.wires > 0))[-1]), 0] ^= 17
+    (terms,) = np.nonzero(circuit.c.values.any(axis=1) & (circuit.c.wires > 0))
+    circuit.c.values[terms[-1]] = [17, 0, 0, 0]
     write_r1cs(tmp_path / "other.r1cs", circuit)
-    with pytest.raises(
-        MalformedFile, match=r"Q. of gate \d+ is not that of the circuit|record \d+ is not that"
-    ):
+    with pytest.raises(MalformedFile, match=r"(gate|record) \d+ is not that of"):
         check(protocol, key, tmp_path / "other.r1cs")
 
 
