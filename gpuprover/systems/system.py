@@ -221,6 +221,7 @@ class ProofSystem:
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
+    "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 
