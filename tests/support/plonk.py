@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuprover.curves import BLS12_381, BN254, CurveParams
-from tests.support.paths import ROOT
+from tests.support.paths import VECTORS
 
-OWN = ROOT / "tests" / "vectors" / "plonk"
+OWN = VECTORS / "plonk"
 """Small circuits from a random generator."""
 PLONK = ("adds", "bls-nopub", "bls-small", "duplicates", "nopub-8gates", "one-gate", "quirks")
 FFLONK = ("adds", "duplicates", "nopub-8gates", "one-gate", "quirks")
