@@ -106,7 +106,10 @@ def _both_directions(made: Made, oracle: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [CASES[0], CASES[1], CASES[4]], indirect=True, ids=["plonk", "plonk-nopublic", "fflonk"]
+    "made",
+    [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in (CASES[1], CASES[4]))],
+    indirect=True,
+    ids=["plonk", "plonk-nopublic", "fflonk"],
 )
 def test_command_lines(made: Made, make_case: Any, snarkjs: Callable[..., Any], tmp_path: Path) -> None:
     """The files of the one command line are the arguments of the other, and look alike."""
@@ -141,7 +144,7 @@ def test_command_lines(made: Made, make_case: Any, snarkjs: Callable[..., Any], 
     if made.public:
         public.write_text(json.dumps([*json.loads(said)[:-1], "5"]))
         assert ours(name, "verify", vkey, public, proof).returncode == 1
-        assert "Invalid proof" in snarkjs(name, "verify", vkey, public, proof).stdout
+        assert snarkjs(name, "verify", vkey, public, proof).returncode == 1
 
 
 def test_random_circuits(oracle: Any, ptau: Any, rng: random.Random, tmp_path: Path) -> None:
@@ -152,9 +155,9 @@ def test_random_circuits(oracle: Any, ptau: Any, rng: random.Random, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "curve"), KINDS, ids=lambda p: getattr(p, "name", p))
 def test_many_random_circuits(
-    protocol: str, curve: CurveParams, oracle: Any, data: Path, rng: random.Random, tmp_path: Path
+    protocol: str, curve: CurveParams, oracle: Any, data_dir: Path, rng: random.Random, tmp_path: Path
 ) -> None:
-    ptau = data / {BN254: "pot14_final.ptau", BLS12_381: "pot11_bls_final.ptau"}[curve]
+    ptau = data_dir / {BN254: "pot14_final.ptau", BLS12_381: "pot11_bls_final.ptau"}[curve]
     for i, constraints in enumerate((1, 5, 20, 60, 100)):
         folder = tmp_path / str(i)
         folder.mkdir()
