@@ -1008,7 +1008,7 @@ class CudaBackend:
 def _records(
     left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
 ) -> tuple[NDArray[np.uint8], Places]:
-    """Parts of records as bytes, and where they are in one: a view, if they come from one array of records."""
+    """Parts of records as bytes, a view if they come from one array of records; and where the parts are."""
     parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
     count, stride = len(left), left.strides[0]
     first = min(parts, key=address)
