@@ -17,6 +17,7 @@ from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, DeviceError, In
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.settings import seconds, whole_number
+from gpuprover.systems.system import ProofSystem, names, system_asked_for
 
 from . import calibrate, pictures
 from .host import measure_host
@@ -66,6 +67,10 @@ def _curves(text: str | None, quick: bool) -> list[CurveParams]:
         if name not in known:
             raise InvalidInput(f"--curves: expected some of {','.join(known)}, found {name[:40]!r}")
     return [curve_by_name(name) for name in names]
+
+
+def _systems(text: str | None, default: Sequence[str]) -> list[ProofSystem]:
+    return [system_asked_for(name, "--protocols") for name in _list(text, default)]
 
 
 def _devices(context: Context, skip: Callable[[Row, str], None]) -> list[str]:
@@ -198,7 +203,8 @@ class _Plan:
 def run(args: Namespace, context: Context) -> int:
     """Measures, and writes rows, pictures and a report; with ``--calibrate``, times for placement alone."""
     if args.calibrate:
-        return calibrate.run(args, context, _curves(args.curves, quick=False))
+        curves, systems = _curves(args.curves, quick=False), _systems(args.protocols, names())
+        return calibrate.run(args, context, curves, systems)
     output = Path(args.output) if args.output else default_output()
     if output.suffix != ".jsonl":
         raise InvalidInput(f"--output: expected a file named *.jsonl, found {str(output)!r}")

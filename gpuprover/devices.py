@@ -94,6 +94,12 @@ def use_images(curves: Sequence[CurveParams] | None = None) -> bool:
     return there
 
 
+def keccak256(data: bytes) -> bytes:
+    """The 32 bytes of Ethereum's hash, by the CPU's kernel; see :func:`gpuprover.keccak.keccak256`."""
+    digest: bytes = import_module("gpuprover.cpu.keccak").keccak256(data)
+    return digest
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

@@ -132,7 +132,7 @@ def test_a_cache_is_empty_in_a_child() -> None:
     making.wait()
 
     def work() -> None:
-        assert cache.get_or_make("slow", lambda: 8, lambda _: 1, timeout=5) == 8
+        assert cache.get_or_make("slow", lambda: 8, lambda _: 1, timeout=PATIENCE) == 8
         assert cache.get("kept") is None
         assert cache.statistics.bytes == 1
 
@@ -159,7 +159,7 @@ def test_places_are_free_in_a_child() -> None:
     limit = gpuprover.BackpressureController(1)
 
     def work() -> None:
-        limit.acquire(timeout=5)
+        limit.acquire(timeout=PATIENCE)
         limit.release()
 
     with held(limit):

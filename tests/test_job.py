@@ -64,12 +64,17 @@ def test_map_takes_an_iterator() -> None:
     assert Job(threads=2).map(str, items()) == ["3", "1", "2"]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])  # divisors of 6
 def test_threads_are_capped_and_used(threads: int) -> None:
-    count = Counter()
-    Job(threads=threads).map(count, [0.05] * 9)
-    assert count.calls == 9
-    assert count.most == threads
+    count, together = Counter(), threading.Barrier(threads, timeout=60)
+
+    def item(seconds: float) -> None:
+        together.wait()  # ends only where as many threads come here at once
+        count(seconds)
+
+    Job(threads=threads).map(item, [0.02] * 6)
+    assert count.calls == 6
+    assert count.most <= threads
 
 
 def test_one_thread_keeps_the_caller_responsive() -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Literal, Protocol
 
-from gpuprover.commitments.keccak import keccak256
 from gpuprover.curves import CurveParams
+from gpuprover.devices import keccak256
 from gpuprover.formats.compressed import compress_g1
 from gpuprover.limbs import Words, words_to_field
 

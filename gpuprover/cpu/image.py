@@ -46,6 +46,12 @@ Kinds = tuple[str, ...]
 # Arguments ------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    """NumPy makes the name anew each time, in microseconds."""
+    return dtype.name
+
+
 def kind_of(value: Any) -> str:
     """The kind of an argument, as Numba would see it; ``""`` for one that no image can take."""
     kind = type(value)
@@ -55,7 +61,8 @@ def kind_of(value: Any) -> str:
         return "bool"
     if kind is np.ndarray:
         # Contiguous, aligned and writable.
-        return f"{value.dtype.name}[{value.ndim}]" if value.flags.carray and value.dtype.isnative else ""
+        fits = value.flags.carray and value.dtype.isnative
+        return f"{_name(value.dtype)}[{value.ndim}]" if fits else ""
     if isinstance(value, Field):
         return value.name
     return value.dtype.name if isinstance(value, np.integer) else ""

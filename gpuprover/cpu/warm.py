@@ -10,6 +10,7 @@ from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
+from gpuprover.cpu.keccak import keccak256
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
@@ -98,6 +99,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "sums G2": sums(Group.G2),
         "checks G2": checks(Group.G2),
         "pairings": pairings,
+        "hash": lambda: keccak256(b""),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }

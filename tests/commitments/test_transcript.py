@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuprover.commitments.keccak import RATE, SHA3, keccak256
+from gpuprover import devices
 from gpuprover.commitments.transcript import (
     Blake2bTranscript,
     Keccak256Transcript,
@@ -22,6 +22,7 @@ from gpuprover.commitments.transcript import (
 )
 from gpuprover.curves import BLS12_381, BN254, CurveParams, curve_by_name
 from gpuprover.formats.compressed import compress_g1, decompress_g1
+from gpuprover.keccak import RATE, SHA3, keccak256
 from gpuprover.limbs import Words, g1_to_words
 from tests.support.paths import VECTORS
 
@@ -45,6 +46,7 @@ def test_keccak_is_sha3_with_another_padding(rng: random.Random) -> None:
         data = rng.randbytes(length)
         assert keccak256(data, SHA3) == hashlib.sha3_256(data).digest(), length
         assert keccak256(data) != hashlib.sha3_256(data).digest()
+        assert devices.keccak256(data) == keccak256(data), length
 
 
 # snarkjs ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -255,6 +255,12 @@ def test_tenants_take_turns_with_threads() -> None:
     order: list[str] = []
     go_on = threading.Event()
 
+    async def come_to(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.005)
+
     def work(name: str) -> str:
         order.append(name)
         assert go_on.wait(SECONDS)
@@ -263,10 +269,11 @@ def test_tenants_take_turns_with_threads() -> None:
     async def main() -> None:
         threads = TenantThreads(3, 2, "test")
         greedy = [asyncio.create_task(threads.call("a", work, f"a{i}")) for i in range(6)]
+        await come_to(lambda: len(order) >= 2)
         await asyncio.sleep(0.05)
         assert order == ["a0", "a1"], "one thread is left to the others"
         other = asyncio.create_task(threads.call("b", work, "b0"))
-        await asyncio.sleep(0.05)
+        await come_to(lambda: len(order) >= 3)
         assert order[2] == "b0"
         late = asyncio.create_task(threads.call("c", work, "c0"))
         gone = asyncio.create_task(threads.call("c", work, "c1"))
@@ -281,8 +288,8 @@ def test_tenants_take_turns_with_threads() -> None:
         assert "c1" not in order
         with pytest.raises(ZeroDivisionError):
             await threads.call("a", lambda: 1 // 0)
-        await asyncio.sleep(0.02)
-        assert (threads.running, threads._free, bool(threads._line)) == (0, 3, False)
+        await come_to(lambda: not threads.running)
+        assert (threads._free, bool(threads._line)) == (3, False)
         threads.shutdown()
 
     asyncio.run(main())

@@ -603,7 +603,7 @@ def test_a_worker_ends_with_its_socket(talk: Talk, longest: Circuit) -> None:
     talk.prove(longest)
     talk.hear("progress")
     talk.channel.close()
-    assert talk.child.wait(5)
+    assert talk.child.wait(60)
     assert talk.child.describe() == "ended with status 0"
 
 

