@@ -631,14 +631,12 @@ class CudaBackend:
         return out
 
     def extend(self, v: DeviceVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[DeviceVector]:
-        n, r = domain.size, self.curve.r
         results = []
         for coset in cosets:
-            # On the coset X^n is g^n.
-            factor = pow(domain.shift(coset), n, r)
-            pieces = range(max(1, -(-len(v) // n)))
-            folded = self.combine([Term(v, pow(factor, j, r), -n * j) for j in pieces], n)
-            results.append(self.ntt(folded, domain, Direction.FORWARD, coset=coset))
+            folded = self._new(domain.size)
+            with self._columns() as columns:
+                columns.fold_onto_coset(v.span, domain.shift(coset), folded.span)
+            results.append(self.ntt(folded, domain, Direction.FORWARD))
         return results
 
     def values_at(self, queries: Sequence[tuple[DeviceVector, int]]) -> list[int]:
