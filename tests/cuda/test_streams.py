@@ -339,7 +339,7 @@ def alone(device: Watched) -> None:
 
 
 def proofs_of_gates(device: Watched) -> None:
-    """PLONK's and FFLONK's: requests of one SRS, each sorted beside another's sums; the second time with tables."""
+    """PLONK's and FFLONK's, whose requests of one SRS are sorted beside sums; then with tables."""
     for protocol in cuda_plonk.SYSTEMS:
         which = plonk_sample("one-gate", protocol)
         gpu, key = Residency(device), cuda_plonk.key(which)
@@ -351,15 +351,15 @@ def proofs_of_gates(device: Watched) -> None:
 def leanest_proofs_of_gates(device: Watched) -> None:
     """With points and columns that are sent, and cosets in chunks."""
     for protocol in cuda_plonk.SYSTEMS:
-        which = plonk_sample("adds", protocol)
-        key, backend = cuda_plonk.key(which), cuda_proofs.backend_on(cuda_proofs.opened(), CURVE, Job(1))
+        which, gpu = plonk_sample("adds", protocol), Residency(device)
+        key, backend = cuda_plonk.key(which), cuda_proofs.backend_on(gpu, CURVE)
         *_, demand = key.demand.choices
 
         def rehearse(layout: residency.Layout, backend: CudaBackend = backend, demand: Any = demand) -> int:
             return backend._arena_bytes(demand, layout)
 
-        found = residency.layouts(demand, backend._gpu.device, (), rehearse, 1 << 40, (), shared=False)
-        budget, gpu = min(held + arena for _, held, arena in found), Residency(device)
+        found = residency.layouts(demand, device, (), rehearse, 1 << 40, (), shared=False)
+        budget = min(held + arena for _, held, arena in found)
         assert cuda_plonk.prove(which, key, gpu, budget=budget) == which.proof
         assert gpu.leaked == 0
 
