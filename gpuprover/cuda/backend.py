@@ -448,16 +448,21 @@ class CudaBackend:
         known = self._gpu.arenas.get((demand, layout, self._host_groups))
         if known is not None:
             return known
-        gpu = Residency(Nothing(self._device))
-        double = CudaBackend(
+        arena = self.rehearsed(demand, layout, Nothing(self._device))
+        self._gpu.arenas[demand, layout, self._host_groups] = arena
+        return arena
+
+    def rehearsed(self, demand: Demand, layout: Layout, device: Device) -> int:
+        """The bytes of the arena of a proof whose steps are run on a device that does nothing."""
+        gpu = Residency(device)
+        double = type(self)(
             self.curve, Job(threads=self.job.threads), gpu, self._cpu, [g.value for g in self._host_groups]
         )
         double._hollow = True
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
-        streams = [gpu.device.new_stream() for _ in range(STREAMS)]
+        streams = [device.new_stream() for _ in range(STREAMS)]
         double._session = Session(demand, layout, arena, [], streams)
         demand.rehearse(demand, double)
-        self._gpu.arenas[demand, layout, self._host_groups] = arena.extent
         return arena.extent
 
     def _table(self, part: RowsPart, plan: MsmPlan, at: Address, points: Words | Address) -> Address:
