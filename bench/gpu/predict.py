@@ -85,7 +85,7 @@ class _Priced(Nothing):
 
     def __init__(self) -> None:
         super().__init__(cast(Device, Model()))
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.took: dict[str, float] = defaultdict(float)
         self.launches = 0
 
     def launch(self, program: Program, kernel: str, blocks: int, threads: int, *words: int, **_: Any) -> None:
@@ -93,7 +93,7 @@ class _Priced(Nothing):
             return
         self.launches += 1
         products, elements = PRICES[kernel](*words)
-        self.seconds[kernel] += COSTS.launch + _seconds(PRODUCT * products, elements)
+        self.took[kernel] += COSTS.launch + _seconds(PRODUCT * products, elements)
 
     def run(self, launches: Sequence[Any], *_: Any) -> None:
         self.launches += len(launches)
@@ -105,7 +105,7 @@ class _Predicting(CudaBackend):
     def _add(self, what: str, seconds: float) -> None:
         device = getattr(self._device, "device", self._device)
         if isinstance(device, _Priced):
-            device.seconds[what] += seconds
+            device.took[what] += seconds
 
     def ntt(
         self,
@@ -174,7 +174,7 @@ def predict(demand: Demand) -> Prediction:
     device = _Priced()
     arena = backend.rehearsed(chosen, layout, device)
     return Prediction(
-        dict(device.seconds), device.launches, arena, sum(e.size for e in gpu.residents.of(owner))
+        dict(device.took), device.launches, arena, sum(e.size for e in gpu.residents.of(owner))
     )
 
 
