@@ -1,7 +1,8 @@
 """``gpuprover bench --calibrate``: what proofs take on this machine's devices, for placement.
 
-Chain circuits of growing size are proven on every device, with the key loaded and where it is needed, and so
-is the sum in G2 alone, which the CPU may do for a GPU. A size starts only if it is likely to end in time.
+Chain circuits of growing size are proven by every proof system on every device, with the key loaded and where
+it is needed. Measured besides is the sum in G2 of Groth16's proofs, which the CPU may do for a GPU. A size
+starts only if it is likely to end in time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,8 @@ from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.scheduler import Device
-from gpuprover.systems.groth16.key import load_key
+from gpuprover.systems.groth16.key import ProvingKey as Groth16Key
+from gpuprover.systems.system import ProofSystem
 from gpuprover.version import VERSION
 
 from .measure import fastest
@@ -33,15 +36,18 @@ if TYPE_CHECKING:
     from gpuprover.cli.context import Context
 
 LOGS = (6, 8, 10, 12, 14, 16, 18, 20)
-SECONDS = 50.0
-"""For all of it, after a proof of each curve that compiles what is not compiled yet."""
+SECONDS = 90.0
+"""For all of it, after a proof of each kind that compiles what is not compiled yet."""
 GROWTH = 5.0
 """The next size is four times as large, and so is what it takes, nearly."""
 
 
-def run(args: Namespace, context: Context, curves: Sequence[CurveParams]) -> int:
+def run(
+    args: Namespace, context: Context, curves: Sequence[CurveParams], systems: Sequence[ProofSystem]
+) -> int:
     """Measures and keeps; what cannot be opened is left out, with a warning."""
     settings = context.settings
+    kinds = [(system, curve) for system in systems for curve in curves if curve in system.curves]
     machine = [
         d
         for d in calibration.devices(settings.threads)
@@ -51,22 +57,24 @@ def run(args: Namespace, context: Context, curves: Sequence[CurveParams]) -> int
         job = Job(threads=limits["threads"], cancel=limits["cancel"], progress=limits["progress"])
         entries = [
             entry
-            for curve in curves
+            for system, curve in kinds
             for entry in measure(
-                curve, machine, job, Path(folder), SECONDS / len(curves), context.console.warn, LOGS
+                system, curve, machine, job, Path(folder), SECONDS / len(kinds), context.console.warn, LOGS
             )
         ]
     if not entries:
         raise DeviceError(f"device {settings.device!r}: nothing could be measured")
     file = calibration.keep(entries)
     kept = calibration.load()
-    lines = calibration.describe(kept, machine, [calibration.work_name("groth16", curve) for curve in curves])
+    works = [calibration.work_name(system.name, curve) for system, curve in kinds]
+    lines = calibration.describe(kept, machine, works)
     record = {"ok": True, "calibration": str(file), "entries": len(entries), "times": lines}
     context.console.answer(record, "\n".join([*lines, f"kept in {file}"]))
     return EXIT_OK
 
 
 def measure(
+    system: ProofSystem,
     curve: CurveParams,
     machine: Sequence[Device],
     job: Job,
@@ -85,8 +93,8 @@ def measure(
         begun = time.perf_counter()
         if i > 1 and begun + GROWTH * took > deadline:
             break
-        with job.phase(f"calibrate, {curve.name}"):
-            zkey, wtns = _circuit(curve, log, folder, job)
+        with job.phase(f"calibrate, {system.name} {curve.name}"):
+            zkey, wtns = _circuit(system.name, curve, log, folder, job)
             for device in list(whole):
                 try:
                     whole_row, sum_row = _measure(device, zkey, wtns, job)
@@ -96,7 +104,8 @@ def measure(
                         del whole[device]
                     continue
                 whole[device].append(whole_row)
-                sums[device].append(sum_row)
+                if sum_row is not None:
+                    sums[device].append(sum_row)
             job.report((i + 1) / (len(logs) + 1))
         now = time.perf_counter()
         took = now - begun
@@ -110,9 +119,9 @@ def measure(
             device.kind,
             device.model,
             device.path,
-            calibration.work_name("groth16", curve),
+            calibration.work_name(system.name, curve),
             tuple(rows),
-            {Group.G2.name: tuple(sums[device])},
+            {part: tuple(sums[device]) for part in system.host_parts},
             VERSION,
             f"measured here on {when} with {job.threads} threads",
         )
@@ -121,16 +130,18 @@ def measure(
     ]
 
 
-def _circuit(curve: CurveParams, log: int, folder: Path, job: Job) -> tuple[Path, Path]:
-    r1cs, wtns, zkey = (folder / f"{curve.name}_{log}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+def _circuit(protocol: str, curve: CurveParams, log: int, folder: Path, job: Job) -> tuple[Path, Path]:
+    r1cs, wtns, zkey = (folder / f"{protocol}_{curve.name}_{log}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
     chain_circuit((1 << log) - min(CHAIN_ROOM, 1 << log >> 3), curve).write(r1cs, wtns)
-    gpuprover.setup(r1cs, zkey, insecure=True, device="cpu", threads=job.threads)
+    gpuprover.setup(r1cs, zkey, protocol=protocol, insecure=True, device="cpu", threads=job.threads)
     return zkey, wtns
 
 
-def _measure(device: Device, zkey: Path, wtns: Path, job: Job) -> tuple[calibration.Row, calibration.Row]:
-    """Rows of a whole proof and of its sum in G2."""
-    key, witness = load_key(zkey), read_witness(wtns)
+def _measure(
+    device: Device, zkey: Path, wtns: Path, job: Job
+) -> tuple[calibration.Row, calibration.Row | None]:
+    """Rows of a whole proof, and of Groth16's sum in G2."""
+    key, witness = gpuprover.load_key(zkey), read_witness(wtns)
     counts = sorted({1, device.threads}) if device.kind == "cpu" else [job.threads]
 
     def proof(threads: int) -> float:
@@ -142,7 +153,7 @@ def _measure(device: Device, zkey: Path, wtns: Path, job: Job) -> tuple[calibrat
         assert wall is not None
         return significant(wall)
 
-    def total(threads: int) -> float:
+    def total(key: Groth16Key, threads: int) -> float:
         backend = open_backend(device.name, key.curve, Job(threads=threads))
         bases = backend.prepare_bases(Group.G2, key.b2)
         wall = fastest(lambda: backend.msm(bases, witness.values)).wall
@@ -156,4 +167,4 @@ def _measure(device: Device, zkey: Path, wtns: Path, job: Job) -> tuple[calibrat
             return key.constraints, one, 0.0
         return calibration.row(key.constraints, one, many, counts[-1])
 
-    return row(proof), row(total)
+    return row(proof), row(partial(total, key)) if isinstance(key, Groth16Key) else None

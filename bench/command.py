@@ -17,8 +17,10 @@ from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, DeviceError, In
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.settings import seconds, whole_number
+from gpuprover.systems.system import ProofSystem, names, system_asked_for
 
 from . import calibrate, pictures
+from .host import measure_host
 from .measure import Variant
 from .operations import measure_operations
 from .peers import InnerPeer, named_command, peers_of
@@ -29,7 +31,7 @@ from .rows import OURS, ROOT, Row, Rows, default_output, in_checkout, read_rows
 if TYPE_CHECKING:
     from gpuprover.cli.context import Context
 
-PARTS = ("field", "ntt", "columns", "msm", "prove", "verify", "import")
+PARTS = ("field", "ntt", "columns", "msm", "prove", "verify", "host", "import")
 LOGS, QUICK_LOGS = (12, 14, 16, 18), (10, 12)
 MERKLE, QUICK_MERKLE = (32,), ()
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -65,6 +67,10 @@ def _curves(text: str | None, quick: bool) -> list[CurveParams]:
         if name not in known:
             raise InvalidInput(f"--curves: expected some of {','.join(known)}, found {name[:40]!r}")
     return [curve_by_name(name) for name in names]
+
+
+def _systems(text: str | None, default: Sequence[str]) -> list[ProofSystem]:
+    return [system_asked_for(name, "--protocols") for name in _list(text, default)]
 
 
 def _devices(context: Context, skip: Callable[[Row, str], None]) -> list[str]:
@@ -132,7 +138,7 @@ class _Plan:
         self.args, self.context = args, context
         self.parts = _parts(args.only)
         self.logs = _numbers(args.logs, QUICK_LOGS if quick else LOGS, "--logs", 4, 26)
-        if not self.logs and {"ntt", "columns", "msm", "verify"} & set(self.parts):
+        if not self.logs and {"ntt", "columns", "msm", "verify", "host"} & set(self.parts):
             raise InvalidInput("--logs: expected sizes, found none: only prove, field and import do without")
         self.merkle = _numbers(args.merkle, QUICK_MERKLE if quick else MERKLE, "--merkle", 1, 1000)
         self.curves = _curves(args.curves, quick)
@@ -176,6 +182,9 @@ class _Plan:
             if "verify" in self.parts:
                 (smallest,) = ladder(curve, self.logs[:1], (), work, rows, job)
                 measure_verification(smallest, self.variants, self.rounds, rows, job, self.batch)
+            if "host" in self.parts:
+                for files in ladder(curve, self.logs, (), work, rows, job, limit):
+                    measure_host(files, self.rounds, rows, job)
             if "prove" in self.parts:
                 for files in ladder(curve, self.logs, self.merkle, work, rows, job, limit):
                     self._prove(files, rows, job, first_use)
@@ -194,7 +203,8 @@ class _Plan:
 def run(args: Namespace, context: Context) -> int:
     """Measures, and writes rows, pictures and a report; with ``--calibrate``, times for placement alone."""
     if args.calibrate:
-        return calibrate.run(args, context, _curves(args.curves, quick=False))
+        curves, systems = _curves(args.curves, quick=False), _systems(args.protocols, names())
+        return calibrate.run(args, context, curves, systems)
     output = Path(args.output) if args.output else default_output()
     if output.suffix != ".jsonl":
         raise InvalidInput(f"--output: expected a file named *.jsonl, found {str(output)!r}")

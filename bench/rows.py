@@ -34,6 +34,7 @@ latency            ``p99_s``
 memory, growth,    of the service's processes, bytes by role: medians over the second fifth of the proofs
 …_per_1000_proofs  (``early``) and over the last one (``late``), the peak; what became more
 kernels            seconds by kernel on a GPU, each launch awaited
+launches           of a whole proof, beside the host's part of it; the device ``nothing`` does nothing
 warps, clock_mhz   of a rate: those of a multiprocessor; what it ran at just afterwards, where NVML tells
 left, metrics      tests that were not run; what Nsight Compute counted, by its names
 case, tree, gpu,   of ``make gpu``: the case's name, a hash of the sources that it measures, the GPU and the

@@ -130,6 +130,12 @@ TARGETS: tuple[Target, ...] = (
         )
         for name, curve in (("BN254", "bn254"), ("BLS12-381", "bls12-381"))
     ),
+    Target(
+        "host's part of a warm proof on a GPU, 2^16",
+        "seconds",
+        1e-3,
+        {"operation": "groth16 prove, host", "curve": "bn254", "circuit": "chain 2^16"},
+    ),
     Target("two threads over one, whole proofs", "threads", 1.7, {"operation": "groth16 prove"}),
     Target("growth against n log n, chain 2^12 to 2^22", "growth", 1.1, {"operation": "groth16 prove"}),
     *_of_gpu(),

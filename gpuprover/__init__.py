@@ -1,4 +1,4 @@
-"""gpuprover: Groth16 proofs from circom's files, fast.
+"""gpuprover: Groth16, PLONK and FFLONK proofs from circom's files, fast.
 
 The public names, imported when they are first used::
 

@@ -68,8 +68,9 @@ def prove(
         verify: check the proof before it is returned. Without, a bad witness gives a bad proof, and a key's
             first proof takes longer: every point of the key is looked at, since of bad ones a proof would
             tell parts of the witness. Whoever can write to the key's file learns the witness even so.
-        blinding: fixed numbers in place of random ones, (r, s) for Groth16, to compare proofs with others.
-            For tests only: whoever knows or guesses them can learn the witness, and every call warns of that.
+        blinding: fixed numbers in place of random ones, to compare proofs with others: (r, s) for Groth16,
+            (b1, ..., b11) for PLONK, (b1, ..., b9) for FFLONK. For tests only: whoever knows or guesses them
+            can learn the witness, and every call warns of that.
 
     Warns:
         InsecureBlindingWarning: ``blinding`` was given.
@@ -198,6 +199,7 @@ def setup(
     r1cs: Pathish,
     zkey: Pathish,
     *,
+    protocol: str = "groth16",
     ptau: Pathish | None = None,
     insecure: bool = False,
     device: str = "auto",
@@ -209,16 +211,19 @@ def setup(
 ) -> SetupResult:
     """Makes a proving key for a circuit, from a ceremony's file or (insecurely) from a local secret.
 
-    Exactly one of ``ptau`` and ``insecure`` has to be given. Either key has no phase-2 contribution yet.
-    ``device``: as for :func:`prove`, but ``auto`` is the CPU. A GPU multiplies the generators of an insecure
-    set-up; what is made of a ceremony's file is the CPU's work in any case.
+    Args:
+        protocol: the proof system's name, as keys and documents have it.
+        ptau: powers of tau, prepared for phase 2; or else ``insecure`` has to be True. A key of Groth16 has
+            no phase-2 contribution yet then, and is no use before it has one; others have no second phase.
+        device: as for :func:`prove`, but ``auto`` is the CPU. A GPU multiplies the generators of an insecure
+            set-up; what is made of a ceremony's file is the CPU's work in any case.
 
     Raises:
         ProverError: one of its kinds; the output is written whole or not at all.
     """
     from gpuprover.formats.r1cs import read_r1cs
 
-    system = systems.system_named("groth16")
+    system = systems.system_asked_for(protocol, "protocol")
     if not isinstance(insecure, bool) or (ptau is None) is not insecure:
         raise InvalidInput("setup: expected either a ptau file or insecure, not both and not neither")
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)

@@ -35,8 +35,7 @@ class ProofResult:
     """A proof and how it came about.
 
     Attributes:
-        proof: the protocol's document as snarkjs writes it; of Groth16 pi_a, pi_b, pi_c, protocol and curve,
-            decimal strings.
+        proof: the protocol's document as snarkjs writes it; numbers are decimal strings.
         public_signals: decimal strings.
         timings: seconds by phase, those of a device that failed included.
         device: the device that made it, the CPU if another one failed.
@@ -191,8 +190,9 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
     from gpuprover.scheduler import JobShape, choose
 
     demand = key.demand
+    cpu = open_backend("cpu", key.curve, job)
     plans = {
-        "cpu": (open_backend("cpu", key.curve, job).plan(demand, UNLIMITED),),
+        "cpu": tuple(cpu.plan(choice, UNLIMITED) for choice in demand.choices),
         "cuda": (_least_on_gpu(key),),
     }
     work = calibration.work_name(key.protocol, key.curve)

@@ -161,14 +161,20 @@ def _placed(request: ProofRequest) -> Placed:
 def _plans(device: str, key: ProvingKey, job: Job) -> tuple[MemoryPlan, ...]:
     """Memory of a proof on a device, the best plan first.
 
-    On a GPU one without tables follows, and the leanest; on a CPU that of a proof on one thread.
+    On a GPU one without tables follows, and the leanest; on a CPU that of a proof on one thread, and the one
+    of the leanest demand.
     """
     backend = open_backend(device, key.curve, job)
     best = backend.plan(key.demand, UNLIMITED)
-    if not is_gpu(device):
-        lean = open_backend(device, key.curve, Job(threads=1)).plan(key.demand, UNLIMITED)
-        return (best, lean) if lean.total < best.total else (best,)
     plans = [best]
+    if not is_gpu(device):
+        one = open_backend(device, key.curve, Job(threads=1))
+        *_, leanest = key.demand.choices
+        for demand in (key.demand, leanest):
+            found = one.plan(demand, UNLIMITED)
+            if found.total < plans[-1].total:
+                plans.append(found)
+        return tuple(plans)
     budget = best.key + best.arena
     while budget > SMALLEST_BUDGET:
         try:

@@ -62,7 +62,7 @@ class Memory:
     Attributes:
         basis: where ``proof`` comes from, in words.
         proof: bytes of one proof, least and most.
-        key: bytes of the mapped key, once for all processes; 0 if no key is known.
+        key: bytes that proofs read of the mapped key, once for all processes; 0 if no key is known.
         process: bytes of each process beside its proof.
         watermark: share of a limit at which new proofs begin to wait.
         at_once: proofs at once, each in a process.
@@ -156,10 +156,10 @@ def tier_memory(tier: Tier, watermark: float) -> Memory:
     return Memory(f"{tier.name}, {size} constraints", (least, tier.memory), 0, 0, watermark)
 
 
-def plan_memory(plan: MemoryPlan, key: int, watermark: float) -> Memory:
-    """One proof by a key's own plan on the CPU; ``key`` is its size in bytes."""
+def plan_memory(plan: MemoryPlan, watermark: float, basis: str = "this key's plan") -> Memory:
+    """One proof by a key's own plan on the CPU; of the key's file counts what proofs read."""
     size = plan.tables + plan.arena + plan.host
-    return Memory("this key's plan", (size, size), key, WORKER_BYTES, watermark)
+    return Memory(basis, (size, size), plan.key, WORKER_BYTES, watermark)
 
 
 # By the formula -----------------------------------------------------------------------
@@ -224,8 +224,8 @@ def _memory_cautions(memory: Sequence[Memory], machine: Machine) -> list[str]:
     out = []
     if not any(m.key for m in memory):
         out.append(
-            "memory is by the table for keys that nobody has seen; --zkey gives the key's own plan, which is "
-            "often far less"
+            "memory is by the table for keys that nobody has seen; --zkey and --r1cs give a key's own plan, "
+            "which is often far less"
         )
     least = min(memory, key=lambda m: m.total[0])
     if not machine.memory or least.total[0] <= machine.memory:

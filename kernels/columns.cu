@@ -154,11 +154,45 @@ KERNEL scale_by_bits(Fr* v, const Fr* factors, i64 n) {
     }
 }
 
-// out[i] = v[indices[i]], for indices below `length`.
-KERNEL gather(const Fr* v, i64 length, const u32* indices, Fr* out, i64 n) {
+// out[i] = v[indices[i]], for indices below `length`; *outside counts the others, which give 0.
+KERNEL gather(const Fr* v, i64 length, const u32* indices, Fr* out, i64 n, u32* outside) {
     for (i64 i = first_index(0); i < n; i += thread_count()) {
         const i64 at = indices[i];
+        if (at >= length) atomicAdd(outside, 1u);
         store(out, i, at < length ? load(v, at) : Fr::zero());
+    }
+}
+
+// Elements that are sums of two others before them, values[known + i] = a·values[x] + b·values[y], from records of
+// `stride` bytes with x, y (u32) and a, b (Montgomery, any words) at the given places, which are multiples of 4 and 8.
+// A pass makes those whose two elements are there, `made` saying of which records that is so; made_now is that after it. If `missing` is given, it counts what is not made then: because it is a later pass's, or an index is not
+// that of an element before its own.
+KERNEL combine_signals(Fr* values, i64 known, const unsigned char* records, i64 stride, i64 x_at, i64 y_at, i64 a_at,
+                       i64 b_at, i64 count, const unsigned char* made, unsigned char* made_now, u32* missing) {
+    const auto factor = [](const unsigned char* at) {
+        Fr f;
+#pragma unroll
+        for (int k = 0; k < Fr::LIMBS / 2; k++) {
+            const u64 word = reinterpret_cast<const u64*>(at)[k];
+            f.limb[2 * k] = static_cast<u32>(word);
+            f.limb[2 * k + 1] = static_cast<u32>(word >> 32);
+        }
+        return f;
+    };
+    for (i64 i = first_index(0); i < count; i += thread_count()) {
+        const auto is_there = [=](i64 at) { return at < known || (at < known + i && made[at - known]); };
+        bool done = made[i];
+        if (!done) {
+            const unsigned char* const record = records + i * stride;
+            const i64 x = *reinterpret_cast<const u32*>(record + x_at), y = *reinterpret_cast<const u32*>(record + y_at);
+            done = is_there(x) && is_there(y);
+            if (done) {
+                const Fr left = factor(record + a_at) * load(values, x);
+                store(values, known + i, left + factor(record + b_at) * load(values, y));
+            }
+        }
+        made_now[i] = done;
+        if (missing && !done) atomicAdd(missing, 1u);
     }
 }
 

@@ -2,7 +2,7 @@
 //
 // A scalar s becomes s or r − s, whichever is smaller, and that Σ d_w·2^(cw) with digits −2^(c−1) < d_w <= 2^(c−1).
 // Each digit other than 0 is an entry: its bucket is set·2^(c−1) + |d| − 1, where w = row·sets + set, and its value
-// row·n + i, for scalar i, with the sign in the highest bit.
+// row·points + i, for scalar i and rows of so many points, with the sign in the highest bit.
 //
 // Counting sort, the high bits of the bucket first: a bin is 2^low buckets. Blocks count in shared memory, take
 // their places in a bin by one addition to its counter, and then write. The order within a bucket is left open.
@@ -72,7 +72,8 @@ DEVICE Fr load_scalar(const u64* scalars, i64 words, i64 form, i64 i) {
 
 // Calls use(bucket, value, whether there is such a digit) for the digits of scalar i, by all lanes of a warp together.
 template <class Use>
-DEVICE void visit_digits(const u64* scalars, i64 words, i64 form, i64 i, i64 n, i64 c, i64 windows, i64 sets, Use use) {
+DEVICE void visit_digits(const u64* scalars, i64 words, i64 form, i64 i, i64 n, i64 points, i64 c, i64 windows, i64 sets,
+                         Use use) {
     const u32 mask = (1u << c) - 1, half = 1u << (c - 1);
     Fr s = i < n ? load_scalar(scalars, words, form, i) : Fr::zero();
     Fr t;
@@ -102,21 +103,21 @@ DEVICE void visit_digits(const u64* scalars, i64 words, i64 form, i64 i, i64 n, 
         s.limb[Fr::LIMBS - 1] >>= c;
         if (++set == sets) {
             set = 0;
-            row += static_cast<u32>(n);
+            row += static_cast<u32>(points);
         }
     }
 }
 
 // Entries of each bin among `share` scalars a block: added to counts[bins], and what was there before to
 // places[block][bin]. Shared memory: bins words.
-KERNEL count_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 share, i64 c, i64 windows, i64 sets, i64 low,
-                  i64 bins, u32* counts, u32* places) {
+KERNEL count_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 points, i64 share, i64 c, i64 windows, i64 sets,
+                  i64 low, i64 bins, u32* counts, u32* places) {
     SHARED_MEMORY(u32, counters);
     for (i64 k = threadIdx.x; k < bins; k += blockDim.x) counters[k] = 0;
     __syncthreads();
     const i64 start = blockIdx.x * share;
     for (i64 k = 0; k < share; k += blockDim.x) {
-        visit_digits(scalars, words, form, start + k + threadIdx.x, n, c, windows, sets,
+        visit_digits(scalars, words, form, start + k + threadIdx.x, n, points, c, windows, sets,
                      [&](u32 bucket, u32, bool any) { count_in(counters, bucket >> low, any); });
     }
     __syncthreads();
@@ -150,8 +151,8 @@ KERNEL place_bins(const u32* counts, i64 bins, i64 tile, u32* starts, u32* tiles
 }
 
 // Writes the entries that count_bins() counted to their bins: of the bucket, the low bits are left to tell.
-KERNEL scatter_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 share, i64 c, i64 windows, i64 sets, i64 low,
-                    i64 bins, const u32* starts, const u32* places, unsigned short* keys, u32* values) {
+KERNEL scatter_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 points, i64 share, i64 c, i64 windows, i64 sets,
+                    i64 low, i64 bins, const u32* starts, const u32* places, unsigned short* keys, u32* values) {
     SHARED_MEMORY(u32, counters);
     for (i64 k = threadIdx.x; k < bins; k += blockDim.x) {
         counters[k] = starts[k] + places[blockIdx.x * bins + k];
@@ -160,7 +161,7 @@ KERNEL scatter_bins(const u64* scalars, i64 words, i64 form, i64 n, i64 share, i
     const u32 mask = (1u << low) - 1;
     const i64 start = blockIdx.x * share;
     for (i64 k = 0; k < share; k += blockDim.x) {
-        visit_digits(scalars, words, form, start + k + threadIdx.x, n, c, windows, sets,
+        visit_digits(scalars, words, form, start + k + threadIdx.x, n, points, c, windows, sets,
                      [&](u32 bucket, u32 value, bool any) {
                          const u32 place = count_in(counters, bucket >> low, any);
                          if (any) {

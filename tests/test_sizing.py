@@ -38,7 +38,7 @@ def measured(rows: Any, constraints: int = 1000, cores: int = 4, **changes: Any)
     given = {
         "devices": [CPU],
         "at_once": None,
-        "memory": [plan_memory(PLAN, 100 * MIB, 0.73)],
+        "memory": [plan_memory(PLAN, 0.73)],
         "machine": HOST,
     }
     given |= changes
@@ -109,22 +109,39 @@ def test_memory_that_is_missing_is_told() -> None:
 
 
 def test_a_key_is_counted_once_and_each_proof_and_process_for_itself() -> None:
-    memory = plan_memory(PLAN, 100 * MIB, 0.73).times(3)
+    memory = plan_memory(PLAN, 0.73).times(3)
     assert memory.total == (100 * MIB + 3 * (10 * MIB + WORKER_BYTES),) * 2
     # The limit is without the mapped key, and new proofs wait above the watermark.
     assert memory.limit_mib * MIB * 0.73 == pytest.approx(memory.total[1] - 100 * MIB, rel=0.01)
+
+
+def test_a_circuit_is_planned_for_as_its_key(run: Run) -> None:
+    circuit, key = VECTORS / "chain5.bn254.r1cs", VECTORS / "chain5.bn254.initial.zkey"
+    by_circuit = run("estimate", "--proof-time", 1, "--r1cs", circuit, "--json").answer
+    by_key = run("estimate", "--proof-time", 1, "--zkey", key, "--json").answer
+    assert by_circuit["key_bytes"] == by_key["key_bytes"] == key.stat().st_size
+    for answer in (by_circuit, by_key):
+        (memory,) = answer["memory"]
+        assert memory.pop("basis") in ("this key's plan", "the plan of this circuit's key")
+    assert by_circuit == by_key
+    assert (by_key["work"], by_key["constraints"]) == ("groth16 bn254", 5)
+    text = run("estimate", "--proof-time", 1, "--r1cs", circuit).out
+    assert "groth16 bn254, 5 constraints" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "expected --proof-time SECONDS, or --measured"),
-        (["--measured"], "--constraints N or --zkey"),
+        (["--measured"], "--constraints N, --r1cs"),
         (["--measured", "--constraints", "5", "--proof-time", "1"], "expected no --proof-time"),
         (["--proof-time", "0"], "positive number of seconds"),
         (["--proof-time", "1", "--cores", "0"], "--cores"),
         (["--proof-time", "1", "--proofs-per-core", "x"], "--cores-per-proof"),
-        (["--proof-time", "1", "--constraints", "5", "--zkey", "x"], "found both"),
+        (["--proof-time", "1", "--constraints", "5", "--zkey", "x"], "found more"),
+        (["--proof-time", "1", "--r1cs", "y", "--zkey", "x"], "found more"),
+        (["--proof-time", "1", "--protocol", "groth16", "--zkey", "x"], "expected no --protocol"),
+        (["--proof-time", "1", "--protocol", "stark"], "--protocol: expected one of groth16"),
         (["--measured", "--constraints", "5", "--curve", "p256"], "--curve: expected one of bn254"),
     ],
 )
@@ -196,7 +213,7 @@ def test_a_key_gives_size_curve_and_memory(run: Run) -> None:
     zkey = VECTORS / "chain5.bls12-381.zkey"
     answer = run("estimate", "--measured", "--zkey", zkey, "--threads", 2, "--json").answer
     (memory,) = answer["memory"]
-    assert memory["key"] == zkey.stat().st_size
+    assert 0 < memory["key"] < answer["key_bytes"] == zkey.stat().st_size
     assert 0 < memory["proof"][0] < 64 * MIB
     text = run("estimate", "--measured", "--zkey", zkey, "--threads", 2).out
     assert "by the formula" in text

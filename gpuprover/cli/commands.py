@@ -17,7 +17,7 @@ from gpuprover.settings import seconds, whole_number
 
 if TYPE_CHECKING:
     from gpuprover.proving import ProofResult
-    from gpuprover.systems.system import ProvingKey
+    from gpuprover.systems.system import ProvingKey, VerificationKey
 
 
 MAX_PIPED_WITNESS = 1 << 30
@@ -68,10 +68,13 @@ def write_proof(result: ProofResult, proof: str, public: str) -> None:
         raise
 
 
-def open_key(path: str, context: Context) -> ProvingKey:
-    """The key, its warnings shown."""
+def open_key(path: str, context: Context, protocol: str | None = None) -> ProvingKey:
+    """The key, its warnings shown; ``protocol``: a key of another one is refused."""
     import gpuprover
+    from gpuprover.formats.zkey import identify
 
+    if protocol is not None:
+        identify(path, [protocol])
     key = gpuprover.load_key(path)
     for warning in key.warnings:
         context.console.warn(f"{path}: {warning}")
@@ -120,7 +123,7 @@ def _prove(args: Namespace, context: Context, witness: Any, inputs: list[str]) -
     timeout = None if args.timeout is None else seconds(args.timeout, "--timeout")
     check_paths(inputs, [args.proof, args.public])
     check_device(context)
-    key = open_key(args.zkey, context)
+    key = open_key(args.zkey, context, args.protocol)
     begun = time.perf_counter()
     with context.work("prove") as limits:
         result = gpuprover.prove(key, witness, verify=not args.no_verify, timeout=timeout, **limits)
@@ -185,11 +188,16 @@ def check_device(context: Context) -> str:
 def verify(args: Namespace, context: Context) -> int:
     import gpuprover
     from gpuprover.formats.json_files import read_json
-    from gpuprover.systems.system import parse_verification_key
+    from gpuprover.systems.system import parse_verification_key, system_named
 
     check_device(context)
     console = context.console
-    key = parse_verification_key(read_json(args.vkey), args.vkey)
+    document = read_json(args.vkey)
+    key: VerificationKey
+    if args.protocol is None:
+        key = parse_verification_key(document, args.vkey)
+    else:
+        key = system_named(args.protocol).parse_verification_key(document, args.vkey)
     for warning in key.warnings:
         console.warn(f"{args.vkey}: {warning}")
     threads = context.settings.threads
@@ -201,13 +209,17 @@ def verify(args: Namespace, context: Context) -> int:
 
 def setup(args: Namespace, context: Context) -> int:
     import gpuprover
+    from gpuprover.systems.system import system_asked_for
 
     inputs = [args.r1cs] if args.insecure else [args.r1cs, args.ptau]
+    system_asked_for(args.protocol, "--protocol")
     check_paths(inputs, [args.zkey])
     check_device(context)
     with context.work("setup") as limits:
         ptau = None if args.insecure else args.ptau
-        result = gpuprover.setup(args.r1cs, args.zkey, ptau=ptau, insecure=args.insecure, **limits)
+        result = gpuprover.setup(
+            args.r1cs, args.zkey, protocol=args.protocol, ptau=ptau, insecure=args.insecure, **limits
+        )
     key = open_key(args.zkey, context)
     _warn_of_run(result.warnings, key, context)
     record = {"ok": True, "zkey": args.zkey, **_key_record(key), "warnings": result.warnings}
@@ -325,7 +337,7 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
         "ok": True,
         "zkey": args.zkey,
         "r1cs": circuit,
-        "points": sum(bases.size for bases in key.demand.bases) + key.n_public + 1,
+        "points": sum(bases.size for bases in key.demand.bases),
         "checked": found.checked,
         "unchecked": found.unchecked,
         **_key_record(key),

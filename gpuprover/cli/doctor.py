@@ -199,11 +199,14 @@ def _device(settings: Settings) -> Record:
 def _placement(settings: Settings) -> Record:
     """What ``auto`` expects a proof to take on each device, and why."""
     from gpuprover import calibration
-    from gpuprover.curves import CURVES
     from gpuprover.systems import system as systems
 
     machine = calibration.devices(settings.threads)
-    works = [calibration.work_name(name, curve) for name in systems.names() for curve in CURVES]
+    works = [
+        calibration.work_name(name, curve)
+        for name in systems.names()
+        for curve in systems.system_named(name).curves
+    ]
     return {"times": calibration.describe(calibration.load(), machine, works)}
 
 

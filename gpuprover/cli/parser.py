@@ -29,6 +29,10 @@ environment:
 `gpuprover COMMAND --help` shows a command's arguments."""
 
 
+PROTOCOLS = ("groth16", "plonk")
+"""Names of the proof systems: groups of commands with snarkjs's arguments."""
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -85,6 +89,15 @@ def _add_proving_options(parser: Parser) -> None:
         "--no-verify", action="store_true", help="do not check the proof, but every point of the key"
     )
     parser.add_argument("--timeout", metavar="SECONDS", help="give up after this time")
+
+
+def _add_protocol(parser: Parser, about: str, default: str | None = PROTOCOLS[0]) -> None:
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        default=default,
+        help=f"{about}: {', '.join(PROTOCOLS)}; default: {PROTOCOLS[0]}",
+    )
 
 
 def _add_fuel(parser: Parser) -> None:
@@ -162,27 +175,34 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     root = _Group(parser)
     for name, run, about, details, arguments in _SHARED:
-        arguments(root.command(name, run, about, details))
+        command = root.command(name, run, about, details)
+        arguments(command)
+        command.set_defaults(protocol=None)  # the files say
 
     setup = root.command(
         "setup",
         "commands:setup",
         "make a proving key for a circuit",
-        "The key has no phase-2 contribution: anybody can forge proofs for it until one is added.\n"
-        "With --insecure the maker of the key can, always: for tests and benchmarks.",
+        "A key of Groth16 has no phase-2 contribution: anybody can forge proofs for it until one is added.\n"
+        "PLONK and FFLONK have no second phase. With --insecure the maker of the key can forge proofs,\n"
+        "always: for tests and benchmarks.",
     )
     _files(setup, r1cs="CIRCUIT.r1cs", zkey="CIRCUIT.zkey")
     setup.usage = "%(prog)s CIRCUIT.r1cs CIRCUIT.zkey (--ptau FILE.ptau | --insecure) [options]"
+    _add_protocol(setup, "proof system of the key")
     source = setup.add_mutually_exclusive_group(required=True)
     source.add_argument("--ptau", metavar="FILE.ptau", help="powers of tau, prepared for phase 2")
     source.add_argument("--insecure", action="store_true", help="a secret made here, and thrown away")
 
-    groth16 = root.group("groth16", "the same under snarkjs' names")
-    ptau_setup = groth16.command("setup", "commands:setup", "make a proving key from powers of tau")
-    _files(ptau_setup, r1cs="CIRCUIT.r1cs", ptau="FILE.ptau", zkey="CIRCUIT.zkey")
-    ptau_setup.set_defaults(insecure=False)
-    for name, run, about, details, arguments in _SHARED:
-        arguments(groth16.command(name, run, about, details))
+    for protocol in PROTOCOLS:
+        group = root.group(protocol, f"setup, prove, fullprove, verify for {protocol}, as in snarkjs")
+        ptau_setup = group.command("setup", "commands:setup", "make a proving key from powers of tau")
+        _files(ptau_setup, r1cs="CIRCUIT.r1cs", ptau="FILE.ptau", zkey="CIRCUIT.zkey")
+        ptau_setup.set_defaults(insecure=False, protocol=protocol)
+        for name, run, about, details, arguments in _SHARED:
+            command = group.command(name, run, about, details)
+            arguments(command)
+            command.set_defaults(protocol=protocol)
 
     wtns = root.group("wtns", "calculate or check a witness")
     calculate = wtns.command("calculate", "commands:wtns_calculate", "calculate a witness from inputs")
@@ -332,9 +352,11 @@ def _estimate(parser: Parser) -> None:
     )
     option("--proof-time", metavar="SECONDS", about="of one proof, on average; needed without --measured")
     parser.add_argument("--measured", action="store_true", help="by this machine's measured times")
-    option("--constraints", metavar="N", about="size of the circuit")
+    option("--constraints", metavar="N", about="size of the circuit: constraints, or gates")
     option("--curve", metavar="NAME", about="with --constraints: bn254 or bls12-381; default: bn254")
-    option("--zkey", metavar="CIRCUIT.zkey", about="size, curve and memory of this key")
+    option("--r1cs", metavar="CIRCUIT.r1cs", about="size, curve and memory of the key of this circuit")
+    option("--zkey", metavar="CIRCUIT.zkey", about="protocol, size, curve and memory of this key")
+    _add_protocol(parser, "proof system, where no key says it", default=None)
 
 
 def _profile(parser: Parser) -> None:
@@ -367,6 +389,7 @@ def _bench(parser: Parser) -> None:
     option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")
+    option("--protocols", "LIST", f"some of {','.join(PROTOCOLS)}; default: {PROTOCOLS[0]}, --calibrate: all")
     option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")
     repeated("--files", "NAME=ZKEY,WTNS", "a key and a witness to prove with")
     option("--paths", "LIST", "ifma,portable; default: this CPU's")

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuprover import sizing
 from gpuprover.cli.commands import check_device, check_paths, open_key
@@ -17,8 +17,12 @@ from gpuprover.errors import EXIT_OK, DeviceError, InvalidInput
 from gpuprover.settings import MAX_THREADS, seconds, whole_number
 
 if TYPE_CHECKING:
+    from gpuprover.backend import Backend
+    from gpuprover.curves import CurveParams
+    from gpuprover.demand import Demand, MemoryPlan
     from gpuprover.profiling import Advice, Observed
     from gpuprover.sizing import Estimate, Memory
+    from gpuprover.systems.system import ProofSystem
 
 
 def estimate(args: Namespace, context: Context) -> int:
@@ -30,24 +34,28 @@ def estimate(args: Namespace, context: Context) -> int:
     if args.cores_per_proof is not None:
         each = whole_number(args.cores_per_proof, "--cores-per-proof", high=MAX_THREADS)
     proof_time = None if args.proof_time is None else seconds(args.proof_time, "--proof-time")
-    if args.zkey is not None and args.constraints is not None:
-        raise InvalidInput("estimate: expected --constraints or --zkey, found both")
+    sizes = [getattr(args, name) for name in ("constraints", "r1cs", "zkey")]
+    known = any(size is not None for size in sizes)
+    if sum(size is not None for size in sizes) > 1:
+        raise InvalidInput("estimate: expected one of --constraints, --r1cs and --zkey, found more")
+    if args.zkey is not None and args.protocol is not None:
+        raise InvalidInput("estimate: --zkey names the protocol itself; expected no --protocol")
     if args.measured:
         if proof_time is not None:
             raise InvalidInput("estimate: --measured has this machine's times; expected no --proof-time")
-        if args.zkey is None and args.constraints is None:
-            raise InvalidInput("estimate: --measured needs --constraints N or --zkey CIRCUIT.zkey")
+        if not known:
+            raise InvalidInput("estimate: --measured needs --constraints N, --r1cs FILE or --zkey FILE")
     elif proof_time is None:
         raise InvalidInput("estimate: expected --proof-time SECONDS, or --measured")
-    work, constraints, memory = _circuit(args, context)
+    work = _work(args, context)
     machine = sizing.machine()
     if args.measured:
-        result = _measured(context, work, constraints, cores, each, memory, machine)
+        result = _measured(context, work, cores, each, machine)
     else:
         assert proof_time is not None
         each = 1 if each is None else each
         at_once = max(1, cores // each)
-        result = sizing.estimate(cores, each, proof_time, [m.times(at_once) for m in memory], machine)
+        result = sizing.estimate(cores, each, proof_time, [m.times(at_once) for m in work.memory], machine)
     record = {
         "ok": True,
         "proofs_per_hour": round(result.per_hour, 3),
@@ -55,50 +63,86 @@ def estimate(args: Namespace, context: Context) -> int:
         "cores_per_proof": result.cores_per_proof,
         "proof_time": result.proof_time,
         "proofs_at_once": result.at_once,
+        "work": work.name,
+        "constraints": work.constraints,
+        "key_bytes": work.key_bytes,
         "memory": [m.as_dict() for m in result.memory],
         "choices": [asdict(choice) for choice in result.choices],
         "origin": result.origin or None,
         "cautions": result.cautions,
     }
-    context.console.answer(record, _estimate_text(result, context))
+    context.console.answer(record, _estimate_text(result, work, context))
     return EXIT_OK
 
 
-def _circuit(args: Namespace, context: Context) -> tuple[str, int, list[Memory]]:
-    """The work's name, constraints, and the memory of one proof: by the key's plan, its tier or all tiers."""
+class _Work(NamedTuple):
+    """What is proved: the work's name; constraints and bytes of the key's file, where they are known; memory
+    of one proof, by its plan, by its tier, or of all tiers."""
+
+    name: str
+    constraints: int | None
+    key_bytes: int | None
+    memory: list[Memory]
+
+
+def _work(args: Namespace, context: Context) -> _Work:
     from gpuprover.calibration import work_name
     from gpuprover.curves import CURVES, curve_by_name
-    from gpuprover.demand import UNLIMITED
-    from gpuprover.devices import open_backend
-    from gpuprover.job import Job
+    from gpuprover.formats.r1cs import read_r1cs
+    from gpuprover.memory import budget
     from gpuprover.scheduler import TIERS, tier_of
     from gpuprover.systems import system as systems
 
     mark = load_engine_settings({}).memory_watermark
     if args.zkey is not None:
         key = open_key(args.zkey, context)
-        plan = open_backend("cpu", key.curve, Job(threads=1)).plan(key.demand, UNLIMITED)
-        return work_name(key.protocol, key.curve), key.constraints, [sizing.plan_memory(plan, key.size, mark)]
+        memory = sizing.plan_memory(_plan(key.demand), mark)
+        return _Work(work_name(key.protocol, key.curve), key.constraints, key.size, [memory])
+    system = systems.system_asked_for(args.protocol or systems.names()[0], "--protocol")
+    if args.r1cs is not None:
+        circuit = read_r1cs(args.r1cs, budget(context.settings.memory_limit))
+        _check_curve(system, circuit.curve)
+        outline = system.outline(circuit, _backend(circuit.curve))
+        memory = sizing.plan_memory(_plan(outline.demand), mark, "the plan of this circuit's key")
+        return _Work(work_name(system.name, circuit.curve), outline.constraints, outline.size, [memory])
     name = CURVES[0].name if args.curve is None else args.curve
     try:
         curve = curve_by_name(name)
     except KeyError:
         known = ", ".join(curve.name for curve in CURVES)
         raise InvalidInput(f"--curve: expected one of {known}; found {name!r}") from None
-    work = work_name(systems.names()[0], curve)
+    _check_curve(system, curve)
+    work = work_name(system.name, curve)
     if args.constraints is None:
-        return work, 0, [sizing.tier_memory(tier, mark) for tier in TIERS]
+        return _Work(work, None, None, [sizing.tier_memory(tier, mark) for tier in TIERS])
     constraints = whole_number(args.constraints, "--constraints", high=1 << 28)
-    return work, constraints, [sizing.tier_memory(tier_of(constraints), mark)]
+    return _Work(work, constraints, None, [sizing.tier_memory(tier_of(constraints), mark)])
+
+
+def _backend(curve: CurveParams) -> Backend:
+    from gpuprover.devices import open_backend
+    from gpuprover.job import Job
+
+    return open_backend("cpu", curve, Job(threads=1))
+
+
+def _plan(demand: Demand) -> MemoryPlan:
+    from gpuprover.demand import UNLIMITED
+
+    return _backend(demand.curve).plan(demand, UNLIMITED)
+
+
+def _check_curve(system: ProofSystem, curve: CurveParams) -> None:
+    if curve not in system.curves:
+        known = " or ".join(one.name for one in system.curves)
+        raise InvalidInput(f"estimate: {system.name} is over {known}, not over {curve.name}")
 
 
 def _measured(
     context: Context,
-    work: str,
-    constraints: int,
+    work: _Work,
     cores: int,
     each: int | None,
-    memory: list[Memory],
     machine: sizing.Machine,
 ) -> Estimate:
     from gpuprover import calibration
@@ -107,19 +151,20 @@ def _measured(
     devices = [d for d in calibration.devices(cores) if not d.problem and (asked in ("auto", d.kind, d.name))]
     if not devices:
         raise DeviceError(f"device {asked!r}: nothing to estimate for")
+    assert work.constraints is not None  # as the arguments were checked
     return sizing.measured(
         calibration.load(context.console.warn),
-        work,
+        work.name,
         devices,
-        constraints,
+        work.constraints,
         cores,
         None if each is None else max(1, cores // each),
-        memory,
+        work.memory,
         machine,
     )
 
 
-def _estimate_text(e: Estimate, context: Context) -> str:
+def _estimate_text(e: Estimate, work: _Work, context: Context) -> str:
     formula = f"{e.cores} cores / {e.cores_per_proof} a proof × 3600 s / {e.proof_time:g} s"
     rows = [("proofs an hour", f"{e.per_hour:,.0f}")]
     if e.choices:
@@ -137,6 +182,8 @@ def _estimate_text(e: Estimate, context: Context) -> str:
     else:
         rows.append(("formula", formula))
         rows.append(("at once", str(e.at_once)))
+    if work.key_bytes is not None:
+        rows.append(("key", f"{work.name}, {work.constraints:,} constraints, {format_bytes(work.key_bytes)}"))
     rows.append(("memory", "\n".join(_memory_text(m) for m in e.memory)))
     rows.append(("misleading", "\n".join(f"- {caution}" for caution in e.cautions)))
     return context.console.table(rows)

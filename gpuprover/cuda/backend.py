@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gpuprover.backend import Backend, Form, Term
 from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
-from gpuprover.cuda.columns import Columns, Shifted, Span
+from gpuprover.cuda.columns import Columns, Places, Shifted, Span, squares
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
@@ -141,15 +141,6 @@ class DeviceBases:
     def __len__(self) -> int:
         return self.n
 
-    def prefix(self, n: int) -> DeviceBases:
-        """The first n; not for bases with multiples, whose rows are as long as there are points."""
-        if n == self.n:
-            return self
-        if not n:
-            return DeviceBases(self.group, 0, host=self.host)
-        points = self.points if self.points is None else self.points[:n]
-        return replace(self, n=n, block=None, points=points)
-
     def free(self) -> None:
         if self.block is not None:
             self.block.free()
@@ -161,17 +152,18 @@ class Done(NamedTuple):
     point: Words
 
 
-class _Fitted(NamedTuple):
-    """A request of sums with as many bases as scalars.
+class _Scalars(NamedTuple):
+    """Scalars on the device.
 
     Attributes:
-        places: for each of the bases, the index of its request and its own index in it.
-        bases, scalars: as :meth:`gpuprover.backend.Backend.msm_many` has them.
+        at, form, words: as :meth:`Msm.digits` takes them.
+        n: their number.
     """
 
-    places: list[tuple[int, int]]
-    bases: list[DeviceBases]
-    scalars: Words | DeviceVector
+    at: Address
+    n: int
+    form: Form
+    words: int
 
 
 @dataclass
@@ -179,25 +171,37 @@ class _Part:
     """Sums of the same scalars over bases of one plan, which all lie on the device, or are all sent there.
 
     Attributes:
-        bases: index in the request -> the bases.
-        at, form, words: the scalars on the device, as :meth:`Msm.digits` takes them.
+        bases: index in the request -> the bases, at least as many as scalars.
         digits: the digits of all scalars, where they have been made already.
     """
 
     plan: MsmPlan
     bases: dict[int, DeviceBases]
-    at: Address
-    form: Form
-    words: int
+    scalars: _Scalars
     digits: Digits | None = None
 
     @property
     def n(self) -> int:
-        return len(next(iter(self.bases.values())))
+        """The number of scalars."""
+        return self.scalars.n
 
     def sort(self, msm: Msm, lo: int, count: int, stream: Stream = MAIN) -> Digits:
         """The digits of ``count`` scalars from ``lo`` on."""
-        return msm.digits(self.plan, self.at + 8 * self.words * lo, count, self.form, self.words, stream)
+        at, _, form, words = self.scalars
+        return msm.digits(self.plan, at + 8 * words * lo, count, form, words, stream, self.points(count))
+
+    def points(self, count: int) -> int:
+        """The bases of so many scalars: those of a table, or as many."""
+        return count if self.plan.depth == 1 else len(next(iter(self.bases.values())))
+
+
+def _of_the_same_points(parts: Sequence[tuple[int, _Part]]) -> list[list[tuple[int, _Part]]]:
+    """Parts whose bases can be sent once for all of them."""
+    alike: dict[tuple[Any, ...], list[tuple[int, _Part]]] = {}
+    for i, part in parts:
+        places = tuple(address(b.points) for b in part.bases.values() if b.points is not None)
+        alike.setdefault((part.plan, places, *part.scalars[2:]), []).append((i, part))
+    return list(alike.values())
 
 
 @dataclass
@@ -275,7 +279,7 @@ class CudaBackend:
 
     def _written(self, v: DeviceVector, values: Words, form: Form) -> DeviceVector:
         if len(v):
-            self._device.write(v.address, np.ascontiguousarray(values, dtype=np.uint64))
+            self._write(v.address, values)
             if form is not Form.MONTGOMERY:
                 self._convert(TO_MONTGOMERY if form is Form.CANONICAL else FROM_MONTGOMERY, v, v)
         return v
@@ -512,8 +516,7 @@ class CudaBackend:
         if not n:
             return v
         blocks = self._blocks(n, SCALED)
-        bits = max(n - 1, blocks * THREADS).bit_length()
-        powers = [pow(base, 1 << m, self.curve.r) for m in range(bits)]
+        powers = squares(base, max(n - 1, blocks * THREADS).bit_length(), self.curve.r)
         constants = self._send(field_to_words(self.curve.scalar, [factor, *powers]))
         self._launch("scale_powers", blocks, v.address, constants.address, 0, n)
         constants.free()
@@ -670,12 +673,13 @@ class CudaBackend:
         return out
 
     def gather(self, v: DeviceVector, indices: NDArray[np.uint32]) -> DeviceVector:
-        own = np.array(indices, dtype=np.uint32)  # what is looked at is what is sent
-        if len(own) and int(own.max()) >= len(v):
-            raise IndexError(f"an index of {int(own.max())} in a vector of length {len(v)}")
-        out = self._new(len(own))
+        """Indices are sent as they are, and looked at where they are used."""
+        out = self._new(len(indices))
         with self._columns() as columns:
-            columns.gather(v.span, own, out.address)
+            outside = columns.gather(v.span, self._contiguous(indices, np.uint32), out.address)
+        if outside:
+            out.free()
+            raise IndexError(f"{outside} indices are not below {len(v)}, the vector's length")
         return out
 
     def signals(
@@ -686,11 +690,29 @@ class CudaBackend:
         left_factors: Words,
         right_factors: Words,
     ) -> DeviceVector:
-        """On the host: each combination may need the one before it."""
+        """Combinations of combinations come in passes; chains that are too long for that are the CPU's."""
+        known, count = 1 + len(values), len(left)
+        out = self._new(known + count)
+        self._device.fill(out.address, 0, self._element)
+        self._write(Address(out.address + self._element), values)
+        whole = DeviceVector(known, None, out.address)
+        self._convert(TO_MONTGOMERY, whole, whole)
+        if not count:
+            return out
         if self._hollow:
-            return self._new(1 + len(values) + len(left))
+            records, places = np.empty(count * (8 + 2 * self._element), np.uint8), Places(0, 0, 0, 0, 0)
+        else:
+            records, places = _records(left, right, left_factors, right_factors)
+        with self._columns() as columns:
+            if columns.combine_signals(out.address, known, records, places, count):
+                return out
         found = self._cpu.signals(values, left, right, left_factors, right_factors)
-        return self.upload(self._cpu.download(found, Form.MONTGOMERY), Form.MONTGOMERY)
+        self._write(out.address, self._cpu.download(found, Form.MONTGOMERY))
+        return out
+
+    def _contiguous(self, array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        """The array as it is sent; for a rehearsal, whose arrays lie at one place, another of its size."""
+        return np.empty(array.shape, dtype) if self._hollow else np.ascontiguousarray(array, dtype=dtype)
 
     def interleave(self, vectors: Sequence[DeviceVector]) -> DeviceVector:
         out = self._new(len(vectors) * max(map(len, vectors), default=0))
@@ -794,14 +816,18 @@ class CudaBackend:
 
     def _send(self, words: Words) -> Block:
         block = Block(self._memory, max(1, words.nbytes))
+        self._write(block.address, words)
+        return block
+
+    def _write(self, start: Address, words: Words) -> None:
+        words = self._contiguous(words, np.uint64)
         if words.nbytes < 2 * SENT or self._device.is_pinned(words):
-            self._device.write(block.address, words)
-            return block
+            self._device.write(start, words)
+            return
         # One thread copies into pinned memory more slowly than the bus takes it from there.
-        start, row = block.address, words.nbytes // len(words)
+        row = words.nbytes // len(words)
         pieces = self.job.ranges(len(words), smallest=SENT // row)
         self.job.map(lambda r: self._device.write(start + r[0] * row, words[r[0] : r[1]]), pieces)
-        return block
 
     # Points ------------------------------------------------------------------------------
 
@@ -841,59 +867,10 @@ class CudaBackend:
         Where there is memory for it, the sorts of all requests but the first run beside the first one's sums,
         and the reduction of each sum beside the next ones. All is done when this returns.
         """
-        longer = False
         for bases, scalars in requests:
-            n = len(scalars)
             for b in bases:
-                if b.n < n:
-                    raise ValueError(f"{b.n} bases and {n} scalars")
-                longer |= b.n > n
-        if not longer:
-            return self._sums(requests, meanwhile)
-        fitted, padded = self._fitted(requests)
-        sums = self._sums([(f.bases, f.scalars) for f in fitted], meanwhile)
-        self.free(*padded)
-        at = {
-            place: point
-            for f, points in zip(fitted, sums, strict=True)
-            for place, point in zip(f.places, points, strict=True)
-        }
-        return [[at[i, j] for j in range(len(bases))] for i, (bases, _) in enumerate(requests)]
-
-    def _fitted(
-        self, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
-    ) -> tuple[list[_Fitted], list[DeviceVector]]:
-        """The same sums over as many bases as scalars, and the vectors that were made for them.
-
-        Bases without multiples are cut. Those with multiples, whose table is for all of them, get zeros for
-        scalars.
-        """
-        fitted: list[_Fitted] = []
-        padded: list[DeviceVector] = []
-        for i, (bases, scalars) in enumerate(requests):
-            n = len(scalars)
-            whole = [
-                j for j, b in enumerate(bases) if b.n > n > 0 and b.plan is not None and b.plan.depth > 1
-            ]
-            cut = [j for j in range(len(bases)) if j not in whole]
-            fitted.append(_Fitted([(i, j) for j in cut], [bases[j].prefix(n) for j in cut], scalars))
-            for j in whole:
-                more: Words | DeviceVector
-                if isinstance(scalars, DeviceVector):
-                    more = self.combine([Term(scalars)], len(bases[j]))
-                    padded.append(more)
-                else:
-                    more = np.zeros((len(bases[j]), scalars.shape[1]), np.uint64)
-                    more[:n] = scalars
-                fitted.append(_Fitted([(i, j)], [bases[j]], more))
-        return fitted, padded
-
-    def _sums(
-        self,
-        requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]],
-        meanwhile: Callable[[], None],
-    ) -> list[list[Words]]:
-        """:meth:`msm_many` of as many bases as scalars."""
+                if b.n < len(scalars):
+                    raise ValueError(f"{b.n} bases and {len(scalars)} scalars")
         found = [
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
         ]
@@ -939,19 +916,20 @@ class CudaBackend:
         here: list[tuple[int, _Part]] = []
         sent: list[tuple[int, _Part]] = []
         for i, (bases, scalars) in enumerate(requests):
+            # Tables of one plan are as long as each other.
             alike: dict[tuple[MsmPlan, bool], dict[int, DeviceBases]] = {}
             for j, b in enumerate(bases):
-                if b.plan is not None:
+                if b.plan is not None and len(scalars):
                     alike.setdefault((b.plan, b.points is not None), {})[j] = b
             if not alike:
                 continue
             if isinstance(scalars, DeviceVector):
-                at, form, words = scalars.address, Form.MONTGOMERY, self.curve.scalar.limbs
+                on_device = _Scalars(scalars.address, len(scalars), Form.MONTGOMERY, self.curve.scalar.limbs)
             else:
                 given.append(self._given(scalars))
-                at, form, words = given[-1].address, Form.CANONICAL, scalars.shape[1]
+                on_device = _Scalars(given[-1].address, len(scalars), Form.CANONICAL, scalars.shape[1])
             for (plan, elsewhere), mine in alike.items():
-                (sent if elsewhere else here).append((i, _Part(plan, mine, at, form, words)))
+                (sent if elsewhere else here).append((i, _Part(plan, mine, on_device)))
         lanes = self._lanes([part for _, part in here])
         if lanes.beside:
             # Nothing runs beside the first sort, and the others beside sums.
@@ -959,11 +937,15 @@ class CudaBackend:
                 part.digits = part.sort(msm, 0, part.n, lanes.sorts if k else MAIN)
         for i, part in here:
             started[i].update(self._start_part(msm, part, lanes))
-        for i, part in sent:
-            points = [(b.group, b.points) for b in part.bases.values() if b.points is not None]
+        for together in _of_the_same_points(sent):
+            first = together[0][1]
+            points = [(b.group, b.points) for b in first.bases.values() if b.points is not None]
+            scalars_of = [(part.scalars.at, part.n) for _, part in together]
+            _, _, form, words = first.scalars
             with self._gpu.stream() as copies:
-                found = msm.sum_slices(part.plan, points, part.at, copies, part.form, part.words)
-            started[i].update(zip(part.bases, map(Done, found), strict=True))
+                found = msm.sum_slices(first.plan, points, scalars_of, copies, form, words)
+            for (i, part), sums in zip(together, found, strict=True):
+                started[i].update(zip(part.bases, map(Done, sums), strict=True))
         for one in given:
             one.free()
         return started
@@ -988,7 +970,8 @@ class CudaBackend:
                 at = Address(b.at + lo * point_bytes(self.curve, b.group))
                 stream = lanes.side if b.group is Group.G2 else MAIN
                 reductions = lanes.reduction() if stream == MAIN and lanes.beside else None
-                started[j].append(msm.sum(Bases(plan, b.group, count, at), digits, stream, reductions))
+                bases = Bases(plan, b.group, part.points(count), at)
+                started[j].append(msm.sum(bases, digits, stream, reductions))
             if all(s[-1].stream == MAIN for s in started.values()):
                 msm.release(digits)
         return started
@@ -1020,3 +1003,26 @@ class CudaBackend:
         if isinstance(scalars, DeviceVector):
             return self._cpu.upload(self.download(scalars, Form.MONTGOMERY), Form.MONTGOMERY)
         return scalars
+
+
+def _records(
+    left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
+) -> tuple[NDArray[np.uint8], Places]:
+    """Parts of records as bytes, and where they are in one: a view, if they come from one array of records."""
+    parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
+    count, stride = len(left), left.strides[0]
+    first = min(parts, key=address)
+    x, y, a, b = (address(part) - address(first) for part in parts)
+    end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
+    together = all(part.strides[0] == stride for part in parts) and end <= stride
+    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8)
+    if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
+        size = first.dtype.itemsize
+        units = ((count - 1) * stride + end) // size
+        whole = np.lib.stride_tricks.as_strided(first.reshape(-1)[:1], (units,), (size,), writeable=False)
+        return whole.view(np.uint8), Places(stride, x, y, a, b)
+    limbs = left_factors.shape[1]
+    rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
+    for name, part in zip("xyab", parts, strict=True):
+        rows[name] = part
+    return rows.view(np.uint8), Places(rows.itemsize, 0, 4, 8, 8 + 8 * limbs)

@@ -13,6 +13,7 @@ combine             every term once, the result once            one a term
 values              the vectors once                            one, and a power of the thread's place
 divide              twice, the result once                      two, and some ten a thread
 running_product     twice, the result once                      two, and some ten a thread
+combine_signals     every record and its elements once          two
 ==================  ==========================================  =====================================
 """
 
@@ -33,6 +34,8 @@ from gpuprover.limbs import Words, field_to_words, words_to_field
 
 QUAD = 16
 """Bytes to which the tables of a launch are aligned."""
+COUNTER = 4
+"""Bytes of a counter."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,24 @@ class Shifted(NamedTuple):
     v: Span
     scalar: int
     shift: int
+
+
+class Places(NamedTuple):
+    """Where in a record of ``stride`` bytes indices x and y (u32) and factors a and b (u64[limbs]) are."""
+
+    stride: int
+    x: int
+    y: int
+    a: int
+    b: int
+
+
+def squares(x: int, count: int, modulus: int) -> list[int]:
+    """x^(2^m) for m below ``count``."""
+    found = [x % modulus]
+    for _ in range(count - 1):
+        found.append(found[-1] ** 2 % modulus)
+    return found[:count]
 
 
 class Columns:
@@ -166,11 +187,47 @@ class Columns:
         self._each("scale_by_bits", v.length, v.at, *tables.at, v.length)
         self._memory.release(tables.start)
 
-    def gather(self, v: Span, indices: NDArray[np.uint32], out: Address) -> None:
-        """out[i] ← v[indices[i]]; C-contiguous indices below v's length, others give 0."""
-        tables = self._send(indices)
-        self._each("gather", len(indices), v.at, v.length, *tables.at, out, len(indices))
-        self._memory.release(tables.start)
+    def gather(self, v: Span, indices: NDArray[np.uint32], out: Address) -> int:
+        """out[i] ← v[indices[i]] -> how many indices are not below v's length; these give 0.
+
+        Indices are C-contiguous.
+        """
+        if not len(indices):
+            return 0
+        at, outside = self._memory.allocate(indices.nbytes), self._memory.allocate(COUNTER)
+        self._device.write(at, indices)
+        self._device.fill(outside, 0, COUNTER)
+        self._each("gather", len(indices), *v, at, out, len(indices), outside)
+        return self._counted(outside, at)
+
+    def combine_signals(
+        self, values: Address, known: int, records: NDArray[np.uint8], places: Places, count: int
+    ) -> bool:
+        """values[known + i] ← a·values[x] + b·values[y] by record i -> whether all could be made.
+
+        Records are sent as they are. A combination of combinations comes a pass after them, and there are
+        passes for sums that are balanced trees. What needs more, or has an index that is not of an element
+        before its own, is left with arbitrary values.
+        """
+        at, missing = self._memory.allocate(records.nbytes), self._memory.allocate(COUNTER)
+        made, made_now = (self._memory.allocate(count) for _ in range(2))
+        self._device.write(at, records)
+        self._device.fill(missing, 0, COUNTER)
+        self._device.fill(made, 0, count)
+        passes = count.bit_length() + 1
+        for k in range(passes):
+            counted = missing if k == passes - 1 else 0
+            self._each("combine_signals", count, values, known, at, *places, count, made, made_now, counted)
+            made, made_now = made_now, made
+        return self._counted(missing, made, made_now, at) == 0
+
+    def _counted(self, counter: Address, *others: Address) -> int:
+        """What a counter holds, once the launches are done; gives it back, and the others."""
+        found = np.zeros(1, np.uint32)
+        self._device.read(found, counter)
+        for address in (counter, *others):
+            self._memory.release(address)
+        return int(found[0])
 
     def interleave(self, vectors: Sequence[Span], out: Span) -> None:
         """out[i·k + j] ← vectors[j][i] for k vectors, and 0 behind the end of one."""
@@ -273,11 +330,7 @@ class Columns:
         return field_to_words(self._field, values)
 
     def _squares(self, x: int, count: int) -> list[int]:
-        """x^(2^m) for m below ``count``."""
-        found = [x % self._field.modulus]
-        for _ in range(count - 1):
-            found.append(found[-1] ** 2 % self._field.modulus)
-        return found[:count]
+        return squares(x, count, self._field.modulus)
 
     def _send(self, *arrays: NDArray[Any]) -> _Tables:
         """Arrays side by side in scratch memory, in one copy."""

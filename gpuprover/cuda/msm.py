@@ -75,8 +75,10 @@ class Digits(NamedTuple):
     """Scalars as entries in the order of buckets.
 
     Attributes:
+        n: the number of scalars.
+        points: the number of bases, of which further ones than n take no part.
         memory: the address of all that stays.
-        sorted: the address of u32[entries]: row·n + i, the sign in the highest bit.
+        sorted: the address of u32[entries]: row·points + i, the sign in the highest bit.
         starts: the address of u32[plan.buckets + 1]: where buckets begin, and the number of entries.
         stream: the stream whose work makes them.
         scratch: that work's memory, where it is kept until the digits are released.
@@ -84,6 +86,7 @@ class Digits(NamedTuple):
 
     plan: MsmPlan
     n: int
+    points: int
     memory: Address
     sorted: int
     starts: int
@@ -263,21 +266,24 @@ class Msm:
         form: Form = Form.CANONICAL,
         words: int | None = None,
         stream: Stream = MAIN,
+        points: int | None = None,
     ) -> Digits:
         """Phases 1 and 2 for n scalars at an address of the device, which the main stream has put there.
 
         Args:
+            points: the number of the bases that the sums are over, at least n; by default n.
             form: CANONICAL, uint64[n, words] of values below r; or MONTGOMERY, uint64[n, limbs].
             stream: on another than the main one, scratch is kept until the digits are released.
         """
-        assert n <= plan.n
+        points = n if points is None else points
+        assert n <= points <= plan.n
         assert form in (Form.CANONICAL, Form.MONTGOMERY)
         limbs = words or self.curve.scalar.limbs
-        launches = sort_launches(plan, n, form, limbs, self.device.properties)
+        launches = sort_launches(plan, n, points, form, limbs, self.device.properties)
         sizes = (launches.kept, launches.scratch) if n else (launches.kept,)
         memory, *scratch = self._allocate(stream, *sizes)
         starts, held = memory + launches.starts, scratch[0] if scratch and stream != MAIN else None
-        result = Digits(plan, n, memory, memory + launches.sorted, starts, stream, held)
+        result = Digits(plan, n, points, memory, memory + launches.sorted, starts, stream, held)
         try:
             self.device.fill(starts, 0, 4 * (plan.buckets + 1), stream)
             if n:
@@ -306,7 +312,7 @@ class Msm:
         digits have to be.
         """
         plan, group = digits.plan, bases.group
-        assert (plan.c, plan.depth, digits.n) == (bases.plan.c, bases.plan.depth, bases.n)
+        assert (plan.c, plan.depth, digits.points) == (bases.plan.c, bases.plan.depth, bases.n)
         last = stream if reductions is None else reductions
         if digits.n == 0:
             size = plan.sets * 2 * point_bytes(self.curve, group)
@@ -392,55 +398,65 @@ class Msm:
         self,
         plan: MsmPlan,
         bases: Sequence[tuple[Group, Words]],
-        scalars: int,
+        scalars: Sequence[tuple[int, int]],
         copies: Stream,
         form: Form = Form.CANONICAL,
         words: int | None = None,
-    ) -> list[Words]:
-        """Sums of the same scalars with bases that stay on the host and come in slices of ``plan.n`` points.
+    ) -> list[list[Words]]:
+        """Sums with bases that stay on the host and come in slices of ``plan.n`` points, each sent once.
 
         While the device works on a slice, the next is on its way.
 
         Args:
             bases: arrays of the same number of affine points.
-            scalars: address of as many scalars on the device; ``form`` and ``words`` as in :meth:`digits`.
+            scalars: address on the device and number of each of several, no more than points; ``form`` and
+                ``words`` as in :meth:`digits`.
             copies: a stream beside the main one, for the slices on their way.
+
+        Returns:
+            for each of the scalars, the sum over each of the bases.
         """
         assert plan.depth == 1
-        n = len(bases[0][1])
+        n = max((count for _, count in scalars), default=0)
+        if not n:
+            return [[np.zeros(g.words(self.curve), dtype=np.uint64) for g, _ in bases] for _ in scalars]
         row = 8 * (words or self.curve.scalar.limbs)
         starts = range(0, n, plan.n)
         room = sum(point_bytes(self.curve, group) * plan.n for group, _ in bases)
         staged: list[Address] = []
-        results: list[list[Sum]] = [[] for _ in bases]
+        results: list[list[Sum]] = [[] for _ in scalars for _ in bases]
 
         def send(k: int) -> list[Bases]:
             sent, to = [], int(staged[k % 2])
             for group, points in bases:
-                slice_ = points[starts[k] : starts[k] + plan.n]
+                slice_ = points[starts[k] : min(n, starts[k] + plan.n)]
                 self._write(to, slice_, copies)
                 sent.append(Bases(plan, group, len(slice_), Address(to)))
                 to += plan.n * point_bytes(self.curve, group)
             return sent
 
         try:
-            staged += self._allocate(copies, *[room] * min(2, max(1, len(starts))))
-            slices = send(0) if n else []
+            staged += self._allocate(copies, *[room] * min(2, len(starts)))
+            slices = send(0)
             for k, start in enumerate(starts):
                 self.device.wait(copies, MAIN)
                 self.device.wait(MAIN, copies)
-                digits = self.digits(plan, scalars + start * row, slices[0].n, form, words)
-                try:
-                    for i, part in enumerate(slices):
-                        results[i].append(self.sum(part, digits))
-                finally:
-                    self.release(digits)
+                for i, (at, count) in enumerate(scalars):
+                    mine = min(slices[0].n, count - start)
+                    # Of no scalars at all, too, there is a sum.
+                    if mine <= 0 and start:
+                        continue
+                    digits = self.digits(plan, at + start * row, mine, form, words, points=slices[0].n)
+                    try:
+                        for j, part in enumerate(slices):
+                            results[i * len(bases) + j].append(self.sum(part, digits))
+                    finally:
+                        self.release(digits)
                 if k + 1 < len(starts):
                     slices = send(k + 1)
-            if not n:
-                return [np.zeros(group.words(self.curve), dtype=np.uint64) for group, _ in bases]
             begun, results = results, []
-            return self.finish(*begun)
+            found = self.finish(*begun)
+            return [found[i : i + len(bases)] for i in range(0, len(found), len(bases))]
         except BaseException:
             # Slices may be on their way. After the last sum nothing is.
             with suppress(DeviceError):

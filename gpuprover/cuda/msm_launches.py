@@ -89,8 +89,10 @@ class SortLaunches(NamedTuple):
 
 
 @lru_cache(maxsize=KEPT)
-def sort_launches(plan: MsmPlan, n: int, form: Form, words: int, properties: Properties) -> SortLaunches:
-    """Of n scalars; ``form`` and ``words`` as :meth:`gpuprover.cuda.msm.Msm.digits` takes them."""
+def sort_launches(
+    plan: MsmPlan, n: int, points: int, form: Form, words: int, properties: Properties
+) -> SortLaunches:
+    """Of n scalars; the others as :meth:`gpuprover.cuda.msm.Msm.digits` takes them."""
     kept = digit_pieces(plan, n)
     into = _places(DIGITS, kept)
     if not n:
@@ -103,7 +105,7 @@ def sort_launches(plan: MsmPlan, n: int, form: Form, words: int, properties: Pro
     bin_places, bucket_places = at["bin places"], at["bucket places"]
     blocks, cut = -(-n // share), most_tiles(plan, n)
     for_bins, for_buckets, for_scan = 4 * plan.bins, 4 << plan.low, 4 * (WARP + 1)
-    recoding = At(SCALARS), words, int(form is Form.MONTGOMERY), n, share
+    recoding = At(SCALARS), words, int(form is Form.MONTGOMERY), n, points, share
     windows = plan.c, plan.windows, plan.sets, plan.low, plan.bins
     in_tiles = bins, tiles, plan.bins, tile, plan.low, into["starts"], bucket_places
 

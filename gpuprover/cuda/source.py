@@ -26,14 +26,9 @@ MEASURED_ONLY = ("pairs.cu", "rates.cu")
 """What benchmarks launch, and no proof does: additions in pairs are off until a GPU has decided on them."""
 
 
-AT_FIRST_USE = ("columns.cu",)
-"""Operations that no proof of Groth16 has: compiled when they are first launched, where there is no cubin."""
-
-
 def proving_programs(curve: CurveParams) -> list[Program]:
-    """As :func:`programs`, without those that nobody's first proof should wait for."""
-    left_out = MEASURED_ONLY + AT_FIRST_USE
-    return [program for program in programs(curve) if program.source not in left_out]
+    """As :func:`programs`, without those that no proof launches."""
+    return [program for program in programs(curve) if program.source not in MEASURED_ONLY]
 
 
 def programs(curve: CurveParams) -> list[Program]:

@@ -401,7 +401,8 @@ def _deeper_than(limit: int, text: str) -> bool:
 
 def dump_json(document: Any) -> bytes:
     """A document as snarkjs lays it out: one space of indentation, no newline at the end."""
-    return json.dumps(document, indent=1).encode()
+    # An empty list has a line of its own there: public signals of a circuit without any.
+    return b"[\n]" if document == [] else json.dumps(document, indent=1).encode()
 
 
 def write_json(path: Pathish, document: Any) -> None:

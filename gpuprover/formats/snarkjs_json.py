@@ -107,16 +107,27 @@ class DocumentReader:
             raise UnsupportedFile(self.source, "curve", f"expected {' or '.join(known)}, found {shown(name)}")
         return curve
 
+    def scalar(self, curve: CurveParams, part: str, value: object) -> int:
+        """An integer in [0, r)."""
+        number = self._integer(part, value, "an integer")
+        if number >= curve.r:
+            self.fail(part, f"not below the prime of {curve.scalar.name}")
+        return number
+
+    def _integer(self, part: str, value: object, what: str) -> int:
+        number = parse_integer(value)
+        if number is None:
+            self.fail(part, f"expected {what}, found {shown(value)}")
+        if self._strict and value != str(number):
+            self.fail(part, _not_strict(value))
+        return number
+
     def coordinates(self, curve: CurveParams, part: str, value: object, count: int) -> list[int]:
         if not isinstance(value, list | tuple) or len(value) != count:
             self.fail(part, f"expected a list of {count}, found {_length(value)}")
         result = []
         for entry in value:
-            number = parse_integer(entry)
-            if number is None:
-                self.fail(part, f"expected integers as coordinates, found {shown(entry)}")
-            if self._strict and entry != str(number):
-                self.fail(part, _not_strict(entry))
+            number = self._integer(part, entry, "integers as coordinates")
             if number >= curve.q:
                 self.fail(part, f"a coordinate is not below the base prime of {curve.name}")
             result.append(number)

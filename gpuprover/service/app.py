@@ -25,7 +25,7 @@ from gpuprover.service.surroundings import KIND, Surroundings, current
 from gpuprover.systems.system import names, system_named
 from gpuprover.version import VERSION
 
-DESCRIPTION = "Zero-knowledge proofs for circom's circuits: Groth16 over BN254 and BLS12-381."
+DESCRIPTION = "Zero-knowledge proofs for circom's circuits: Groth16, PLONK and FFLONK, with snarkjs's keys."
 
 
 def create_app(

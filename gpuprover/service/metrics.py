@@ -34,6 +34,7 @@ from gpuprover.executor import WorkerStatus
 from gpuprover.machine import CgroupThrottling, cgroup_throttling
 from gpuprover.memory import MIB
 from gpuprover.service.problems import STATUS, fault_of
+from gpuprover.systems.system import names, system_named
 from gpuprover.verifier.client import VerifierStatus
 
 if TYPE_CHECKING:
@@ -54,10 +55,16 @@ PHASE_BUCKETS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 10, 30)
 VERIFICATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
 REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60)
 
-PHASES = (
-    *("load key", "check key header", "check key", "compile", "load kernels", "load witness"),
-    *("calculate witness", "constraints", "quotient", "msm", "blinding", "verify"),
+PHASES = tuple(
+    dict.fromkeys(
+        (
+            *("load key", "check key header", "check key", "compile", "load kernels", "load witness"),
+            "calculate witness",
+            *(phase for name in names() for phase in system_named(name).phases),
+        )
+    )
 )
+"""Phases of proofs of every system that have a label; others are ``(other)``."""
 STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 FAULTS = ("client", "service", "time")
 KINDS = tuple(sorted(kind for kind in STATUS if kind not in ("Cancelled", "Aborted")))

@@ -16,7 +16,7 @@ MAX_BATCH = 10_000
 MAX_VALUES, MAX_CONTAINERS = 1 << 19, 1 << 18
 """Values in one request, arrays and objects among them."""
 MAX_PROOF = 256
-"""Values in one proof; one of PLONK has some 30."""
+"""Values in one proof; one of PLONK has 44."""
 
 
 class _Request(BaseModel):

@@ -17,8 +17,9 @@ from gpuprover.service.bodies import Reservation
 
 MAX_BYTES = 128 << 20
 """Bytes of all results that are kept."""
-RECORD_BYTES = 10_000
-"""Bytes of a record with its job, its outcome and a long name: 4.6 to 9.3 KB, measured by hand."""
+RECORD_BYTES = 13_000
+"""Bytes of a record with its job, its outcome and a long name: 4.6 to 9.3 KB with a proof of Groth16, and
+3.5 KB more with one of PLONK or FFLONK; measured by hand."""
 SIGNAL_BYTES = 230
 """Bytes of a decimal string in a list, and in the answer's text, about."""
 LATEST = 20

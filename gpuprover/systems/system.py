@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_
 
 from gpuprover import forks
 from gpuprover.backend import Backend
-from gpuprover.curves import CurveParams
+from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.demand import Budget, Demand
-from gpuprover.errors import MalformedFile
+from gpuprover.errors import InvalidInput, MalformedFile, brief
 from gpuprover.formats.binfile import Source
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.wtns import Witness
@@ -114,6 +114,20 @@ class SetupResult(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class KeyOutline(NamedTuple):
+    """A key as a set-up would make it, for plans.
+
+    Attributes:
+        constraints: the number of rows, as :attr:`ProvingKey.constraints`.
+        size: bytes of its file.
+        demand: what a proof asks of a device.
+    """
+
+    constraints: int
+    size: int
+    demand: Demand
+
+
 class KeyCheck(NamedTuple):
     """A check of a whole key: what was looked at, in words, and what could not be.
 
@@ -124,6 +138,10 @@ class KeyCheck(NamedTuple):
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+
+def _no_outline(_: R1CS, __: Backend) -> KeyOutline:
+    raise InvalidInput("no key of this proof system can be planned for from its circuit")
 
 
 class ProofSystem(NamedTuple):
@@ -156,10 +174,13 @@ class ProofSystem(NamedTuple):
             at all of a key, by itself or beside the files that it was made from; raises MalformedFile.
         setup: (circuit, powers of tau or None for an insecure set-up, the key's path, backend) writes a key.
         setup_memory: (circuit, whether from powers of tau) -> bytes that it takes.
+        outline: (circuit, backend) -> the key that a set-up would make of it.
         solidity_verifier: (verification key's document, whether an insecure key will do) -> a contract.
         solidity_calldata: (public signals' document, proof's document, their sources) -> arguments of a call.
         proof_schema: a JSON Schema of what ``write_proof`` writes, its ``title`` being the name in OpenAPI;
             None: any object.
+        curves: the curves that its keys may be over.
+        phases: names of the phases that ``prove`` and ``checked`` report, in their order.
     """
 
     name: str
@@ -187,6 +208,9 @@ class ProofSystem(NamedTuple):
     solidity_verifier: Callable[[Any, bool], str]
     solidity_calldata: Callable[[Any, Any, str, str], str]
     proof_schema: Mapping[str, Any] | None = None
+    curves: tuple[CurveParams, ...] = PAIRING_CURVES
+    phases: tuple[str, ...] = ()
+    outline: Callable[[R1CS, Backend], KeyOutline] = _no_outline
 
 
 _SYSTEMS: dict[str, str] = {
@@ -218,6 +242,13 @@ def system_named(name: str) -> ProofSystem:
     return _record(_SYSTEMS[name])
 
 
+def system_asked_for(name: object, what: str) -> ProofSystem:
+    """The system that a caller names; ``what`` is called so in the message. Raises InvalidInput."""
+    if not isinstance(name, str) or name not in _SYSTEMS:
+        raise InvalidInput(f"{what}: expected one of {', '.join(_SYSTEMS)}; found {brief(name)!r}")
+    return system_named(name)
+
+
 @lru_cache
 def _record(place: str) -> ProofSystem:
     module, _, attribute = place.partition(":")
@@ -233,7 +264,7 @@ def is_proving_key(value: object) -> TypeGuard[ProvingKey]:
 
 def is_verification_key(value: object) -> TypeGuard[VerificationKey]:
     """Whether it is a parsed key, and neither a document nor a path."""
-    return hasattr(type(value), "n_public")
+    return hasattr(type(value), "digest")
 
 
 def system_of_key(source: Source) -> ProofSystem:

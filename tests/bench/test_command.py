@@ -93,6 +93,15 @@ def test_proofs_have_phases_threads_and_the_memory_of_a_whole_process(ran: Path)
     assert found[2]["wall"]["median_s"] > found[0]["wall"]["median_s"]
 
 
+def test_the_hosts_part_of_a_proof_on_a_gpu_needs_no_gpu(ran: Path) -> None:
+    (row,) = chosen(read(ran), operation="groth16 prove, host")
+    assert (row["device"], row["circuit"], row["threads"]) == ("nothing", "chain 2^5", 1)
+    assert row["launches"] > 20
+    assert 0 < row["cpu"]["min_s"] < 1
+    assert "wall" not in row, "nobody waits for a device that does nothing"
+    assert row["phases"].keys() == {"while the device works"}
+
+
 def test_devices_that_cannot_be_had_are_told(ran: Path) -> None:
     (row,) = chosen(read(ran), device="cuda")
     assert "not available" in row["skipped"]
@@ -350,7 +359,7 @@ def test_targets_are_those_of_the_plan() -> None:
     assert goals["proof, chain 2^18"] == (4, 8, 1.0)
     assert goals["proof, four SHA-256 blocks"] == (3, 6, 1.0)
     assert len(goals) == 9
-    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 28
+    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 29
 
 
 def test_ratios_against_targets() -> None:

@@ -17,7 +17,7 @@ import pytest
 from gpuprover.backend import Term
 from gpuprover.columns import Expression, challenge, column, compile_formula, fold
 from gpuprover.cuda.backend import CudaBackend
-from gpuprover.cuda.columns import Columns, Shifted, Span, Tuning
+from gpuprover.cuda.columns import Columns, Places, Shifted, Span, Tuning
 from gpuprover.cuda.device import Address
 from gpuprover.cuda.memory import ALIGNMENT, Arena, Block
 from gpuprover.cuda.rehearsal import Nothing
@@ -193,9 +193,9 @@ def test_places(stage: Stage) -> None:
     v = stage.values(11)
     indices = np.array([stage.rng.randrange(11) for _ in range(18)], np.uint32)
     out = stage.room(18)
-    stage.columns.gather(stage.put(v), indices, out.at)
+    assert stage.columns.gather(stage.put(v), indices, out.at) == 0
     assert stage.get(out) == [v[i] for i in indices]
-    stage.columns.gather(stage.put(v), np.array([10, 11, 1 << 31], np.uint32), out.at)
+    assert stage.columns.gather(stage.put(v), np.array([10, 11, 1 << 31], np.uint32), out.at) == 2
     assert stage.get(out)[:3] == [v[10], 0, 0], "what is not there is not read"
     parts = [stage.values(length) for length in (6, 4, 0)]
     joined = stage.room(18)
@@ -205,6 +205,30 @@ def test_places(stage: Stage) -> None:
     apart = [stage.room(6) for _ in range(3)]
     stage.columns.deinterleave(joined, [span.at for span in apart])
     assert [stage.get(span) for span in apart] == padded
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_signals(stage: Stage, count: int) -> None:
+    """Sums as balanced trees come in as many passes as there are; chains and wrong indices are told."""
+    r, known = stage.curve.r, 9
+    limbs = stage.curve.scalar.limbs
+    dtype = np.dtype([("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
+    places, records = Places(dtype.itemsize, 0, 4, 8, 8 + 8 * limbs), np.zeros(count, dtype)
+    values, factors = stage.values(known), stage.values(2 * count)
+    queue = [stage.rng.randrange(known) for _ in range(count + 1)]
+    for i in range(count):
+        (x, y), queue = queue[:2], [*queue[2:], known + i]
+        records[i] = x, y, *field_to_words(stage.curve.scalar, factors[2 * i : 2 * i + 2])
+        values.append((factors[2 * i] * values[x] + factors[2 * i + 1] * values[y]) % r)
+    out = stage.put([*values[:known], *[0] * count])
+    assert stage.columns.combine_signals(out.at, known, records.view(np.uint8), places, count)
+    assert stage.get(out) == values
+    wrong = records.copy()
+    wrong["y"][count // 2] = known + count // 2
+    assert not stage.columns.combine_signals(out.at, known, wrong.view(np.uint8), places, count)
+    if count > 20:
+        records["x"][1:] = known + np.arange(count - 1)
+        assert not stage.columns.combine_signals(out.at, known, records.view(np.uint8), places, count)
 
 
 # Values at points --------------------------------------------------------------------------

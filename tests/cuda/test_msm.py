@@ -101,7 +101,7 @@ def check(
 
 def entries(device: EmulatedDevice, digits: Digits) -> list[tuple[int, int, int, int]]:
     """(row, i, set, digit) of every entry, in order."""
-    plan, n = digits.plan, digits.n
+    plan, n = digits.plan, digits.points
     starts = np.empty(plan.buckets + 1, np.uint32)
     device.read(starts, digits.starts)
     values = np.empty(int(starts[-1]), np.uint32)
@@ -349,23 +349,45 @@ def test_bases_that_share_digits(curve: CurveParams, rng: random.Random) -> None
     assert device.used == 0
 
 
+@pytest.mark.parametrize(("c", "depth"), PLANS)
+@pytest.mark.parametrize("n", [0, 1, 20])
+def test_further_bases_take_no_part(
+    device: EmulatedDevice, n: int, c: int, depth: int, rng: random.Random
+) -> None:
+    """Rows of a table are as long as there are bases, whatever the number of scalars."""
+    curve, group, points = BN254, Group.G1, 27
+    plan = MsmPlan(curve, (group,), points, c, min(depth, windows_for(curve, c)), SMALL)
+    logs, scalars = random_logs(rng, points), [rng.randrange(curve.r) for _ in range(n)]
+    msm = Msm(device, curve, cpu_points(curve))
+    bases = msm.bases(plan, group, point_words(curve, group, logs))
+    digits = msm.digits(plan, put(device, ints_to_words(scalars, curve.scalar.limbs)), n, points=points)
+    got = points_of(plan, msm.finish([msm.sum(bases, digits)]))
+    assert got == [combination(curve, group, logs[:n], scalars)]
+
+
 @pytest.mark.parametrize("n", [0, 1, 16, 17, 40])
 def test_slices(curve: CurveParams, n: int, rng: random.Random) -> None:
-    """Bases on the host, 16 at a time; a strided, read-only view of them will do."""
+    """Bases on the host, 16 at a time; a strided, read-only view of them will do.
+
+    They are sent once for several scalars, some of which are fewer.
+    """
     device, groups = EmulatedDevice(), (Group.G1, Group.G2)
     plan = MsmPlan(curve, groups, 16, 6, 1, SMALL)
     logs = random_logs(rng, n)
-    scalars = [rng.randrange(curve.r) for _ in range(n)]
-    address = put(device, ints_to_words(scalars, curve.scalar.limbs))
+    several = [[rng.randrange(curve.r) for _ in range(count)] for count in (n, n // 2, max(0, n - 1))]
+    given = [(put(device, ints_to_words(scalars, curve.scalar.limbs)), len(scalars)) for scalars in several]
     bases = []
     for group in groups:
         words = np.repeat(point_words(curve, group, logs), 2, axis=0)
         words.flags.writeable = False
         bases.append((group, words[::2]))
     msm = Msm(device, curve, cpu_points(curve))
-    got = points_of(plan, msm.sum_slices(plan, bases, address, device.new_stream()))
-    assert got == [combination(curve, g, logs, scalars) for g in groups]
-    device.release(address)
+    assert msm.sum_slices(plan, bases, [], device.new_stream()) == []
+    found = msm.sum_slices(plan, bases, given, device.new_stream())
+    for scalars, sums in zip(several, found, strict=True):
+        assert points_of(plan, sums) == [combination(curve, g, logs[: len(scalars)], scalars) for g in groups]
+    for address, _ in given:
+        device.release(address)
     assert device.used == 0
 
 
@@ -412,7 +434,8 @@ def test_failures_leave_nothing_allocated(rng: random.Random) -> None:
             made.append(msm.bases(plan, Group.G1, points))
             made.append(msm.digits(plan, scalars, n))
             msm.finish([msm.sum(*made)])
-            msm.sum_slices(replace(plan, n=4, depth=1), [(Group.G1, points)], scalars, device.new_stream())
+            in_slices, side = replace(plan, n=4, depth=1), device.new_stream()
+            msm.sum_slices(in_slices, [(Group.G1, points)], [(scalars, n)], side)
         except OutOfMemory:
             failures += 1
         msm.release(*made)

@@ -289,7 +289,7 @@ def sums(device: Watched) -> None:
         points = [point_words(CURVE, g, k) for g, k in zip(groups, logs, strict=True)]
         want = [combination(CURVE, g, k, scalars) for g, k in zip(groups, logs, strict=True)]
         if n > at_once or not n:
-            slices = msm.sum_slices(plan, [*zip(groups, points, strict=True)], at, side)
+            slices = msm.sum_slices(plan, [*zip(groups, points, strict=True)], [(at, n)], side)[0]
             assert points_of(groups, slices) == want
         if n <= at_once:
             bases = [msm.bases(plan, g, p) for g, p in zip(groups, points, strict=True)]

@@ -190,6 +190,8 @@ def test_json_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", document)
     assert read_json(tmp_path / "x.json") == document
     assert (tmp_path / "x.json").read_text() == json.dumps(document, indent=1)
+    write_json(tmp_path / "x.json", [])  # as snarkjs writes no public signals
+    assert (tmp_path / "x.json").read_text() == "[\n]"
 
 
 def test_json_with_a_byte_order_mark() -> None:

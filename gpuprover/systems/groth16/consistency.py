@@ -25,14 +25,21 @@ at them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Form
+from gpuprover.commitments.powers import (
+    NO_POWERS,
+    UNCLAIMED,
+    WEIGHT_BITS,
+    Sums,
+    are_small,
+    is_root_of_unity,
+    random_weights,
+)
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
@@ -42,7 +49,7 @@ from gpuprover.formats.points import checked_point
 from gpuprover.formats.ptau import PowersOfTau, read_ptau
 from gpuprover.formats.r1cs import R1CS, SparseRows, read_r1cs
 from gpuprover.formats.zkey import HEADER
-from gpuprover.limbs import Words, generator
+from gpuprover.limbs import Words
 from gpuprover.memory import require
 from gpuprover.polynomial import Coset, Direction, Domain
 from gpuprover.systems.groth16 import key as zk
@@ -51,22 +58,10 @@ from gpuprover.systems.groth16.key_warnings import NO_CONTRIBUTION, NO_FIRST_PHA
 from gpuprover.systems.groth16.prover import products
 from gpuprover.systems.system import KeyCheck
 
-_WEIGHT_WORDS = 2
-"""Words of a random weight, 64 bits each."""
-_SMALL = 1 << 14
-"""Logarithms up to this, of either sign, are found by trying all."""
 _BLOCK = 1 << 16
 
 CIRCUIT = "whether it is the circuit's key"
 CONTRIBUTIONS = "names, number and proofs of contributions, which are claims of the file"
-NO_POWERS = (
-    "tau, alpha or beta of {path} is 1 or another known number: nobody has contributed to this ceremony, "
-    "and anyone can forge proofs for a key that is made from it"
-)
-UNCLAIMED = (
-    "{path} names no contribution: if nobody contributed, whoever made it can forge proofs for a key that "
-    "is made from it"
-)
 
 
 def log_domain(r1cs: R1CS) -> int:
@@ -128,7 +123,7 @@ def check_key(key: ProvingKey, backend: Backend) -> KeyCheck:
         MalformedFile: a point is bad, or sections contradict each other.
     """
     key.check_points(backend)
-    test = _Sums(key.curve, backend)
+    test = Sums(backend)
     h, checked = key.header, ["every point lies in its group"]
     with backend.job.phase("check secrets"):
         for name, g1, g2 in (("beta", h.beta1, h.beta2), ("delta", h.delta1, h.delta2)):
@@ -154,10 +149,10 @@ _WHOLE = ("A, B1, B2, H and the coefficients belong together", "")
 _B1_B2 = "B1 and B2 are the same in both groups"
 
 
-def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
+def _check_sections(key: ProvingKey, test: Sums) -> tuple[str, str]:
     """(what was found right, what of these sections could not be looked at)."""
     backend, curve, n_vars = test.backend, key.curve, key.n_vars
-    w = _weights(n_vars, curve)
+    w = random_weights(n_vars, curve)
     a_w, b1_w, b2_w = (
         test.sum(group, points, w)
         for group, points in ((Group.G1, key.a), (Group.G1, key.b1), (Group.G2, key.b2))
@@ -169,7 +164,7 @@ def _check_sections(key: ProvingKey, test: _Sums) -> tuple[str, str]:
     if not in_a.any() and not in_b.any():
         return _B1_B2, "A, H and the coefficients (no wire is in one row only)"
     all_a, all_b = products(key, w, backend)
-    zeta = 1 + secrets.randbits(64 * _WEIGHT_WORDS)
+    zeta = 1 + secrets.randbits(WEIGHT_BITS)
     left: list[tuple[Words, Words]] = []
     right: list[tuple[Words, Words]] = []
     domain = Domain(curve.scalar, key.log_domain)
@@ -231,21 +226,13 @@ def _quotient(backend: Backend, a: object, b: object, domain: Domain) -> Words:
 
 def _small_logarithms(key: ProvingKey, backend: Backend) -> tuple[str, ...]:
     """Warnings of secrets that are small numbers, of either sign; β2 and δ2 are known to be the same."""
-    curve, h = key.curve, key.header
+    h = key.header
     with backend.job.phase("check small secrets"):
-        numbers = np.zeros((_SMALL, curve.scalar.limbs), dtype=np.uint64)
-        numbers[:, 0] = np.arange(1, _SMALL + 1)
-        multiples = backend.fixed_base_mul(Group.G1, generator(curve, Group.G1), numbers)[
-            :, : curve.base.limbs
-        ]
-
-    def small(point: Words) -> bool:
-        return bool((multiples == point[: curve.base.limbs]).all(axis=1).any())
-
+        delta, alpha, beta = are_small([h.delta1, h.alpha1, h.beta1], backend)
     found = []
-    if small(h.delta1):
+    if delta:
         found.append(NO_CONTRIBUTION)
-    if small(h.alpha1) or small(h.beta1):
+    if alpha or beta:
         found.append(NO_FIRST_PHASE)
     return tuple(sentence for sentence in found if sentence not in key.warnings)
 
@@ -269,7 +256,7 @@ def check_circuit(key: ProvingKey, r1cs: R1CS, backend: Backend) -> None:
     ):
         if found != expected:
             _refuse(key, HEADER, f"{found} {what}, expected {expected} for {r1cs.source}")
-    w = _weights(key.n_vars, key.curve)
+    w = random_weights(key.n_vars, key.curve)
     with backend.job.phase("check coefficients"):
         ours = [backend.download(v) for v in products(key, w, backend)]
         theirs = _products(r1cs, w, key.domain_size, backend)[:2]
@@ -325,7 +312,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
     ptau.require(log_n, r1cs.source)
     check_points(ptau, log_n, backend)
     warnings = check_powers(ptau, log_n, backend)
-    curve, h, test = key.curve, key.header, _Sums(key.curve, backend)
+    curve, h, test = key.curve, key.header, Sums(backend)
     alpha1, beta1, beta2 = ceremony_points(ptau)
     for name, mine, theirs in (
         ("alpha1", h.alpha1, alpha1),
@@ -337,7 +324,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
             expected = "the generator" if name == "gamma2" else f"that of {ptau.path}"
             _refuse(key, HEADER, f"{name} is not {expected}")
     in_g1, in_g2, alpha, beta = ptau.lagrange_bases(log_n)
-    w, split = _weights(key.n_vars, curve), key.n_public + 1
+    w, split = random_weights(key.n_vars, curve), key.n_public + 1
     public, private = w.copy(), w.copy()
     public[split:] = private[:split] = 0
 
@@ -362,7 +349,7 @@ def check_against_powers(key: ProvingKey, r1cs: R1CS, ptau: PowersOfTau, backend
         at_one = points_of(*_products(r1cs, private, key.domain_size, backend))
         if not test.equal([(test.sum(Group.G1, key.c, w[split:]), h.delta2)], [(at_one, test.g2)]):
             _refuse(key, zk.C, f"the points are {source}")
-        rho = _weights(key.domain_size, curve)
+        rho = random_weights(key.domain_size, curve)
         coset = ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n + 1)[1::2]
         sides = [test.sum(Group.G1, points, rho) for points in (key.h, coset)]
         if not test.equal([(sides[0], h.delta2)], [(sides[1], test.g2)]):
@@ -435,7 +422,7 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
     Raises:
         MalformedFile: they are not; names the section.
     """
-    curve, n, test = ptau.curve, 1 << log_n, _Sums(ptau.curve, backend)
+    curve, n, test = ptau.curve, 1 << log_n, Sums(backend)
     alpha1, beta1, beta2 = ceremony_points(ptau)
     g1, g2 = test.g1, test.g2
 
@@ -451,12 +438,12 @@ def check_powers(ptau: PowersOfTau, log_n: int, backend: Backend) -> tuple[str, 
     must(bool(two.any(axis=1).all()), pt.TAU_G2, "a point at infinity, which no ceremony gives")
     with test.phase("check powers of tau", 9):
         tau2 = two[1]
-        w = _weights(len(powers) - 1, curve)
+        w = random_weights(len(powers) - 1, curve)
         lower, upper = (test.sum(Group.G1, points, w) for points in (powers[:-1], powers[1:]))
         must(test.equal([(upper, g2)], [(lower, tau2)]), pt.TAU_G1, "not the powers of the tau of section 3")
         must(test.equal([(beta1, g2)], [(g1, beta2)]), pt.BETA_G2, "another beta than that of section 5")
 
-        w = _weights(n, curve)
+        w = random_weights(n, curve)
         lagrange = test.sum(Group.G1, ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n), w)
         expected = test.sum(Group.G1, powers[:n], _coefficients(w, log_n, backend))
         must(
@@ -503,12 +490,10 @@ def _powers_used(ptau: PowersOfTau, n: int) -> int:
 
 def _known(powers: Words, points: Words, curve: CurveParams) -> bool:
     """Whether τ is ±1 or a root of unity of order 2^k, or α or β is ±τ^i: so ±1 itself, too."""
+    if is_root_of_unity(powers, curve):
+        return True
     limbs = curve.base.limbs
     x = powers[:, :limbs]
-    # τ^(2^k) = ±1 shows at one of the places 1, 2, 4, ...; what follows are squares.
-    places = [1 << k for k in range(len(x).bit_length()) if 1 << k < len(x)]
-    if (x[places] == x[:1]).all(axis=1).any():
-        return True
     wanted = points[:, :limbs]
     if (wanted[0] == wanted[1]).all():
         return True
@@ -528,51 +513,6 @@ def _coefficients(values: Words, log_n: int, backend: Backend) -> Words:
 
 
 # Helpers -----------------------------------------------------------------------------------
-
-
-def _weights(count: int, curve: CurveParams) -> Words:
-    """Random integers of 128 bits: uint64[count, limbs]."""
-    words = np.zeros((count, curve.scalar.limbs), dtype=np.uint64)
-    random = np.frombuffer(secrets.token_bytes(8 * _WEIGHT_WORDS * count), dtype="<u8")
-    words[:, :_WEIGHT_WORDS] = random.reshape(count, _WEIGHT_WORDS)
-    return words
-
-
-class _Sums:
-    """Sums of points under weights, and products of pairings."""
-
-    def __init__(self, curve: CurveParams, backend: Backend) -> None:
-        self.curve, self.backend = curve, backend
-        self.g1, self.g2 = generator(curve, Group.G1), generator(curve, Group.G2)
-        self._done, self._of = 0, 1
-
-    def sum(self, group: Group, points: Words, scalars: Words) -> Words:
-        """Σ scalars[i]·points[i] for canonical scalars."""
-        if not len(points):
-            return np.zeros(group.words(self.curve), dtype=np.uint64)
-        bases = self.backend.prepare_bases(group, points, 0)
-        with self.backend.job.part(min(self._done, self._of - 1), self._of):
-            result = self.backend.msm(bases, scalars)
-        self._done += 1
-        self.backend.free(bases)
-        self.backend.job.check()
-        return result
-
-    @contextmanager
-    def phase(self, name: str, sums: int) -> Iterator[None]:
-        """A phase of so many sums, for its progress."""
-        self._done, self._of = 0, sums
-        with self.backend.job.phase(name):
-            yield
-
-    def times(self, point: Words, factor: int) -> Words:
-        return self.backend.points.linear_combination(Group.G1, point[None], [factor])
-
-    def equal(self, left: Sequence[tuple[Words, Words]], right: Sequence[tuple[Words, Words]]) -> bool:
-        """Whether the products of e(p, q) over both sides are equal."""
-        pairs = [*left, *((self.times(p, -1), q) for p, q in right)]
-        g1, g2 = zip(*pairs, strict=True)
-        return self.backend.points.pairing_check(np.stack(g1), np.stack(g2))
 
 
 def _same_curve(mine: CurveParams, other: CurveParams, path: str, source: str) -> None:

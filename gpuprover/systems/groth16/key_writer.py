@@ -67,6 +67,17 @@ class KeyLayout:
             CONTRIBUTIONS: CIRCUIT_HASH + 4,
         }[section]
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file, with its header and those of its sections."""
+        return 12 + sum(12 + self.section_bytes(section) for section in SECTIONS)
+
+
+def key_layout(r1cs: R1CS, log_n: int) -> KeyLayout:
+    """The layout of a circuit's key over a domain of 2^log_n."""
+    coefficients = r1cs.a.nnz + r1cs.b.nnz + r1cs.n_public + 1
+    return KeyLayout(r1cs.curve, r1cs.n_wires, r1cs.n_public, 1 << log_n, coefficients)
+
 
 class KeyWriter:
     """Writes a key section by section, in any order; sections 1 and 2 come first by themselves."""
@@ -122,8 +133,7 @@ class KeySections:
 
     def __init__(self, path: Pathish, r1cs: R1CS, log_n: int, points: KeyPoints, backend: Backend) -> None:
         self._r1cs, self._backend, self._curve = r1cs, backend, r1cs.curve
-        coefficients = r1cs.a.nnz + r1cs.b.nnz + r1cs.n_public + 1
-        self._layout = KeyLayout(self._curve, r1cs.n_wires, r1cs.n_public, 1 << log_n, coefficients)
+        self._layout = key_layout(r1cs, log_n)
         self._open = write_zkey(path, self._layout, points)
         self._hash = blake2b(digest_size=64)
         for g1, g2 in (

@@ -32,5 +32,7 @@ SYSTEM = ProofSystem(
     setup_memory=late(f"{_PACKAGE}.setup:memory_needed"),
     solidity_verifier=late(f"{_PACKAGE}.solidity:export_verifier"),
     solidity_calldata=late(f"{_PACKAGE}.solidity:export_calldata"),
+    outline=late(f"{_PACKAGE}.setup:outline"),
     proof_schema=documents.PROOF_SCHEMA,
+    phases=("constraints", "quotient", "msm", "blinding", "verify"),
 )

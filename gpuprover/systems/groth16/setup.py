@@ -21,7 +21,9 @@ from gpuprover.formats.r1cs import R1CS
 from gpuprover.systems.groth16.consistency import log_domain
 from gpuprover.systems.groth16.from_ptau import setup_from_ptau
 from gpuprover.systems.groth16.from_secret import setup_insecure
-from gpuprover.systems.system import SetupResult
+from gpuprover.systems.groth16.key_writer import key_layout
+from gpuprover.systems.groth16.prover import demand
+from gpuprover.systems.system import KeyOutline, SetupResult
 
 BLOCK_BYTES = 80 << 20
 """Memory of a block of points in G2 with its copies, and of a table of multiples."""
@@ -37,6 +39,17 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
     if ptau is None:
         return setup_insecure(r1cs, zkey, backend)
     return setup_from_ptau(r1cs, read_ptau(ptau), zkey, backend)
+
+
+def outline(r1cs: R1CS, _: Backend) -> KeyOutline:
+    """The key that :func:`setup` would make of a circuit.
+
+    Raises:
+        UnsupportedFile: the curve's scalar field has no domain of that size.
+    """
+    layout = key_layout(r1cs, log_domain(r1cs))
+    sizes = layout.n_vars, layout.n_public, layout.domain_size, layout.n_coefficients
+    return KeyOutline(r1cs.n_constraints, layout.file_bytes, demand(r1cs.curve, *sizes))
 
 
 def memory_needed(r1cs: R1CS, ceremony: bool) -> int:

@@ -33,4 +33,5 @@ SYSTEM = ProofSystem(
     solidity_verifier=late(f"{_PACKAGE}.solidity:export_verifier"),
     solidity_calldata=late(f"{_PACKAGE}.solidity:export_calldata"),
     proof_schema=documents.PROOF_SCHEMA,
+    phases=("wires", *(f"round {i}" for i in range(1, 6)), "verify"),
 )
