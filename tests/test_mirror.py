@@ -56,7 +56,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "set-ups as a whole: what they write",
     ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
-    "systems/groth16/test_solidity.py": ("solidity", "the protocol's"),
+    "systems/groth16/test_solidity.py": ("solidity systems/ethereum", "the protocol's"),
     "commitments/test_transcript.py": (
         "keccak cpu/keccak cpu/kernels/keccak formats/compressed",
         "what transcripts absorb",

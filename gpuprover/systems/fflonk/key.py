@@ -80,6 +80,7 @@ class ProvingKey:
     powers: Words = field(repr=False)
     vk: VerificationKey
     size: int
+    file: BinFile = field(repr=False)
 
     @property
     def protocol(self) -> str:
@@ -173,6 +174,7 @@ def load_key(source: Source) -> ProvingKey:
         powers=shared.read_powers(file, CURVE, POWERS, MULTIPLE * n + MORE_POWERS),
         vk=vk,
         size=len(file.data),
+        file=file,
     )
 
 
