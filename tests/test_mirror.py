@@ -69,6 +69,14 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "systems/groth16/from_ptau systems/groth16/from_secret systems/groth16/key_writer",
         "set-ups as a whole: what they write",
     ),
+    "plonkish/test_setup.py": (
+        "commitments/powers plonkish/key_writer",
+        "powers of tau, and sections as keys hold them",
+    ),
+    "plonkish/test_consistency.py": (
+        "systems/plonk/consistency systems/fflonk/consistency",
+        "both systems' whole keys, one damage at a time",
+    ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
     "systems/groth16/test_solidity.py": ("solidity systems/ethereum", "the protocol's"),
     "commitments/test_transcript.py": (

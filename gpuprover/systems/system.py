@@ -106,6 +106,8 @@ class SetupResult(NamedTuple):
 
     Attributes:
         circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
+            Empty where keys take no contributions and have none.
+        domain_size: rows of the key's domain.
         warnings: sentences that a person has to read.
     """
 
