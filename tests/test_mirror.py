@@ -50,6 +50,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "groth16/prover systems/groth16/record",
         "whole proofs, of every kind of witness",
     ),
+    "systems/fflonk/test_prover.py": ("systems/fflonk/record", "whole proofs, through the library too"),
     "systems/groth16/test_setup.py": (
         "systems/groth16/from_ptau systems/groth16/from_secret systems/groth16/key_writer",
         "set-ups as a whole: what they write",
