@@ -1,8 +1,8 @@
 """Damaged keys of PLONK and FFLONK: every section, every kind of field.
 
 A key is refused when it is loaded, with its file and the section, or it makes no proof that does not hold.
-What is inside of its ranges and still wrong, only a look at the whole key finds (``zkey check``); for a proof it
-is enough that each is verified.
+What is inside of its ranges and still wrong, only a look at the whole key finds (``zkey check``); a proof is
+verified before anybody gets it.
 """
 
 from __future__ import annotations
