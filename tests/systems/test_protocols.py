@@ -22,11 +22,13 @@ from tests.support.paths import VECTORS
 from tests.support.plonk import Sample, sample
 from tests.support.running import Ran, Run
 
-PROTOCOLS = ["plonk"]
-SAMPLES = [sample("adds"), sample("nopub-8gates"), sample("bls-small")]
+PROTOCOLS = ["plonk", "fflonk"]
+SAMPLES = [
+    *(sample(name) for name in ("adds", "nopub-8gates", "bls-small")),
+    *(sample(name, "fflonk") for name in ("adds", "nopub-8gates")),
+]
+EACH = [sample("adds", protocol) for protocol in PROTOCOLS]
 IDS = [f"{s.name}-{s.protocol}" for s in SAMPLES]
-WORDS = {"plonk": 11}
-"""Blinding values of each."""
 
 
 def raised(signals: list[str]) -> list[str]:
@@ -74,7 +76,7 @@ def test_the_library(of: Sample, tmp_path: Path) -> None:
     assert set(system.system_named(of.protocol).phases) <= set(result.timings)
 
 
-@pytest.mark.parametrize("of", SAMPLES[:1], ids=IDS[:1])
+@pytest.mark.parametrize("of", EACH, ids=PROTOCOLS)
 def test_fixed_blinding_has_as_many_numbers_as_the_system_draws(of: Sample) -> None:
     made = gpuprover.prove(of.key, of.witness, blinding=of.blinding)
     assert json.dumps(made.proof, indent=1) == of.proof_text
@@ -119,7 +121,7 @@ def test_the_command_line(run: Run, of: Sample, tmp_path: Path) -> None:
     assert "UnsatisfiedWitness" in ran.err
 
 
-@pytest.mark.parametrize("of", SAMPLES[:1], ids=IDS[:1])
+@pytest.mark.parametrize("of", EACH, ids=PROTOCOLS)
 def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     answer = run("zkey", "info", of.key, "--json").answer
     key = gpuprover.load_key(of.key)
@@ -138,10 +140,13 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
 
 def test_commands_of_one_system_refuse_the_files_of_another(run: Run, tmp_path: Path) -> None:
     outputs = [tmp_path / "p.json", tmp_path / "s.json"]
-    chain, of = VECTORS / "chain5.bn254", SAMPLES[0]
+    chain = VECTORS / "chain5.bn254"
     theirs = {
         "groth16": (f"{chain}.zkey", f"{chain}.wtns", f"{chain}.vkey.json", f"{chain}.proof.json"),
-        of.protocol: (of.key, of.witness, _written(of, tmp_path), _written(of, tmp_path, "proof")),
+        **{
+            of.protocol: (of.key, of.witness, _written(of, tmp_path), _written(of, tmp_path, "proof"))
+            for of in EACH
+        },
     }
     for name in theirs:
         for other, (key, witness, vkey, proof) in theirs.items():
@@ -207,10 +212,10 @@ def test_a_verifier_process_holds_keys_of_all_systems() -> None:
     with VerifierProcess("lazy", threads=1) as verifier:
         for of in SAMPLES:
             digest = gpuprover.load_key(of.key).vk.digest
-            assert verifier.load(of.name, of.verification_key, digest) == digest
-            assert verifier.verify(of.name, of.public, of.proof)
+            assert verifier.load(name := f"{of.protocol} {of.name}", of.verification_key, digest) == digest
+            assert verifier.verify(name, of.public, of.proof)
             statements = [(of.public, of.proof)] * 2 + [(of.public, changed(of.proof))]
-            assert verifier.verify_batch(of.name, statements) == [True, True, False]
+            assert verifier.verify_batch(name, statements) == [True, True, False]
 
 
 def test_one_service_for_keys_of_all_systems(folder: Path) -> None:
