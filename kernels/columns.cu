@@ -188,7 +188,7 @@ KERNEL fold_onto_coset(const Fr* v, i64 length, const Fr* squares, i64 log_n, Fr
 // A pass makes those whose two elements are there, `made` saying of which records that is so; made_now is that after it. If `missing` is given, it counts what is not made then: because it is a later pass's, or an index is not
 // that of an element before its own.
 KERNEL combine_signals(Fr* values, i64 known, const unsigned char* records, i64 stride, i64 x_at, i64 y_at, i64 a_at,
-                       i64 b_at, i64 count, const unsigned char* made, unsigned char* made_now, u32* missing) {
+                       i64 b_at, i64 count, const unsigned short* made, unsigned short* made_now, u32* missing) {
     const auto factor = [](const unsigned char* at) {
         Fr f;
 #pragma unroll

@@ -29,9 +29,9 @@ from tests.support.plonk import Sample, sample
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
 PROTOCOLS = {"plonk": sample("one-gate"), "fflonk": sample("one-gate", "fflonk")}
-LAUNCHES = {"plonk": 320, "fflonk": 320}
+LAUNCHES = {"plonk": 270, "fflonk": 230}
 """Of a warm proof of eight rows, at most."""
-WAITS = {"plonk": 20, "fflonk": 20}
+WAITS = {"plonk": 14, "fflonk": 9}
 """Times that a warm proof's host waits for the device, at most."""
 GROWTH = 60
 """Launches and waits that a proof of 8 or 16 times as many rows has beside, at most: passes of transforms, of
@@ -115,7 +115,7 @@ def test_less_and_less_memory(
         layouts.add(frozenset(entry.kind for entry in gpu.residents.all()))
         with backend_on(gpu, key.curve, Job(threads=1)).session(key.demand, key, Budget()) as chosen:
             chunks.add(chosen.chunks)
-    assert len(layouts) > 3
+    assert len(layouts) > 1
     assert len(chunks) > 1 or demand.leaner is None
     assert all(taken == planned for taken, planned in extents if taken), "as it was rehearsed"
     gpu, key = opened(limit=lo // 2), cuda_plonk.key(which)
