@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any, cast
 from warnings import warn
@@ -242,4 +241,4 @@ def setup(
         # Most of it is what every backend leaves to the CPU: on a GPU by name only.
         placed = Placed(resolve_device(device))
         result, _, warnings = run_placed(placed, circuit.curve, job, run)
-        return replace(result, warnings=(*result.warnings, *warnings))
+        return result._replace(warnings=(*result.warnings, *warnings))

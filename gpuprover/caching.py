@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -62,22 +62,21 @@ class CacheStatistics:
         return cls(*map(sum, columns or [[]] * len(fields(cls))))
 
 
-@dataclass(eq=False, slots=True)
 class _Entry(Generic[V]):
-    value: V
-    size: int
-    users: int = 0
+    __slots__ = ("size", "users", "value")
+
+    def __init__(self, value: V, size: int, users: int = 0) -> None:
+        self.value, self.size, self.users = value, size, users
 
 
-@dataclass(eq=False, slots=True)
 class _Flight(Generic[V]):
     """Something that is being made. Without entry and error at its end, whoever waits tries anew."""
 
-    thread: int = field(default_factory=threading.get_ident)
-    done: threading.Event = field(default_factory=threading.Event)
-    users: int = 0
-    entry: _Entry[V] | None = None
-    error: BaseException | None = None
+    def __init__(self, users: int = 0) -> None:
+        self.thread, self.done = threading.get_ident(), threading.Event()
+        self.users = users
+        self.entry: _Entry[V] | None = None
+        self.error: BaseException | None = None
 
 
 class Cache(Generic[K, V]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gpuprover.curves import CurveParams, Group
 from gpuprover.polynomial import Domain
@@ -32,8 +32,7 @@ def named(parts: Iterable[Part], name: str) -> Part:
     raise ValueError(f"the demand has no part called {name!r}")
 
 
-@dataclass(frozen=True)
-class KeyBases:
+class KeyBases(NamedTuple):
     """Points of a key, for multi-scalar multiplications.
 
     Attributes:
@@ -64,8 +63,7 @@ class KeyMatrices:
     entries: int
 
 
-@dataclass(frozen=True)
-class KeyColumn:
+class KeyColumn(NamedTuple):
     """A vector of a key.
 
     Attributes:
@@ -127,8 +125,7 @@ class Demand:
         return sum(8 * bases.group.words(self.curve) * bases.size for bases in self.bases)
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):
     """Bytes that a proof may take; None: as many as there are.
 
     Attributes:

@@ -26,9 +26,9 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 CACHE_VARIABLE = "GPUPROVER_CACHE_DIR"
 SOLE_VARIABLE = "GPUPROVER_SOLE_USER"
@@ -242,8 +242,7 @@ def _replace(folder: int, file: str, data: bytes) -> None:
 # Where ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """Folders for compiled code.
 
     Attributes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import operator
 import os
 import platform
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
 def machine_memory() -> tuple[int | None, int | None]:
@@ -77,8 +77,7 @@ def cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-@dataclass(frozen=True)
-class CgroupThrottling:
+class CgroupThrottling(NamedTuple):
     """What a control group's CPU quota has cost so far.
 
     Attributes:
@@ -118,8 +117,7 @@ def _cgroup_quota(folder: Path) -> float | None:
     return None
 
 
-@dataclass(frozen=True)
-class CgroupMemory:
+class CgroupMemory(NamedTuple):
     """Bytes that a control group may hold, and holds now but for cached files, which the kernel drops."""
 
     limit: int

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from gpuprover import memory
 from gpuprover.backend import Backend
@@ -24,7 +24,6 @@ from gpuprover.devices import (
 from gpuprover.errors import DeviceError, MalformedFile, OutOfMemory, UnsatisfiedWitness
 from gpuprover.formats.files import Pathish
 from gpuprover.job import Job
-from gpuprover.scheduler import TIERS, JobShape, choose, tier_of
 from gpuprover.systems.system import Proof, ProvingKey, is_proving_key, load_key, system_named
 from gpuprover.witness_source import WitnessSource
 
@@ -152,8 +151,7 @@ def make_proof(
 # Where it runs -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """Where something runs.
 
     Attributes:
@@ -183,10 +181,13 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
     if device != "auto":
         return Placed(resolve_device(device))
     if not any(gpu.problem is None for gpu in found_gpus()):
+        refused = refused_gpu()
         # Small circuits would not be on a GPU anyway.
-        refused = refused_gpu() if tier_of(key.constraints) is TIERS[-1] else None
-        return Placed("cpu", warnings=() if refused is None else (f"{refused}; the CPU proves instead",))
+        if refused is None or not _is_large(key):
+            return Placed("cpu")
+        return Placed("cpu", warnings=(f"{refused}; the CPU proves instead",))
     from gpuprover import calibration
+    from gpuprover.scheduler import JobShape, choose
 
     demand = key.demand
     cpu = open_backend("cpu", key.curve, job)
@@ -198,6 +199,12 @@ def place(device: str, key: ProvingKey, job: Job, budget: int | None) -> Placed:
     shape = JobShape(work, key.constraints, plans, system_named(key.protocol).host_parts)
     chosen = choose("auto", shape, calibration.devices(job.threads, budget), calibration.load())
     return Placed(chosen.device, chosen.host_parts, takeover=True)
+
+
+def _is_large(key: ProvingKey) -> bool:
+    from gpuprover.scheduler import TIERS, tier_of
+
+    return tier_of(key.constraints) is TIERS[-1]
 
 
 def _least_on_gpu(key: ProvingKey) -> MemoryPlan:

@@ -10,11 +10,10 @@ import math
 import operator
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuprover.errors import InvalidInput, brief
 from gpuprover.machine import available_cpus, cgroup_memory_limit, machine_memory
@@ -39,8 +38,7 @@ kernels come from images. Measured by hand."""
 Parse = Callable[[Any, str], Any]
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A row of the table.
 
     Attributes:

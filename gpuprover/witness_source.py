@@ -14,7 +14,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -107,7 +107,7 @@ class WitnessSource(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class WitnessFile(WitnessSource):
     """The path of a ``.wtns``."""
 
@@ -133,11 +133,11 @@ class WitnessFile(WitnessSource):
         return {"path": os.path.abspath(os.fsdecode(os.fspath(self.path)))}, None
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class WitnessBytes(WitnessSource):
     """The content of a ``.wtns``."""
 
-    content: Buffer = field(repr=False)
+    content: Buffer
 
     @about("witness")
     def load(self, curve: CurveParams, job: Job, memory_limit: int | None, allocate: Allocate) -> Witness:
@@ -157,11 +157,11 @@ class WitnessBytes(WitnessSource):
         return {"bytes": "wtns"}, [view if view.c_contiguous else bytes(view)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class WitnessValues(WitnessSource):
     """The values of all wires: integers, or uint64[n, limbs]; not looked at before they are used."""
 
-    values: Sequence[int] | Words = field(repr=False)
+    values: Sequence[int] | Words
 
     @about("witness")
     def load(self, curve: CurveParams, job: Job, memory_limit: int | None, allocate: Allocate) -> Witness:
@@ -188,7 +188,7 @@ class WitnessValues(WitnessSource):
         return _words(self.values, curve.scalar.limbs, f"the prime of {curve.scalar.name}")
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class WitnessInputs(WitnessSource):
     """Values of a circuit's input signals, for its witness program.
 
@@ -198,7 +198,7 @@ class WitnessInputs(WitnessSource):
         fuel: WASM instructions that may run, about; None for as many as usual.
     """
 
-    inputs: Any = field(repr=False)
+    inputs: Any
     program: str | None
     fuel: Any = None
 

@@ -50,12 +50,13 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "groth16/prover systems/groth16/record",
         "whole proofs, of every kind of witness",
     ),
+    "systems/fflonk/test_prover.py": ("systems/fflonk/record", "whole proofs, through the library too"),
     "systems/groth16/test_setup.py": (
         "systems/groth16/from_ptau systems/groth16/from_secret systems/groth16/key_writer",
         "set-ups as a whole: what they write",
     ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
-    "systems/groth16/test_solidity.py": ("solidity", "the protocol's"),
+    "systems/groth16/test_solidity.py": ("solidity systems/ethereum", "the protocol's"),
     "commitments/test_transcript.py": (
         "keccak cpu/keccak cpu/kernels/keccak formats/compressed",
         "what transcripts absorb",

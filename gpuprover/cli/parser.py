@@ -398,7 +398,7 @@ def _bench(parser: Parser) -> None:
     repeated(
         "--peer",
         "NAME=COMMAND",
-        "a prover: {zkey} {wtns} {proof} {public}; or snarkjs, snarkjs-warm, arkworks",
+        "a prover: {zkey} {wtns} {proof} {public}, also {protocol}; or snarkjs, snarkjs-warm, arkworks",
     )
     repeated("--peer-inner", "NAME=COMMAND", "another implementation's loops, as JSON lines")
     option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")

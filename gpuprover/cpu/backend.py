@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +66,7 @@ class CpuMatrices:
     stride: int
 
 
-@dataclass(frozen=True)
-class _Costs:
+class _Costs(NamedTuple):
     """See :class:`gpuprover.rehearsal.Costs`."""
 
     curve: CurveParams

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +55,7 @@ class Spare(Generic[T]):
         self._free.append(scratch)
 
 
-@dataclass(frozen=True)
-class FixedBase:
+class FixedBase(NamedTuple):
     """A point's multiples d·2^(cw) for d in [1, 2^(c−1)], window by window."""
 
     points: Points

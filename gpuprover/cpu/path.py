@@ -8,8 +8,8 @@ are the machine's, or ``NUMBA_CPU_FEATURES`` where code is compiled for another 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from gpuprover.cpu import buckets, buckets_lanes, ntt_lanes, rows, rows_lanes
 from gpuprover.cpu.image import PATH_VARIABLE as VARIABLE
@@ -24,8 +24,7 @@ EMULATION = "GPUPROVER_EMULATE_IFMA"
 NEEDED = ("avx512f", "avx512dq", "avx512vl", "avx512ifma")
 
 
-@dataclass(frozen=True)
-class CpuPath:
+class CpuPath(NamedTuple):
     """One of the paths, with all that is done differently on it.
 
     Attributes:

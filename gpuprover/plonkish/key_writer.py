@@ -164,9 +164,7 @@ def evaluations(backend: Backend, domain: Domain, coefficients: Vector, values: 
         (v,) = backend.extend(coefficients, domain, [pow(root, j, r)])
         parts.append(backend.download(v, Form.MONTGOMERY))
         backend.free(v)
-    for start in range(0, domain.size, _BLOCK):
-        block = np.stack([part[start : start + _BLOCK] for part in parts], axis=1)
-        yield block.reshape(-1, values.shape[1])
+    yield from interleaved(parts)
 
 
 def sigma_columns(
@@ -197,3 +195,10 @@ def lagrange_polynomials(backend: Backend, domain: Domain, count: int) -> Iterat
         backend.free(v)
         turned = EVALUATIONS * (n - i)
         yield [coefficients, values[turned:], values[:turned]]
+
+
+def interleaved(columns: Sequence[Words]) -> Iterator[Words]:
+    """Row i of each column in turn, uint64[len(columns)·n, limbs], in blocks of whole turns."""
+    for start in range(0, len(columns[0]), _BLOCK):
+        block = np.stack([column[start : start + _BLOCK] for column in columns], axis=1)
+        yield block.reshape(-1, block.shape[2])

@@ -9,10 +9,9 @@ none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from gpuprover import forks
 from gpuprover.backend import Backend
@@ -102,8 +101,7 @@ class ProvingKey(Protocol):
     def demand(self) -> Demand: ...
 
 
-@dataclass(frozen=True)
-class SetupResult:
+class SetupResult(NamedTuple):
     """A set-up's account of the key that it wrote.
 
     Attributes:
@@ -116,8 +114,7 @@ class SetupResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class KeyOutline:
+class KeyOutline(NamedTuple):
     """A key as a set-up would make it, for plans.
 
     Attributes:
@@ -131,8 +128,7 @@ class KeyOutline:
     demand: Demand
 
 
-@dataclass(frozen=True)
-class KeyCheck:
+class KeyCheck(NamedTuple):
     """A check of a whole key: what was looked at, in words, and what could not be.
 
     Attributes:
@@ -148,8 +144,7 @@ def _no_outline(_: R1CS, __: Backend) -> KeyOutline:
     raise InvalidInput("no key of this proof system can be planned for from its circuit")
 
 
-@dataclass(frozen=True)
-class ProofSystem:
+class ProofSystem(NamedTuple):
     """One proof system. Functions take the record's own keys, witnesses and proofs.
 
     Attributes:
@@ -221,6 +216,7 @@ class ProofSystem:
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
+    "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 

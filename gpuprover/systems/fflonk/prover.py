@@ -10,8 +10,8 @@ Columns a, b, c of n rows; the last two rows are no gates, and random. C0 = Σ X
    (:mod:`gpuprover.systems.fflonk.rounds`).
 5. L = C0 + q1·C1 + q2·C2 − M0(y)·f, and [(L − L(y))/(X − y)].
 
-From round 4 on C1 and C2 are there as quotients by M1 and M2, with what is left, and are multiplied out for L: so
-no more than four polynomials of 9n coefficients are there at a time.
+From round 4 on C1 and C2 are there as quotients by M1 and M2, with what is left, and are multiplied out for
+L: so no more than four polynomials of 8n or 9n coefficients are there at a time.
 """
 
 from __future__ import annotations

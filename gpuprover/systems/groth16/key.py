@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,7 @@ def coefficient_dtype(curve: CurveParams) -> np.dtype[Any]:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class KeyPoints:
+class KeyPoints(NamedTuple):
     """The single points of a key's header, on their curves: uint64[words]."""
 
     alpha1: Words

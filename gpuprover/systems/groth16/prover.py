@@ -19,8 +19,7 @@ import secrets
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +73,7 @@ def public_signals(key: ProvingKey, witness: Witness) -> list[int]:
     return words_to_ints(witness.values[1 : key.n_public + 1])
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """The long sections of a key, which a device works with, as :class:`ProvingKey` has them."""
 
     curve: CurveParams

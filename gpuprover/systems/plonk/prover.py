@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover.backend import Backend, Form, Term, Vector
+from gpuprover.backend import Backend, Bases, Form, Term, Vector
 from gpuprover.columns import Expression, challenge, column
 from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Keccak256Transcript
@@ -44,8 +44,8 @@ from gpuprover.systems.plonk.verifier import Challenges, first_challenges, linea
 BLINDING = 11
 """Random scalars of a proof, b1 to b11."""
 COSETS = 3
-CHUNKS = (1, 4, 16)
-"""Into how many parts a coset is divided where memory is short, and shorter."""
+CHUNKS = (1, 4)
+"""Into how many parts a coset is divided; where memory is short, so that sums are made one by one, too, 4."""
 _SRS = "powers of tau"
 
 
@@ -209,7 +209,7 @@ def rounds(
             for column, factors in zip(columns, ((b2, b1), (b4, b3), (b6, b5)), strict=True)
         )
     with job.phase("round 1"):
-        wire_points = kzg.commit(backend, srs, [a, b, c])
+        wire_points = _committed(backend, srs, [a, b, c], chunks)
     beta, gamma = first_challenges(vk, transcript, public, wire_points)
     challenges = {"beta": beta, "gamma": gamma, "k1": vk.k1, "k2": vk.k2}
 
@@ -220,7 +220,7 @@ def rounds(
         backend.free(*columns)
         z = _blinded(backend, domain, products, (b9, b8, b7))
         backend.free(products)
-        (z_point,) = kzg.commit(backend, srs, [z])
+        (z_point,) = _committed(backend, srs, [z], chunks)
     transcript.absorb_scalars(beta, gamma)
     transcript.absorb_points(z_point)
     challenges["alpha"] = alpha = transcript.challenge()
@@ -228,7 +228,7 @@ def rounds(
     with job.phase("round 3"):
         made = _Made(a, b, c, z)
         parts = _quotient(backend, domain, fixed, made, public, challenges, (b10, b11), chunks)
-        part_points = kzg.commit(backend, srs, parts)
+        part_points = _committed(backend, srs, parts, chunks)
     transcript.absorb_scalars(alpha)
     transcript.absorb_points(part_points)
     xi = transcript.challenge()
@@ -251,10 +251,18 @@ def rounds(
         ]
         at_xi = kzg.Request(polynomials, found.weights, xi)
         at_next = kzg.Request([z], [1], xi * domain.omega % r)
-        openings = kzg.prove(backend, srs, [at_xi, at_next])
+        at_once = [[at_xi, at_next]] if chunks == 1 else [[at_xi], [at_next]]
+        openings = np.concatenate([kzg.prove(backend, srs, requests) for requests in at_once])
         backend.free(a, b, c, z, *parts, *fixed.values(), srs)
     points = np.concatenate([wire_points, z_point[None], part_points, openings])
     return Proof(points, evaluations)
+
+
+def _committed(backend: Backend, srs: Bases, polynomials: Sequence[Vector], chunks: int) -> Words:
+    """Commitments, uint64[n, g1_words]; one after the other where memory is short."""
+    if chunks == 1:
+        return kzg.commit(backend, srs, polynomials)
+    return np.concatenate([kzg.commit(backend, srs, [polynomial]) for polynomial in polynomials])
 
 
 def _blinded(backend: Backend, domain: Domain, values: Vector, factors: Sequence[int]) -> Vector:

@@ -12,9 +12,11 @@ from gpuprover.limbs import Words
 from gpuprover.plonkish import setup as shared
 from gpuprover.plonkish.gates import gates_of
 from gpuprover.plonkish.key_writer import KeyWriter
+from gpuprover.plonkish.outline import key_bytes, sizes_of
 from gpuprover.systems.plonk.documents import COMMITMENTS, NAME
 from gpuprover.systems.plonk.key import LAGRANGE, MORE_POWERS, POLYNOMIALS, POWERS, SECTIONS
-from gpuprover.systems.system import SetupResult
+from gpuprover.systems.plonk.prover import demand
+from gpuprover.systems.system import KeyOutline, SetupResult
 
 KEEP_ZEROS = True
 """Terms with the coefficient 0 cost gates."""
@@ -54,6 +56,14 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
         key.protocol(NAME)
         key.header([*(commitments[name] for name in COMMITMENTS), powers.tau_g2])
     return SetupResult(b"", domain.size, powers.warnings)
+
+
+def outline(r1cs: R1CS, backend: Backend) -> KeyOutline:
+    """The key that :func:`setup` would make of a circuit. Raises UnsupportedFile as there."""
+    sizes, curve = sizes_of(r1cs, KEEP_ZEROS, RESERVED, backend), r1cs.curve
+    points = 8 * (len(COMMITMENTS) * curve.g1_words + curve.g2_words)
+    size = key_bytes(curve, sizes, len(SECTIONS), sizes.domain_size + MORE_POWERS, points)
+    return KeyOutline(sizes.gates, size, demand(curve, sizes))
 
 
 def memory_needed(r1cs: R1CS, ceremony: bool) -> int:
