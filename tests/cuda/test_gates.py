@@ -25,6 +25,7 @@ from tests.support.cuda_plonk import CHAINED, SAMPLES, SYSTEMS, prove
 from tests.support.cuda_proofs import backend_on, device_of, opened
 from tests.support.emulator import EmulatedDevice, Faults, WatchedDevice
 from tests.support.plonk import Sample, sample
+from tests.test_proving import one_gpu
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
 
@@ -161,6 +162,22 @@ def test_a_launch_that_fails_leaves_the_device_as_it_was(which: Sample) -> None:
         assert all(entry.pins == 0 for entry in gpu.residents.all())
         assert prove(which, key, gpu) == which.proof
         assert gpu.leaked == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", CHAINED, ids=lambda which: which.protocol)
+def test_the_cpu_takes_over(which: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a device that is lost in a proof; one that is not makes the same proof."""
+    probe = opened()
+    prove(which, cuda_plonk.key(which), probe)
+    launches = device_of(probe).launches
+    for lost in (1, launches // 2, launches - 1, launches + 1):
+        device = EmulatedDevice(faults=Faults(launch=lost))
+        one_gpu(monkeypatch, lambda device=device: device)
+        result = gpuprover.prove(which.key, which.witness, blinding=which.blinding)
+        assert result.proof == which.proof
+        assert result.device == ("cpu" if lost <= launches else "cuda:0")
+        assert any("the CPU took over" in warning for warning in result.warnings) is (lost <= launches)
 
 
 # What the host does -------------------------------------------------------------------------------
