@@ -341,19 +341,17 @@ def _highest(
     r, n, count = backend.curve.r, domain.size, MORE_POWERS
     beta, omega = challenges["beta"], domain.omega
 
-    def highest(v: Vector, length: int) -> list[int]:
-        """The ``count`` coefficients below X^length, the highest one first."""
-        cut = backend.combine([Term(v, 1, count - length)], count)
-        values = words_to_ints(backend.download(cut))
-        backend.free(cut)
-        return values[::-1]
-
-    wire_tops = [highest(v, n + 2) for v in (made.a, made.b, made.c)]
-    sigma_tops = [highest(fixed[name], n + 2) for name in permutation.SIGMA]
-    z = highest(made.z, n + 3)
+    # The ``count`` coefficients below X^length of each, in one vector: they are fetched once.
+    wanted = [(v, n + 2) for v in (made.a, made.b, made.c, *(fixed[name] for name in permutation.SIGMA))]
+    cuts = [backend.combine([Term(v, 1, count - length)], count) for v, length in (*wanted, (made.z, n + 3))]
+    joined = backend.combine([Term(cut, 1, i * count) for i, cut in enumerate(cuts)])
+    values = words_to_ints(backend.download(joined))
+    backend.free(*cuts, joined)
+    # The highest one first.
+    *tops, z = (values[i : i + count][::-1] for i in range(0, len(values), count))
     next_z = [x * pow(omega, n + 2 - i, r) % r for i, x in enumerate(z)]
     first, second = z, next_z
-    for wire, sigma in zip(wire_tops, sigma_tops, strict=True):
+    for wire, sigma in zip(tops[:3], tops[3:], strict=True):
         first = _product(first, wire, r)
         second = _product(second, [x + beta * s for x, s in zip(wire, sigma, strict=True)], r)
     alpha = challenges["alpha"]
