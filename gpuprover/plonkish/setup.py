@@ -35,7 +35,7 @@ INSECURE = (
     "Use it for tests, demos and benchmarks only"
 )
 _BLOCK = 1 << 16
-_WORK_BYTES = 80 << 20
+_WORK_BYTES = 40 << 20
 """Memory of a block of points with its copies, of a table of multiples, of a sum's buckets."""
 
 
