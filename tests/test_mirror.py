@@ -50,11 +50,6 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "groth16/prover systems/groth16/record",
         "whole proofs, of every kind of witness",
     ),
-    "plonkish/test_consistency.py": (
-        "systems/plonk/consistency systems/fflonk/consistency commitments/powers",
-        "one table of damages, keys of both systems",
-    ),
-    "plonkish/test_setup.py": ("plonkish/key_writer", "what set-ups write"),
     "systems/plonk/test_documents.py": (
         "plonkish/documents plonkish/key systems/plonk/key",
         "the protocol's",
@@ -64,7 +59,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "whole proofs, and why one does not hold",
     ),
     "systems/plonk/test_verifier.py": ("plonkish/verification", "the protocol's, at its challenges"),
-    "systems/fflonk/test_prover.py": ("systems/fflonk/record", "whole proofs, through the library too"),
+    "systems/fflonk/test_prover.py": ("systems/fflonk/record plonkish/checks", "whole proofs, good and bad"),
     "systems/groth16/test_setup.py": (
         "systems/groth16/from_ptau systems/groth16/from_secret systems/groth16/key_writer",
         "set-ups as a whole: what they write",
