@@ -103,7 +103,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "test_calibration.py": ("bench/calibrate bench/fit", "measured, kept and read again"),
     "bench/test_command.py": (
         "bench/host bench/measure bench/operations bench/peers bench/pictures bench/proofs bench/report"
-        " bench/rows bench/targets",
+        " bench/rows bench/setups bench/targets",
         "tiny runs end to end",
     ),
     "bench/test_processes.py": (
