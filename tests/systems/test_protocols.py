@@ -135,6 +135,7 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     assert (answer["constraints"], answer["public_signals"]) == (key.constraints, len(of.public))
     text = run("zkey", "info", of.key).out
     assert f"protocol        {of.protocol}\n" in text
+    assert f"gates           {key.constraints}\n" in text
     assert "contributions" not in text
     answer = run("estimate", "--proof-time", 1, "--zkey", of.key, "--json").answer
     (memory,) = answer["memory"]
