@@ -32,6 +32,7 @@ OF_GATES = {"plonk": 20e-6, "fflonk": 30e-6}
 """Systems whose circuits are gates -> seconds for each of a case, most of them the set-up's; over BN254."""
 TUNINGS: dict[str, dict[str, Any]] = {
     **{f"{k} rounds of pairs": {"rounds": k} for k in (1, 2, 3)},
+    "points ahead": {"ahead": True},
     "runs 2^14": {"runs": 1 << 14},
     "runs 2^16": {"runs": 1 << 16},
     "tile 4096": {"tile": 4096},

@@ -173,9 +173,7 @@ def predict(demand: Demand) -> Prediction:
     layout = gpu.residents.noted(owner).layout
     device = _Priced()
     arena = backend.rehearsed(chosen, layout, device)
-    return Prediction(
-        dict(device.took), device.launches, arena, sum(e.size for e in gpu.residents.of(owner))
-    )
+    return Prediction(dict(device.took), device.launches, arena, sum(e.size for e in gpu.residents.of(owner)))
 
 
 class _Owner:

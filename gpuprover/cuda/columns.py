@@ -34,8 +34,8 @@ from gpuprover.limbs import Words, field_to_words, words_to_field
 
 QUAD = 16
 """Bytes to which the tables of a launch are aligned."""
-COUNTER = 4
-"""Bytes of a counter."""
+COUNTER, FLAG = 4, 2
+"""Bytes of a counter, and of a flag."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +221,10 @@ class Columns:
         before its own, is left with arbitrary values.
         """
         at, missing = self._memory.allocate(records.nbytes), self._memory.allocate(COUNTER)
-        made, made_now = (self._memory.allocate(count) for _ in range(2))
+        made, made_now = (self._memory.allocate(FLAG * count) for _ in range(2))
         self._device.write(at, records)
         self._device.fill(missing, 0, COUNTER)
-        self._device.fill(made, 0, count)
+        self._device.fill(made, 0, FLAG * count)
         passes = count.bit_length() + 1
         for k in range(passes):
             counted = missing if k == passes - 1 else 0

@@ -105,8 +105,9 @@ class SetupResult(NamedTuple):
     """A set-up's account of the key that it wrote.
 
     Attributes:
-        circuit_hash: 64 bytes of a Groth16 key made from a ceremony, which ``snarkjs`` calls circuit hash;
-            empty for systems that have none.
+        circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
+            Empty where keys take no contributions and have none.
+        domain_size: rows of the key's domain.
         warnings: sentences that a person has to read.
     """
 

@@ -67,7 +67,7 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
     powers = shared.powers_for(r1cs, ptau, domain.log_n + _POWER, count, backend)
     coefficients: dict[str, Words] = {}
 
-    def keep(name: str, v: Vector) -> None:
+    def keep(name: str, v: Vector, _: Words) -> None:
         coefficients[name] = backend.download(v, Form.MONTGOMERY)
 
     with write_binfile(zkey, "zkey", VERSION, len(SECTIONS)) as out:

@@ -16,7 +16,6 @@ summand of t is a division by X − 1, since L_1 = (X^n − 1)/(n·(X − 1)).
 from __future__ import annotations
 
 import secrets
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -29,11 +28,12 @@ from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Keccak256Transcript
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
-from gpuprover.errors import MalformedFile
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
-from gpuprover.plonkish import permutation, wires
-from gpuprover.plonkish.diagnosis import raise_why
+from gpuprover.plonkish import checks, permutation, wires
+from gpuprover.plonkish.checks import check_header as check_header
+from gpuprover.plonkish.checks import check_key_once as check_key_once
+from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
 from gpuprover.plonkish.quotient import Next, Numerator
 from gpuprover.polynomial import Domain
@@ -341,19 +341,17 @@ def _highest(
     r, n, count = backend.curve.r, domain.size, MORE_POWERS
     beta, omega = challenges["beta"], domain.omega
 
-    def highest(v: Vector, length: int) -> list[int]:
-        """The ``count`` coefficients below X^length, the highest one first."""
-        cut = backend.combine([Term(v, 1, count - length)], count)
-        values = words_to_ints(backend.download(cut))
-        backend.free(cut)
-        return values[::-1]
-
-    wire_tops = [highest(v, n + 2) for v in (made.a, made.b, made.c)]
-    sigma_tops = [highest(fixed[name], n + 2) for name in permutation.SIGMA]
-    z = highest(made.z, n + 3)
+    # The ``count`` coefficients below X^length of each, in one vector: they are fetched once.
+    wanted = [(v, n + 2) for v in (made.a, made.b, made.c, *(fixed[name] for name in permutation.SIGMA))]
+    cuts = [backend.combine([Term(v, 1, count - length)], count) for v, length in (*wanted, (made.z, n + 3))]
+    joined = backend.combine([Term(cut, 1, i * count) for i, cut in enumerate(cuts)])
+    values = words_to_ints(backend.download(joined))
+    backend.free(*cuts, joined)
+    # The highest one first.
+    *tops, z = (values[i : i + count][::-1] for i in range(0, len(values), count))
     next_z = [x * pow(omega, n + 2 - i, r) % r for i, x in enumerate(z)]
     first, second = z, next_z
-    for wire, sigma in zip(wire_tops, sigma_tops, strict=True):
+    for wire, sigma in zip(tops[:3], tops[3:], strict=True):
         first = _product(first, wire, r)
         second = _product(second, [x + beta * s for x, s in zip(wire, sigma, strict=True)], r)
     alpha = challenges["alpha"]
@@ -394,57 +392,8 @@ def prove(
         return rounds(key, w, public, drawn, backend, demand.chunks)
 
 
-def check_header(key: ProvingKey, backend: Backend) -> None:
-    """Raises MalformedFile for a point of the key's header outside its subgroup."""
-    key.check_header_points(backend)
-
-
-_sound: set[int] = set()
-"""``id`` of the keys that live and of which every point has been looked at."""
-
-
-def check_key_once(key: ProvingKey, backend: Backend) -> None:
-    """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
-
-    Raises:
-        MalformedFile: a point is bad; names the section and the point.
-    """
-    if id(key) not in _sound:
-        with backend.job.phase("check key"):
-            key.check_points(backend)
-        weakref.finalize(key, _sound.discard, id(key))
-        _sound.add(id(key))
-
-
-def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
-    """The proof, if its points are in their subgroup, as all are that come of a key with such points.
-
-    Raises:
-        MalformedFile: they are not, so that the key has changed since its points were looked at.
-    """
-    if backend.points.first_bad_point(Group.G1, proof.points) >= 0:
-        raise MalformedFile(
-            key.path, "points", "they have changed since they were checked; no proof was made"
-        )
-    return proof
-
-
 def checked(
     key: ProvingKey, witness: Witness, public: Sequence[int], proof: Proof, backend: Backend
 ) -> Proof:
-    """The proof, if it verifies for these public signals; otherwise the reason as an exception.
-
-    Raises:
-        MalformedFile: a point of the key is bad; names the section and the point. Or its parts do not belong
-            together.
-        UnsatisfiedWitness: names the gate that the witness breaks.
-    """
-    with backend.job.phase("verify"):
-        try:
-            if verify(key.vk, public, proof, backend):
-                return proof
-        except MalformedFile:
-            pass  # a bad point in the key made a bad point in the proof: find it
-    with backend.job.phase("check key"):
-        key.check_points(backend)
-    raise_why(key.path, key.wiring, key.polynomials, witness, public, backend)
+    """See :func:`gpuprover.plonkish.checks.checked`."""
+    return checks.checked(verify, key, witness, public, proof, backend)
