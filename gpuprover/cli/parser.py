@@ -29,7 +29,7 @@ environment:
 `gpuprover COMMAND --help` shows a command's arguments."""
 
 
-PROTOCOLS = ("groth16", "plonk")
+PROTOCOLS = ("groth16", "plonk", "fflonk")
 """Names of the proof systems: groups of commands with snarkjs's arguments."""
 
 

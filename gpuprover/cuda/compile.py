@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -217,6 +216,8 @@ def write_cubin(path: Path, cubin: bytes) -> None:
 
 def package_folder() -> Path:
     """Where cubins lie that came with this program."""
+    from importlib.resources import files  # with zipfile, for a process that may have no GPU
+
     return Path(str(files("gpuprover.kernels"))) / "cubins"
 
 

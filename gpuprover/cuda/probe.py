@@ -15,7 +15,6 @@ import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -380,6 +379,8 @@ def judged(gpu: FoundGpu) -> FoundGpu:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # a process without a GPU does without
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

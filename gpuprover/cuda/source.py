@@ -6,8 +6,6 @@ A translation unit knows one curve: ``curve_constants.cuh`` is made here and nam
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 from gpuprover.cuda.device import Program
 from gpuprover.curves import CurveParams, FieldParams
 
@@ -39,6 +37,8 @@ def programs(curve: CurveParams) -> list[Program]:
 
 def sources(curve: CurveParams) -> dict[str, str]:
     """File name -> text of all that a compiler needs for ``curve``: ``.cu``, ``.cuh`` and the constants."""
+    from importlib.resources import files  # with zipfile, for a process that may have no GPU
+
     kernels = {
         path.name: path.read_text(encoding="utf-8")
         for path in files("gpuprover.kernels").iterdir()

@@ -93,13 +93,14 @@ class KeyWriter:
                 section.write(signals.astype("<u4", copy=False))
 
     def polynomials(
-        self, sections: Mapping[int, tuple[str, ...]], done: Callable[[str, Vector], None]
+        self, sections: Mapping[int, tuple[str, ...]], done: Callable[[str, Vector, Words], None]
     ) -> None:
         """The sections of selectors and of S1, S2, S3, in the order given.
 
         Args:
             sections: names of the polynomials in each section; case does not matter.
-            done: called with the name and the coefficients of each, which live only until it returns.
+            done: called with the name of each, its coefficients, which live only until it returns, and its
+                values on the domain.
         """
         backend = self._backend
         sigma: list[Words] = []
@@ -112,7 +113,7 @@ class KeyWriter:
                         sigma = sigma or sigma_columns(backend, self._domain, self._maps, self._reserved)
                         values = sigma.pop(0)
                     coefficients = self._polynomial(section, values)
-                    done(name, coefficients)
+                    done(name, coefficients, values)
                     backend.free(coefficients)
                     backend.job.check()
 

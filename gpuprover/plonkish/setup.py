@@ -139,6 +139,14 @@ class Powers(Protocol):
         """Σ coefficients[i]·τ^(first + i)·G1, uint64[g1_words]."""
         ...
 
+    def lagrange(self, log_n: int) -> Words | None:
+        """Said to be the Lagrange points of a domain, uint64[2^log_n, g1_words]; None if there are none."""
+        ...
+
+    def refuse_lagrange(self) -> NoReturn:
+        """Raises for Lagrange points that are not those of the powers."""
+        ...
+
 
 class Ceremony:
     """Powers from a file: see :class:`Powers`.
@@ -161,10 +169,10 @@ class Ceremony:
                 more=f"for {r1cs.source}",
             )
         ptau.require(power, r1cs.source)
-        self.count, self._sums = count, Sums(backend)
+        self.count, self._ptau, self._sums = count, ptau, Sums(backend)
         self.points = ptau.points(pt.TAU_G1)[:count]
         self.tau_g2 = np.array(ptau.points(pt.TAU_G2)[1])
-        check_powers(self.points, self.tau_g2, backend, partial(_refuse, ptau))
+        check_powers(self.points, self.tau_g2, backend, partial(_refuse_powers, ptau))
         self.warnings = ceremony_warnings(ptau, count)
 
     def blocks(self) -> Iterator[Words]:
@@ -175,9 +183,18 @@ class Ceremony:
         points = self.points[first : first + len(coefficients)]
         return self._sums.sum(Group.G1, points, coefficients)
 
+    def lagrange(self, log_n: int) -> Words | None:
+        return self._ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n)
 
-def _refuse(ptau: PowersOfTau, group: Group, problem: str) -> NoReturn:
-    section = pt.TAU_G1 if group is Group.G1 else pt.TAU_G2
+    def refuse_lagrange(self) -> NoReturn:
+        _refuse(self._ptau, pt.LAGRANGE_TAU_G1, "not the Lagrange points of the powers in section 2")
+
+
+def _refuse_powers(ptau: PowersOfTau, group: Group, problem: str) -> NoReturn:
+    _refuse(ptau, pt.TAU_G1 if group is Group.G1 else pt.TAU_G2, problem)
+
+
+def _refuse(ptau: PowersOfTau, section: int, problem: str) -> NoReturn:
     part = f"section {section} ({pt.SECTIONS[section]})"
     raise MalformedFile(ptau.path, part, problem, role="powers of tau")
 
@@ -215,6 +232,12 @@ class LocalSecret:
     def commit(self, coefficients: Vector, first: int = 0) -> Words:
         (value,) = self._backend.values_at([(coefficients, self._tau)])
         return self._multiple(Group.G1, value * pow(self._tau, first, self._backend.curve.r))
+
+    def lagrange(self, log_n: int) -> Words | None:
+        return None
+
+    def refuse_lagrange(self) -> NoReturn:
+        raise AssertionError("there are none")
 
 
 def powers_for(

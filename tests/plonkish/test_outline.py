@@ -13,10 +13,10 @@ from gpuprover.devices import open_backend
 from gpuprover.formats.r1cs import read_r1cs
 from gpuprover.job import Job
 from gpuprover.systems.system import system_named
-from tests.support.plonk import PLONK, Sample, sample
+from tests.support.plonk import FFLONK, PLONK, Sample, sample
 from tests.support.running import Run
 
-SAMPLES = [sample(name) for name in PLONK]
+SAMPLES = [*(sample(name) for name in PLONK), *(sample(name, "fflonk") for name in FFLONK)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_circuits_key_has_the_sizes_that_were_told(of: Sample, backends: Any) 
     assert plans[0] == plans[1]
 
 
-@pytest.mark.parametrize("of", SAMPLES[:1], ids=lambda s: f"{s.name}-{s.protocol}")
+@pytest.mark.parametrize("of", [SAMPLES[0], SAMPLES[-1]], ids=lambda s: f"{s.name}-{s.protocol}")
 def test_estimate_of_a_circuit_is_that_of_its_key(run: Run, of: Sample) -> None:
     given = ["estimate", "--proof-time", 1, "--json"]
     by_circuit = run(*given, "--r1cs", of.circuit, "--protocol", of.protocol).answer

@@ -1190,8 +1190,7 @@ def test_the_openapi_document_has_every_route_and_error(shared: Stage) -> None:
 
 # Other proof systems -------------------------------------------------------------------------------
 
-OTHER = replace(
-    system_named("groth16"),
+OTHER = system_named("groth16")._replace(
     name="other",
     proof_schema={
         "title": "OtherProof",

@@ -29,6 +29,9 @@ class KeyPowers:
         points = self._points[first : first + len(coefficients)]
         return self._backend.msm(self._backend.prepare_bases(Group.G1, points), coefficients)
 
+    def lagrange(self, log_n: int) -> Words | None:
+        return None
+
 
 def use_powers(points: Words, tau_g2: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on set-ups use these powers, whatever they are asked for."""

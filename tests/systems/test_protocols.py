@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 
 import gpuprover
+from gpuprover.circuits import CircuitBuilder
+from gpuprover.curves import BN254
 from gpuprover.errors import EXIT_BAD_INPUT, EXIT_INVALID
 from gpuprover.formats.wtns import read_witness, write_witness
 from gpuprover.runner import Runner
@@ -18,15 +23,18 @@ from gpuprover.service.client import Client
 from gpuprover.systems import system
 from gpuprover.verifier.process import VerifierProcess
 from tests.service.test_server import running
-from tests.support.paths import VECTORS
+from tests.support.paths import ROOT, VECTORS
 from tests.support.plonk import Sample, sample
 from tests.support.running import Ran, Run
+from tests.test_witness import write_program
 
-PROTOCOLS = ["plonk"]
-SAMPLES = [sample("adds"), sample("nopub-8gates"), sample("bls-small")]
+PROTOCOLS = ["plonk", "fflonk"]
+SAMPLES = [
+    *(sample(name) for name in ("adds", "nopub-8gates", "bls-small")),
+    *(sample(name, "fflonk") for name in ("adds", "nopub-8gates")),
+]
+EACH = [sample("adds", protocol) for protocol in PROTOCOLS]
 IDS = [f"{s.name}-{s.protocol}" for s in SAMPLES]
-WORDS = {"plonk": 11}
-"""Blinding values of each."""
 
 
 def raised(signals: list[str]) -> list[str]:
@@ -74,7 +82,7 @@ def test_the_library(of: Sample, tmp_path: Path) -> None:
     assert set(system.system_named(of.protocol).phases) <= set(result.timings)
 
 
-@pytest.mark.parametrize("of", SAMPLES[:1], ids=IDS[:1])
+@pytest.mark.parametrize("of", EACH, ids=PROTOCOLS)
 def test_fixed_blinding_has_as_many_numbers_as_the_system_draws(of: Sample) -> None:
     made = gpuprover.prove(of.key, of.witness, blinding=of.blinding)
     assert json.dumps(made.proof, indent=1) == of.proof_text
@@ -119,7 +127,7 @@ def test_the_command_line(run: Run, of: Sample, tmp_path: Path) -> None:
     assert "UnsatisfiedWitness" in ran.err
 
 
-@pytest.mark.parametrize("of", SAMPLES[:1], ids=IDS[:1])
+@pytest.mark.parametrize("of", EACH, ids=PROTOCOLS)
 def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     answer = run("zkey", "info", of.key, "--json").answer
     key = gpuprover.load_key(of.key)
@@ -136,12 +144,85 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     assert set(system.system_named(of.protocol).phases) <= set(profiled["phases"])
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_from_a_circuit_to_a_proof_from_inputs(run: Run, protocol: str, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("c.r1cs", "c.wtns", "c.wasm", "c.zkey", "in.json", "v.json")}
+    outputs = [tmp_path / "proof.json", tmp_path / "public.json"]
+    builder = CircuitBuilder(BN254)
+    x, y = builder.public_input(3), builder.public_input(9)
+    builder.constrain(x, x, y)
+    builder.build().write(files["c.r1cs"], files["c.wtns"])
+    write_program(files["c.wasm"])
+    files["in.json"].write_text(json.dumps({"a": ["3", 9]}))
+
+    made = run("setup", files["c.r1cs"], files["c.zkey"], "--protocol", protocol, "--insecure", "--json")
+    assert made.code == 0, made.err
+    assert (made.answer["protocol"], made.answer["public_signals"]) == (protocol, 2)
+    assert "forge" in made.answer["warnings"][0]
+    checked = run("zkey", "check", files["c.zkey"], "--json")
+    assert checked.code == 0, checked.err
+    assert checked.answer["r1cs"] == str(files["c.r1cs"])
+    inputs = (files["in.json"], files["c.wasm"], files["c.zkey"])
+    for group in ([], [protocol]):
+        assert run(*group, "fullprove", *inputs, *outputs, "--quiet").code == 0
+        assert json.loads(outputs[1].read_text()) == ["3", "9"]
+        run("zkey", "export", "verificationkey", files["c.zkey"], files["v.json"])
+        assert run(*group, "verify", files["v.json"], outputs[1], outputs[0]).code == 0
+        outputs[0].unlink()
+    files["in.json"].write_text(json.dumps({"a": [3, 8]}))
+    assert run("fullprove", *inputs, *outputs).code == EXIT_INVALID
+    assert not outputs[0].exists()
+
+
+@pytest.mark.parametrize("of", EACH, ids=PROTOCOLS)
+def test_exports_for_ethereum(run: Run, of: Sample, tmp_path: Path) -> None:
+    contract, public = tmp_path / "verifier.sol", tmp_path / "public.json"
+    assert run("zkey", "export", "solidityverifier", of.key, contract, "--quiet").code == 0
+    assert f"contract {of.protocol.capitalize()}Verifier" in contract.read_text()
+    public.write_text(json.dumps(of.public))
+    ran = run("zkey", "export", "soliditycalldata", public, _written(of, tmp_path, "proof"))
+    assert ran.code == 0
+    words = [int(word, 16) for word in re.findall("0x[0-9a-f]{64}", ran.out)]
+    assert len(words) == 24 + len(of.public)
+    assert [str(word) for word in words[24:]] == of.public
+
+
+def test_a_worker_takes_keys_of_all_systems(tmp_path: Path) -> None:
+    wanted = {of.protocol: (of.key, of.witness) for of in EACH}
+    wanted["groth16"] = (VECTORS / "chain5.bn254.zkey", VECTORS / "chain5.bn254.wtns")
+    jobs = "".join(
+        f"prove --zkey '{key}' --witness '{witness}' --proof '{tmp_path}/{name}' --public '{tmp_path}/s'\n"
+        for name, (key, witness) in wanted.items()
+    )
+    command = [sys.executable, "-m", "gpuprover", "worker", "--threads", "1"]
+    done = subprocess.run(command, input=jobs, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["ok"] for line in done.stdout.splitlines()] == [True] * len(wanted)
+    for name in wanted:
+        assert json.loads((tmp_path / name).read_text())["protocol"] == name
+
+
+def test_fflonk_is_over_one_curve(run: Run, tmp_path: Path) -> None:
+    circuit = sample("bls-small").circuit
+    ran = run("setup", circuit, tmp_path / "c.zkey", "--protocol", "fflonk", "--insecure")
+    assert (ran.code, (tmp_path / "c.zkey").exists()) == (EXIT_BAD_INPUT, False)
+    assert "bls12-381" in ran.err
+    given = ["estimate", "--proof-time", 1, "--protocol", "fflonk"]
+    for arguments in (["--constraints", 5, "--curve", "bls12-381"], ["--r1cs", circuit]):
+        ran = run(*given, *arguments)
+        assert ran.code == EXIT_BAD_INPUT
+        assert "fflonk is over bn254, not over bls12-381" in ran.err
+
+
 def test_commands_of_one_system_refuse_the_files_of_another(run: Run, tmp_path: Path) -> None:
     outputs = [tmp_path / "p.json", tmp_path / "s.json"]
-    chain, of = VECTORS / "chain5.bn254", SAMPLES[0]
+    chain = VECTORS / "chain5.bn254"
     theirs = {
         "groth16": (f"{chain}.zkey", f"{chain}.wtns", f"{chain}.vkey.json", f"{chain}.proof.json"),
-        of.protocol: (of.key, of.witness, _written(of, tmp_path), _written(of, tmp_path, "proof")),
+        **{
+            of.protocol: (of.key, of.witness, _written(of, tmp_path), _written(of, tmp_path, "proof"))
+            for of in EACH
+        },
     }
     for name in theirs:
         for other, (key, witness, vkey, proof) in theirs.items():
@@ -207,10 +288,10 @@ def test_a_verifier_process_holds_keys_of_all_systems() -> None:
     with VerifierProcess("lazy", threads=1) as verifier:
         for of in SAMPLES:
             digest = gpuprover.load_key(of.key).vk.digest
-            assert verifier.load(of.name, of.verification_key, digest) == digest
-            assert verifier.verify(of.name, of.public, of.proof)
+            assert verifier.load(name := f"{of.protocol} {of.name}", of.verification_key, digest) == digest
+            assert verifier.verify(name, of.public, of.proof)
             statements = [(of.public, of.proof)] * 2 + [(of.public, changed(of.proof))]
-            assert verifier.verify_batch(of.name, statements) == [True, True, False]
+            assert verifier.verify_batch(name, statements) == [True, True, False]
 
 
 def test_one_service_for_keys_of_all_systems(folder: Path) -> None:

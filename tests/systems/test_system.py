@@ -77,7 +77,9 @@ def test_its_memory_is_planned_by_its_own_steps(toy: None, folder: Path) -> None
 
 
 def test_without_it_its_keys_are_refused_by_name(folder: Path) -> None:
-    with pytest.raises(gpuprover.UnsupportedFile, match="expected a groth16 or .* key, found protocol id 99"):
+    with pytest.raises(
+        gpuprover.UnsupportedFile, match=r"expected a groth16 or .* key, found protocol id 99"
+    ):
         gpuprover.load_key(folder / KEY)
 
 

@@ -17,6 +17,7 @@ from gpuprover.limbs import Words, field_to_words
 from gpuprover.plonkish import setup as shared
 from gpuprover.plonkish.gates import gates_of
 from gpuprover.plonkish.key_writer import KeyWriter, interleaved
+from gpuprover.plonkish.outline import key_bytes, sizes_of
 from gpuprover.plonkish.setup import K1, K2
 from gpuprover.systems.fflonk.documents import CURVE, NAME, OTHER_CURVE, RESERVED, Constants
 from gpuprover.systems.fflonk.key import (
@@ -28,7 +29,8 @@ from gpuprover.systems.fflonk.key import (
     POWERS,
     SECTIONS,
 )
-from gpuprover.systems.system import SetupResult
+from gpuprover.systems.fflonk.prover import demand
+from gpuprover.systems.system import KeyOutline, SetupResult
 
 KEEP_ZEROS = False
 """Terms with the coefficient 0 are left out."""
@@ -57,9 +59,7 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
             have.
         ProverError: as :class:`.Ceremony` and :func:`~gpuprover.formats.ptau.read_ptau` raise.
     """
-    if r1cs.curve != CURVE:
-        problem = f"a circuit over {r1cs.curve.name}: {OTHER_CURVE}"
-        raise UnsupportedFile(r1cs.source, "section 1 (header)", problem, role="circuit")
+    _check_curve(r1cs)
     with backend.job.phase("gates"):
         gates = gates_of(r1cs, KEEP_ZEROS, backend)
     domain = shared.domain_for(r1cs, gates.count, RESERVED)
@@ -67,7 +67,7 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
     powers = shared.powers_for(r1cs, ptau, domain.log_n + _POWER, count, backend)
     coefficients: dict[str, Words] = {}
 
-    def keep(name: str, v: Vector) -> None:
+    def keep(name: str, v: Vector, _: Words) -> None:
         coefficients[name] = backend.download(v, Form.MONTGOMERY)
 
     with write_binfile(zkey, "zkey", VERSION, len(SECTIONS)) as out:
@@ -103,6 +103,22 @@ def commitment(in_c0: Sequence[Words], commit: Callable[[Vector, int], Words], b
         backend.job.check()
         backend.job.report(first / len(in_c0) / len(in_c0[0]))
     return backend.points.linear_combination(Group.G1, np.stack(sums), [1] * len(sums))
+
+
+def outline(r1cs: R1CS, backend: Backend) -> KeyOutline:
+    """The key that :func:`setup` would make of a circuit. Raises UnsupportedFile as there."""
+    _check_curve(r1cs)
+    sizes = sizes_of(r1cs, KEEP_ZEROS, RESERVED, backend)
+    n, scalar = sizes.domain_size, CURVE.scalar.bytes
+    rest = 4 * scalar + 8 * (CURVE.g1_words + CURVE.g2_words) + len(IN_C0) * n * scalar
+    size = key_bytes(CURVE, sizes, len(SECTIONS), MULTIPLE * n + MORE_POWERS, rest)
+    return KeyOutline(sizes.gates, size, demand(sizes))
+
+
+def _check_curve(r1cs: R1CS) -> None:
+    if r1cs.curve != CURVE:
+        problem = f"a circuit over {r1cs.curve.name}: {OTHER_CURVE}"
+        raise UnsupportedFile(r1cs.source, "section 1 (header)", problem, role="circuit")
 
 
 def memory_needed(r1cs: R1CS, ceremony: bool) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from gpuprover.backend import Backend, Vector
+from gpuprover.backend import Backend
 from gpuprover.errors import UnsupportedFile
 from gpuprover.formats.binfile import write_binfile
 from gpuprover.formats.files import Pathish
 from gpuprover.formats.r1cs import R1CS
 from gpuprover.formats.zkey import VERSION
-from gpuprover.limbs import Words
 from gpuprover.plonkish import setup as shared
+from gpuprover.plonkish.column_commitments import ColumnCommitments
 from gpuprover.plonkish.gates import gates_of
 from gpuprover.plonkish.key_writer import KeyWriter
 from gpuprover.plonkish.outline import key_bytes, sizes_of
@@ -42,15 +42,13 @@ def setup(r1cs: R1CS, ptau: Pathish | None, zkey: Pathish, backend: Backend) -> 
         )
     domain = shared.domain_for(r1cs, gates.count, RESERVED)
     powers = shared.powers_for(r1cs, ptau, domain.log_n, domain.size + MORE_POWERS, backend)
-    commitments: dict[str, Words] = {}
-
-    def commit(name: str, coefficients: Vector) -> None:
-        commitments[name] = powers.commit(coefficients)
-
+    columns = ColumnCommitments(powers, domain, backend)
     with write_binfile(zkey, "zkey", VERSION, len(SECTIONS)) as out:
         key = KeyWriter(out, SECTIONS, gates, domain, RESERVED, backend)
         key.circuit()
-        key.polynomials(POLYNOMIALS, commit)
+        key.polynomials(POLYNOMIALS, columns.add)
+        with backend.job.phase("check commitments"):
+            commitments = columns.finish()
         key.lagrange(LAGRANGE)
         key.powers(POWERS, powers)
         key.protocol(NAME)
