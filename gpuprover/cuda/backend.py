@@ -1027,11 +1027,11 @@ def _records(
     x, y, a, b = (address(part) - address(first) for part in parts)
     end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
     together = all(part.strides[0] == stride for part in parts) and end <= stride
-    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8)
+    units, rest = divmod((count - 1) * stride + end, first.dtype.itemsize)
+    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8 or rest)
     if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
-        size = first.dtype.itemsize
-        units = ((count - 1) * stride + end) // size
-        whole = np.lib.stride_tricks.as_strided(first.reshape(-1)[:1], (units,), (size,), writeable=False)
+        begin = first[:1].reshape(-1)[:1]
+        whole = np.lib.stride_tricks.as_strided(begin, (units,), begin.strides, writeable=False)
         return whole.view(np.uint8), Places(stride, x, y, a, b)
     limbs = left_factors.shape[1]
     rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
