@@ -1199,7 +1199,7 @@ OTHER = system_named("groth16")._replace(
         "required": ["protocol", "rounds"],
     },
 )
-UNDESCRIBED = replace(OTHER, name="undescribed", proof_schema=None)
+UNDESCRIBED = OTHER._replace(name="undescribed", proof_schema=None)
 OTHER_PROOF = {"protocol": "other", "curve": "bn128", "rounds": [["1", "2"], {"at": "7" * 77}], "n": 1 << 300}
 
 
