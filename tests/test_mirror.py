@@ -56,6 +56,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
     "systems/groth16/test_solidity.py": ("solidity", "the protocol's"),
+    "test_witness.py": ("witness_program circuit_inputs", "whole runs of programs"),
     "commitments/test_transcript.py": (
         "keccak cpu/keccak cpu/kernels/keccak formats/compressed",
         "what transcripts absorb",
