@@ -142,6 +142,7 @@ class _Plan:
             raise InvalidInput("--logs: expected sizes, found none: only prove, field and import do without")
         self.merkle = _numbers(args.merkle, QUICK_MERKLE if quick else MERKLE, "--merkle", 1, 1000)
         self.curves = _curves(args.curves, quick)
+        self.systems = _systems(args.protocols, names()[:1])
         rounds = str(QUICK_ROUNDS if quick else ROUNDS) if args.rounds is None else args.rounds
         self.rounds = whole_number(rounds, "--rounds", high=10_000)
         self.batch = QUICK_BATCH if quick else BATCH
@@ -165,6 +166,13 @@ class _Plan:
     def _skip_peer(self, name: str, reason: str) -> None:
         self._skip({"operation": "all", "implementation": name}, reason)
 
+    def _kinds(self) -> Iterator[tuple[str, CurveParams]]:
+        """Proof systems and curves of proofs."""
+        for system in self.systems:
+            for curve in self.curves:
+                if curve in system.curves:
+                    yield system.name, curve
+
     def run(self, rows: Rows, job: Job, work: Path) -> None:
         for row, reason in self.skips:
             rows.add({**row, "skipped": reason})
@@ -178,15 +186,15 @@ class _Plan:
             measure_import(self.rounds, rows, job)
         first_use = self.args.first_use
         limit = self.context.settings.memory_limit
-        for curve in self.curves:
+        for protocol, curve in self._kinds():
             if "verify" in self.parts:
-                (smallest,) = ladder(curve, self.logs[:1], (), work, rows, job)
+                (smallest,) = ladder(curve, self.logs[:1], (), work, rows, job, protocol=protocol)
                 measure_verification(smallest, self.variants, self.rounds, rows, job, self.batch)
             if "host" in self.parts:
-                for files in ladder(curve, self.logs, (), work, rows, job, limit):
+                for files in ladder(curve, self.logs, (), work, rows, job, limit, protocol):
                     measure_host(files, self.rounds, rows, job)
             if "prove" in self.parts:
-                for files in ladder(curve, self.logs, self.merkle, work, rows, job, limit):
+                for files in ladder(curve, self.logs, self.merkle, work, rows, job, limit, protocol):
                     self._prove(files, rows, job, first_use)
                     first_use = False  # once is enough: it compiles everything
         if "prove" in self.parts:

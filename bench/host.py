@@ -35,7 +35,7 @@ TIMES, LEAST_SECONDS = 20, 1.0
 MEANWHILE = "while the device works"
 
 
-class _Model:
+class Model:
     """What a plan asks of a device."""
 
     name, properties = "nothing", H200
@@ -80,7 +80,7 @@ class _Timed(CudaBackend):
 def measure_host(files: Files, rounds: int, rows: Rows, job: Job) -> None:
     """Adds a row of one circuit's warm proof; its key lies on the device, with tables."""
     key, witness = load_key(files.zkey), read_witness(files.wtns)
-    system, alone, device = system_named(key.protocol), Job(threads=1), _Idle(cast(Device, _Model()))
+    system, alone, device = system_named(key.protocol), Job(threads=1), _Idle(cast(Device, Model()))
     backend = _Timed(key.curve, alone, Residency(device), open_backend("cpu", key.curve, alone))
 
     def prove() -> None:

@@ -62,7 +62,10 @@ class Statement:
 
 
 class CommandPeer:
-    """Any prover: a command with {zkey}, {wtns}, {proof} and {public} in it, timed as a whole process."""
+    """Any prover: a command with {zkey}, {wtns}, {proof} and {public} in it, timed as a whole process.
+
+    {protocol} stands for the proof system's name, if the command needs to know it.
+    """
 
     mode = "cold"
 
@@ -78,7 +81,7 @@ class CommandPeer:
             "proof": statement.folder / f"{self.name}-proof.json",
             "public": statement.folder / f"{self.name}-public.json",
         }
-        command = fill(self._template, files)
+        command = fill(self._template, {**files, "protocol": statement.key.protocol})
 
         def run() -> Sample:
             for name in ("proof", "public"):
@@ -128,9 +131,11 @@ def find_snarkjs() -> tuple[str, Path]:
 
 def _snarkjs_command(limit: float) -> CommandPeer:
     node, folder = find_snarkjs()
-    words = [node, str(folder / "build" / "cli.cjs"), "groth16", "prove"]
+    words = [node, str(folder / "build" / "cli.cjs")]
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
-    return CommandPeer("snarkjs", f"{quoted} {{zkey}} {{wtns}} {{proof}} {{public}}", limit)
+    return CommandPeer(
+        "snarkjs", f"{quoted} {{protocol}} prove {{zkey}} {{wtns}} {{proof}} {{public}}", limit
+    )
 
 
 class WarmSnarkjs:
@@ -145,6 +150,7 @@ class WarmSnarkjs:
     @contextmanager
     def prover(self, statement: Statement, check: Check) -> Iterator[Runner]:
         command = [self._node, WARM_SCRIPT, self._folder, statement.zkey, statement.wtns]
+        command.append(statement.key.protocol)
         process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Whole Groth16 proofs on a ladder of circuits: key loaded, and as a process of their own; verification."""
+"""Whole proofs on a ladder of circuits: key loaded, and as a process of their own; verification."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from .rows import OURS, Row, Rows, spread
 CHAIN_ROOM = 200
 """Constraints short of a power of two, or an eighth of it: rows for public signals still fit the domain."""
 BATCH = 1000
+GROTH16 = "groth16"
+"""The protocol of rows and files that name none."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ def ladder(
     rows: Rows,
     job: Job,
     memory_limit: int | None = None,
+    protocol: str = GROTH16,
 ) -> Iterator[Files]:
-    """Chain circuits that fill a domain of 2^log, and Merkle paths; keys are made once for each folder."""
+    """Chain circuits that fill Groth16's domain of 2^log, and Merkle paths.
+
+    Keys are made once for each folder.
+    """
     limit: Row = {} if memory_limit is None else {"memory_limit": memory_limit}
     makers: list[tuple[str, str, Callable[[], Circuit]]] = [
         (
@@ -66,14 +72,16 @@ def ladder(
         for n in merkle
     ]
     for name, stem, make in makers:
-        r1cs, wtns, zkey = (work / f"{stem}.{curve.name}.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+        kind = curve.name if protocol == GROTH16 else f"{curve.name}.{protocol}"
+        r1cs, wtns, zkey = (work / f"{stem}.{kind}.{end}" for end in ("r1cs", "wtns", "zkey"))
         if not (wtns.exists() and zkey.exists()):
-            with job.phase(f"set-up, {name}, {curve.name}"):
+            with job.phase(f"set-up, {name}, {kind}"):
                 make().write(r1cs, wtns)
                 sample = timed(
                     lambda: gpuprover.setup(
                         r1cs,  # noqa: B023
                         zkey,  # noqa: B023
+                        protocol=protocol,
                         insecure=True,
                         threads=job.threads,
                         memory_limit=memory_limit,
@@ -84,6 +92,7 @@ def ladder(
             assert sample.wall is not None
             row: Row = {"operation": "setup", "implementation": OURS, "mode": "once", "device": "cpu"}
             row |= {"circuit": name, "curve": curve.name, "threads": job.threads, **limit}
+            row |= {} if protocol == GROTH16 else {"protocol": protocol}
             rows.add({**row, "cpu": spread([sample.cpu]), "wall": spread([sample.wall])})
         yield Files(name, zkey, wtns)
 
@@ -102,7 +111,7 @@ def measure_proofs(
     """Adds rows of a circuit's proofs, warm and cold, by each of ours and each peer."""
     key = gpuprover.load_key(files.zkey)
     shape: Row = {
-        "operation": "groth16 prove",
+        "operation": f"{key.protocol} prove",
         "curve": key.curve.name,
         "circuit": files.name,
         "constraints": key.constraints,
@@ -126,7 +135,7 @@ def measure_proofs(
             run = stack.enter_context(peer.prover(statement, job.check))
             fields = {**shape, "implementation": peer.name, "mode": peer.mode}
             contest.append(Contestant(files.name, fields, run))
-        with job.phase(f"prove, {files.name}, {key.curve.name}"):
+        with job.phase(f"{key.protocol} prove, {files.name}, {key.curve.name}"):
             measure(contest, rounds, rows, job)
         if first_use:
             _first_uses(statement, variants, shape, rows, job)
@@ -217,7 +226,7 @@ def measure_verification(
         Contestant(
             f"verify {size}",
             {
-                "operation": "groth16 verify",
+                "operation": f"{key.protocol} verify",
                 "implementation": OURS,
                 "mode": "warm",
                 "curve": key.curve.name,

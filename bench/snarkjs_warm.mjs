@@ -1,11 +1,11 @@
 // snarkjs as a library: key and witness in memory, curve built once, one thread.
-//     node snarkjs_warm.mjs SNARKJS_FOLDER CIRCUIT.zkey WITNESS.wtns
+//     node snarkjs_warm.mjs SNARKJS_FOLDER CIRCUIT.zkey WITNESS.wtns groth16|plonk|fflonk
 // Each line on stdin is answered by one proof: {"cpu_s", "wall_s", "proof", "public"} or {"error"}.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
-const [folder, zkey, wtns] = process.argv.slice(2);
+const [folder, zkey, wtns, protocol] = process.argv.slice(2);
 const require = createRequire(folder + "/");
 const snarkjs = require(folder);
 const inMemory = (path) => ({ type: "mem", data: new Uint8Array(readFileSync(path)) });
@@ -30,7 +30,7 @@ function baseFieldBytes(data) {
 async function prove() {
     const begun = process.hrtime.bigint();
     const before = process.cpuUsage();
-    const { proof, publicSignals } = await snarkjs.groth16.prove(...files);
+    const { proof, publicSignals } = await snarkjs[protocol].prove(...files);
     const used = process.cpuUsage(before);
     const wall = Number(process.hrtime.bigint() - begun) / 1e9;
     return { cpu_s: (used.user + used.system) / 1e6, wall_s: wall, proof, public: publicSignals };

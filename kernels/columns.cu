@@ -163,12 +163,33 @@ KERNEL gather(const Fr* v, i64 length, const u32* indices, Fr* out, i64 n, u32* 
     }
 }
 
+// out[i] = Σ v[i + j·n]·g^(i + j·n), for i < n = 2^log_n: transformed, these are the polynomial's values on g·⟨ω⟩ for
+// a domain of n elements. squares[m] = g^(2^m), for the bits of n and of the number of threads.
+KERNEL fold_onto_coset(const Fr* v, i64 length, const Fr* squares, i64 log_n, Fr* out) {
+    const i64 n = 1ll << log_n, first = first_index(0);
+    if (first >= n) return;
+    Fr power = product_of_bits(squares, static_cast<u64>(first));
+    const Fr step = product_of_bits(squares, static_cast<u64>(thread_count()));
+    for (i64 i = first; i < n; i += thread_count()) {
+        Fr sum = Fr::zero();
+        if (i < length) {
+            i64 k = i + (length - 1 - i) / n * n;
+            sum = load(v, k);
+#pragma unroll 1
+            for (k -= n; k >= i; k -= n) sum = sum * load(squares, log_n) + load(v, k);
+        }
+        store(out, i, sum * power);
+        power = power * step;
+    }
+}
+
 // Elements that are sums of two others before them, values[known + i] = a·values[x] + b·values[y], from records of
-// `stride` bytes with x, y (u32) and a, b (Montgomery, any words) at the given places, which are multiples of 4 and 8.
-// A pass makes those whose two elements are there, `made` saying of which records that is so; made_now is that after it. If `missing` is given, it counts what is not made then: because it is a later pass's, or an index is not
-// that of an element before its own.
+// `stride` bytes with x, y (u32) and a, b (Montgomery, any words) at the given places, multiples of 4 and of 8. A pass
+// makes those whose two elements are there; `made` says of which records that is so, and made_now after the pass. If
+// `missing` is given, it counts what is not made by then: because it is a later pass's, or an index is not that of an
+// element before its own.
 KERNEL combine_signals(Fr* values, i64 known, const unsigned char* records, i64 stride, i64 x_at, i64 y_at, i64 a_at,
-                       i64 b_at, i64 count, const unsigned char* made, unsigned char* made_now, u32* missing) {
+                       i64 b_at, i64 count, const unsigned short* made, unsigned short* made_now, u32* missing) {
     const auto factor = [](const unsigned char* at) {
         Fr f;
 #pragma unroll
@@ -184,7 +205,8 @@ KERNEL combine_signals(Fr* values, i64 known, const unsigned char* records, i64 
         bool done = made[i];
         if (!done) {
             const unsigned char* const record = records + i * stride;
-            const i64 x = *reinterpret_cast<const u32*>(record + x_at), y = *reinterpret_cast<const u32*>(record + y_at);
+            const i64 x = *reinterpret_cast<const u32*>(record + x_at);
+            const i64 y = *reinterpret_cast<const u32*>(record + y_at);
             done = is_there(x) && is_there(y);
             if (done) {
                 const Fr left = factor(record + a_at) * load(values, x);

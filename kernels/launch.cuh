@@ -34,6 +34,15 @@ DEVICE T exchanged(const T& x) {
 #endif
 }
 
+// Asks for what lies at p to be brought near, for a later load; changes nothing.
+DEVICE void fetch_ahead(const void* p) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
+
 // A kernel over the half-open range [lo, hi) serves any grid: each thread takes every n-th element from its first on,
 // n being the number of threads.
 DEVICE i64 first_index(i64 lo) { return lo + static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; }

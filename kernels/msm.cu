@@ -17,10 +17,11 @@ constexpr int COMBINING = Fq::LIMBS == 8 ? 5 - E::LANES : 2;
 
 // Thread t of `segments` adds up entries [t·L, (t + 1)·L) of the sorted list, whatever buckets they belong to, with
 // L from the number of entries and at least `shortest`. What it has of a bucket goes to sums[bucket] if the bucket
-// begins in its segment, else to heads[t]; head_keys[t] is that bucket, or NONE. Empty buckets are not written.
+// begins in its segment, else to heads[t]; head_keys[t] is that bucket, or NONE. Empty buckets are not written. With
+// `ahead`, a point is asked for while the one before it is added.
 KERNEL __launch_bounds__(128, ACCUMULATING)
     accumulate(const Fq* points, const u32* sorted, const u32* starts, i64 buckets, i64 segments, i64 shortest,
-               i64 first_segment, Fq* sums, Fq* heads, u32* head_keys) {
+               i64 ahead, i64 first_segment, Fq* sums, Fq* heads, u32* head_keys) {
     SHARED_MEMORY(unsigned char, memory);
     SharedPoint<E> sum(memory);
     sum.put(Xyzz<E>::identity());
@@ -47,7 +48,10 @@ KERNEL __launch_bounds__(128, ACCUMULATING)
         Affine<E> p{E::zero(), E::zero()};
         if (active) {
             p = negate_if(get_affine<E>(points, value & ~SIGN), (value & SIGN) != 0);
-            if (i + 1 < end) value = sorted[i + 1];
+            if (i + 1 < end) {
+                value = sorted[i + 1];
+                if (ahead) fetch_affine_ahead<E>(points, value & ~SIGN);
+            }
             if (i == bucket_end) {
                 finish_bucket();
                 began_before = false;

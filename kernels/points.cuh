@@ -29,6 +29,13 @@ DEVICE Affine<E> get_affine(const Fq* points, i64 i) {
     return {get<E>(points, 2 * i), get<E>(points, 2 * i + 1)};
 }
 
+// Asks for this lane's part of such a point.
+template <class E>
+DEVICE void fetch_affine_ahead(const Fq* points, i64 i) {
+    fetch_ahead(points + 2 * i * E::LANES + threadIdx.x % E::LANES);
+    fetch_ahead(points + (2 * i + 1) * E::LANES + threadIdx.x % E::LANES);
+}
+
 // Point i of an array of XYZZ ones.
 template <class E>
 DEVICE Xyzz<E> get_point(const Fq* points, i64 i) {

@@ -50,13 +50,31 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "groth16/prover systems/groth16/record",
         "whole proofs, of every kind of witness",
     ),
+    "systems/plonk/test_documents.py": (
+        "plonkish/documents plonkish/key systems/plonk/key",
+        "the protocol's",
+    ),
+    "systems/plonk/test_prover.py": (
+        "systems/plonk/record plonkish/diagnosis plonkish/permutation plonkish/wires",
+        "whole proofs, and why one does not hold",
+    ),
+    "systems/plonk/test_verifier.py": ("plonkish/verification", "the protocol's, at its challenges"),
+    "systems/fflonk/test_prover.py": ("systems/fflonk/record plonkish/checks", "whole proofs, good and bad"),
     "systems/groth16/test_setup.py": (
         "systems/groth16/from_ptau systems/groth16/from_secret systems/groth16/key_writer",
         "set-ups as a whole: what they write",
     ),
+    "plonkish/test_setup.py": (
+        "commitments/powers plonkish/key_writer",
+        "powers of tau, and sections as keys hold them",
+    ),
+    "plonkish/test_consistency.py": (
+        "systems/plonk/consistency systems/fflonk/consistency",
+        "both systems' whole keys, one damage at a time",
+    ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
-    "systems/groth16/test_solidity.py": ("solidity", "the protocol's"),
     "test_witness.py": ("witness_program circuit_inputs", "whole runs of programs"),
+    "systems/groth16/test_solidity.py": ("solidity systems/ethereum", "the protocol's"),
     "commitments/test_transcript.py": (
         "keccak cpu/keccak cpu/kernels/keccak formats/compressed",
         "what transcripts absorb",
@@ -85,8 +103,8 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     ),
     "test_calibration.py": ("bench/calibrate bench/fit", "measured, kept and read again"),
     "bench/test_command.py": (
-        "bench/measure bench/operations bench/peers bench/pictures bench/proofs bench/report bench/rows"
-        " bench/targets",
+        "bench/host bench/measure bench/operations bench/peers bench/pictures bench/proofs bench/report"
+        " bench/rows bench/targets",
         "tiny runs end to end",
     ),
     "bench/test_processes.py": (

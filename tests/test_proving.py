@@ -20,7 +20,7 @@ import pytest
 import gpuprover
 import gpuprover.cuda.backend
 import gpuprover.cuda.residency
-from gpuprover import calibration, cuda, proving, scheduler
+from gpuprover import calibration, cuda, scheduler
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import gpus, probe
@@ -100,7 +100,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch, device: Callable[[], EmulatedDevice
     monkeypatch.setattr(probe, "_lost", {})
     faster(monkeypatch, "cuda")
     # Of small circuits nobody expects to be on a GPU.
-    monkeypatch.setattr(proving, "tier_of", lambda constraints: scheduler.TIERS[-1])
+    monkeypatch.setattr(scheduler, "tier_of", lambda constraints: scheduler.TIERS[-1])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ until rows of a GPU are there; what the cases of a kind took so far corrects the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, NamedTuple
 
@@ -28,8 +28,11 @@ PROFILED = {"accumulate": "msm", "ntt_down": "ntt", "scatter_bins": "msm"}
 """Kernel that is profiled -> the operation that launches it."""
 CHAIN, BITS = "chain", "bits"
 """Circuits: a witness of full width, and one of zeros and ones as most are."""
+OF_GATES = {"plonk": 20e-6, "fflonk": 30e-6}
+"""Systems whose circuits are gates -> seconds for each of a case, most of them the set-up's; over BN254."""
 TUNINGS: dict[str, dict[str, Any]] = {
     **{f"{k} rounds of pairs": {"rounds": k} for k in (1, 2, 3)},
+    "points ahead": {"ahead": True},
     "runs 2^14": {"runs": 1 << 14},
     "runs 2^16": {"runs": 1 << 16},
     "tile 4096": {"tile": 4096},
@@ -48,15 +51,16 @@ RATES_CODE, CUDA_CODE, CPU_CODE = "rates", "cuda", "cpu"
 """Kinds of compiled code: the kernels of rates, all kernels, a step of the CPU's."""
 CPU_STEPS = (
     "vectors", "sums G1", "combinations G1", "sums G2", "combinations G2", "pairings", "checks G1",
-    "checks G2", "columns",
+    "checks G2", "columns", "hash",
 )  # fmt: skip
 """Of :func:`gpuprover.cpu.warm.steps`, in the order in which they are wanted."""
-PROOF_STEPS = tuple(step for step in CPU_STEPS if step != "columns")
+PROOF_STEPS = tuple(step for step in CPU_STEPS if step not in ("columns", "hash"))
 """Those that a Groth16 proof needs."""
 CPU_OF = {
     "ntt": ("vectors",),
     "msm G1": ("sums G1", "combinations G1"),
     "msm G2": ("sums G2", "combinations G2"),
+    "proof of gates": ("", "columns", "hash"),
 }
 """Operation -> steps that checking it needs; any other needs those of a proof."""
 
@@ -95,12 +99,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Logs:
-    """Logarithms of sizes, by operation."""
+    """Logarithms of sizes, by operation; ``proofs`` are Groth16's, ``gates`` those of :data:`OF_GATES`."""
 
     ntt: tuple[int, ...] = ()
     g1: tuple[int, ...] = ()
     g2: tuple[int, ...] = ()
     proofs: tuple[int, ...] = ()
+    gates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,16 +142,17 @@ class Sizes:
 SIZES = {
     "full": Sizes(
         first=Logs(ntt=(16, 20), g1=(16, 20), g2=(18, 20), proofs=(16, 20)),
-        then=Logs(ntt=(18, 22, 24), g1=(18, 22, 24), g2=(16, 22, 24), proofs=(18, 22)),
+        then=Logs(ntt=(18, 22, 24), g1=(18, 22, 24), g2=(16, 22, 24), proofs=(18, 22), gates=(16, 18, 20)),
         others=Logs(
             ntt=(16, 18, 20, 22, 24), g1=(16, 18, 20, 22, 24), g2=(16, 18, 20, 22, 24), proofs=(16, 18, 20),
+            gates=(16, 18),
         ),
         last=Logs(ntt=(26,), g1=(26,), proofs=(24,)),
         scalars=(20,), sanitizer=(10, 10, 8), profiled=20, cpu=20, rounds=5, distinct=16, rate_seconds=0.03,
     ),
     "tiny": Sizes(
         first=Logs(ntt=(4,), g1=(4,), g2=(4,), proofs=(3,)),
-        then=Logs(ntt=(5,), g1=(5,), g2=(5,)),
+        then=Logs(ntt=(5,), g1=(5,), g2=(5,), gates=(3,)),
         others=Logs(ntt=(4, 5), g1=(4, 5), g2=(4, 5), proofs=(3,)),
         last=Logs(ntt=(6,), g1=(6,)),
         scalars=(4,), sanitizer=(4, 4, 3), profiled=4, cpu=4, rounds=1, distinct=3, rate_seconds=0.0,
@@ -174,7 +180,7 @@ def plan(sizes: Sizes) -> Iterator[Case]:
         needs = _needs(first, "ntt" if operation == "ntt" else "msm G1")
         yield Case(f"profile {kernel}", "profile", 20, words, most=TOOL_SECONDS, needs=needs)
     for curve in second:
-        yield from _operations(sizes, curve, Logs(sizes.others.ntt, sizes.others.g1, (), sizes.others.proofs))
+        yield from _operations(sizes, curve, replace(sizes.others, g2=()))
         yield from _other_sums(sizes, curve)
     for tool in LATE_TOOLS:
         yield _tool(tool)
@@ -226,6 +232,11 @@ def _operations(sizes: Sizes, curve: CurveParams, logs: Logs) -> Iterator[Case]:
     for log in logs.proofs:
         for circuit in (BITS, CHAIN):
             yield _proof(sizes, curve, circuit, log)
+    for log in logs.gates:
+        for protocol in OF_GATES:
+            # snarkjs's FFLONK is of one curve.
+            if protocol != "fflonk" or curve is CURVES[0]:
+                yield _proof_of_gates(sizes, curve, protocol, log)
 
 
 def _other_sums(sizes: Sizes, curve: CurveParams) -> Iterator[Case]:
@@ -271,3 +282,11 @@ def _proof(sizes: Sizes, curve: CurveParams, circuit: str, log: int) -> Case:
     words["cpu"] = log <= sizes.cpu
     seconds = 4 + 7e-6 * CURVE_COST[curve.name] * 2.0**log
     return Case(f"proof {circuit} {curve.name} 2^{log}", "proof", seconds, words, needs=_needs(curve))
+
+
+def _proof_of_gates(sizes: Sizes, curve: CurveParams, protocol: str, log: int) -> Case:
+    words = {"curve": curve.name, "circuit": CHAIN, "log": log, "rounds": sizes.rounds, "protocol": protocol}
+    words["cpu"] = log <= sizes.cpu
+    seconds = 4 + OF_GATES[protocol] * CURVE_COST[curve.name] * 2.0**log
+    name = f"proof {protocol} {curve.name} 2^{log}"
+    return Case(name, "proof", seconds, words, needs=_needs(curve, "proof of gates"))

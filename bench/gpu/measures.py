@@ -323,28 +323,37 @@ def once(machine: Machine, operation: str, curve: str, log: int) -> list[Row]:
 
 # Proofs ----------------------------------------------------------------------------------------
 
+BLINDING = {"groth16": 2, "plonk": 11, "fflonk": 9}
+"""Values that blind a proof."""
 MAKERS: dict[str, Callable[[int, CurveParams], Circuit]] = {"chain": chain_circuit, "bits": bits_circuit}
 
 
 def proof(
-    machine: Machine, curve: str, circuit: str, log: int, rounds: int, cpu: bool, cold: bool = True
+    machine: Machine,
+    curve: str,
+    circuit: str,
+    log: int,
+    rounds: int,
+    cpu: bool,
+    cold: bool = True,
+    protocol: str = "groth16",
 ) -> list[Row]:
     """A whole proof, key loaded, by the GPU and by the CPU; then by a process of its own on the GPU."""
     params, name = curve_by_name(curve), f"{circuit} 2^{log}"
-    stem = machine.folder / f"{circuit}_{log}.{curve}"
+    stem = machine.folder / f"{'' if protocol == 'groth16' else protocol + '_'}{circuit}_{log}.{curve}"
     zkey, wtns = stem.with_suffix(f".{curve}.zkey"), stem.with_suffix(f".{curve}.wtns")
     rows: list[Row] = []
     if not (zkey.exists() and wtns.exists()):
-        rows.append(_set_up(machine, params, circuit, log, zkey, wtns))
+        rows.append(_set_up(machine, params, circuit, log, zkey, wtns, protocol))
     machine.kept.clear()
     key = gpuprover.load_key(zkey)
-    blinding = 3, 5
+    blinding = tuple(range(3, 3 + BLINDING[protocol]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gpuprover.InsecureBlindingWarning)
         proofs = [gpuprover.prove(key, wtns, device=d, blinding=blinding).proof for d in (CUDA, "cpu")]
     if proofs[0] != proofs[1]:
         raise Failed(f"proof {name} {curve}: with one blinding the GPU's proof is not the CPU's")
-    shape: Row = {"operation": "groth16 prove", "curve": curve, "circuit": name, "implementation": OURS}
+    shape: Row = {"operation": f"{protocol} prove", "curve": curve, "circuit": name, "implementation": OURS}
     shape |= {"constraints": key.constraints, "domain": key.demand.domains[0].size, "checked": True}
 
     def warm(variant: Variant) -> Contestant:
@@ -378,7 +387,9 @@ def _cold(machine: Machine, zkey: Path, wtns: Path) -> Row:
     return {**row, "cpu": spread([sample.cpu or 0.0]), "wall": spread([sample.wall or 0.0])}
 
 
-def _set_up(machine: Machine, params: CurveParams, circuit: str, log: int, zkey: Path, wtns: Path) -> Row:
+def _set_up(
+    machine: Machine, params: CurveParams, circuit: str, log: int, zkey: Path, wtns: Path, protocol: str
+) -> Row:
     """Makes a circuit that fills the domain of 2^log, its witness and its key."""
     r1cs = zkey.with_suffix(".r1cs")
     constraints = (1 << log) - min(CHAIN_ROOM, 1 << log >> 3)
@@ -387,7 +398,9 @@ def _set_up(machine: Machine, params: CurveParams, circuit: str, log: int, zkey:
 
     def made(device: str) -> Sample:
         return timed(
-            lambda: gpuprover.setup(r1cs, zkey, insecure=True, device=device, threads=machine.threads)
+            lambda: gpuprover.setup(
+                r1cs, zkey, protocol=protocol, insecure=True, device=device, threads=machine.threads
+            )
         )
 
     try:
@@ -399,6 +412,7 @@ def _set_up(machine: Machine, params: CurveParams, circuit: str, log: int, zkey:
         sample = made("cpu")
     r1cs.unlink()
     row |= {"circuit": f"{circuit} 2^{log}", "curve": params.name, "threads": machine.threads}
+    row |= {} if protocol == "groth16" else {"protocol": protocol}
     return {**row, "cpu": spread([sample.cpu or 0.0]), "wall": spread([sample.wall or 0.0])}
 
 

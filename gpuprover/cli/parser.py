@@ -29,7 +29,7 @@ environment:
 `gpuprover COMMAND --help` shows a command's arguments."""
 
 
-PROTOCOLS = ("groth16", "plonk")
+PROTOCOLS = ("groth16", "plonk", "fflonk")
 """Names of the proof systems: groups of commands with snarkjs's arguments."""
 
 
@@ -398,7 +398,7 @@ def _bench(parser: Parser) -> None:
     repeated(
         "--peer",
         "NAME=COMMAND",
-        "a prover: {zkey} {wtns} {proof} {public}; or snarkjs, snarkjs-warm, arkworks",
+        "a prover: {zkey} {wtns} {proof} {public}, also {protocol}; or snarkjs, snarkjs-warm, arkworks",
     )
     repeated("--peer-inner", "NAME=COMMAND", "another implementation's loops, as JSON lines")
     option("--peer-limit", "SECONDS", "give up on a peer's run after this time; default: 600")

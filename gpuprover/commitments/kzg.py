@@ -28,7 +28,7 @@ import numpy as np
 
 from gpuprover.backend import Backend, Bases, PointMath, Term, Vector
 from gpuprover.curves import Group
-from gpuprover.limbs import Words, generator
+from gpuprover.limbs import Words, generator, negative
 
 WEIGHT_BITS = 127
 """Bits of the random weights in a batch: a false opening passes with odds of at most 2^−127."""
@@ -163,7 +163,11 @@ def check(points: PointMath, tau_g2: Words, openings: Iterable[Opening]) -> bool
     if not proofs:
         return True
     weights[0] = -values % r
-    left = points.linear_combination(Group.G1, np.concatenate(proofs), [-rho for rho in proof_weights])
+    # Weights that are not negative have half as many bits, and a single one is 1.
+    total = proofs[0].reshape(-1)
+    if len(proofs) > 1:
+        total = points.linear_combination(Group.G1, np.concatenate(proofs), proof_weights)
+    left = negative(curve, total)
     right = points.linear_combination(Group.G1, np.concatenate([*rows, *proofs]), [*weights, *at_points])
     g2 = np.stack([tau_g2, generator(curve, Group.G2)])
     return points.pairing_check(np.stack([left, right]), g2, fixed=len(g2))

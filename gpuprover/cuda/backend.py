@@ -448,16 +448,21 @@ class CudaBackend:
         known = self._gpu.arenas.get((demand, layout, self._host_groups))
         if known is not None:
             return known
-        gpu = Residency(Nothing(self._device))
-        double = CudaBackend(
+        arena = self.rehearsed(demand, layout, Nothing(self._device))
+        self._gpu.arenas[demand, layout, self._host_groups] = arena
+        return arena
+
+    def rehearsed(self, demand: Demand, layout: Layout, device: Device) -> int:
+        """The bytes of the arena of a proof whose steps are run on a device that does nothing."""
+        gpu = Residency(device)
+        double = type(self)(
             self.curve, Job(threads=self.job.threads), gpu, self._cpu, [g.value for g in self._host_groups]
         )
         double._hollow = True
         arena = double._memory = Arena(ALIGNMENT, 1 << 62)
-        streams = [gpu.device.new_stream() for _ in range(STREAMS)]
+        streams = [device.new_stream() for _ in range(STREAMS)]
         double._session = Session(demand, layout, arena, [], streams)
         demand.rehearse(demand, double)
-        self._gpu.arenas[demand, layout, self._host_groups] = arena.extent
         return arena.extent
 
     def _table(self, part: RowsPart, plan: MsmPlan, at: Address, points: Words | Address) -> Address:
@@ -631,14 +636,12 @@ class CudaBackend:
         return out
 
     def extend(self, v: DeviceVector, domain: Domain, cosets: Sequence[Coset | int]) -> list[DeviceVector]:
-        n, r = domain.size, self.curve.r
         results = []
         for coset in cosets:
-            # On the coset X^n is g^n.
-            factor = pow(domain.shift(coset), n, r)
-            pieces = range(max(1, -(-len(v) // n)))
-            folded = self.combine([Term(v, pow(factor, j, r), -n * j) for j in pieces], n)
-            results.append(self.ntt(folded, domain, Direction.FORWARD, coset=coset))
+            folded = self._new(domain.size)
+            with self._columns() as columns:
+                columns.fold_onto_coset(v.span, domain.shift(coset), folded.span)
+            results.append(self.ntt(folded, domain, Direction.FORWARD))
         return results
 
     def values_at(self, queries: Sequence[tuple[DeviceVector, int]]) -> list[int]:
@@ -1008,7 +1011,7 @@ class CudaBackend:
 def _records(
     left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
 ) -> tuple[NDArray[np.uint8], Places]:
-    """Parts of records as bytes, and where they are in one: a view, if they come from one array of records."""
+    """Parts of records as bytes, a view if they come from one array of records; and where the parts are."""
     parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
     count, stride = len(left), left.strides[0]
     first = min(parts, key=address)

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from gpuprover.columns import Formula
 from gpuprover.cuda.device import Address, Allocator, Device, Program
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, FieldParams
 from gpuprover.limbs import Words, field_to_words, words_to_field
 
 QUAD = 16
 """Bytes to which the tables of a launch are aligned."""
-COUNTER = 4
-"""Bytes of a counter."""
+COUNTER, FLAG = 4, 2
+"""Bytes of a counter, and of a flag."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,12 @@ class Places(NamedTuple):
     y: int
     a: int
     b: int
+
+
+@lru_cache(maxsize=64)
+def _squares(field: FieldParams, x: int, count: int) -> Words:
+    """:func:`squares` as the kernels take them; transforms of many vectors use the same."""
+    return field_to_words(field, squares(x, count, field.modulus))
 
 
 def squares(x: int, count: int, modulus: int) -> list[int]:
@@ -174,16 +180,21 @@ class Columns:
     def powers(self, base: int, factor: int, out: Span) -> None:
         """out[i] ← factor·base^i."""
         share = self._tuning.power_share
-        threads = -(-out.length // (self._tuning.threads * share)) * self._tuning.threads
-        squares = self._squares(base, max(out.length - 1, threads).bit_length())
-        tables = self._send(self._words([factor, *squares]))
-        self._each("powers", out.length, out.at, *tables.at, out.length, share=share)
+        tables = self._send(self._words([factor]), self._squares_for(out.length, base))
+        self._each("powers", out.length, out.at, tables.start, out.length, share=share)
+        self._memory.release(tables.start)
+
+    def fold_onto_coset(self, v: Span, g: int, out: Span) -> None:
+        """out[i] ← Σ v[i + j·n]·g^(i + j·n), of n elements, a power of two: see the kernel."""
+        tables, log_n = self._send(self._squares_for(out.length, g)), out.length.bit_length() - 1
+        share = self._tuning.power_share
+        self._each("fold_onto_coset", out.length, *v, *tables.at, log_n, out.at, share=share)
         self._memory.release(tables.start)
 
     def scale_reversed(self, v: Span, base: int) -> None:
         """v[i] ← v[i]·base^k with k the bits of i in reverse, of a vector of a power of two elements."""
-        squares = self._squares(base, (v.length - 1).bit_length())
-        tables = self._send(self._words(squares[::-1]))
+        powers = squares(base, (v.length - 1).bit_length(), self._field.modulus)
+        tables = self._send(self._words(powers[::-1]))
         self._each("scale_by_bits", v.length, v.at, *tables.at, v.length)
         self._memory.release(tables.start)
 
@@ -210,10 +221,10 @@ class Columns:
         before its own, is left with arbitrary values.
         """
         at, missing = self._memory.allocate(records.nbytes), self._memory.allocate(COUNTER)
-        made, made_now = (self._memory.allocate(count) for _ in range(2))
+        made, made_now = (self._memory.allocate(FLAG * count) for _ in range(2))
         self._device.write(at, records)
         self._device.fill(missing, 0, COUNTER)
-        self._device.fill(made, 0, count)
+        self._device.fill(made, 0, FLAG * count)
         passes = count.bit_length() + 1
         for k in range(passes):
             counted = missing if k == passes - 1 else 0
@@ -254,8 +265,8 @@ class Columns:
         log_threads = t.threads.bit_length() - 1
         bits = log_threads + log_blocks + 1
         described = _described((v.at, v.length, 0) for v, _ in queries)
-        squares = self._words([power for _, x in queries for power in self._squares(x, bits)])
-        tables = self._send(described, squares)
+        powers = np.concatenate([_squares(self._field, x, bits) for _, x in queries])
+        tables = self._send(described, powers)
         partials = self._memory.allocate((len(queries) << log_blocks) * self._element)
         out = self._memory.allocate(len(queries) * self._element)
         self._launch(
@@ -329,16 +340,21 @@ class Columns:
     def _words(self, values: Sequence[int]) -> Words:
         return field_to_words(self._field, values)
 
-    def _squares(self, x: int, count: int) -> list[int]:
-        return squares(x, count, self._field.modulus)
+    def _squares_for(self, n: int, base: int) -> Words:
+        """base^(2^m) for the bits of n, and of the number of threads with ``power_share`` elements each."""
+        t = self._tuning
+        threads = -(-n // (t.threads * t.power_share)) * t.threads
+        return _squares(self._field, base, max(n, threads).bit_length())
 
     def _send(self, *arrays: NDArray[Any]) -> _Tables:
         """Arrays side by side in scratch memory, in one copy."""
-        sizes = [-(-array.nbytes // QUAD) * QUAD for array in arrays]
-        data = np.zeros(max(QUAD, sum(sizes)), np.uint8)
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        for start, array in zip(starts, arrays, strict=True):
-            data[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        parts, starts, size = list[bytes](), list[int](), 0
+        for array in arrays:
+            part = array.tobytes()
+            starts.append(size)
+            parts += part, bytes(-len(part) % QUAD)
+            size += len(part) + len(parts[-1])
+        data = np.frombuffer(b"".join(parts) or bytes(QUAD), np.uint8)
         at = self._memory.allocate(len(data))
         self._device.write(at, data)
         return _Tables(at, [Address(at + start) for start in starts])

@@ -214,7 +214,7 @@ def _accumulate(
     """Sums of segments of the entries, in so many launches."""
     program, shared = sums_program(plan.curve, group), accumulator_bytes(plan.curve, group)
     threads = BLOCK // lanes_of(group)
-    given = points, entries, starts, plan.buckets, segments, plan.tuning.shortest
+    given = points, entries, starts, plan.buckets, segments, plan.tuning.shortest, int(plan.tuning.ahead)
     out = at["sums"], at["heads"], at["head keys"]
     return [
         launch(program, "accumulate", count, BLOCK, *given, first * threads, *out, shared=shared)

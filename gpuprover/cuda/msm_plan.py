@@ -59,6 +59,7 @@ class Tuning:
         inversions: points that share an inversion.
         segments: threads that accumulate; None: as many as the device holds at once.
         rounds: most rounds of additions in pairs before the accumulation; each halves a bucket's points.
+        ahead: whether a point is asked for while the one before it is added; the first GPU decides.
         piece: seconds of predicted work in one launch, after which cancellation is looked at.
     """
 
@@ -70,6 +71,7 @@ class Tuning:
     inversions: int = 16
     segments: int | None = None
     rounds: int = 0
+    ahead: bool = False
     piece: float = 0.05
 
 

@@ -149,7 +149,7 @@ def check_key(
         r1cs = read_r1cs(circuit, budget, backend.job.check)
         require(need + gates_bytes(r1cs), budget, f"checking {key.path} beside {circuit}")
         gates = check_circuit(key, r1cs, backend)
-    warnings = [*check_tau(key, backend)]
+    check_tau(key, backend)
     checked.append("every point lies in its group, and the powers of tau are of one tau")
     folded = check_polynomials(key, gates, fold, backend)
     check_lagrange(key, backend)
@@ -162,6 +162,7 @@ def check_key(
         unchecked.append(CIRCUIT)
     else:
         checked.append(f"gates, wires and additions are those of {circuit}")
+    warnings = [*_known_tau(key, backend)]
     if powers is None:
         unchecked.append(POWERS)
     else:
@@ -175,17 +176,17 @@ def check_key(
 # A key by itself -----------------------------------------------------------------------------
 
 
-def check_tau(key: KeyParts, backend: Backend) -> tuple[str, ...]:
-    """Whether all points are the powers of one τ -> warnings of a τ that is known.
-
-    Raises:
-        MalformedFile: they are not, or a point is bad.
-    """
+def check_tau(key: KeyParts, backend: Backend) -> None:
+    """Whether all points are the powers of one τ; raises MalformedFile, for bad points too."""
 
     def refuse(group: Group, problem: str) -> NoReturn:
         key.refuse(HEADER if group is Group.G2 else key.powers, problem)
 
     check_powers(key.points, key.tau_g2, backend, refuse)
+
+
+def _known_tau(key: KeyParts, backend: Backend) -> tuple[str, ...]:
+    """Warnings of a τ that is known."""
     with backend.job.phase("check small secrets"):
         known = is_root_of_unity(key.points, key.curve) or are_small([key.points[1]], backend)[0]
     return (KNOWN_TAU,) if known and not key.warnings else ()
@@ -196,8 +197,9 @@ def check_polynomials(
 ) -> Vector | None:
     """Whether selectors, S1, S2 and S3 have the values that they should have.
 
-    Those on the subgroup of order 4n follow from the coefficients, those of S1, S2, S3 from the wires, and
-    those of the selectors from the circuit's gates, as far as these are known.
+    Those on the subgroup of order 4n follow from the coefficients; those of S1, S2, S3 from the wires; those
+    of the selectors from the circuit's gates. Where these are not known, gates of public signals and of
+    additions are known all the same, and rows behind the last gate.
 
     Args:
         gates: the circuit's; None if it is not known.
@@ -209,7 +211,7 @@ def check_polynomials(
     Raises:
         MalformedFile: names the section.
     """
-    domain, folded = key.domain, None
+    domain, folded, sums = key.domain, None, _gates_of_additions(key)
     names = [(section, i, name) for section, some in key.sections.items() for i, name in enumerate(some)]
     sigma: dict[str, Words] = {}
     with backend.job.phase("check polynomials"):
@@ -220,17 +222,17 @@ def check_polynomials(
             backend.free(on_domain)
             stored, at = key.values(section, i), 0
             for block in evaluations(backend, domain, v, values):
-                row = _first_difference(stored[at : at + len(block)], block)
+                row = first_difference(stored[at : at + len(block)], block)
                 if row >= 0:
                     key.refuse(section, f"value {at + row} of {name} is not that of the coefficients")
                 at += len(block)
             if name.lower() in SELECTORS:
-                _check_selector(key, section, name, values, gates)
+                _check_selector(key, section, name, values, gates, sums, backend)
             else:
                 if not sigma:
                     columns = sigma_columns(backend, domain, key.wiring.maps, key.reserved)
                     sigma = dict(zip(SIGMA, columns, strict=True))
-                row = _first_difference(values, sigma.pop(name))
+                row = first_difference(values, sigma.pop(name))
                 if row >= 0:
                     key.refuse(section, f"{name} at row {row} is not that of the wires in sections 4 to 6")
             if name in fold:
@@ -245,17 +247,61 @@ def check_polynomials(
     return folded
 
 
-def _check_selector(key: KeyParts, section: int, name: str, values: Words, gates: Gates | None) -> None:
-    """Public signals have gates of their own, and rows behind the last gate have none."""
-    sizes = key.sizes
+def _gates_of_additions(key: KeyParts) -> NDArray[np.int64]:
+    """For each addition its gate (left, right, sum): the first one whose c is the sum.
+
+    Raises:
+        MalformedFile: an addition has none.
+    """
+    sizes, (a, b, c) = key.sizes, key.wiring.maps
+    (rows,) = np.nonzero(c >= sizes.n_vars)
+    made, first = np.unique(c[rows], return_index=True)
+    found = np.full(sizes.additions, -1, dtype=np.int64)
+    found[made - sizes.n_vars] = rows[first]
+    records = key.wiring.additions
+    wrong = np.flatnonzero(found < 0)
+    if not len(wrong):
+        wrong = np.flatnonzero((a[found] != records["left"]) | (b[found] != records["right"]))
+    if len(wrong):
+        key.refuse(ADDITIONS, f"record {wrong[0]} has no gate of its two signals and their sum")
+    return found
+
+
+def _check_selector(
+    key: KeyParts,
+    section: int,
+    name: str,
+    values: Words,
+    gates: Gates | None,
+    sums: NDArray[np.int64],
+    backend: Backend,
+) -> None:
+    """Public signals and additions have gates of their own, and rows behind the last gate have none.
+
+    Args:
+        sums: the additions' gates.
+    """
+    sizes, which = key.sizes, name.lower()
     if gates is not None:
-        row = _first_difference(values[: sizes.gates], gates.selectors[name.lower()])
+        row = first_difference(values[: sizes.gates], gates.selectors[which])
         if row >= 0:
             key.refuse(section, f"{name} of gate {row} is not that of the circuit")
-    one = field_to_words(key.curve.scalar, [int(name.lower() == "ql")])
-    row = _first_difference(values[: sizes.n_public], np.broadcast_to(one, (sizes.n_public, one.shape[1])))
+    zero, one = field_to_words(key.curve.scalar, [0, 1])
+    row = first_difference(values[: sizes.n_public], one if which == "ql" else zero)
     if row >= 0:
         key.refuse(section, f"{name} of gate {row} is not that of a public signal")
+    if sizes.additions:
+        # sum − left_factor·left − right_factor·right = 0.
+        found, expected = values[sums], one if which == "qo" else zero
+        if which in ("ql", "qr"):
+            factors = key.wiring.additions["left_factor" if which == "ql" else "right_factor"]
+            x, y = (backend.upload(words, Form.MONTGOMERY) for words in (found, factors))
+            total = backend.add(x, y)
+            found = backend.download(total)
+            backend.free(x, y, total)
+        row = first_difference(found, expected)
+        if row >= 0:
+            key.refuse(section, f"{name} of gate {sums[row]} is not that of addition {row} in section 3")
     behind = np.flatnonzero(values[sizes.gates :].any(axis=1))
     if len(behind):
         row = sizes.gates + int(behind[0])
@@ -270,7 +316,7 @@ def check_lagrange(key: KeyParts, backend: Backend) -> None:
     with backend.job.phase("check Lagrange polynomials"):
         for i, pieces in enumerate(lagrange_polynomials(backend, key.domain, count)):
             for piece in pieces:
-                row = _first_difference(content[at : at + len(piece)], piece)
+                row = first_difference(content[at : at + len(piece)], piece)
                 if row >= 0:
                     what = f"scalar {at + row - i * (1 + EVALUATIONS) * key.sizes.domain_size}"
                     key.refuse(
@@ -281,7 +327,7 @@ def check_lagrange(key: KeyParts, backend: Backend) -> None:
             backend.job.report((i + 1) / count)
 
 
-def _first_difference(found: NDArray[Any], expected: NDArray[Any]) -> int:
+def first_difference(found: NDArray[Any], expected: NDArray[Any]) -> int:
     """The first row in which two arrays differ, or −1."""
     different = found != expected
     rows = np.flatnonzero(different.any(axis=1) if different.ndim > 1 else different)
@@ -319,13 +365,13 @@ def check_circuit(key: KeyParts, r1cs: R1CS, backend: Backend) -> Gates:
         ("left_factor", gates.left_factors),
         ("right_factor", gates.right_factors),
     ):
-        row = _first_difference(records[field], expected)
+        row = first_difference(records[field], expected)
         if row >= 0:
             key.refuse(ADDITIONS, f"record {row} is not that of {r1cs.source}")
     for name, section, signals, wires in zip(
         COLUMNS, (WIRE_A, WIRE_B, WIRE_C), key.wiring.maps, (gates.a, gates.b, gates.c), strict=True
     ):
-        row = _first_difference(signals, wires)
+        row = first_difference(signals, wires)
         if row >= 0:
             key.refuse(section, f"wire {name} of gate {row} is not that of {r1cs.source}")
     return gates
@@ -361,7 +407,7 @@ def check_against_powers(key: KeyParts, ptau: PowersOfTau) -> tuple[str, ...]:
         )
     if not np.array_equal(key.tau_g2, ptau.points(pt.TAU_G2)[1]):
         key.refuse(HEADER, f"X_2 is not the tau of {ptau.path}")
-    row = _first_difference(key.points, theirs[: len(key.points)])
+    row = first_difference(key.points, theirs[: len(key.points)])
     if row >= 0:
         key.refuse(key.powers, f"point {row} is not that of {ptau.path}")
     return ceremony_warnings(ptau, len(key.points))

@@ -93,13 +93,14 @@ class KeyWriter:
                 section.write(signals.astype("<u4", copy=False))
 
     def polynomials(
-        self, sections: Mapping[int, tuple[str, ...]], done: Callable[[str, Vector], None]
+        self, sections: Mapping[int, tuple[str, ...]], done: Callable[[str, Vector, Words], None]
     ) -> None:
         """The sections of selectors and of S1, S2, S3, in the order given.
 
         Args:
             sections: names of the polynomials in each section; case does not matter.
-            done: called with the name and the coefficients of each, which live only until it returns.
+            done: called with the name of each, its coefficients, which live only until it returns, and its
+                values on the domain.
         """
         backend = self._backend
         sigma: list[Words] = []
@@ -112,7 +113,7 @@ class KeyWriter:
                         sigma = sigma or sigma_columns(backend, self._domain, self._maps, self._reserved)
                         values = sigma.pop(0)
                     coefficients = self._polynomial(section, values)
-                    done(name, coefficients)
+                    done(name, coefficients, values)
                     backend.free(coefficients)
                     backend.job.check()
 
@@ -164,9 +165,7 @@ def evaluations(backend: Backend, domain: Domain, coefficients: Vector, values: 
         (v,) = backend.extend(coefficients, domain, [pow(root, j, r)])
         parts.append(backend.download(v, Form.MONTGOMERY))
         backend.free(v)
-    for start in range(0, domain.size, _BLOCK):
-        block = np.stack([part[start : start + _BLOCK] for part in parts], axis=1)
-        yield block.reshape(-1, values.shape[1])
+    yield from interleaved(parts)
 
 
 def sigma_columns(
@@ -197,3 +196,10 @@ def lagrange_polynomials(backend: Backend, domain: Domain, count: int) -> Iterat
         backend.free(v)
         turned = EVALUATIONS * (n - i)
         yield [coefficients, values[turned:], values[:turned]]
+
+
+def interleaved(columns: Sequence[Words]) -> Iterator[Words]:
+    """Row i of each column in turn, uint64[len(columns)·n, limbs], in blocks of whole turns."""
+    for start in range(0, len(columns[0]), _BLOCK):
+        block = np.stack([column[start : start + _BLOCK] for column in columns], axis=1)
+        yield block.reshape(-1, block.shape[2])

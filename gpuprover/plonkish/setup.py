@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Backend, Term, Vector
-from gpuprover.commitments.powers import NO_POWERS, UNCLAIMED, check_powers, is_root_of_unity
+from gpuprover.commitments.powers import NO_POWERS, UNCLAIMED, Sums, check_powers, is_root_of_unity
 from gpuprover.curves import Group
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile
 from gpuprover.formats import ptau as pt
@@ -139,20 +139,28 @@ class Powers(Protocol):
         """Σ coefficients[i]·τ^(first + i)·G1, uint64[g1_words]."""
         ...
 
+    def lagrange(self, log_n: int) -> Words | None:
+        """Said to be the Lagrange points of a domain, uint64[2^log_n, g1_words]; None if there are none."""
+        ...
+
+    def refuse_lagrange(self) -> NoReturn:
+        """Raises for Lagrange points that are not those of the powers."""
+        ...
+
 
 class Ceremony:
     """Powers from a file: see :class:`Powers`.
 
     Args:
-        log_n: the file has to serve circuits of 2^log_n rows.
-        count: at most 2^(log_n + 1) − 1.
+        power: that which the file has to have, at least.
+        count: at most 2^(power + 1) − 1.
 
     Raises:
         InvalidInput: the file is too small, not prepared for phase 2, or of another curve.
         MalformedFile: its points are bad, or not the powers of one τ.
     """
 
-    def __init__(self, r1cs: R1CS, ptau: PowersOfTau, log_n: int, count: int, backend: Backend) -> None:
+    def __init__(self, r1cs: R1CS, ptau: PowersOfTau, power: int, count: int, backend: Backend) -> None:
         if ptau.curve != r1cs.curve:
             raise InvalidInput(
                 f"powers of tau over {ptau.curve.name}, expected {r1cs.curve.name}",
@@ -160,11 +168,11 @@ class Ceremony:
                 role="powers of tau",
                 more=f"for {r1cs.source}",
             )
-        ptau.require(log_n, r1cs.source)
-        self.count, self._backend = count, backend
+        ptau.require(power, r1cs.source)
+        self.count, self._ptau, self._sums = count, ptau, Sums(backend)
         self.points = ptau.points(pt.TAU_G1)[:count]
         self.tau_g2 = np.array(ptau.points(pt.TAU_G2)[1])
-        check_powers(self.points, self.tau_g2, backend, partial(_refuse, ptau))
+        check_powers(self.points, self.tau_g2, backend, partial(_refuse_powers, ptau))
         self.warnings = ceremony_warnings(ptau, count)
 
     def blocks(self) -> Iterator[Words]:
@@ -173,14 +181,20 @@ class Ceremony:
 
     def commit(self, coefficients: Vector, first: int = 0) -> Words:
         points = self.points[first : first + len(coefficients)]
-        bases = self._backend.prepare_bases(Group.G1, points, 0)
-        sum_of_points = self._backend.msm(bases, coefficients)
-        self._backend.free(bases)
-        return sum_of_points
+        return self._sums.sum(Group.G1, points, coefficients)
+
+    def lagrange(self, log_n: int) -> Words | None:
+        return self._ptau.lagrange(pt.LAGRANGE_TAU_G1, log_n)
+
+    def refuse_lagrange(self) -> NoReturn:
+        _refuse(self._ptau, pt.LAGRANGE_TAU_G1, "not the Lagrange points of the powers in section 2")
 
 
-def _refuse(ptau: PowersOfTau, group: Group, problem: str) -> NoReturn:
-    section = pt.TAU_G1 if group is Group.G1 else pt.TAU_G2
+def _refuse_powers(ptau: PowersOfTau, group: Group, problem: str) -> NoReturn:
+    _refuse(ptau, pt.TAU_G1 if group is Group.G1 else pt.TAU_G2, problem)
+
+
+def _refuse(ptau: PowersOfTau, section: int, problem: str) -> NoReturn:
     part = f"section {section} ({pt.SECTIONS[section]})"
     raise MalformedFile(ptau.path, part, problem, role="powers of tau")
 
@@ -219,12 +233,18 @@ class LocalSecret:
         (value,) = self._backend.values_at([(coefficients, self._tau)])
         return self._multiple(Group.G1, value * pow(self._tau, first, self._backend.curve.r))
 
+    def lagrange(self, log_n: int) -> Words | None:
+        return None
+
+    def refuse_lagrange(self) -> NoReturn:
+        raise AssertionError("there are none")
+
 
 def powers_for(
-    r1cs: R1CS, ptau: Pathish | None, log_n: int, count: int, backend: Backend
+    r1cs: R1CS, ptau: Pathish | None, power: int, count: int, backend: Backend
 ) -> Ceremony | LocalSecret:
     """Powers from a prepared file, or else from a fresh secret; raises as :class:`Ceremony`, and as
     :func:`~gpuprover.formats.ptau.read_ptau`."""
     if ptau is None:
         return LocalSecret(count, backend)
-    return Ceremony(r1cs, read_ptau(ptau), log_n, count, backend)
+    return Ceremony(r1cs, read_ptau(ptau), power, count, backend)

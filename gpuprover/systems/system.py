@@ -106,6 +106,8 @@ class SetupResult(NamedTuple):
 
     Attributes:
         circuit_hash: 64 bytes; for a key made from a ceremony, the hash that ``snarkjs`` calls circuit hash.
+            Empty where keys take no contributions and have none.
+        domain_size: rows of the key's domain.
         warnings: sentences that a person has to read.
     """
 
@@ -138,10 +140,6 @@ class KeyCheck(NamedTuple):
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-
-
-def _no_outline(_: R1CS, __: Backend) -> KeyOutline:
-    raise InvalidInput("no key of this proof system can be planned for from its circuit")
 
 
 class ProofSystem(NamedTuple):
@@ -205,17 +203,18 @@ class ProofSystem(NamedTuple):
     check_whole_key: Callable[[Any, Pathish | None, Pathish | None, Backend, int | None], KeyCheck]
     setup: Callable[[R1CS, Pathish | None, Pathish, Backend], SetupResult]
     setup_memory: Callable[[R1CS, bool], int]
+    outline: Callable[[R1CS, Backend], KeyOutline]
     solidity_verifier: Callable[[Any, bool], str]
     solidity_calldata: Callable[[Any, Any, str, str], str]
     proof_schema: Mapping[str, Any] | None = None
     curves: tuple[CurveParams, ...] = PAIRING_CURVES
     phases: tuple[str, ...] = ()
-    outline: Callable[[R1CS, Backend], KeyOutline] = _no_outline
 
 
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
+    "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 

@@ -17,6 +17,7 @@ from gpuprover import errors
 from gpuprover.cli import main
 from gpuprover.cpu.path import cpu_path
 from gpuprover.job import Job
+from gpuprover.systems import system
 from tests.support.paths import ROOT, VECTORS
 from tests.support.running import Run
 
@@ -151,6 +152,18 @@ def test_keys_are_kept_for_the_next_run(ran: Path, run: Run, tmp_path: Path) -> 
     assert json.loads(again.err.splitlines()[0])["warning"].startswith("skipped: device 'cuda'")
 
 
+def test_protocols_are_measured_with_keys_of_their_own(run: Run, tmp_path: Path) -> None:
+    out, work = tmp_path / "rows.jsonl", tmp_path / "keys"
+    names = [name for name in system.names() if name != "groth16"]
+    quick = ("--quick", "--only", "verify", "--logs", "4", "--rounds", "1", "--threads", "1")
+    again = run("bench", *quick, "--protocols", ",".join(names), "--work", work, "--output", out, "--json")
+    assert again.code == 0
+    measured = {(row["operation"], row.get("curve")) for row in read(out) if "cpu" in row}
+    for name in names:
+        assert (f"{name} verify", "bn254") in measured
+        assert (work / f"chain_4.bn254.{name}.zkey").exists()
+
+
 def test_an_interruption_keeps_what_is_measured(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +195,7 @@ def test_an_interruption_keeps_what_is_measured(
         (["--logs", "4,x"], "--logs: expected a whole number"),
         (["--logs", ""], "--logs: expected sizes"),
         (["--curves", "secp256k1"], "--curves: expected some of bn254,"),
+        (["--protocols", "stark"], "--protocols: expected one of groth16"),
         (["--paths", "fast"], "expected ifma or portable"),
         (["--peer", "rapid"], "--peer: expected NAME=COMMAND or one of snarkjs"),
         (["--peer", "rapid='x"], "--peer: expected NAME=COMMAND"),

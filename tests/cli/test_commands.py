@@ -182,7 +182,7 @@ ONES = b"\xff" * 32
 @pytest.mark.parametrize(
     ("section", "offset", "value", "kind", "says"),
     [
-        (1, 0, b"\2", "UnsupportedFile", "expected a groth16 key, found a plonk key"),
+        (1, 0, b"\3", "UnsupportedFile", "key, found protocol id 3"),
         (2, 4, ONES, "UnsupportedFile", "primes of no known curve"),
         (2, 84, ONES, "MalformedFile", "alpha1"),
         (3, 32, ONES, "MalformedFile", "point 0"),

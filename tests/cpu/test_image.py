@@ -158,8 +158,8 @@ NOT_LOADED = {
 
 
 def test_commands_run_on_images(made: Path, tmp_path: Path) -> None:
-    """Those that prove and verify import no compiler, and of this package what they use: imports are most of a
-    small proof's time."""
+    """Those that prove and verify import no compiler, and of this package what they use: imports are most of
+    a small proof's time."""
     stem, outputs = VECTORS / "chain5.bn254", [tmp_path / "p.json", tmp_path / "s.json"]
     job = f"prove --zkey {stem}.zkey --witness {stem}.wtns --proof {outputs[0]} --public {outputs[1]}\n"
     for command, given in (

@@ -207,6 +207,16 @@ def test_places(stage: Stage) -> None:
     assert [stage.get(span) for span in apart] == padded
 
 
+@pytest.mark.parametrize("length", [0, 3, 16, 17, 50])
+def test_polynomials_on_a_coset(stage: Stage, length: int) -> None:
+    """Shorter than the domain and longer, which a transform takes then."""
+    r, n, g, v = stage.curve.r, 16, stage.rng.randrange(stage.curve.r), stage.values(length)
+    out = stage.room(n)
+    stage.columns.fold_onto_coset(stage.put(v), g, out)
+    scaled = [x * pow(g, i, r) for i, x in enumerate(v)]
+    assert stage.get(out) == [sum(scaled[i::n]) % r for i in range(n)]
+
+
 @pytest.mark.parametrize("count", [1, 7, 64])
 def test_signals(stage: Stage, count: int) -> None:
     """Sums as balanced trees come in as many passes as there are; chains and wrong indices are told."""

@@ -35,8 +35,9 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16.key import load_key
-from tests.support import cuda_proofs, fake_cupy
+from tests.support import cuda_plonk, cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine, Schedule
+from tests.support.plonk import sample as plonk_sample
 from tests.support.samples import combination, cpu_points, plain, point_words, random_logs
 
 pytestmark = [pytest.mark.kernels_offline, pytest.mark.usefixtures("quick_sums")]
@@ -337,9 +338,38 @@ def alone(device: Watched) -> None:
     backend.free(bases)
 
 
+def proofs_of_gates(device: Watched) -> None:
+    """PLONK's and FFLONK's, whose requests of one SRS are sorted beside sums; then with tables."""
+    for protocol in cuda_plonk.SYSTEMS:
+        which = plonk_sample("one-gate", protocol)
+        gpu, key = Residency(device), cuda_plonk.key(which)
+        for _ in range(2):
+            assert cuda_plonk.prove(which, key, gpu) == which.proof
+        assert gpu.leaked == 0
+
+
+def leanest_proofs_of_gates(device: Watched) -> None:
+    """With points and columns that are sent, and cosets in chunks."""
+    for protocol in cuda_plonk.SYSTEMS:
+        which, gpu = plonk_sample("adds", protocol), Residency(device)
+        key, backend = cuda_plonk.key(which), cuda_proofs.backend_on(gpu, CURVE)
+        *_, demand = key.demand.choices
+
+        def rehearse(layout: residency.Layout, backend: CudaBackend = backend, demand: Any = demand) -> int:
+            return backend._arena_bytes(demand, layout)
+
+        found = residency.layouts(demand, device, (), rehearse, 1 << 40, (), shared=False)
+        budget = min(held + arena for _, held, arena in found)
+        assert cuda_plonk.prove(which, key, gpu, budget=budget) == which.proof
+        assert gpu.leaked == 0
+
+
 SAMPLE: list[Callable[[Watched], None]] = [whole_proof, leanest_proof, sums, alone]
 AT_ONCE: list[Callable[[Watched], None]] = [proofs_that_share_tables, proofs_in_memory_of_others]
-CASES = [*SAMPLE, *AT_ONCE, proofs_with_tables, every_layout, proofs_of_several_threads]
+CASES = [
+    *(*SAMPLE, *AT_ONCE, proofs_with_tables, every_layout, proofs_of_several_threads),
+    *(proofs_of_gates, leanest_proofs_of_gates),
+]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
 from gpuprover.formats.snarkjs_json import parse_public_signals  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
+from gpuprover.systems.fflonk import key as fflonk  # noqa: E402
 from gpuprover.systems.groth16.documents import parse_verification_key  # noqa: E402
 from gpuprover.systems.groth16.key import load_key  # noqa: E402
+from gpuprover.systems.plonk import key as plonk  # noqa: E402
 from tests.fuzz.mutations import SEEDS, loaded  # noqa: E402
 from tests.support.containers import pack, unpack  # noqa: E402
 
@@ -108,6 +110,8 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "wtns": read_witness,
     "ptau": read_ptau,
     "zkey": load_key,
+    "plonk.zkey": plonk.load_key,
+    "fflonk.zkey": fflonk.load_key,
 }
 
 

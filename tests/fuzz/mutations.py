@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
@@ -24,18 +26,41 @@ from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
 from gpuprover.formats.snarkjs_json import parse_public_signals  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
 from gpuprover.limbs import first_not_below  # noqa: E402
-from gpuprover.systems.groth16.documents import parse_proof, parse_verification_key  # noqa: E402
+from gpuprover.systems.fflonk import record as fflonk  # noqa: E402
+from gpuprover.systems.groth16 import record as groth16  # noqa: E402
 from gpuprover.systems.groth16.key import load_key  # noqa: E402
+from gpuprover.systems.plonk import record as plonk  # noqa: E402
+from gpuprover.systems.system import ProofSystem  # noqa: E402
 from tests.support.containers import Sections, pack, unpack  # noqa: E402
+from tests.support.plonk import Sample, sample  # noqa: E402
 
 VECTORS = HERE.parent / "vectors"
 BINARY = ("wtns", "r1cs", "ptau", "zkey", "initial.zkey")
 JSON = ("vkey.json", "proof.json", "public.json")
+
+
+def _of_gates(curve: str, found: Sample) -> dict[str, bytes]:
+    """The files of PLONK and FFLONK by name; they name their protocol."""
+    start = f"{curve}.{found.protocol}"
+    return {
+        f"{start}.zkey": found.key.read_bytes(),
+        f"{start}.vkey.json": found.verification_key_text.encode(),
+        f"{start}.proof.json": found.proof_text.encode(),
+    }
+
+
+GATES: dict[str, bytes] = {
+    **_of_gates("bn254", sample("duplicates", "plonk")),
+    **_of_gates("bls12-381", sample("bls-small", "plonk")),
+    **_of_gates("bn254", sample("duplicates", "fflonk")),
+}
+"""Name -> content of files of PLONK and FFLONK."""
 SEEDS: dict[str, bytes] = {
     f"{curve.name}.{kind}": (VECTORS / f"chain5.{curve.name}.{kind}").read_bytes()
     for curve in CURVES
     for kind in (*BINARY, *JSON)
-}
+} | GATES
+_SYSTEMS = {"plonk": plonk.SYSTEM, "fflonk": fflonk.SYSTEM}
 
 Mutation = tuple[str, int, int]
 _EDGES = (0, 1, 2, 3, 7, 8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -170,6 +195,8 @@ def check(name: str, data: bytes) -> bool:
     try:
         if kind == "json":
             _check_json(name, data)
+        elif name in GATES:
+            _check_key_of_gates(system_of(name), data)
         else:
             _CHECKS[kind](data)
     except ProverError as error:
@@ -209,6 +236,27 @@ def _check_key(data: bytes) -> None:
     assert len(key.vk.ic) == key.n_public + 1
 
 
+def system_of(name: str) -> ProofSystem:
+    """The system that a file's name says it is of."""
+    return _SYSTEMS.get(name.split(".")[1], groth16.SYSTEM)
+
+
+def _check_key_of_gates(system: ProofSystem, data: bytes) -> None:
+    key = system.load_key(data)
+    wiring, n = key.wiring, key.domain_size
+    assert n == 1 << n.bit_length() - 1 >= key.constraints
+    for wires in wiring.maps:
+        assert len(wires) == key.constraints
+        assert wires.max(initial=0) < wiring.sizes.signals
+    for side in ("left", "right"):
+        assert (wiring.additions[side] < key.n_vars + np.arange(len(wiring.additions))).all()
+    for coefficients in key.polynomials.values():
+        assert coefficients.shape == (n, key.curve.scalar.limbs)
+        assert first_not_below(coefficients, key.curve.r) == -1
+    assert len(key.powers) > n
+    assert key.vk.n_public == key.n_public <= key.constraints
+
+
 def _check_ptau(data: bytes) -> None:
     ptau = read_ptau(data)
     for section in (12, 14, 15) if ptau.prepared else ():
@@ -231,11 +279,14 @@ def _check_json(name: str, data: bytes) -> None:
 def check_document(name: str, document: Any) -> None:
     """The document of a kind and curve: parsed, or a typed error."""
     curve = next(c for c in CURVES if name.startswith(c.name))
+    system = system_of(name)
     if "vkey" in name:
-        key = parse_verification_key(document, name)
+        key = system.parse_verification_key(document, name)
         assert key.n_public == document["nPublic"]
     elif "proof" in name:
-        parse_proof(document, curve, name)
+        proof = system.parse_proof(document, curve, name, False)
+        again = system.write_proof(proof, curve)
+        assert system.parse_proof(again, curve, name, True) == proof
     else:
         assert all(0 <= x < curve.r for x in parse_public_signals(document, curve, None, name))
 

@@ -15,6 +15,7 @@ from gpuprover.curves import CURVES
 from gpuprover.errors import ProverError
 from tests.fuzz.mutations import (
     BINARY,
+    GATES,
     JSON,
     MUTATIONS,
     SEEDS,
@@ -24,6 +25,7 @@ from tests.fuzz.mutations import (
     loaded,
     mutated,
 )
+from tests.support.plonk import sample
 
 pytestmark = pytest.mark.fuzz
 
@@ -81,6 +83,29 @@ def test_damaged_json_text(curve: str, kind: str, mutations: list[tuple[str, int
     check(f"{curve}.{kind}", mutated(SEEDS[f"{curve}.{kind}"], mutations))
 
 
+keys_of_gates = st.sampled_from([name for name in GATES if name.endswith("zkey")])
+documents_of_gates = st.sampled_from([name for name in GATES if name.endswith("json")])
+
+
+@quick
+@given(name=keys_of_gates, mutations=any_mutations)
+def test_damaged_keys_of_gates(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
+@quick
+@given(name=documents_of_gates, mutations=text_mutations)
+def test_damaged_documents_of_gates(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
+@pytest.mark.slow
+@long
+@given(name=keys_of_gates | documents_of_gates, mutations=any_mutations)
+def test_damaged_files_of_gates_for_long(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -119,6 +144,13 @@ def test_documents_with_something_else_inside(curve: str, kind: str, path: list[
         check_document(name, replaced(loaded(name), path, value))
 
 
+@quick
+@given(name=documents_of_gates, path=st.lists(st.integers(0, 15), max_size=5), value=json_values)
+def test_documents_of_gates_with_something_else_inside(name: str, path: list[int], value: Any) -> None:
+    with suppress(ProverError):
+        check_document(name, replaced(loaded(name), path, value))
+
+
 # From damaged files to proofs -------------------------------------------------------
 
 
@@ -126,7 +158,7 @@ def test_documents_with_something_else_inside(curve: str, kind: str, path: list[
 proving = pytest.mark.parametrize("curve", ["bn254", pytest.param("bls12-381", marks=pytest.mark.slow)])
 
 
-def prove_or_refuse(curve: str, key: bytes, witness: bytes, tmp_path: Any) -> None:
+def prove_or_refuse(key: bytes, witness: bytes, tmp_path: Any) -> None:
     """Proving with damaged files ends in a typed error, or in a proof that verifies."""
     path = tmp_path / "k.zkey"
     path.write_bytes(key)
@@ -142,7 +174,7 @@ def prove_or_refuse(curve: str, key: bytes, witness: bytes, tmp_path: Any) -> No
 @settings(relaxed, max_examples=60)
 @given(mutations=any_mutations)
 def test_proving_with_a_damaged_key(curve: str, mutations: list[tuple[str, int, int]], tmp_path: Any) -> None:
-    prove_or_refuse(curve, mutated(SEEDS[f"{curve}.zkey"], mutations), SEEDS[f"{curve}.wtns"], tmp_path)
+    prove_or_refuse(mutated(SEEDS[f"{curve}.zkey"], mutations), SEEDS[f"{curve}.wtns"], tmp_path)
 
 
 @proving
@@ -151,7 +183,16 @@ def test_proving_with_a_damaged_key(curve: str, mutations: list[tuple[str, int, 
 def test_proving_with_a_damaged_witness(
     curve: str, mutations: list[tuple[str, int, int]], tmp_path: Any
 ) -> None:
-    prove_or_refuse(curve, SEEDS[f"{curve}.zkey"], mutated(SEEDS[f"{curve}.wtns"], mutations), tmp_path)
+    prove_or_refuse(SEEDS[f"{curve}.zkey"], mutated(SEEDS[f"{curve}.wtns"], mutations), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
+@settings(relaxed, max_examples=300)
+@given(key=any_mutations, witness=st.just([]) | any_mutations)
+def test_proving_with_damaged_files_of_gates(protocol: str, key: Any, witness: Any, tmp_path: Any) -> None:
+    own = sample("duplicates", protocol).witness.read_bytes()
+    prove_or_refuse(mutated(SEEDS[f"bn254.{protocol}.zkey"], key), mutated(own, witness), tmp_path)
 
 
 @pytest.mark.slow
@@ -160,4 +201,4 @@ def test_proving_with_a_damaged_witness(
 @given(key=st.just([]) | any_mutations, witness=st.just([]) | any_mutations)
 def test_proving_with_damaged_files_for_long(curve: str, key: Any, witness: Any, tmp_path: Any) -> None:
     data = mutated(SEEDS[f"{curve}.zkey"], key), mutated(SEEDS[f"{curve}.wtns"], witness)
-    prove_or_refuse(curve, *data, tmp_path)
+    prove_or_refuse(*data, tmp_path)

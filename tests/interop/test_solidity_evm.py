@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +10,17 @@ import pytest
 
 from gpuprover.curves import BN254
 from gpuprover.systems.groth16.solidity import export_calldata, export_verifier
+from tests.support.evm import COMPILERS, OPTIMISED, Contract, altered, run_contracts, words
 
-HERE = Path(__file__).resolve().parent
 CASES = pytest.mark.parametrize(
     "case", [("multiplier", BN254), ("nopublic", BN254)], indirect=True, ids=["public", "nopublic"]
 )
 
 
-def words(calldata: str) -> list[str]:
+def call_of(calldata: str) -> list[str]:
     """The call's words as the ABI lays them out: all static, but for an empty last array."""
-    found = re.findall(r"0x([0-9a-f]{64})", calldata)
+    found = words(calldata)
     return found if not calldata.endswith("[]") else [*found, f"{9 * 32:064x}", f"{0:064x}"]
-
-
-# The oldest that the pragma allows, one between (the first with viaIR for use), the newest.
-COMPILERS = {"solc-oldest": "0.8.4", "solc-middle": "0.8.13", "solc": "0.8.37"}
-OPTIMISED = {"optimizer": {"enabled": True}}
 
 
 def run_contract(
@@ -39,23 +31,8 @@ def run_contract(
     settings: dict[str, Any] = OPTIMISED,
     gas: int | None = None,
 ) -> dict[str, Any]:
-    request = {"source": source, "calls": calls, "compiler": compiler, "settings": settings, "gas": gas}
-    done = subprocess.run(
-        [node, HERE / "evm.mjs", HERE.parents[1] / ".node"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr  # solc's warnings count too
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def altered(call: list[str], index: int, by: int) -> list[str]:
-    call = list(call)
-    call[index] = f"{(int(call[index], 16) + by) % 2**256:064x}"
-    return call
+    (outcome,) = run_contracts(node, [Contract(source, calls, gas)], compiler, settings)
+    return outcome
 
 
 @CASES
@@ -63,7 +40,7 @@ def test_contract(case: Any, node: Path, oracle: Any) -> None:
     theirs = oracle("groth16.prove", case.contributed_key, case.witness)
     vkey = oracle("zKey.exportVerificationKey", case.contributed_key)
     calldata = export_calldata(theirs["publicSignals"], theirs["proof"])
-    call = words(calldata)
+    call = call_of(calldata)
     calls, expected = [call], [True]
     for index in (0, 3, 7):  # a point off its curve
         calls.append(altered(call, index, 1))
@@ -102,7 +79,7 @@ def test_every_compiler_that_the_pragma_allows(
         case = make_case(name, BN254)
         theirs = oracle("groth16.prove", case.contributed_key, case.witness)
         vkey = oracle("zKey.exportVerificationKey", case.contributed_key)
-        call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
+        call = call_of(export_calldata(theirs["publicSignals"], theirs["proof"]))
         outcome = run_contract(node, export_verifier(vkey), [call, altered(call, 0, 1)], compiler, settings)
         assert outcome["version"].startswith(COMPILERS[compiler])
         assert outcome["results"] == [True, False]
@@ -113,7 +90,7 @@ def test_gas(make_case: Any, node: Path, oracle: Any) -> None:
     case = make_case("multiplier", BN254)
     theirs = oracle("groth16.prove", case.contributed_key, case.witness)
     source = export_verifier(oracle("zKey.exportVerificationKey", case.contributed_key))
-    call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
+    call = call_of(export_calldata(theirs["publicSignals"], theirs["proof"]))
     enough = 200_000 + 7_000 * len(theirs["publicSignals"])
     off_curve = altered(call, 0, 1)
     outcome = run_contract(node, source, [call, off_curve], gas=enough)
@@ -141,7 +118,7 @@ def test_256_public_signals_fit(
     oracle("wtns.calculate", inputs, compiled.wasm, wtns)
     theirs = oracle("groth16.prove", zkey, wtns)
     vkey = oracle("zKey.exportVerificationKey", zkey)
-    call = words(export_calldata(theirs["publicSignals"], theirs["proof"]))
+    call = call_of(export_calldata(theirs["publicSignals"], theirs["proof"]))
     outcome = run_contract(node, export_verifier(vkey, allow_insecure=True), [call, altered(call, -1, 1)])
     assert outcome["results"] == [True, False]
     assert outcome["bytes"] <= 24576

@@ -148,6 +148,7 @@ def columns(device: WatchedDevice, curve: CurveParams, rng: random.Random) -> No
     test_columns.test_powers(stage, 31)
     test_columns.test_powers_in_reversed_order(stage, 4)
     test_columns.test_places(stage)
+    test_columns.test_polynomials_on_a_coset(stage, 50)
     test_columns.test_signals(stage, 30)
     test_columns.test_values_at_points(stage, (99, 40))
     for n, degree in ((150, 1), (61, 2), (45, 9)):

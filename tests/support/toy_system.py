@@ -232,6 +232,7 @@ SYSTEM = ProofSystem(
     check_whole_key=_absent,
     setup=_absent,
     setup_memory=_absent,
+    outline=_absent,
     solidity_verifier=_absent,
     solidity_calldata=_absent,
 )

@@ -77,7 +77,9 @@ def test_its_memory_is_planned_by_its_own_steps(toy: None, folder: Path) -> None
 
 
 def test_without_it_its_keys_are_refused_by_name(folder: Path) -> None:
-    with pytest.raises(gpuprover.UnsupportedFile, match="expected a groth16 key, found protocol id 99"):
+    with pytest.raises(
+        gpuprover.UnsupportedFile, match=r"expected a groth16 or .* key, found protocol id 99"
+    ):
         gpuprover.load_key(folder / KEY)
 
 
@@ -129,12 +131,13 @@ def test_the_command_line(toy: None, folder: Path) -> None:
 
 
 def test_the_registry_is_text(toy: None) -> None:
-    assert system.names() == ["groth16", "toy"]
+    assert system.names()[0] == "groth16"
+    assert system.names()[-1] == "toy"
     assert system.system_named("toy") is toy_system.SYSTEM
     assert system.system_of_document({"protocol": "toy"}).name == "toy"
-    for other in ({}, {"protocol": "plonk"}, [], None):
+    for other in ({}, {"protocol": "stark"}, [], None):
         assert system.system_of_document(other).name == "groth16"
     chain = VECTORS / "chain5.bn254.zkey"
     assert system.system_of_key(chain).name == "groth16"
     with pytest.raises(KeyError):
-        system.system_named("plonk")
+        system.system_named("stark")

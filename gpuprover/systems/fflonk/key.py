@@ -1,8 +1,8 @@
 """FFLONK proving keys (.zkey), as snarkjs writes them.
 
-Sections: 1 protocol, 2 header, 3 additions, 4 to 6 wires, 7 to 11 the gates' polynomials Ql, Qr, Qm, Qo, Qc, 12 to
-14 the permutation's S1, S2, S3, 15 Lagrange polynomials, 16 the points τ^i·G1, 17 the coefficients of C0, which
-are those of the eight polynomials in turn and are not read. See :mod:`gpuprover.plonkish.key`.
+Sections: 1 protocol, 2 header, 3 additions, 4 to 6 wires, 7 to 11 the gates' polynomials Ql, Qr, Qm, Qo, Qc,
+12 to 14 the permutation's S1, S2, S3, 15 Lagrange polynomials, 16 the points τ^i·G1, 17 the coefficients of
+C0, which are those of the eight polynomials in turn and are not read. See :mod:`gpuprover.plonkish.key`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class ProvingKey:
     powers: Words = field(repr=False)
     vk: VerificationKey
     size: int
+    file: BinFile = field(repr=False)
 
     @property
     def protocol(self) -> str:
@@ -153,8 +154,8 @@ def describe(key: ProvingKey) -> dict[str, Any]:
 def load_key(source: Source) -> ProvingKey:
     """Maps a proving key and checks its structure, its wires, its coefficients and its header's points.
 
-    The powers of τ are not looked at (:meth:`ProvingKey.check_points` does), values on the larger subgroup and
-    C0's coefficients are never read, and whether the parts belong together is not known.
+    The powers of τ are not looked at (:meth:`ProvingKey.check_points` does), values on the larger subgroup
+    and C0's coefficients are never read, and whether the parts belong together is not known.
 
     Raises:
         InvalidInput: the file cannot be opened.
@@ -173,6 +174,7 @@ def load_key(source: Source) -> ProvingKey:
         powers=shared.read_powers(file, CURVE, POWERS, MULTIPLE * n + MORE_POWERS),
         vk=vk,
         size=len(file.data),
+        file=file,
     )
 
 

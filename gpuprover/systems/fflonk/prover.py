@@ -10,14 +10,13 @@ Columns a, b, c of n rows; the last two rows are no gates, and random. C0 = Σ X
    (:mod:`gpuprover.systems.fflonk.rounds`).
 5. L = C0 + q1·C1 + q2·C2 − M0(y)·f, and [(L − L(y))/(X − y)].
 
-From round 4 on C1 and C2 are there as quotients by M1 and M2, with what is left, and are multiplied out for L: so
-no more than four polynomials of 9n coefficients are there at a time.
+From round 4 on C1 and C2 are there as quotients by M1 and M2, with what is left, and are multiplied out for
+L: so no more than four polynomials of 8n or 9n coefficients are there at a time.
 """
 
 from __future__ import annotations
 
 import secrets
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +27,12 @@ from gpuprover.columns import Expression, challenge, column
 from gpuprover.commitments import kzg
 from gpuprover.curves import Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
-from gpuprover.errors import MalformedFile
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, generator, ints_to_words
-from gpuprover.plonkish import permutation, wires
-from gpuprover.plonkish.diagnosis import raise_why
+from gpuprover.plonkish import checks, permutation, wires
+from gpuprover.plonkish.checks import check_header as check_header
+from gpuprover.plonkish.checks import check_key_once as check_key_once
+from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
 from gpuprover.plonkish.quotient import Next, Numerator
 from gpuprover.polynomial import Direction, Domain
@@ -347,57 +347,8 @@ def prove(
         return rounds(key, w, public, drawn, backend)
 
 
-def check_header(key: ProvingKey, backend: Backend) -> None:
-    """Raises MalformedFile for a point of the key's header outside its subgroup."""
-    key.check_header_points(backend)
-
-
-_sound: set[int] = set()
-"""``id`` of the keys that live and of which every point has been looked at."""
-
-
-def check_key_once(key: ProvingKey, backend: Backend) -> None:
-    """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
-
-    Raises:
-        MalformedFile: a point is bad; names the section and the point.
-    """
-    if id(key) not in _sound:
-        with backend.job.phase("check key"):
-            key.check_points(backend)
-        weakref.finalize(key, _sound.discard, id(key))
-        _sound.add(id(key))
-
-
-def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
-    """The proof, if its points are in their subgroup, as all are that come of a key with such points.
-
-    Raises:
-        MalformedFile: they are not, so that the key has changed since its points were looked at.
-    """
-    if backend.points.first_bad_point(Group.G1, proof.points) >= 0:
-        raise MalformedFile(
-            key.path, "points", "they have changed since they were checked; no proof was made"
-        )
-    return proof
-
-
 def checked(
     key: ProvingKey, witness: Witness, public: Sequence[int], proof: Proof, backend: Backend
 ) -> Proof:
-    """The proof, if it verifies for these public signals; otherwise the reason as an exception.
-
-    Raises:
-        MalformedFile: a point of the key is bad; names the section and the point. Or its parts do not belong
-            together.
-        UnsatisfiedWitness: names the gate that the witness breaks.
-    """
-    with backend.job.phase("verify"):
-        try:
-            if verify(key.vk, public, proof, backend):
-                return proof
-        except MalformedFile:
-            pass  # a bad point in the key made a bad point in the proof: find it
-    with backend.job.phase("check key"):
-        key.check_points(backend)
-    raise_why(key.path, key.wiring, key.polynomials, witness, public, backend)
+    """See :func:`gpuprover.plonkish.checks.checked`."""
+    return checks.checked(verify, key, witness, public, proof, backend)

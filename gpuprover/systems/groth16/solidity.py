@@ -15,9 +15,14 @@ from __future__ import annotations
 from typing import Any
 
 from gpuprover.curves import BN254
-from gpuprover.errors import InvalidInput, UnsupportedFile
 from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.limbs import Words, words_to_field
+from gpuprover.systems.ethereum import (
+    require_bn254,
+    require_bn254_proof,
+    require_secure,
+    words_in_brackets,
+)
 from gpuprover.systems.groth16.documents import parse_proof, parse_verification_key
 
 _CONTRACT = """\
@@ -117,11 +122,8 @@ def export_verifier(verification_key: dict[str, Any], allow_insecure: bool = Fal
         InvalidInput: an insecure key (:mod:`gpuprover.systems.groth16.key_warnings`).
     """
     key = parse_verification_key(verification_key)
-    _require_bn254(key.curve is BN254, "verification key")
-    if key.warnings and not allow_insecure:
-        raise InvalidInput(
-            f"no contract for an insecure key, unless insecure ones are allowed: {key.warnings[0]}"
-        )
+    require_bn254(key.curve is BN254, "verification key")
+    require_secure(key.warnings, allow_insecure)
     alpha_x, alpha_y = _coordinates(key.alpha1)
     return _CONTRACT.format(
         n_public=key.n_public,
@@ -154,19 +156,14 @@ def export_calldata(
         MalformedFile: a document is damaged.
         UnsupportedFile: a proof over a curve without precompiles, or of another protocol.
     """
-    curve = proof.get("curve", BN254.snarkjs_name) if isinstance(proof, dict) else BN254.snarkjs_name
-    _require_bn254(curve in (BN254.snarkjs_name, BN254.name), proof_source)
+    require_bn254_proof(proof, proof_source)
     parsed = parse_proof(proof, BN254, proof_source)
     signals = parse_public_signals(public_signals, BN254, source=public_source)
     x0, x1, y0, y1 = _coordinates(parsed.b)
     a, c = (_pair(*_coordinates(point)) for point in (parsed.a, parsed.c))
     b = f"[{_pair(x1, x0)},{_pair(y1, y0)}]"
-    return f"{a},{b},{c},[{','.join(map(_word, signals))}]"
-
-
-def _require_bn254(is_bn254: bool, source: str) -> None:
-    if not is_bn254:
-        raise UnsupportedFile(source, "curve", "Ethereum verifies proofs over bn128 (BN254) only")
+    inputs = words_in_brackets(signals, '"')
+    return f"{a},{b},{c},{inputs}"
 
 
 def _coordinates(point: Words) -> list[int]:
@@ -186,9 +183,5 @@ def _ic_bytes(point: Words) -> bytes:
     return b"".join(x.to_bytes(32, "big") for x in _coordinates(point))
 
 
-def _word(value: int) -> str:
-    return f'"0x{value:064x}"'
-
-
 def _pair(first: int, second: int) -> str:
-    return f"[{_word(first)}, {_word(second)}]"
+    return words_in_brackets((first, second), '"', ", ")

@@ -16,24 +16,24 @@ summand of t is a division by X − 1, since L_1 = (X^n − 1)/(n·(X − 1)).
 from __future__ import annotations
 
 import secrets
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from gpuprover.backend import Backend, Form, Term, Vector
+from gpuprover.backend import Backend, Bases, Form, Term, Vector
 from gpuprover.columns import Expression, challenge, column
 from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Keccak256Transcript
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
-from gpuprover.errors import MalformedFile
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
-from gpuprover.plonkish import permutation, wires
-from gpuprover.plonkish.diagnosis import raise_why
+from gpuprover.plonkish import checks, permutation, wires
+from gpuprover.plonkish.checks import check_header as check_header
+from gpuprover.plonkish.checks import check_key_once as check_key_once
+from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
 from gpuprover.plonkish.quotient import Next, Numerator
 from gpuprover.polynomial import Domain
@@ -44,8 +44,8 @@ from gpuprover.systems.plonk.verifier import Challenges, first_challenges, linea
 BLINDING = 11
 """Random scalars of a proof, b1 to b11."""
 COSETS = 3
-CHUNKS = (1, 4, 16)
-"""Into how many parts a coset is divided where memory is short, and shorter."""
+CHUNKS = (1, 4)
+"""Into how many parts a coset is divided; where memory is short, so that sums are made one by one, too, 4."""
 _SRS = "powers of tau"
 
 
@@ -209,7 +209,7 @@ def rounds(
             for column, factors in zip(columns, ((b2, b1), (b4, b3), (b6, b5)), strict=True)
         )
     with job.phase("round 1"):
-        wire_points = kzg.commit(backend, srs, [a, b, c])
+        wire_points = _committed(backend, srs, [a, b, c], chunks)
     beta, gamma = first_challenges(vk, transcript, public, wire_points)
     challenges = {"beta": beta, "gamma": gamma, "k1": vk.k1, "k2": vk.k2}
 
@@ -220,7 +220,7 @@ def rounds(
         backend.free(*columns)
         z = _blinded(backend, domain, products, (b9, b8, b7))
         backend.free(products)
-        (z_point,) = kzg.commit(backend, srs, [z])
+        (z_point,) = _committed(backend, srs, [z], chunks)
     transcript.absorb_scalars(beta, gamma)
     transcript.absorb_points(z_point)
     challenges["alpha"] = alpha = transcript.challenge()
@@ -228,7 +228,7 @@ def rounds(
     with job.phase("round 3"):
         made = _Made(a, b, c, z)
         parts = _quotient(backend, domain, fixed, made, public, challenges, (b10, b11), chunks)
-        part_points = kzg.commit(backend, srs, parts)
+        part_points = _committed(backend, srs, parts, chunks)
     transcript.absorb_scalars(alpha)
     transcript.absorb_points(part_points)
     xi = transcript.challenge()
@@ -251,10 +251,18 @@ def rounds(
         ]
         at_xi = kzg.Request(polynomials, found.weights, xi)
         at_next = kzg.Request([z], [1], xi * domain.omega % r)
-        openings = kzg.prove(backend, srs, [at_xi, at_next])
+        at_once = [[at_xi, at_next]] if chunks == 1 else [[at_xi], [at_next]]
+        openings = np.concatenate([kzg.prove(backend, srs, requests) for requests in at_once])
         backend.free(a, b, c, z, *parts, *fixed.values(), srs)
     points = np.concatenate([wire_points, z_point[None], part_points, openings])
     return Proof(points, evaluations)
+
+
+def _committed(backend: Backend, srs: Bases, polynomials: Sequence[Vector], chunks: int) -> Words:
+    """Commitments, uint64[n, g1_words]; one after the other where memory is short."""
+    if chunks == 1:
+        return kzg.commit(backend, srs, polynomials)
+    return np.concatenate([kzg.commit(backend, srs, [polynomial]) for polynomial in polynomials])
 
 
 def _blinded(backend: Backend, domain: Domain, values: Vector, factors: Sequence[int]) -> Vector:
@@ -333,19 +341,17 @@ def _highest(
     r, n, count = backend.curve.r, domain.size, MORE_POWERS
     beta, omega = challenges["beta"], domain.omega
 
-    def highest(v: Vector, length: int) -> list[int]:
-        """The ``count`` coefficients below X^length, the highest one first."""
-        cut = backend.combine([Term(v, 1, count - length)], count)
-        values = words_to_ints(backend.download(cut))
-        backend.free(cut)
-        return values[::-1]
-
-    wire_tops = [highest(v, n + 2) for v in (made.a, made.b, made.c)]
-    sigma_tops = [highest(fixed[name], n + 2) for name in permutation.SIGMA]
-    z = highest(made.z, n + 3)
+    # The ``count`` coefficients below X^length of each, in one vector: they are fetched once.
+    wanted = [(v, n + 2) for v in (made.a, made.b, made.c, *(fixed[name] for name in permutation.SIGMA))]
+    cuts = [backend.combine([Term(v, 1, count - length)], count) for v, length in (*wanted, (made.z, n + 3))]
+    joined = backend.combine([Term(cut, 1, i * count) for i, cut in enumerate(cuts)])
+    values = words_to_ints(backend.download(joined))
+    backend.free(*cuts, joined)
+    # The highest one first.
+    *tops, z = (values[i : i + count][::-1] for i in range(0, len(values), count))
     next_z = [x * pow(omega, n + 2 - i, r) % r for i, x in enumerate(z)]
     first, second = z, next_z
-    for wire, sigma in zip(wire_tops, sigma_tops, strict=True):
+    for wire, sigma in zip(tops[:3], tops[3:], strict=True):
         first = _product(first, wire, r)
         second = _product(second, [x + beta * s for x, s in zip(wire, sigma, strict=True)], r)
     alpha = challenges["alpha"]
@@ -386,57 +392,8 @@ def prove(
         return rounds(key, w, public, drawn, backend, demand.chunks)
 
 
-def check_header(key: ProvingKey, backend: Backend) -> None:
-    """Raises MalformedFile for a point of the key's header outside its subgroup."""
-    key.check_header_points(backend)
-
-
-_sound: set[int] = set()
-"""``id`` of the keys that live and of which every point has been looked at."""
-
-
-def check_key_once(key: ProvingKey, backend: Backend) -> None:
-    """Every point of the key, when the key is first seen: what a proof that nobody verifies has to rest on.
-
-    Raises:
-        MalformedFile: a point is bad; names the section and the point.
-    """
-    if id(key) not in _sound:
-        with backend.job.phase("check key"):
-            key.check_points(backend)
-        weakref.finalize(key, _sound.discard, id(key))
-        _sound.add(id(key))
-
-
-def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
-    """The proof, if its points are in their subgroup, as all are that come of a key with such points.
-
-    Raises:
-        MalformedFile: they are not, so that the key has changed since its points were looked at.
-    """
-    if backend.points.first_bad_point(Group.G1, proof.points) >= 0:
-        raise MalformedFile(
-            key.path, "points", "they have changed since they were checked; no proof was made"
-        )
-    return proof
-
-
 def checked(
     key: ProvingKey, witness: Witness, public: Sequence[int], proof: Proof, backend: Backend
 ) -> Proof:
-    """The proof, if it verifies for these public signals; otherwise the reason as an exception.
-
-    Raises:
-        MalformedFile: a point of the key is bad; names the section and the point. Or its parts do not belong
-            together.
-        UnsatisfiedWitness: names the gate that the witness breaks.
-    """
-    with backend.job.phase("verify"):
-        try:
-            if verify(key.vk, public, proof, backend):
-                return proof
-        except MalformedFile:
-            pass  # a bad point in the key made a bad point in the proof: find it
-    with backend.job.phase("check key"):
-        key.check_points(backend)
-    raise_why(key.path, key.wiring, key.polynomials, witness, public, backend)
+    """See :func:`gpuprover.plonkish.checks.checked`."""
+    return checks.checked(verify, key, witness, public, proof, backend)

@@ -32,6 +32,7 @@ SYSTEM = ProofSystem(
     setup_memory=late(f"{_PACKAGE}.setup:memory_needed"),
     solidity_verifier=late(f"{_PACKAGE}.solidity:export_verifier"),
     solidity_calldata=late(f"{_PACKAGE}.solidity:export_calldata"),
+    outline=late(f"{_PACKAGE}.setup:outline"),
     proof_schema=documents.PROOF_SCHEMA,
     phases=("wires", *(f"round {i}" for i in range(1, 6)), "verify"),
 )

@@ -1008,6 +1008,23 @@ def test_a_rehearsal_in_an_environment_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+def test_a_rehearsal_of_proofs_of_gates(tmp_path: Path) -> None:
+    """Set-up, the CPU's proof under the same blinding, and a process of its own, in each system."""
+    found = rehearsed(tmp_path, "--only", "proof plonk bn254,proof fflonk", "--deadline", "1000")
+    for protocol in cases.OF_GATES:
+        rows = [row for row in found if row["case"] == f"proof {protocol} bn254 2^3"]
+        assert [(row["operation"], row["device"], row["mode"]) for row in rows] == [
+            ("setup", "cuda", "once"),
+            (f"{protocol} prove", "cuda", "warm"),
+            (f"{protocol} prove", "cpu", "warm"),
+            (f"{protocol} prove", "cuda", "cold"),
+        ]
+        assert rows[0]["protocol"] == protocol
+        assert {"evaluate", "fold_onto_coset"} <= rows[1]["kernels"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_rehearsal(tmp_path: Path) -> None:
     """With proofs, and with the tests, of which the emulated device does the short ones."""
     tests = "upload or (byte_for_byte and one and bn254)"

@@ -24,13 +24,16 @@ from gpuprover.systems.fflonk.documents import (
     proof_to_json,
     sample_proof,
 )
-from tests.support.plonk import OWN
+from tests.support.plonk import sample
 
 R, Q = BN254.r, BN254.q
 
 
+QUIRKS = sample("quirks", "fflonk")
+
+
 def document(name: str) -> Any:
-    return json.loads((OWN / f"quirks.fflonk.{name}.json").read_text())
+    return {"vkey": QUIRKS.verification_key, "proof": QUIRKS.proof}[name]
 
 
 def test_documents_of_snarkjs_byte_for_byte(data_dir: Path) -> None:
@@ -46,7 +49,7 @@ def test_documents_of_snarkjs_byte_for_byte(data_dir: Path) -> None:
 
 def test_own_documents_byte_for_byte() -> None:
     """Three public signals; all of a strict parser's demands are met."""
-    proof, vkey = ((OWN / f"quirks.fflonk.{name}.json").read_text() for name in ("b-fixed.proof", "vkey"))
+    proof, vkey = QUIRKS.proof_text, QUIRKS.verification_key_text
     parsed = parse_proof(json.loads(proof), BN254, strict=True)
     assert json.dumps(proof_to_json(parsed, BN254), indent=1) == proof
     key = parse_verification_key(json.loads(vkey))
@@ -55,7 +58,7 @@ def test_own_documents_byte_for_byte() -> None:
 
 
 def test_the_schema_names_what_is_written() -> None:
-    written = proof_to_json(parse_proof(document("b-fixed.proof"), BN254), BN254)
+    written = proof_to_json(parse_proof(document("proof"), BN254), BN254)
     assert PROOF_SCHEMA["title"] == "FflonkProof"
     assert PROOF_SCHEMA["required"] == [*written]
     for group in ("polynomials", "evaluations"):
@@ -82,8 +85,8 @@ def test_digest_and_equality_are_of_the_values() -> None:
 
 
 def test_proofs_are_equal_by_value() -> None:
-    proof = parse_proof(document("b-fixed.proof"), BN254)
-    assert proof == parse_proof(document("b-fixed.proof"), BN254)
+    proof = parse_proof(document("proof"), BN254)
+    assert proof == parse_proof(document("proof"), BN254)
     assert proof != replace(proof, inv=1)
     assert proof != replace(proof, points=proof.points[::-1])
     assert proof != replace(proof, evaluations=proof.evaluations._replace(t2w=0))
@@ -103,7 +106,7 @@ def key() -> VerificationKey:
 
 
 def test_what_is_left_out_or_written_otherwise() -> None:
-    proof = document("b-fixed.proof")
+    proof = document("proof")
     parsed = parse_proof(proof, BN254)
     bare = {name: proof[name] for name in ("polynomials", "evaluations")}
     assert parse_proof(bare, BN254) == parsed
@@ -136,7 +139,7 @@ X = object()
 )
 @pytest.mark.parametrize("name", ["C1", "C2", "W1", "W2"])
 def test_bad_points(name: str, value: Any, problem: str) -> None:
-    proof = document("b-fixed.proof")
+    proof = document("proof")
     proof["polynomials"][name] = value
     if value is X:
         del proof["polynomials"][name]
@@ -161,7 +164,7 @@ def test_bad_points(name: str, value: Any, problem: str) -> None:
 )
 @pytest.mark.parametrize("name", [*Evaluations._fields, "inv"])
 def test_bad_values(name: str, value: Any, problem: str) -> None:
-    proof = document("b-fixed.proof")
+    proof = document("proof")
     proof["evaluations"][name] = value
     if value is X:
         del proof["evaluations"][name]
@@ -172,7 +175,7 @@ def test_bad_values(name: str, value: Any, problem: str) -> None:
 
 
 def test_documents_of_another_kind() -> None:
-    proof, vkey = document("b-fixed.proof"), document("vkey")
+    proof, vkey = document("proof"), document("vkey")
     other: Any
     for other in ([], "x", 5, None):
         with pytest.raises(MalformedFile, match="expected an FFLONK proof"):

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gpuprover.curves import BN254
 from gpuprover.systems.fflonk.documents import VerificationKey, parse_proof, parse_verification_key
 from gpuprover.systems.fflonk.rounds import Divisors, Transcript, point_of
-from tests.support.plonk import OWN
+from tests.support.plonk import FFLONK, Sample, sample
 
 R = BN254.r
 
 
-def document(path: Path, name: str) -> Any:
-    return json.loads(path.with_name(f"{path.name}.fflonk.{name}.json").read_text())
+QUIRKS = parse_verification_key(sample("quirks", "fflonk").verification_key)
 
 
-@pytest.mark.parametrize("name", ["quirks", "nopub-8gates"])
-def test_challenges_of_snarkjs(name: str) -> None:
-    path = OWN / name
-    key = parse_verification_key(document(path, "vkey"))
-    proof = parse_proof(document(path, "b-fixed.proof"), BN254)
-    public = [int(x) for x in document(path, "public")]
+def compare(given: Sample) -> None:
+    """The challenges of a proof with those that snarkjs drew."""
+    key = parse_verification_key(given.verification_key)
+    proof = parse_proof(given.proof, BN254)
     c1, c2, w1, _ = proof.points
     transcript = Transcript()
-    beta, gamma = transcript.beta_gamma(key, public, c1)
+    beta, gamma = transcript.beta_gamma(key, [int(x) for x in given.public], c1)
     seed = transcript.seed(gamma, c2)
     alpha = transcript.alpha(seed, proof.evaluations)
-    y = transcript.y(alpha, w1)
-    found = {"beta": beta, "gamma": gamma, "xiSeed": seed, "xi": point_of(seed), "alpha": alpha, "y": y}
-    assert {n: str(v) for n, v in found.items()} == document(path, "b-fixed.challenges")["challenges"]
+    y, xi = transcript.y(alpha, w1), point_of(seed)
+    found = {"beta": beta, "gamma": gamma, "xiSeed": seed, "xi": xi, "alpha": alpha, "y": y}
+    assert found == given.challenges
+    assert Divisors(key, xi, y).inverse() == proof.inv
+
+
+@pytest.mark.parametrize("name", FFLONK)
+def test_challenges_of_own_proofs(name: str) -> None:
+    compare(sample(name, "fflonk"))
+
+
+def test_challenges_of_snarkjs(data_dir: Path) -> None:
+    paths = sorted((data_dir / "plonk" / "fixed").rglob("*.fflonk.b-fixed.challenges.json"))
+    assert len(paths) > 8
+    for path in paths:
+        compare(Sample(path.parent, path.name.split(".")[0], "fflonk"))
 
 
 def all_divisors(key: VerificationKey, seed: int, y: int) -> list[int]:
@@ -58,8 +66,7 @@ def all_divisors(key: VerificationKey, seed: int, y: int) -> list[int]:
 @pytest.mark.parametrize("n_public", [0, 1, 3])
 def test_inv_is_of_the_contracts_product(n_public: int, rng: random.Random) -> None:
     """For random challenges, and each inverse that is taken from it is one."""
-    key = parse_verification_key(document(OWN / "quirks", "vkey"))
-    key = replace(key, n_public=n_public)
+    key = replace(QUIRKS, n_public=n_public)
     seed, y = rng.randrange(R), rng.randrange(R)
     xi, n, omega = point_of(seed), key.domain.size, key.domain.omega
     product = 1
@@ -81,7 +88,7 @@ def test_inv_is_of_the_contracts_product(n_public: int, rng: random.Random) -> N
 
 def test_challenges_for_which_a_divisor_is_zero() -> None:
     """They have no inv."""
-    key = parse_verification_key(document(OWN / "quirks", "vkey"))
+    key = QUIRKS
     omega, k, s = key.domain.omega, key.constants, 5
     xi = point_of(s)
     bad = [(0, 7), (1, 7), (omega, 7), (pow(omega, 63, R), 7)]

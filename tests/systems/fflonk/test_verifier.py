@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from gpuprover.systems.fflonk.documents import (
     sample_proof,
 )
 from gpuprover.systems.fflonk.rounds import Transcript
-from tests.support.plonk import OWN
+from tests.support.plonk import FFLONK, Sample, sample
 from tests.support.samples import curve_point, to_words
 
 R, Q = BN254.r, BN254.q
@@ -49,10 +48,13 @@ class Case:
         return parse_proof(self.document, BN254)
 
 
-def case(stem: Path) -> Case:
-    names = ("vkey", "public", "b-fixed.proof")
-    vkey, public, proof = (json.loads(Path(f"{stem}.fflonk.{name}.json").read_text()) for name in names)
-    return Case(parse_verification_key(vkey), [int(x) for x in public], proof)
+def case(given: Sample) -> Case:
+    key = parse_verification_key(given.verification_key)
+    return Case(key, [int(x) for x in given.public], given.proof)
+
+
+def own(name: str) -> Case:
+    return case(sample(name, "fflonk"))
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def backend() -> Backend:
 
 @pytest.fixture(scope="module")
 def quirks() -> Case:
-    return case(OWN / "quirks")
+    return own("quirks")
 
 
 def holds(given: Case, backend: Backend, **changes: Any) -> bool:
@@ -71,28 +73,25 @@ def holds(given: Case, backend: Backend, **changes: Any) -> bool:
     return verifier.verify(given.key, changed["public"], changed["proof"], backend)
 
 
-@pytest.mark.parametrize("name", ["quirks", "duplicates", "adds", "nopub-8gates", "one-gate"])
+@pytest.mark.parametrize("name", FFLONK)
 def test_own_proofs(name: str, backend: Backend) -> None:
-    given = case(OWN / name)
+    given = own(name)
     assert holds(given, backend)
     if given.public:
         assert not holds(given, backend, public=[*given.public[:-1], (given.public[-1] + 1) % R])
 
 
 def test_proofs_of_snarkjs(data_dir: Path, backend: Backend) -> None:
-    folder = data_dir / "plonk" / "fixed"
-    stems = [
-        str(p).removesuffix(".fflonk.b-fixed.proof.json") for p in folder.rglob("*.fflonk.b-fixed.proof.json")
-    ]
-    assert len(stems) > 8
-    for stem in stems:
-        assert holds(case(Path(stem)), backend), stem
+    paths = sorted((data_dir / "plonk" / "fixed").rglob("*.fflonk.b-fixed.proof.json"))
+    assert len(paths) > 8
+    for path in paths:
+        assert holds(case(Sample(path.parent, path.name.split(".")[0], "fflonk")), backend), path
 
 
 @pytest.mark.slow
 def test_the_reference_agrees() -> None:
     """Pairings by definition take a second each."""
-    given, backend = case(OWN / "one-gate"), open_backend("reference", BN254, Job())
+    given, backend = own("one-gate"), open_backend("reference", BN254, Job())
     assert holds(given, backend)
     assert not holds(given, backend, proof=replace(given.proof, inv=1))
 
@@ -142,7 +141,7 @@ def test_a_sample_does_not_hold(quirks: Case, backend: Backend) -> None:
 
 
 def test_other_keys(quirks: Case, backend: Backend) -> None:
-    other = case(OWN / "adds").key
+    other = own("adds").key
     for key in (
         replace(quirks.key, c0=other.c0),
         replace(quirks.key, power=7, constants=other.constants),
@@ -153,9 +152,11 @@ def test_other_keys(quirks: Case, backend: Backend) -> None:
 
 
 def known_tau() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((OWN / "quirks.fflonk.vkey.json").read_text())
     point: Any = BN254.group(Group.G2).generator
-    return {**document, "X_2": [[str(c) for c in pair] for pair in (*point, (1, 0))]}
+    return {
+        **sample("quirks", "fflonk").verification_key,
+        "X_2": [[str(c) for c in pair] for pair in (*point, (1, 0))],
+    }
 
 
 @pytest.mark.parametrize(
