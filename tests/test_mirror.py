@@ -83,7 +83,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "engine/local engine/proof_job engine/verification engine/driver engine/status engine/terms",
         "real proofs in this process",
     ),
-    "engine/test_dispatch.py": ("engine/records engine/seats", "what the dispatcher works on"),
+    "engine/test_dispatch.py": ("engine/records engine/runs engine/seats", "what the dispatcher works on"),
     "workers/test_pool.py": (
         "executor workers/records workers/troubles workers/wire workers/worker workers/__main__",
         "real processes, from the supervisor's side",
