@@ -14,7 +14,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "test_layers.py": ("version", "one line"),
     "test_config.py": ("settings", "the table is read through config"),
     "cli/test_entry.py": (
-        "__main__ cli/console cli/context cli/parser cli/worker",
+        "__main__ cli/console cli/context cli/parser cli/stdin_worker",
         "whole commands over a stand-in for the prover",
     ),
     "cli/test_commands.py": ("cli/doctor cpu/warm", "whole commands on real files"),
