@@ -255,7 +255,7 @@ def build_parser() -> Parser:
 
     worker = root.command(
         "worker",
-        "worker:run",
+        "stdin_worker:run",
         "answer jobs from stdin, keeping keys loaded",
         "A line of stdin is a job, answered by one line of JSON on stdout, in order:\n"
         "  prove --zkey FILE --witness FILE --proof FILE --public FILE\n"
