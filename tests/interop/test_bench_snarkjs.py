@@ -22,8 +22,9 @@ def snarkjs_here(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(peers.SNARKJS_VARIABLE, str(node.parents[1] / "node_modules" / "snarkjs"))
 
 
-@pytest.mark.parametrize("protocol", ["plonk", pytest.param("fflonk", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["snarkjs", pytest.param("snarkjs-warm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
+@pytest.mark.parametrize("name", ["snarkjs", "snarkjs-warm"])
 def test_snarkjs_proves_by_other_systems(protocol: str, name: str, tmp_path: Path) -> None:
     (peer,), _ = peers.peers_of([name], 60.0, pytest.fail)
     files = sample("duplicates", protocol)
