@@ -255,7 +255,7 @@ def build_parser() -> Parser:
 
     worker = root.command(
         "worker",
-        "worker:run",
+        "stdin_worker:run",
         "answer jobs from stdin, keeping keys loaded",
         "A line of stdin is a job, answered by one line of JSON on stdout, in order:\n"
         "  prove --zkey FILE --witness FILE --proof FILE --public FILE\n"
@@ -384,7 +384,7 @@ def _bench(parser: Parser) -> None:
 
     parser.add_argument("--quick", action="store_true", help="small sizes, under half a minute")
     parser.add_argument(
-        "--calibrate", action="store_true", help="only what --device auto needs to know; within a minute"
+        "--calibrate", action="store_true", help="only what --device auto needs to know; within two minutes"
     )
     option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
