@@ -352,7 +352,9 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
         **_key_record(key),
         "warnings": [*key.warnings, *found.warnings],
     }
-    rows = [("checked", "\n".join(found.checked)), ("not checked", "\n".join(found.unchecked))]
+    rows = [("checked", "\n".join(found.checked))]
+    if found.unchecked:
+        rows.append(("not checked", "\n".join(found.unchecked)))
     context.console.answer(record, f"OK, as far as this was checked:\n{context.console.table(rows)}")
     return EXIT_OK
 

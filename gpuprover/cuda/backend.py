@@ -271,6 +271,7 @@ class CudaBackend:
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
         self._session: Session | None = None
         self._witness: list[tuple[int, Words, Block]] = []
+        self._transforms: dict[Domain, Transform] = {}
 
     # Memory ------------------------------------------------------------------------
 
@@ -349,6 +350,7 @@ class CudaBackend:
                 for _, _, block in self._witness:
                     block.free()
                 self._witness.clear()
+                self._transforms.clear()
                 self._session, self._memory = None, self._gpu.pool
                 self._device = self._gpu.device
                 self._gpu.end(session, done)
@@ -573,16 +575,23 @@ class CudaBackend:
     @contextmanager
     def _tables(self, domain: Domain) -> Iterator[Transform]:
         """The tables for a domain: the proof's, or others that lie in the pool, or new ones."""
+        if domain in self._transforms:
+            yield self._transforms[domain]
+            return
         gpu = self._gpu
         known = () if self._session is None else self._session.layout.twiddles
-        part = next((part for part in known if part.domain == domain), TwiddlesPart(domain))
+        own = next((part for part in known if part.domain == domain), None)
+        part = own or TwiddlesPart(domain)
         entry = gpu.shared(self.curve, part)
         memory = Arena(entry.block.address, entry.size)
         try:
             tables = self._filled(
                 entry, domain, lambda: Transform(self._device, memory, domain, part.compact)
-            )
-            yield tables.on(self._device)
+            ).on(self._device)
+            if own is not None:
+                # Of a part that stays to the proof's end.
+                self._transforms[domain] = tables
+            yield tables
         finally:
             gpu.residents.unpin(entry)
 
@@ -1018,11 +1027,11 @@ def _records(
     x, y, a, b = (address(part) - address(first) for part in parts)
     end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
     together = all(part.strides[0] == stride for part in parts) and end <= stride
-    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8)
+    units, rest = divmod((count - 1) * stride + end, first.dtype.itemsize)
+    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8 or rest)
     if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
-        size = first.dtype.itemsize
-        units = ((count - 1) * stride + end) // size
-        whole = np.lib.stride_tricks.as_strided(first.reshape(-1)[:1], (units,), (size,), writeable=False)
+        begin = first[:1].reshape(-1)[:1]
+        whole = np.lib.stride_tricks.as_strided(begin, (units,), begin.strides, writeable=False)
         return whole.view(np.uint8), Places(stride, x, y, a, b)
     limbs = left_factors.shape[1]
     rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])

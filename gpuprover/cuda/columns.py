@@ -19,10 +19,11 @@ combine_signals     every record and its elements once          two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from struct import Struct, pack
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from gpuprover.columns import Formula
 from gpuprover.cuda.device import Address, Allocator, Device, Program
 from gpuprover.curves import CurveParams, FieldParams
-from gpuprover.limbs import Words, field_to_words, words_to_field
+from gpuprover.limbs import words_to_field
 
 QUAD = 16
 """Bytes to which the tables of a launch are aligned."""
@@ -95,9 +96,15 @@ class Places(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _squares(field: FieldParams, x: int, count: int) -> Words:
+def _squares(field: FieldParams, x: int, count: int) -> bytes:
     """:func:`squares` as the kernels take them; transforms of many vectors use the same."""
-    return field_to_words(field, squares(x, count, field.modulus))
+    return _elements(field, squares(x, count, field.modulus))
+
+
+def _elements(field: FieldParams, values: Iterable[int]) -> bytes:
+    """Integers of any size and sign as elements of a vector; of a few this takes less time than arrays."""
+    r, p, size = field.R, field.modulus, field.bytes
+    return b"".join([(x * r % p).to_bytes(size, "little") for x in values])
 
 
 def squares(x: int, count: int, modulus: int) -> list[int]:
@@ -142,16 +149,16 @@ class Columns:
         outs: Sequence[Address],
     ) -> None:
         """outs[k] ← result k on all ``rows``, below 2^31; see :meth:`gpuprover.backend.Backend.evaluate`."""
-        scalars = self._words(formula.scalar_values(challenges, self._field.modulus))
+        scalars = formula.scalar_values(challenges, self._field.modulus)
         if not rows:
             return
         instructions, registers = _machine_code(formula)
-        reads = np.zeros(len(formula.reads), _READ)
-        for i, (name, rotation) in enumerate(formula.reads):
+        reads = []
+        for name, rotation in formula.reads:
             at, length = columns[name]
-            reads[i] = at, length, rotation * step % length
-        tables = self._send(instructions, reads, scalars, np.array(outs, np.uint64))
-        counts = len(instructions), len(reads), len(scalars), rows
+            reads.append(_READ.pack(at, length, rotation * step % length))
+        tables = self._send(instructions, b"".join(reads), self._words(scalars), _addresses(outs))
+        counts = len(instructions) // INSTRUCTION, len(reads), len(scalars), rows
         assert rows < 1 << 31
         size, t, device = registers * self._element, self._tuning, self._device.properties
         threads, limit = t.threads, min(t.registers, device.shared)
@@ -248,7 +255,7 @@ class Columns:
 
     def deinterleave(self, v: Span, outs: Sequence[Address]) -> None:
         """outs[j][i] ← v[i·k + j] for k outs, whose number divides v's length."""
-        tables = self._send(np.array(outs, np.uint64))
+        tables = self._send(_addresses(outs))
         self._each("deinterleave", v.length, v.at, *tables.at, len(outs), v.length)
         self._memory.release(tables.start)
 
@@ -265,7 +272,7 @@ class Columns:
         log_threads = t.threads.bit_length() - 1
         bits = log_threads + log_blocks + 1
         described = _described((v.at, v.length, 0) for v, _ in queries)
-        powers = np.concatenate([_squares(self._field, x, bits) for _, x in queries])
+        powers = b"".join([_squares(self._field, x, bits) for _, x in queries])
         tables = self._send(described, powers)
         partials = self._memory.allocate((len(queries) << log_blocks) * self._element)
         out = self._memory.allocate(len(queries) * self._element)
@@ -337,23 +344,23 @@ class Columns:
 
     # Launches ------------------------------------------------------------------------
 
-    def _words(self, values: Sequence[int]) -> Words:
-        return field_to_words(self._field, values)
+    def _words(self, values: Sequence[int]) -> bytes:
+        return _elements(self._field, values)
 
-    def _squares_for(self, n: int, base: int) -> Words:
+    def _squares_for(self, n: int, base: int) -> bytes:
         """base^(2^m) for the bits of n, and of the number of threads with ``power_share`` elements each."""
         t = self._tuning
         threads = -(-n // (t.threads * t.power_share)) * t.threads
         return _squares(self._field, base, max(n, threads).bit_length())
 
-    def _send(self, *arrays: NDArray[Any]) -> _Tables:
-        """Arrays side by side in scratch memory, in one copy."""
+    def _send(self, *tables: bytes) -> _Tables:
+        """Tables side by side in scratch memory, in one copy."""
         parts, starts, size = list[bytes](), list[int](), 0
-        for array in arrays:
-            part = array.tobytes()
+        for table in tables:
+            rest = -len(table) % QUAD
             starts.append(size)
-            parts += part, bytes(-len(part) % QUAD)
-            size += len(part) + len(parts[-1])
+            parts += table, bytes(rest)
+            size += len(table) + rest
         data = np.frombuffer(b"".join(parts) or bytes(QUAD), np.uint8)
         at = self._memory.allocate(len(data))
         self._device.write(at, data)
@@ -375,18 +382,21 @@ class _Tables(NamedTuple):
     at: list[Address]
 
 
-_READ = np.dtype([("column", "<u8"), ("length", "<u4"), ("offset", "<u4")])
-_TERM = np.dtype([("v", "<u8"), ("length", "<i8"), ("shift", "<i8"), ("unused", "<i8")])
-"""Read and Term of kernels/columns.cu."""
+_READ, _TERM, INSTRUCTION = Struct("<QII"), Struct("<Qqqq"), 16
+"""Read and Term of kernels/columns.cu; bytes of an Instruction."""
 
 
-def _described(vectors: Any) -> NDArray[Any]:
+def _described(vectors: Iterable[tuple[int, int, int]]) -> bytes:
     """(address, length, shift) of vectors as an array of Term."""
-    return np.array([(*v, 0) for v in vectors], _TERM)
+    return b"".join([_TERM.pack(*v, 0) for v in vectors])
+
+
+def _addresses(places: Sequence[int]) -> bytes:
+    return pack(f"<{len(places)}Q", *places)
 
 
 @lru_cache(maxsize=64)
-def _machine_code(formula: Formula) -> tuple[NDArray[np.uint32], int]:
+def _machine_code(formula: Formula) -> tuple[bytes, int]:
     """The formula's program as an array of Instruction of kernels/columns.cu, and its number of registers."""
     program = formula.program
-    return np.array(program.instructions, np.uint32).reshape(-1, 4), program.registers
+    return np.array(program.instructions, "<u4").tobytes(), program.registers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +14,16 @@ import numpy as np
 import pytest
 
 import gpuprover
+from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import residency
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.residency import ArenaPart, ColumnPart, Residency, RowsPart
+from gpuprover.curves import BN254
 from gpuprover.demand import Budget
+from gpuprover.devices import open_backend
 from gpuprover.formats.wtns import Witness
 from gpuprover.job import Job
+from gpuprover.limbs import field_to_words, ints_to_words
 from gpuprover.systems.system import ProvingKey
 from tests.support import cuda_plonk
 from tests.support.cuda_plonk import CHAINED, SAMPLES, SYSTEMS, prove
@@ -178,6 +183,28 @@ def test_the_cpu_takes_over(which: Sample, monkeypatch: pytest.MonkeyPatch) -> N
         assert result.proof == which.proof
         assert result.device == ("cpu" if lost <= launches else "cuda:0")
         assert any("the CPU took over" in warning for warning in result.warnings) is (lost <= launches)
+
+
+def test_records_of_any_shape(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a file's records in any order, and arrays of their own; what the CPU makes of them."""
+    field, known, count = BN254.scalar, 4, 6
+    words = ints_to_words([rng.randrange(field.modulus) for _ in range(known)], field.limbs)
+    index = [[*(rng.randrange(known) for _ in range(count - 1)), known + k] for k in range(2)]
+    factors = [field_to_words(field, [rng.randrange(field.modulus) for _ in range(count)]) for _ in range(2)]
+    arrays = dict(zip("xyab", [*np.array(index, np.uint32), *factors], strict=True))
+    kinds = {"x": "<u4", "y": "<u4", "a": ("<u8", field.limbs), "b": ("<u8", field.limbs), "z": "<u4"}
+    backend, cpu = backend_on(opened(), BN254, Job(threads=1)), open_backend("cpu", BN254, Job(threads=1))
+    expected = cpu.download(cpu.signals(words, *arrays.values()))
+    monkeypatch.setattr(CpuBackend, "signals", None)
+    for order in ("", "xyab", "abxy", "azbyxz"):
+        given = arrays
+        if order:
+            fields = [(f"{name}{i}" if name == "z" else name, kinds[name]) for i, name in enumerate(order)]
+            records = np.zeros(count, np.dtype(fields))
+            for name, array in arrays.items():
+                records[name] = array
+            given = {name: records[name] for name in arrays}
+        assert np.array_equal(backend.download(backend.signals(words, *given.values())), expected), order
 
 
 # What the host does -------------------------------------------------------------------------------

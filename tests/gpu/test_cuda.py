@@ -18,12 +18,14 @@ from gpuprover.bench.operations import KINDS, full_width
 import gpuprover
 from gpuprover.backend import Backend, Form
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit, merkle_circuit
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.devices import open_backend
 from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, generator
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from tests.support.cuda_plonk import SAMPLES
+from tests.support.plonk import Sample
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -221,6 +223,36 @@ def test_proofs_are_the_cpus_byte_for_byte(
     free = gpuprover.prove(key, wtns, device=CUDA)
     assert free.proof != expected.proof
     assert gpuprover.verify(key.verification_key, free.public_signals, free.proof)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "curve"),
+    [("plonk", BN254), ("plonk", BLS12_381), ("fflonk", BN254)],
+    ids=["plonk-bn254", "plonk-bls12-381", "fflonk-bn254"],
+)
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_proofs_of_gates_are_the_cpus_byte_for_byte(
+    name: str, protocol: str, curve: CurveParams, tmp_path: Path
+) -> None:
+    """The first proof brings the key, and the second may make tables."""
+    opened(CUDA, curve)
+    r1cs, wtns, zkey = (tmp_path / f"circuit.{kind}" for kind in ("r1cs", "wtns", "zkey"))
+    CIRCUITS[name](curve).write(r1cs, wtns)
+    gpuprover.setup(r1cs, zkey, protocol=protocol, insecure=True)
+    key, blinding = gpuprover.load_key(zkey), tuple(range(3, 14 if protocol == "plonk" else 12))
+    expected = gpuprover.prove(key, wtns, device="cpu", blinding=blinding)
+    for _ in range(4):
+        found = gpuprover.prove(key, wtns, device=CUDA, blinding=blinding)
+        assert found.device.startswith(CUDA)
+        assert (found.proof, found.public_signals) == (expected.proof, expected.public_signals)
+
+
+@pytest.mark.parametrize("which", SAMPLES, ids=lambda which: f"{which.protocol} {which.name}")
+def test_snarkjs_proofs_of_gates(which: Sample) -> None:
+    opened(CUDA, which.curve)
+    for _ in range(2):
+        found = gpuprover.prove(which.key, which.witness, device=CUDA, blinding=which.blinding)
+        assert found.proof == which.proof
 
 
 def test_keys_in_turns(curve: CurveParams, cuda: Backend, tmp_path: Path) -> None:
