@@ -133,7 +133,7 @@ def test_plans_on_the_cpu_go_down_to_the_leanest_demand() -> None:
 # The command line --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of", SAMPLES, ids=IDS)
+@pytest.mark.parametrize("of", [SAMPLES[1], *EACH], ids=["nopub-8gates", *PROTOCOLS])
 def test_the_command_line(run: Run, of: Sample, tmp_path: Path) -> None:
     proof, public, vkey = (tmp_path / f"{name}.json" for name in ("proof", "public", "vkey"))
     assert run("zkey", "export", "verificationkey", of.key, vkey, "--quiet") == Ran(0, "", "")
