@@ -14,6 +14,8 @@ from gpuprover.api import load_key
 from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.devices import device_names, open_backend, resolve_device
 from gpuprover.errors import EXIT_CANCELLED, EXIT_OK, Cancelled, DeviceError, InvalidInput
+from gpuprover.formats.ptau import read_ptau
+from gpuprover.formats.r1cs import read_r1cs
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.settings import seconds, whole_number
@@ -27,6 +29,7 @@ from .peers import InnerPeer, named_command, peers_of
 from .proofs import Files, ladder, measure_import, measure_proofs, measure_verification, named_files
 from .report import read_notes, readme, relative, summary, write_report
 from .rows import OURS, ROOT, Row, Rows, default_output, in_checkout, read_rows
+from .setups import measure_setups, named_circuit
 
 if TYPE_CHECKING:
     from gpuprover.cli.context import Context
@@ -151,6 +154,10 @@ class _Plan:
         for files in self.files:
             load_key(files.zkey)
             read_witness(files.wtns)
+        self.circuits = [named_circuit(text) for text in args.setup or ()]
+        for circuit in self.circuits:
+            read_r1cs(circuit.r1cs)
+            read_ptau(circuit.ptau)
         self.skips: list[tuple[Row, str]] = []
         self.peers, self.arkworks = peers_of(args.peer or (), self.limit, self._skip_peer)
         self.inner = [
@@ -200,6 +207,12 @@ class _Plan:
         if "prove" in self.parts:
             for files in self.files:
                 self._prove(files, rows, job, first_use)
+
+        for circuit in self.circuits:
+            measure_setups(
+                circuit, self.systems, self.single, self.rounds, rows, job,
+                peer="snarkjs" in (self.args.peer or ()), limit=self.limit,
+            )  # fmt: skip
 
     def _prove(self, files: Files, rows: Rows, job: Job, first_use: bool) -> None:
         limit = self.context.settings.memory_limit

@@ -138,7 +138,13 @@ class Variant:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {} if self.path is None else {"PROVER_CPU_PATH": self.path}
+        """What a process needs to take this path: nothing for the one that it takes anyway.
+
+        Images of compiled kernels, which a process starts with, are kept apart for paths that are forced.
+        """
+        from gpuprover.cpu.path import cpu_path
+
+        return {} if self.path in (None, cpu_path().name) else {"PROVER_CPU_PATH": str(self.path)}
 
     @contextmanager
     def chosen(self) -> Iterator[None]:

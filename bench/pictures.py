@@ -556,7 +556,7 @@ def _ratios(rows: list[Row], pyplot: Any) -> tuple[Any, str] | None:
     top = max(max(o.value, o.target.dream or 0, o.goal) for o in found)
     low = min(0.5, *(0.8 * o.value for o in found))
     axes.set_xlim(low, top * 3.2)
-    marks = [x for x in (0.1, 0.2, 0.5, 1, 2, 4, 8, 15, 30, 60) if low <= x <= top * 1.3]
+    marks = [x for x in (0.1, 0.2, 0.5, 1, 2, 4, 8, 15, 30, 60, 120) if low <= x <= top * 1.3]
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{x:g}×" for x in marks])

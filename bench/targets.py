@@ -30,6 +30,7 @@ class Target:
         where: the fields that a row must have.
         dream: what would be better still.
         portable: the goal on the portable path; None where there is none of its own.
+        ours: the mode of our rows.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Target:
     peer: str = ""
     dream: float | None = None
     portable: float | None = None
+    ours: str = "warm"
 
     @property
     def of_gpu(self) -> bool:
@@ -57,8 +59,8 @@ def _cosets(log: int) -> dict[str, Any]:
     return {"operation": "ntt to coset", "curve": "bn254", "log": log}
 
 
-def _proof(circuit: str) -> dict[str, Any]:
-    return {"operation": "groth16 prove", "curve": "bn254", "circuit": circuit}
+def _proof(circuit: str, protocol: str = "groth16") -> dict[str, Any]:
+    return {"operation": f"{protocol} prove", "curve": "bn254", "circuit": circuit}
 
 
 def _against_rapidsnark() -> Iterator[Target]:
@@ -76,6 +78,23 @@ def _against_rapidsnark() -> Iterator[Target]:
     ]
     for name, goal, dream, where in rows:
         yield Target(name, "faster", goal, where, peer="rapidsnark", dream=dream, portable=1.0)
+
+
+def _of_gates() -> Iterator[Target]:
+    """PLONK and FFLONK, which nobody else proves with snarkjs's keys: whole processes beside snarkjs's."""
+    for protocol, goal, dream in (("plonk", 40, 80), ("fflonk", 30, 60)):
+        for circuit in ("poseidon2", "merkle20", "eddsa"):
+            name, where = f"{protocol.upper()} proof, {circuit}", _proof(circuit, protocol)
+            yield Target(name, "faster", goal, where, peer="snarkjs", dream=dream, ours="cold")
+    merkle = {"operation": "plonk setup", "curve": "bn254", "circuit": "merkle20"}
+    yield Target("PLONK set-up, merkle20", "faster", 20, merkle, peer="snarkjs", ours="cold")
+    for protocol, proof, verification in (("plonk", 1.0, 2e-3), ("fflonk", 3.3, 1.5e-3)):
+        name, chain = protocol.upper(), _proof("chain 2^16", protocol)
+        yield Target(f"{name} proof, 2^16 gates, key loaded", "seconds", proof, chain)
+        where = {"operation": f"{protocol} verify", "curve": "bn254", "batch": 1}
+        yield Target(f"{name} verification, BN254", "seconds", verification, where)
+        prove = {"operation": f"{protocol} prove"}
+        yield Target(f"{name} growth against n log n, chain 2^12 to 2^20", "growth", 1.1, prove)
 
 
 def _of_gpu() -> Iterator[Target]:
@@ -138,6 +157,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("two threads over one, whole proofs", "threads", 1.7, {"operation": "groth16 prove"}),
     Target("growth against n log n, chain 2^12 to 2^22", "growth", 1.1, {"operation": "groth16 prove"}),
+    *_of_gates(),
     *_of_gpu(),
 )
 """Growth is allowed a tenth for noise; between small sizes it is below 1 because of fixed costs."""
@@ -234,7 +254,8 @@ def _faster(target: Target, rows: list[Row]) -> Iterator[Outcome]:
             continue
         for entry in row.get("faster", []):
             ratio = entry.get("cpu") or {}
-            if entry.get("mode") != "warm" or (entry.get("threads") or 1) != 1 or "median" not in ratio:
+            other = entry.get("mode") != target.ours
+            if other or (entry.get("threads") or 1) != 1 or "median" not in ratio:
                 continue
             portable = entry.get("path") == "portable" and target.portable is not None
             newest[variant_name(entry)] = Outcome(

@@ -20,6 +20,7 @@ from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.machine import processor_name
 from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
+from gpuprover.systems import system
 from gpuprover.version import VERSION
 from tests.support.paths import ROOT
 from tests.support.running import Run
@@ -250,7 +251,8 @@ def test_the_devices_of_this_machine() -> None:
 
 def test_calibration_measures_growing_sizes_until_time_is_up(tmp_path: Path, curve: CurveParams) -> None:
     machine = [d for d in calibration.devices(2) if d.kind == "cpu"]
-    (found,) = calibrate.measure(curve, machine, Job(threads=2), tmp_path, 60.0, pytest.fail, (3, 5, 6))
+    groth16, logs = system.system_named("groth16"), (3, 5, 6)
+    (found,) = calibrate.measure(groth16, curve, machine, Job(threads=2), tmp_path, 60.0, pytest.fail, logs)
     assert (found.work, found.model, found.path) == (
         calibration.work_name("groth16", curve),
         processor_name(),
@@ -259,7 +261,7 @@ def test_calibration_measures_growing_sizes_until_time_is_up(tmp_path: Path, cur
     assert [n for n, _, _ in found.rows] == [7, 28, 56]
     for rows in (found.rows, found.parts["G2"]):
         assert all(alone + shared > 0 for _, alone, shared in rows)
-    (short,) = calibrate.measure(curve, machine, Job(threads=1), tmp_path, 1e-9, pytest.fail, (3, 5, 6))
+    (short,) = calibrate.measure(groth16, curve, machine, Job(threads=1), tmp_path, 1e-9, pytest.fail, logs)
     assert [n for n, _, _ in short.rows] == [7]
 
 
@@ -271,5 +273,9 @@ def test_the_command_keeps_what_it_measured(
     assert ran.code == 0
     record = json.loads(ran.out)
     assert record["calibration"] == str(own_cache / "calibration.json")
-    assert [line.split(":")[0] for line in record["times"]] == [f"cpu, {BN254}"]
-    assert calibration.load().measured(BN254, calibration.devices(2)[0])
+    works = [calibration.work_name(name, curve_by_name("bn254")) for name in system.names()]
+    assert [line.split(":")[0] for line in record["times"]] == [f"cpu, {work}" for work in works]
+    kept, cpu = calibration.load(), calibration.devices(2)[0]
+    for work in works:
+        assert kept.measured(work, cpu)
+        assert kept.entry(work, cpu).parts.keys() == system.system_named(work.split()[0]).host_parts

@@ -14,7 +14,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "test_layers.py": ("version", "one line"),
     "test_config.py": ("settings", "the table is read through config"),
     "cli/test_entry.py": (
-        "__main__ cli/console cli/context cli/parser cli/worker",
+        "__main__ cli/console cli/context cli/parser cli/stdin_worker",
         "whole commands over a stand-in for the prover",
     ),
     "cli/test_commands.py": ("cli/doctor cpu/warm", "whole commands on real files"),
@@ -73,6 +73,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "both systems' whole keys, one damage at a time",
     ),
     "systems/groth16/test_verifier.py": ("groth16/verifier", "the protocol's"),
+    "test_witness.py": ("witness_program circuit_inputs", "whole runs of programs"),
     "systems/groth16/test_solidity.py": ("solidity systems/ethereum", "the protocol's"),
     "commitments/test_transcript.py": (
         "keccak cpu/keccak cpu/kernels/keccak formats/compressed",
@@ -82,7 +83,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "engine/local engine/proof_job engine/verification engine/driver engine/status engine/terms",
         "real proofs in this process",
     ),
-    "engine/test_dispatch.py": ("engine/records engine/seats", "what the dispatcher works on"),
+    "engine/test_dispatch.py": ("engine/records engine/runs engine/seats", "what the dispatcher works on"),
     "workers/test_pool.py": (
         "executor workers/records workers/troubles workers/wire workers/worker workers/__main__",
         "real processes, from the supervisor's side",
@@ -103,7 +104,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "test_calibration.py": ("bench/calibrate bench/fit", "measured, kept and read again"),
     "bench/test_command.py": (
         "bench/host bench/measure bench/operations bench/peers bench/pictures bench/proofs bench/report"
-        " bench/rows bench/targets",
+        " bench/rows bench/setups bench/targets",
         "tiny runs end to end",
     ),
     "bench/test_processes.py": (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuprover import folders, wasm_compiler, witness
+from gpuprover import folders, wasm_compiler, witness_program
 from gpuprover.curves import BN254
 from gpuprover.errors import MalformedFile, OutOfMemory, ProverError, Timeout
 from gpuprover.job import Job
@@ -55,8 +55,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return started[-1]
 
     monkeypatch.setattr(wasm_compiler, "spawn", recorded)
-    monkeypatch.setattr(witness._PROGRAMS, "read_signed", lambda file: None)
-    monkeypatch.setattr(witness._PROGRAMS, "write_signed", lambda file, data: False)
+    monkeypatch.setattr(witness_program.PROGRAMS, "read_signed", lambda file: None)
+    monkeypatch.setattr(witness_program.PROGRAMS, "write_signed", lambda file, data: False)
     return started
 
 
@@ -95,7 +95,7 @@ def test_large_programs_are_kept() -> None:
         store.remove("large")
         if store.folder is not None:
             store.folder.rmdir()
-    assert witness._PROGRAMS._largest >= witness._KEPT_BYTES > folders.LARGEST
+    assert witness_program.PROGRAMS._largest >= witness_program.KEPT_BYTES > folders.LARGEST
 
 
 def test_a_compilation_ends_with_its_job(tmp_path: Path, children: list[Any]) -> None:

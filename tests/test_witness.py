@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuprover import witness
+from gpuprover import circuit_inputs, witness_program
 from gpuprover.curves import BLS12_381, BN254, CurveParams
 from gpuprover.errors import (
     Cancelled,
@@ -211,9 +211,9 @@ def test_a_missing_signal_is_found_among_many_symbols(program: Any, monkeypatch:
     lines = [f"{i},{i},0,main.out{i}\n" for i in range(60_000)]
     (wasm.parent / "circuit.sym").write_text("".join(lines) + "1,1,0,main.a[0]\n2,2,0,main.a[1]\n")
     asked = []
-    sizes = witness._Program._sizes
+    sizes = witness_program.Program._sizes
     monkeypatch.setattr(
-        witness._Program, "_sizes", lambda self, names: asked.append(len(names)) or sizes(self, names)
+        witness_program.Program, "_sizes", lambda self, names: asked.append(len(names)) or sizes(self, names)
     )
     with pytest.raises(InvalidInput, match=r"missing a$"):
         calculate_witness(wasm, {})
@@ -307,7 +307,7 @@ def test_symbol_files_of_long_lines_are_read_in_no_time(program: Any, name: str)
     with pytest.raises(InvalidInput, match="2 values missing"):
         calculate_witness(wasm, {})  # in a thread of its own
     before = time.thread_time()
-    witness._symbols(wasm)
+    circuit_inputs.symbols(wasm)
     assert time.thread_time() - before < 10
 
 
@@ -518,7 +518,7 @@ def test_memory_that_python_lacks_is_a_typed_error(program: Any, monkeypatch: py
         raise MemoryError
 
     wasm = program()
-    monkeypatch.setattr(witness._Program, "_compiled", refuse)
+    monkeypatch.setattr(witness_program.Program, "_compiled", refuse)
     with pytest.raises(OutOfMemory, match="refused memory"):
         calculate_witness(wasm, {"a": [1, 2]})
 
@@ -527,13 +527,13 @@ def test_memory_that_python_lacks_is_a_typed_error(program: Any, monkeypatch: py
 def test_nothing_is_left_of_a_run(program: Any, compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that holds functions that hold the store is found by no garbage collector: 0.2 MiB a proof."""
     runs = []
-    made = witness._Program.__init__
+    made = witness_program.Program.__init__
 
     def watched(self: Any, *arguments: Any) -> None:
         runs.append(weakref.ref(self))
         made(self, *arguments)
 
-    monkeypatch.setattr(witness._Program, "__init__", watched)
+    monkeypatch.setattr(witness_program.Program, "__init__", watched)
     wasm = program(compute=compute)
     for _ in range(3):
         with contextlib.suppress(ProverError):
@@ -597,7 +597,7 @@ def test_whoever_is_out_of_time_while_it_compiles_leaves_nothing_running(
 ) -> None:
     """The program does not run afterwards, and is not compiled again beside."""
     wasm = program(compute=FOREVER)
-    monkeypatch.setattr(witness._PROGRAMS, "read_signed", lambda file: None)  # nor was it before
+    monkeypatch.setattr(witness_program.PROGRAMS, "read_signed", lambda file: None)  # nor was it before
     compiling, go_on, compiled = threading.Event(), threading.Event(), []
     module = wasmtime.Module
 

@@ -223,7 +223,7 @@ def setup(args: Namespace, context: Context) -> int:
     key = open_key(args.zkey, context)
     _warn_of_run(result.warnings, key, context)
     record = {"ok": True, "zkey": args.zkey, **_key_record(key), "warnings": result.warnings}
-    context.console.answer(record, f"wrote {args.zkey} ({key.constraints:,} constraints, {key.curve.name})")
+    context.console.answer(record, f"wrote {args.zkey} ({key_size(key)}, {key.curve.name})")
     return EXIT_OK
 
 
@@ -280,6 +280,13 @@ def _description(key: ProvingKey) -> dict[str, Any]:
     return system_named(key.protocol).describe_key(key)
 
 
+def key_size(key: ProvingKey) -> str:
+    """How large a circuit is, in words."""
+    from gpuprover.systems.system import system_named
+
+    return f"{key.constraints:,} {system_named(key.protocol).rows}"
+
+
 def _key_record(key: ProvingKey) -> dict[str, Any]:
     return {name: value for name, value in _description(key).items() if name != "ceremony"}
 
@@ -289,6 +296,8 @@ def _contribution_text(contribution: dict[str, Any]) -> str:
 
 
 def zkey_info(args: Namespace, context: Context) -> int:
+    from gpuprover.systems.system import system_named
+
     key = open_key(args.zkey, context)
     said = _description(key)
     record = {"ok": True, "zkey": args.zkey, "bytes": key.size, **said, "warnings": key.warnings}
@@ -296,7 +305,7 @@ def zkey_info(args: Namespace, context: Context) -> int:
         ("file", f"{args.zkey} ({format_bytes(key.size)})"),
         ("protocol", key.protocol),
         ("curve", key.curve.name),
-        ("constraints", f"{key.constraints:,}"),
+        (system_named(key.protocol).rows, f"{key.constraints:,}"),
         ("variables", f"{key.n_vars:,}"),
         ("public signals", f"{key.n_public:,}"),
         ("domain", f"2^{said['domain_size'].bit_length() - 1}"),
@@ -343,7 +352,9 @@ def _check_key(args: Namespace, context: Context, circuit: str | None, powers: s
         **_key_record(key),
         "warnings": [*key.warnings, *found.warnings],
     }
-    rows = [("checked", "\n".join(found.checked)), ("not checked", "\n".join(found.unchecked))]
+    rows = [("checked", "\n".join(found.checked))]
+    if found.unchecked:
+        rows.append(("not checked", "\n".join(found.unchecked)))
     context.console.answer(record, f"OK, as far as this was checked:\n{context.console.table(rows)}")
     return EXIT_OK
 

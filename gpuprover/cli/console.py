@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from gpuprover import progress
+from gpuprover.display import Display, display
 from gpuprover.errors import MAX_MESSAGE, ProverError
 
 GREEN, RED, YELLOW, BOLD, DIM = "32", "31", "33", "1", "2"
@@ -93,9 +93,9 @@ class Console:
         if self.json:
             write_lines(sys.stdout, json.dumps({"error": record}))
 
-    def progress(self, title: str) -> progress.Display:
+    def progress(self, title: str) -> Display:
         """Where long work reports to, as a context manager."""
-        return progress.display(sys.stderr, title=title, as_json=self.json, quiet=self.quiet)
+        return display(sys.stderr, title=title, as_json=self.json, quiet=self.quiet)
 
     def table(self, rows: list[tuple[str, str]]) -> str:
         """Names and values in two columns for stdout; a value's further lines stand under its first."""

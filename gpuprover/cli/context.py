@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from gpuprover.cli.console import Console
 from gpuprover.config import Settings
+from gpuprover.display import Display
 from gpuprover.errors import EXIT_RESOURCES, Cancelled, OutOfMemory, ProverError, code_location
-from gpuprover.progress import Display
 
 if TYPE_CHECKING:
     from gpuprover.job import Job

@@ -255,7 +255,7 @@ def build_parser() -> Parser:
 
     worker = root.command(
         "worker",
-        "worker:run",
+        "stdin_worker:run",
         "answer jobs from stdin, keeping keys loaded",
         "A line of stdin is a job, answered by one line of JSON on stdout, in order:\n"
         "  prove --zkey FILE --witness FILE --proof FILE --public FILE\n"
@@ -384,7 +384,7 @@ def _bench(parser: Parser) -> None:
 
     parser.add_argument("--quick", action="store_true", help="small sizes, under half a minute")
     parser.add_argument(
-        "--calibrate", action="store_true", help="only what --device auto needs to know; within a minute"
+        "--calibrate", action="store_true", help="only what --device auto needs to know; within two minutes"
     )
     option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
@@ -392,6 +392,9 @@ def _bench(parser: Parser) -> None:
     option("--protocols", "LIST", f"some of {','.join(PROTOCOLS)}; default: {PROTOCOLS[0]}, --calibrate: all")
     option("--merkle", "LIST", "levels of Merkle paths to prove; default: 32")
     repeated("--files", "NAME=ZKEY,WTNS", "a key and a witness to prove with")
+    repeated(
+        "--setup", "NAME=R1CS,PTAU", "a circuit to set up by each of --protocols, beside snarkjs if a peer"
+    )
     option("--paths", "LIST", "ifma,portable; default: this CPU's")
     option("--rounds", "N", "rounds after a warm-up; default: 5")
     parser.add_argument("--first-use", action="store_true", help="time a proof that compiles everything, too")

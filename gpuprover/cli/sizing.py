@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuprover import sizing
-from gpuprover.cli.commands import check_device, check_paths, open_key
+from gpuprover.cli.commands import check_device, check_paths, key_size, open_key
 from gpuprover.cli.console import BOLD, DIM, format_bytes, format_seconds
 from gpuprover.cli.context import Context
 from gpuprover.config import load_engine_settings
@@ -76,10 +76,11 @@ def estimate(args: Namespace, context: Context) -> int:
 
 
 class _Work(NamedTuple):
-    """What is proved: the work's name; constraints and bytes of the key's file, where they are known; memory
-    of one proof, by its plan, by its tier, or of all tiers."""
+    """What is proved: the work's name, and what rows of its circuits are called; their number and bytes of
+    the key's file, where they are known; memory of one proof, by its plan, by its tier, or of all tiers."""
 
     name: str
+    rows: str
     constraints: int | None
     key_bytes: int | None
     memory: list[Memory]
@@ -97,14 +98,16 @@ def _work(args: Namespace, context: Context) -> _Work:
     if args.zkey is not None:
         key = open_key(args.zkey, context)
         memory = sizing.plan_memory(_plan(key.demand), mark)
-        return _Work(work_name(key.protocol, key.curve), key.constraints, key.size, [memory])
+        name, rows = work_name(key.protocol, key.curve), systems.system_named(key.protocol).rows
+        return _Work(name, rows, key.constraints, key.size, [memory])
     system = systems.system_asked_for(args.protocol or systems.names()[0], "--protocol")
     if args.r1cs is not None:
         circuit = read_r1cs(args.r1cs, budget(context.settings.memory_limit))
         _check_curve(system, circuit.curve)
         outline = system.outline(circuit, _backend(circuit.curve))
         memory = sizing.plan_memory(_plan(outline.demand), mark, "the plan of this circuit's key")
-        return _Work(work_name(system.name, circuit.curve), outline.constraints, outline.size, [memory])
+        name = work_name(system.name, circuit.curve)
+        return _Work(name, system.rows, outline.constraints, outline.size, [memory])
     name = CURVES[0].name if args.curve is None else args.curve
     try:
         curve = curve_by_name(name)
@@ -114,9 +117,9 @@ def _work(args: Namespace, context: Context) -> _Work:
     _check_curve(system, curve)
     work = work_name(system.name, curve)
     if args.constraints is None:
-        return _Work(work, None, None, [sizing.tier_memory(tier, mark) for tier in TIERS])
+        return _Work(work, system.rows, None, None, [sizing.tier_memory(tier, mark) for tier in TIERS])
     constraints = whole_number(args.constraints, "--constraints", high=1 << 28)
-    return _Work(work, constraints, None, [sizing.tier_memory(tier_of(constraints), mark)])
+    return _Work(work, system.rows, constraints, None, [sizing.tier_memory(tier_of(constraints), mark)])
 
 
 def _backend(curve: CurveParams) -> Backend:
@@ -183,7 +186,7 @@ def _estimate_text(e: Estimate, work: _Work, context: Context) -> str:
         rows.append(("formula", formula))
         rows.append(("at once", str(e.at_once)))
     if work.key_bytes is not None:
-        rows.append(("key", f"{work.name}, {work.constraints:,} constraints, {format_bytes(work.key_bytes)}"))
+        rows.append(("key", f"{work.name}, {work.constraints:,} {work.rows}, {format_bytes(work.key_bytes)}"))
     rows.append(("memory", "\n".join(_memory_text(m) for m in e.memory)))
     rows.append(("misleading", "\n".join(f"- {caution}" for caution in e.cautions)))
     return context.console.table(rows)
@@ -220,7 +223,7 @@ def profile(args: Namespace, context: Context) -> int:
     outputs = [] if args.output is None else [args.output]
     check_paths([args.zkey, args.witness], outputs)
     draw = _painter(args.output)
-    open_key(args.zkey, context)
+    key = open_key(args.zkey, context)
     with context.work("profile") as limits:
         seen = profiling.observe(args.zkey, args.witness, proofs=proofs, compiled=_compiled_files, **limits)
     advice = profiling.advise(seen)
@@ -233,7 +236,7 @@ def profile(args: Namespace, context: Context) -> int:
     }
     if draw is not None:
         draw(record, args.output)
-    context.console.answer(record, _profile_text(seen, advice, args, context))
+    context.console.answer(record, _profile_text(seen, advice, key_size(key), args, context))
     return EXIT_OK
 
 
@@ -260,11 +263,12 @@ def _compiled_files() -> int | None:
     return None if places().writable is None else len(store().files())
 
 
-def _profile_text(seen: Observed, advice: Sequence[Advice], args: Namespace, context: Context) -> str:
+def _profile_text(
+    seen: Observed, advice: Sequence[Advice], size: str, args: Namespace, context: Context
+) -> str:
     console, out = context.console, sys.stdout
     threads = f"{seen.threads} thread{'s' * (seen.threads != 1)}"
-    size = f"{seen.constraints:,} constraints, {format_bytes(seen.key_bytes)}"
-    head = f"{args.zkey}: {size}, on {seen.device}, {threads}"
+    head = f"{args.zkey}: {size}, {format_bytes(seen.key_bytes)}, on {seen.device}, {threads}"
     phases = {name: both for name, both in seen.phases.items() if max(both) >= 0.0005}
     longest = max(max(first, after) for first, after in phases.values())
     width = max(len(name) for name in ("peak memory", *phases))

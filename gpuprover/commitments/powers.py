@@ -16,13 +16,15 @@ import numpy as np
 
 from gpuprover.backend import Backend, Vector
 from gpuprover.curves import CurveParams, Group
-from gpuprover.limbs import Words, generator
+from gpuprover.limbs import Words, generator, words_to_ints
 
 WEIGHT_BITS = 128
 """Bits of a random weight: whole words of 64."""
 _SMALL = 1 << 14
 """Secrets up to this, of either sign, are found by trying all."""
 _BLOCK = 1 << 16
+_FEW = 256
+"""Points of which a sum is computed as they stand, without the buckets of a long one."""
 
 NO_POWERS = (
     "tau, alpha or beta of {path} is 1 or another known number: nobody has contributed to this ceremony, "
@@ -59,8 +61,9 @@ class Sums:
 
     def sum(self, group: Group, points: Words, scalars: Words | Vector) -> Words:
         """Σ scalars[i]·points[i] for canonical scalars, or a vector."""
-        if not len(points):
-            return np.zeros(group.words(self.curve), dtype=np.uint64)
+        if len(points) <= _FEW:
+            words = scalars if isinstance(scalars, np.ndarray) else self.backend.download(scalars)
+            return self.backend.points.linear_combination(group, points, words_to_ints(words))
         bases = self.backend.prepare_bases(group, points, 0)
         with self.backend.job.part(min(self._done, self._of - 1), self._of):
             result = self.backend.msm(bases, scalars)

@@ -8,6 +8,7 @@
 - :mod:`.sharing`: kept proofs, and one proof for equal witnesses,
 - :mod:`.offer`: devices that there are,
 - :mod:`.headroom`: memory that is left, and runs that wait for it,
+- :mod:`.runs`: runs, from their start to their end and what follows it,
 - :mod:`.timers`: actions that are due; :mod:`.records`: what these modules hand to each other.
 
 None of them has a thread or a clock: tests drive the dispatcher by hand, and in a prover the driver calls

@@ -12,8 +12,9 @@ waits for, and sees to it that each is answered once, with a proof or with one t
 - *Room* (:mod:`.headroom`). Above the watermark a run that the scheduler has started is held back while
   caches shrink. A proof that does not fit the limit, and might if the processes held as little as they once
   did, is tried again after a shrink before it is refused.
-- *Run.* Out of memory: it keeps its resources for ``retry_delay`` seconds, and then comes down the
-  scheduler's ladder. A GPU fails: the CPU takes over, if it may. The worker dies: again, three times at most.
+- *Run* (:mod:`.runs`). Out of memory: it keeps its resources for ``retry_delay`` seconds, and then comes down
+  the scheduler's ladder. A GPU fails: the CPU takes over, if it may. The worker dies: again, three times at
+  most.
 
 Nothing here sleeps or has a thread: whoever owns the dispatcher calls :meth:`Dispatcher.step` when it says,
 and when :attr:`Dispatcher.wake` is set. All other methods may be called from any thread.
@@ -29,18 +30,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 
 from gpuprover import memory
 from gpuprover.caching import Cache
 from gpuprover.config import EngineSettings
-from gpuprover.devices import is_gpu
 from gpuprover.engine.directory import CircuitFiles
 from gpuprover.engine.headroom import SETTLE_SECONDS, Headroom
-from gpuprover.engine.loading import Loading, is_current
+from gpuprover.engine.loading import Loading
 from gpuprover.engine.offer import Offer
 from gpuprover.engine.proof_job import JobState, ProofJob
 from gpuprover.engine.records import CircuitLoaded, Snapshot, Steps, Work
+from gpuprover.engine.runs import Owner, Runs
 from gpuprover.engine.seats import Seats
 from gpuprover.engine.sharing import SharedProofs, proof_name
 from gpuprover.engine.timers import Timers
@@ -49,16 +49,15 @@ from gpuprover.errors import (
     Cancelled,
     DeviceError,
     OutOfMemory,
-    ProofGenerationFailed,
     ProverError,
     QueueFull,
     ShuttingDown,
     Timeout,
 )
-from gpuprover.executor import Executor, KeyChanged, KeyInfo, Lost, ProofRequest, budget_of, threads_of
+from gpuprover.executor import Executor, KeyChanged, KeyInfo
 from gpuprover.memory import MIB, LeakAlarm, Watermark
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import LOSSES, Assignment, Degrade, Device, Outcome, Scheduler, Times, Verdict
+from gpuprover.scheduler import Device, Scheduler, Times
 from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
@@ -130,15 +129,30 @@ class Dispatcher:
             clock,
         )
         self._scheduler = Scheduler([], times, clock, limit=UNBOUNDED, overtaking=settings.overtaking_limit)
-        # Jobs: all that are open, those that the scheduler has, those that run, those without any device yet.
+        self._runs = Runs(
+            executor,
+            self._scheduler,
+            self._headroom,
+            self._timers,
+            self._steps,
+            settings.retry_delay,
+            clock,
+            Owner(
+                lock=self._lock,
+                post=self._post,
+                is_open=lambda work: work.job.id in self._open,
+                leave_queue=self._leave_queue,
+                end=self._end,
+                key_changed=self._key_changed,
+                look=self._poll_soon,
+            ),
+        )
+        # Jobs: all that are open, those that the scheduler has, those without any device yet.
         self._open: dict[str, Work] = {}
         self._tickets: dict[int, Work] = {}
-        self._runs: dict[int, Work] = {}
         self._unplaced: list[Work] = []
-        self._ids = count(1)
         # Appended to without the lock: an executor may call from where it holds one of its own.
         self._events: deque[Callable[[], None]] = deque()
-        self._launches: deque[tuple[Work, ProofRequest]] = deque()
         self._ended: list[ProofJob] = []
         self._dirty = False
 
@@ -225,7 +239,7 @@ class Dispatcher:
             self.counters["submitted"] += 1
             self._admit(work)
             self._advance()
-        self._flush()
+        self._runs.flush()
         self.wake.set()
 
     def cancel(self, job: ProofJob) -> bool:
@@ -286,7 +300,7 @@ class Dispatcher:
             ended, self._ended = self._ended, []
             delay = self._timers.left()
             stopped = self._stopped is not None
-        self._flush()
+        self._runs.flush()
         for job in ended:
             for observer in self.observers:
                 job._call(observer)
@@ -427,10 +441,7 @@ class Dispatcher:
         if work.ticket is not None:
             self._scheduler.cancel(work.ticket)
             self._dirty = True
-        if work.launched and work.problem is None:
-            self._executor.cancel(work.request_id)
-        elif work.run is not None:
-            self._finished(work, Outcome.FAILED, error)
+        self._runs.abandon(work, error)
         self._end(work, error)
 
     def _end(self, work: Work, outcome: ProofResult | ProverError) -> None:
@@ -471,135 +482,11 @@ class Dispatcher:
             work.queued = False
             self.seats.release(work.tenant)
 
-    # Runs ------------------------------------------------------------------------------
-
-    def _begin(self, run: Assignment) -> None:
-        work = self._tickets[run.ticket.id]
-        work.run, work.request_id = run, next(self._ids)
-        self._runs[work.request_id] = work
-        if self._headroom.hold(work):
-            self._tell("waits_for_memory", work, "the prover's processes hold more than the watermark")
-        else:
-            self._launch(work)
-
-    def _release(self) -> None:
-        """Launches those who were held back and need not wait any more."""
-        while True:
-            running = any(work.launched for work in self._runs.values())
-            work = self._headroom.release(running)
-            if work is None:
-                return
-            self._launch(work)
-
-    def _launch(self, work: Work) -> None:
-        assert work.run is not None
-        assert work.info is not None
-        assert work.witness is not None
-        if not is_current(work.info):
-            self._replan(work)
-            return
-        job, placement = work.job, work.run.placement
-        request = ProofRequest(
-            id=work.request_id,
-            path=work.info.path,
-            identity=work.info.identity,
-            witness=work.witness,
-            device=placement.device,
-            threads=threads_of(placement),
-            host_parts=placement.host_parts,
-            budget=budget_of(placement),
-            timeout=max(0.001, work.deadline - self._clock()),
-        )
-        work.launched = True
-        self._leave_queue(work)
-        if work.died and not is_gpu(placement.device):
-            self._tell("retries_on_cpu", work, work.died)
-            work.warnings = (*work.warnings, f"{work.died}; the CPU took over")
-            work.died = ""
-        job.state, job.device, job.placement = JobState.RUNNING, placement.device, placement.reason
-        job.started = job.started or time.time()
-        job.attempts += 1
-        job.devices += (placement.device,)
-        self._launches.append((work, request))
-
-    def _flush(self) -> None:
-        """Hands runs to the executor. Without the lock, as long witnesses are copied."""
-        while self._launches:
-            try:
-                work, request = self._launches.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            self._executor.prove(request, self._run_ended, work.job._reported)
-            with self._lock:
-                # It was cancelled before the executor had it.
-                if request.id not in self._runs or work.job.id not in self._open:
-                    self._executor.cancel(request.id)
-
-    def _run_ended(self, request: ProofRequest, outcome: ProofResult | ProverError | Lost) -> None:
-        """In any thread."""
-        self._post(partial(self._settle, request.id, outcome))
-
-    def _settle(self, request_id: int, outcome: ProofResult | ProverError | Lost) -> None:
-        work = self._runs.get(request_id)
-        if work is None or work.run is None:
-            return
-        device = work.run.placement.device
-        if isinstance(outcome, ProofResult):
-            self._finished(work, Outcome.SUCCEEDED, outcome)
-        elif isinstance(outcome, Lost):
-            if work.job.id in self._open:
-                self._tell("losses", work, str(outcome))
-            problem = ProofGenerationFailed(f"what made the proof died {LOSSES} times, at last so: {outcome}")
-            self._finished(work, Outcome.LOST, problem)
-        elif isinstance(outcome, KeyChanged):
-            self._replan(work)
-        elif isinstance(outcome, OutOfMemory) and work.job.id in self._open:
-            work.problem = outcome
-            self._timers.after(self._settings.retry_delay, partial(self._out_of_memory, request_id))
-        elif isinstance(outcome, DeviceError) and is_gpu(device):
-            self._tell("device_failures", work, outcome.message)
-            self._finished(work, Outcome.DEVICE_FAILED, outcome)
-        else:
-            self._finished(work, Outcome.FAILED, outcome)
-
-    def _out_of_memory(self, request_id: int) -> None:
-        work = self._runs.get(request_id)
-        if work is not None and work.problem is not None:
-            self._finished(work, Outcome.OUT_OF_MEMORY, work.problem)
-
-    def _finished(self, work: Work, outcome: Outcome, result: ProofResult | ProverError) -> None:
-        """Gives a run's resources back; what becomes of the job is the scheduler's verdict."""
-        run = self._drop(work)
-        verdict = self._scheduler.finished(run, outcome)
-        if verdict is Verdict.DELIVER:
-            self._end(work, result)
-        elif verdict is Verdict.RETRY and isinstance(result, ProverError):
-            if outcome is Outcome.LOST:
-                # What the process wrote last stays in the log.
-                device = run.placement.device
-                work.died = f"{device}: its process died under the proof" if is_gpu(device) else ""
-                return
-            self._tell(f"retries_{run.ticket.level.name.lower()}", work, result.message)
-            if run.ticket.level is Degrade.ON_CPU:
-                work.warnings = (*work.warnings, f"{result.told}; the CPU took over")
-
-    def _drop(self, work: Work) -> Assignment:
-        """Forgets a job's run: what its executor says of it from now on is not known any more."""
-        run = work.run
-        assert run is not None
-        del self._runs[work.request_id]
-        self._headroom.leave(work)
-        work.run, work.problem, work.launched, self._dirty = None, None, False, True
-        return run
-
-    def _replan(self, work: Work) -> None:
+    def _key_changed(self, work: Work) -> None:
         """The key's file is another one: the job waits for the new key."""
-        launched = work.launched
-        self._scheduler.finished(self._drop(work), Outcome.FAILED)
         self._forget_ticket(work)
         if work.job.id not in self._open:
             return
-        work.replans += launched
         if work.replans > KEY_CHANGES:
             self._end(work, KeyChanged("the file keeps changing", path=work.circuit.files.zkey, role="key"))
         else:
@@ -631,9 +518,8 @@ class Dispatcher:
         self._dirty = True
         for run in self._scheduler.device_lost(name):
             work = self._tickets.get(run.ticket.id)
-            if work is not None and work.run is not None:
-                self._executor.cancel(work.request_id)
-                self._drop(work)
+            if work is not None:
+                self._runs.lose(work)
 
     def _usage(self) -> int:
         """Bytes that count against the limit."""
@@ -642,7 +528,7 @@ class Dispatcher:
     def _measure(self) -> None:
         """Tells the scheduler what proofs may take of the host."""
         host = self._offer.host
-        if host is not None and self._headroom.measure(host.memory, idle=not self._runs):
+        if host is not None and self._headroom.measure(host.memory, idle=not self._runs.by_id):
             self._scheduler.update(self._bounded(host))
             self._dirty = True
 
@@ -675,9 +561,6 @@ class Dispatcher:
             starts, refused = self._scheduler.poll()
             for ticket, error in refused:
                 self._unplaceable(self._tickets[ticket.id], error)
-            self._release()
+            self._runs.release()
             for run in starts:
-                self._begin(run)
-
-    def _tell(self, step: str, work: Work, why: str) -> None:
-        self._steps.tell(step, why, work.circuit.name, work.job.id)
+                self._runs.begin(self._tickets[run.ticket.id], run)

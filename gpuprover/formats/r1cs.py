@@ -148,7 +148,9 @@ def read_r1cs(source: Source, budget: int | None = None, check: Callable[[], Non
         header.fail(f"{n_wires} wires, expected at least {public}: the constant and the public signals")
     if GATE_USES in file and file.cursor(GATE_USES).u32("the number of custom gate uses"):
         raise UnsupportedFile(
-            file.path, file.name(GATE_USES), "custom gates are of PLONK circuits, expected plain constraints"
+            file.path,
+            file.name(GATE_USES),
+            "custom gates, whose constraints are not in the file: a key without them would prove less",
         )
     labels = None
     if LABELS in file:

@@ -57,6 +57,10 @@ KNOWN_TAU = (
 )
 
 
+_WORK_BYTES = 40 << 20
+"""Memory of a sum's buckets, and of blocks with their copies."""
+
+
 @dataclass(frozen=True)
 class KeyParts:
     """A key as the checks see it.
@@ -116,7 +120,7 @@ class KeyParts:
 def memory_needed(sizes: Sizes, curve: CurveParams) -> int:
     """Bytes at the peak of the checks of a key, mapped files not; a little more than measured."""
     # A polynomial's values, coefficients and a sum of polynomials; the permutation as numbers.
-    return sizes.domain_size * (12 * curve.scalar.bytes + 3 * (4 + 3 * 8)) + (80 << 20)
+    return sizes.domain_size * (12 * curve.scalar.bytes + 3 * (4 + 3 * 8)) + _WORK_BYTES
 
 
 def check_key(

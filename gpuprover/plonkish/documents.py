@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover.curves import CurveParams, Group
-from gpuprover.formats.json_files import parse_integer, shown
+from gpuprover.formats.json_files import shown
 from gpuprover.formats.snarkjs_json import MAX_PUBLIC, DocumentReader, g1_to_json
 from gpuprover.limbs import Words, g1_to_words, g2_to_words, generator, words_to_g1
 from gpuprover.plonkish.key import SMALLEST_DOMAIN
@@ -28,15 +28,9 @@ def read_points(reader: DocumentReader, curve: CurveParams, names: Sequence[str]
     return dict(zip(names, g1_to_words(curve, points), strict=True))
 
 
-def read_scalar(reader: DocumentReader, curve: CurveParams, name: str, strict: bool = False) -> int:
-    """An integer in [0, r); raises MalformedFile. ``strict``: decimal text without leading zeros."""
-    text = reader.field(name)
-    value = parse_integer(text)
-    if value is None or (strict and text != str(value)):
-        reader.fail(name, f"expected an integer{' in decimal text' * strict}, found {shown(text)}")
-    if value >= curve.r:
-        reader.fail(name, f"not below the prime of {curve.scalar.name}")
-    return value
+def read_scalar(reader: DocumentReader, curve: CurveParams, name: str) -> int:
+    """An integer in [0, r); raises MalformedFile."""
+    return reader.scalar(curve, name, reader.field(name))
 
 
 def read_count(reader: DocumentReader, name: str, largest: int, least: int = 0) -> int:

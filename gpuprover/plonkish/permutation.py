@@ -7,10 +7,11 @@ negligible error over β and γ (eprint 2019/953, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gpuprover.backend import Backend, Term, Vector
 from gpuprover.columns import Expression, challenge, column, compile_formula
+from gpuprover.plonkish.wires import short
 from gpuprover.polynomial import Coset, Direction, Domain
 
 _beta, _gamma = challenge("beta"), challenge("gamma")
@@ -84,3 +85,12 @@ def grand_product(
 def interpolated(backend: Backend, domain: Domain, values: Vector) -> Vector:
     """The coefficients of a column, in place of its values."""
     return backend.ntt(values, domain, Direction.INVERSE)
+
+
+def blinded(backend: Backend, domain: Domain, values: Vector, factors: Sequence[int]) -> Vector:
+    """The coefficients of the column plus (factors[0] + factors[1]·X + …)·(X^n − 1), which changes no row."""
+    coefficients = interpolated(backend, domain, backend.combine([Term(values)]))
+    few = short(backend, factors)
+    found = backend.combine([Term(coefficients), Term(few, -1), Term(few, 1, domain.size)])
+    backend.free(coefficients, few)
+    return found

@@ -35,7 +35,7 @@ INSECURE = (
     "Use it for tests, demos and benchmarks only"
 )
 _BLOCK = 1 << 16
-_WORK_BYTES = 80 << 20
+_WORK_BYTES = 40 << 20
 """Memory of a block of points with its copies, of a table of multiples, of a sum's buckets."""
 
 
@@ -45,8 +45,7 @@ def domain_for(r1cs: R1CS, gates: int, reserved: int) -> Domain:
     Raises:
         UnsupportedFile: it would be larger than keys can be over this curve.
     """
-    rows = max(gates + reserved, SMALLEST_DOMAIN)
-    log_n = (rows - 1).bit_length()
+    log_n = _log_domain(gates, reserved)
     largest = r1cs.curve.scalar.two_adicity - (EVALUATIONS.bit_length() - 1)
     if log_n > largest:
         raise UnsupportedFile(
@@ -58,13 +57,18 @@ def domain_for(r1cs: R1CS, gates: int, reserved: int) -> Domain:
     return Domain(r1cs.curve.scalar, log_n)
 
 
+def _log_domain(gates: int, reserved: int) -> int:
+    rows = max(gates + reserved, SMALLEST_DOMAIN)
+    return (rows - 1).bit_length()
+
+
 def memory_needed(r1cs: R1CS, reserved: int, kept: int) -> int:
     """Bytes at the peak of a set-up, the circuit included, mapped files not; a little more than measured.
 
     ``kept`` is the number of polynomials that stay until the end. Polynomials are written one at a time.
     """
     scalar = r1cs.curve.scalar.bytes
-    n = domain_for(r1cs, most_gates(r1cs)[0], reserved).size
+    n = 1 << _log_domain(most_gates(r1cs)[0], reserved)
     # The selectors go one by one; as many columns come for the permutation.
     polynomial = (kept + 8) * n * scalar + 3 * n * (4 + 3 * 8)
     return r1cs.nbytes + gates_bytes(r1cs) + polynomial + _WORK_BYTES

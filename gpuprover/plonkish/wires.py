@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from gpuprover.backend import Backend, Form, Term, Vector
+from gpuprover.backend import Backend, Term, Vector
 from gpuprover.curves import CurveParams
 from gpuprover.errors import InvalidInput, MalformedFile, WitnessMismatch
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.plonkish.key import Sizes, Wiring, addition_dtype
+from gpuprover.polynomial import Direction, Domain
 
 
 def check_witness_fits(path: str, curve: CurveParams, n_vars: int, witness: Witness) -> None:
@@ -70,10 +71,26 @@ def columns(wiring: Wiring, w: Words, backend: Backend) -> list[Vector]:
     return found
 
 
+def short(backend: Backend, values: Sequence[int]) -> Vector:
+    """A few integers, of any size and sign, as a vector."""
+    r, limbs = backend.curve.r, backend.curve.scalar.limbs
+    return backend.upload(ints_to_words([x % r for x in values], limbs))
+
+
 def public_column(public: Sequence[int], backend: Backend) -> Vector:
     """The rows of public signals x: −x, as far as there are such rows."""
-    r = backend.curve.r
-    return backend.upload(ints_to_words([-x % r for x in public], backend.curve.scalar.limbs), Form.CANONICAL)
+    return short(backend, [-x for x in public])
+
+
+def constants(backend: Backend, domain: Domain, qc: Vector, public: Sequence[int]) -> Vector:
+    """The coefficients of Qc with the public signals taken away: their rows have −x."""
+    if not public:
+        return backend.combine([Term(qc)])
+    rows = public_column(public, backend)
+    signals = backend.ntt(backend.combine([Term(rows)], domain.size), domain, Direction.INVERSE)
+    found = backend.combine([Term(qc), Term(signals)])
+    backend.free(rows, signals)
+    return found
 
 
 @contextmanager

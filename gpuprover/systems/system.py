@@ -178,6 +178,7 @@ class ProofSystem(NamedTuple):
         proof_schema: a JSON Schema of what ``write_proof`` writes, its ``title`` being the name in OpenAPI;
             None: any object.
         curves: the curves that its keys may be over.
+        rows: what the rows of its circuits are called.
         phases: names of the phases that ``prove`` and ``checked`` report, in their order.
     """
 
@@ -208,6 +209,7 @@ class ProofSystem(NamedTuple):
     solidity_calldata: Callable[[Any, Any, str, str], str]
     proof_schema: Mapping[str, Any] | None = None
     curves: tuple[CurveParams, ...] = PAIRING_CURVES
+    rows: str = "constraints"
     phases: tuple[str, ...] = ()
 
 

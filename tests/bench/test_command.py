@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuprover.bench import command, measure, operations, peers, pictures, report, rows, targets
+from gpuprover.bench import command, measure, operations, peers, pictures, report, rows, setups, targets
 
 from gpuprover import errors
 from gpuprover.cli import main
@@ -19,6 +19,7 @@ from gpuprover.cpu.path import cpu_path
 from gpuprover.job import Job
 from gpuprover.systems import system
 from tests.support.paths import ROOT, VECTORS
+from tests.support.plonk import sample
 from tests.support.running import Run
 
 RESULTS = ROOT / "bench" / "results"
@@ -125,6 +126,31 @@ def test_a_peer_that_fails_or_proves_something_else_is_a_row_with_the_reason(ran
         assert "cpu" not in row
     (row,) = chosen(found, implementation="copies", circuit="chain 2^5")
     assert row["error"] == "copies: its proof does not hold"
+
+
+def test_set_ups_are_rows(tmp_path: Path) -> None:
+    circuit = setups.Circuit("one gate", sample("one-gate").circuit, VECTORS / "chain5.bn254.ptau")
+    found = rows.Rows(tmp_path / "rows.jsonl")
+    variants = [measure.Variant("cpu", None), measure.Variant("cpu", None, 2)]
+    systems = [system.system_named("plonk")]
+    setups.measure_setups(circuit, systems, variants, 1, found, Job(threads=1), peer=False, limit=60.0)
+    found.close()
+    (row,) = found.all
+    assert (row["operation"], row["mode"], row["constraints"]) == ("plonk setup", "cold", 1)
+    assert row["cpu"]["median_s"] > 0
+    with pytest.raises(errors.InvalidInput, match="--setup: expected NAME=R1CS,PTAU"):
+        setups.named_circuit("name=r1cs")
+
+
+def test_whole_processes_count_for_goals_beside_whole_processes() -> None:
+    """Of PLONK's peers, which have no key in memory; elsewhere ours with its key loaded does."""
+    faster = [
+        {"device": "cpu", "threads": 1, "mode": m, "cpu": {"median": x}}
+        for m, x in (("warm", 90), ("cold", 50))
+    ]
+    row = {"curve": "bn254", "circuit": "merkle20", "operation": "plonk prove", "implementation": "snarkjs"}
+    (outcome,) = targets.outcomes([{**row, "faster": faster}])["PLONK proof, merkle20"]
+    assert (outcome.value, outcome.met, outcome.dreamt) == (50, True, False)
 
 
 def test_inner_loops_stand_beside_ours(ran: Path) -> None:
@@ -373,7 +399,12 @@ def test_targets_are_those_of_the_plan() -> None:
     assert goals["proof, chain 2^18"] == (4, 8, 1.0)
     assert goals["proof, four SHA-256 blocks"] == (3, 6, 1.0)
     assert len(goals) == 9
-    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 29
+    whole = {t.name: (t.goal, t.dream, t.ours) for t in targets.TARGETS if t.peer == "snarkjs"}
+    assert whole["PLONK proof, eddsa"] == (40, 80, "cold")
+    assert whole["FFLONK proof, eddsa"] == (30, 60, "cold")
+    assert whole["PLONK set-up, merkle20"] == (20, None, "cold")
+    assert len(whole) == 7
+    assert len({t.name for t in targets.TARGETS}) == len(targets.TARGETS) == 42
 
 
 def test_ratios_against_targets() -> None:

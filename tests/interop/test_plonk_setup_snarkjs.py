@@ -46,7 +46,7 @@ def test_keys_of_random_circuits(
     backend = open_backend("cpu", curve, Job(threads=1))
     ptau, circuit = wide_ptau(backend), tmp_path / "random.r1cs"
     systems = {"plonk": plonk.setup, "fflonk": fflonk.setup} if curve == BN254 else {"plonk": plonk.setup}
-    for constraints, wires, public in ((1, 3, 0), (3, 6, 2), (8, 12, 1), (8, 40, 5), (9, 10, 0)):
+    for constraints, wires, public in ((1, 3, 0), (3, 6, 2), (9, 40, 5)):
         write_r1cs(circuit, random_r1cs(curve, rng, constraints, wires, public))
         for name, setup in systems.items():
             theirs, ours = tmp_path / "theirs.zkey", tmp_path / "ours.zkey"

@@ -130,7 +130,7 @@ def test_command_lines(made: Made, make_case: Any, snarkjs: Callable[..., Any], 
     assert ours("zkey", "export", "verificationkey", made.ours, vkey).returncode == 0
     snarkjs("zkey", "export", "verificationkey", made.theirs, theirs)
     assert vkey.read_text() == theirs.read_text()
-    assert "OK!" in snarkjs(name, "verify", vkey, public, proof).stdout
+    assert snarkjs(name, "verify", vkey, public, proof).returncode == 0
 
     said = public.read_text()
     if made.snarkjs_proves():

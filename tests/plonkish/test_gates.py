@@ -40,6 +40,7 @@ def assert_gates(r1cs: R1CS, keep_zeros: bool, backend: Backend) -> Gates:
 
 
 @KEEP
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
 def test_random_constraints(backend: Backend, rng: random.Random, keep_zeros: bool) -> None:
     for constraints in (1, 7, 60):
         r1cs = random_r1cs(backend.curve, rng, constraints, rng.choice((4, 20)), rng.randrange(3))

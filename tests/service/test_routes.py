@@ -40,6 +40,7 @@ from gpuprover.service.results import Attempt, Results
 from gpuprover.systems import system
 from gpuprover.systems.system import system_named
 from gpuprover.witness_source import WitnessInputs
+from tests.support.plonk import OWN
 from tests.support.service_stage import (
     CHAIN,
     LARGE,
@@ -57,7 +58,10 @@ from tests.support.service_stage import (
 SHAPE = ["id", "state", "circuit_id", "proof", "public_signals", "device", "timings", "error"]
 PROOFS = "/v1/circuits/chain/proofs"
 WITNESS = {"Content-Type": "application/octet-stream"}
-VERIFICATION_KEYS = {"groth16": Path(f"{CHAIN}.vkey.json")}
+VERIFICATION_KEYS = {
+    "groth16": Path(f"{CHAIN}.vkey.json"),
+    **{name: OWN / f"adds.{name}.vkey.json" for name in ("plonk", "fflonk")},
+}
 """One of each proof system."""
 ALONE = {"tenant_share": 1}
 """For tests of limits of all tenants together."""
@@ -551,7 +555,7 @@ class FakeJob:
 def test_results_expire_by_age_number_and_bytes() -> None:
     async def main() -> None:
         now = 0.0
-        results = Results(100.0, 3, max_bytes=100_000, clock=lambda: now)
+        results = Results(100.0, 3, max_bytes=110_000, clock=lambda: now)
         budget = Budget(100)
 
         async def add(name: str, outcome: ProofResult | ProverError, key: str | None = None) -> None:
@@ -1169,10 +1173,14 @@ def test_the_openapi_document_has_every_route_and_error(shared: Stage) -> None:
     schemas = document["components"]["schemas"]
     assert list(schemas["ProofObject"]["properties"]) == SHAPE
     assert schemas["ProofObject"]["properties"]["proof"] == {
-        "anyOf": [{"$ref": "#/components/schemas/Groth16Proof"}, {"type": "null"}],
+        "anyOf": [
+            *({"$ref": f"#/components/schemas/{name.capitalize()}Proof"} for name in system.names()),
+            {"type": "null"},
+        ],
         "description": "Once it has succeeded.",
     }
-    assert schemas["Groth16Proof"] == system_named("groth16").proof_schema
+    for name in system.names():
+        assert schemas[f"{name.capitalize()}Proof"] == system_named(name).proof_schema
     create = document["paths"]["/v1/circuits/{circuit_id}/proofs"]["post"]
     assert sorted(map(int, create["responses"])) == [
         *(200, 202, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
@@ -1199,7 +1207,7 @@ OTHER = system_named("groth16")._replace(
         "required": ["protocol", "rounds"],
     },
 )
-UNDESCRIBED = replace(OTHER, name="undescribed", proof_schema=None)
+UNDESCRIBED = OTHER._replace(name="undescribed", proof_schema=None)
 OTHER_PROOF = {"protocol": "other", "curve": "bn128", "rounds": [["1", "2"], {"at": "7" * 77}], "n": 1 << 300}
 
 
@@ -1249,7 +1257,7 @@ def test_openapi_says_what_proofs_of_each_system_look_like(
         schemas = found.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["OtherProof"] == OTHER.proof_schema
     assert schemas["ProofObject"]["properties"]["proof"]["anyOf"] == [
-        {"$ref": "#/components/schemas/Groth16Proof"},
+        *({"$ref": f"#/components/schemas/{name}Proof"} for name in ("Groth16", "Plonk", "Fflonk")),
         {"$ref": "#/components/schemas/OtherProof"},
         {"type": "object", "additionalProperties": True},
         {"type": "null"},

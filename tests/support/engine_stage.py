@@ -243,7 +243,7 @@ class Stage:
 
     def _ends(self, run: Started) -> float:
         """When the scheduler expects it to end."""
-        placed = self.dispatcher._runs[run.request.id].run
+        placed = self.dispatcher._runs.by_id[run.request.id].run
         assert placed is not None
         return placed.ends
 
@@ -260,7 +260,7 @@ class Stage:
         assert not self.executor.runs
         assert not dispatcher._open
         assert not dispatcher._tickets
-        assert not dispatcher._runs
+        assert not dispatcher._runs.by_id
         assert not len(dispatcher._shared)
         assert not dispatcher._headroom.waiting
         assert not dispatcher._unplaced

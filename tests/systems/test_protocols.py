@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -57,6 +59,15 @@ def unsatisfied(of: Sample, folder: Path) -> Path:
     values[-1, 0] ^= 1
     write_witness(folder / "wrong.wtns", witness.curve.scalar, values)
     return folder / "wrong.wtns"
+
+
+def write_squares(folder: Path, name: str) -> None:
+    """A circuit of two public inputs a[0]² = a[1], and its witness program."""
+    builder = CircuitBuilder(BN254)
+    x, y = builder.public_input(3), builder.public_input(9)
+    builder.constrain(x, x, y)
+    builder.build().write(folder / f"{name}.r1cs", folder / f"{name}.wtns")
+    write_program(folder / f"{name}.wasm")
 
 
 # The library -----------------------------------------------------------------------
@@ -135,6 +146,7 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     assert (answer["constraints"], answer["public_signals"]) == (key.constraints, len(of.public))
     text = run("zkey", "info", of.key).out
     assert f"protocol        {of.protocol}\n" in text
+    assert f"gates           {key.constraints}\n" in text
     assert "contributions" not in text
     answer = run("estimate", "--proof-time", 1, "--zkey", of.key, "--json").answer
     (memory,) = answer["memory"]
@@ -148,11 +160,7 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
 def test_from_a_circuit_to_a_proof_from_inputs(run: Run, protocol: str, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("c.r1cs", "c.wtns", "c.wasm", "c.zkey", "in.json", "v.json")}
     outputs = [tmp_path / "proof.json", tmp_path / "public.json"]
-    builder = CircuitBuilder(BN254)
-    x, y = builder.public_input(3), builder.public_input(9)
-    builder.constrain(x, x, y)
-    builder.build().write(files["c.r1cs"], files["c.wtns"])
-    write_program(files["c.wasm"])
+    write_squares(tmp_path, "c")
     files["in.json"].write_text(json.dumps({"a": ["3", 9]}))
 
     made = run("setup", files["c.r1cs"], files["c.zkey"], "--protocol", protocol, "--insecure", "--json")
@@ -295,12 +303,15 @@ def test_a_verifier_process_holds_keys_of_all_systems() -> None:
 
 
 def test_one_service_for_keys_of_all_systems(folder: Path) -> None:
+    write_squares(folder, "squares")
+    gpuprover.setup(folder / "squares.r1cs", folder / "squares.zkey", protocol="plonk", insecure=True)
     command = ("-m", "gpuprover", "serve", "--json", "--threads", "1")
     environment = {
         "PROVER_CIRCUIT_KEYS_PATH": str(folder),
         "PROVER_PORT": "0",
         "PROVER_MAX_WORKERS": "0",
         "PROVER_VERIFIER": "inline",
+        "PROVER_RAPIDSNARK": "on",
     }
     with running(*command, **environment) as (_, line), Client(json.loads(line)["url"]) as client:
         for name in PROTOCOLS:
@@ -320,3 +331,11 @@ def test_one_service_for_keys_of_all_systems(folder: Path) -> None:
         found = client.prove("groth16", str(VECTORS / "chain5.bn254.wtns"))
         assert found.proof is not None
         assert found.proof["protocol"] == "groth16"
+        with httpx.Client(base_url=json.loads(line)["url"], timeout=30) as http:
+            assert http.post("/input/squares", json={"a": ["3", 9]}).status_code == 202
+            while (answer := http.get("/status").json())["status"] == "busy":
+                time.sleep(0.02)
+            assert answer["pubData"] == '["3", "9"]'
+            made = json.loads(answer["proof"])
+            assert made["protocol"] == "plonk"
+            assert client.verify("squares", ["3", "9"], made)

@@ -236,7 +236,7 @@ def parse_verification_key(document: object, source: str = "verification key") -
             "nPublic", f"{n_public} public signals on 2^{power} rows, {RESERVED} of which are blinding"
         )
     shared.read_root(reader, CURVE, power)
-    roots = (reader.scalar(CURVE, name, reader.field(name)) for name in ("w3", "w4", "w8", "wr"))
+    roots = (shared.read_scalar(reader, CURVE, name) for name in ("w3", "w4", "w8", "wr"))
     constants = Constants(*shared.read_shifts(reader, CURVE, power), *roots)
     problem = constants.bad_root(power)
     if problem:

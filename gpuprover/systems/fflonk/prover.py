@@ -28,14 +28,14 @@ from gpuprover.commitments import kzg
 from gpuprover.curves import Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.formats.wtns import Witness
-from gpuprover.limbs import Words, generator, ints_to_words
+from gpuprover.limbs import Words, generator
 from gpuprover.plonkish import checks, permutation, wires
 from gpuprover.plonkish.checks import check_header as check_header
 from gpuprover.plonkish.checks import check_key_once as check_key_once
 from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
 from gpuprover.plonkish.quotient import Next, Numerator
-from gpuprover.polynomial import Direction, Domain
+from gpuprover.polynomial import Domain
 from gpuprover.systems.fflonk.documents import (
     CURVE,
     NAME,
@@ -212,7 +212,8 @@ def rounds(
     with job.phase("round 2"):
         products = permutation.grand_product(backend, domain, columns, fixed, challenges)
         backend.free(*columns.values())
-        made["z"] = _blinded(backend, domain, products, (b9, b8, b7))
+        made["z"] = permutation.blinded(backend, domain, products, (b9, b8, b7))
+        backend.free(products)
         # L_1/(X^n − 1) is 1/(n·(X − 1)), and z is 1 at 1.
         quotient, rest = backend.divide(made["z"], 1)
         made["T1"] = backend.scale_powers_in_place(quotient, pow(n, -1, r), 1)
@@ -266,24 +267,11 @@ def rounds(
     return Proof(np.stack([c1_point, c2_point, f_point, w2_point]), evaluations, inv)
 
 
-def _short(backend: Backend, values: Sequence[int]) -> Vector:
-    """A few integers as a vector."""
-    return backend.upload(ints_to_words([x % CURVE.r for x in values], CURVE.scalar.limbs))
-
-
 def _ending(backend: Backend, values: Vector, last: Sequence[int]) -> Vector:
     """A column whose last rows, which are 0, become these; the column that is given goes."""
-    rows = _short(backend, last)
+    rows = wires.short(backend, last)
     found = backend.combine([Term(values), Term(rows, 1, len(values) - RESERVED)], len(values))
     backend.free(values, rows)
-    return found
-
-
-def _blinded(backend: Backend, domain: Domain, values: Vector, factors: Sequence[int]) -> Vector:
-    """The coefficients of the column plus (factors[0] + factors[1]·X + …)·(X^n − 1), in its place."""
-    coefficients, short = permutation.interpolated(backend, domain, values), _short(backend, factors)
-    found = backend.combine([Term(coefficients), Term(short, -1), Term(short, 1, domain.size)])
-    backend.free(coefficients, short)
     return found
 
 
@@ -295,10 +283,7 @@ def _gates_quotient(
     public: Sequence[int],
 ) -> Vector:
     """T0, of 2n coefficients."""
-    short = wires.public_column(public, backend)
-    signals = backend.ntt(backend.combine([Term(short)], domain.size), domain, Direction.INVERSE)
-    constants = backend.combine([Term(fixed["Qc"]), Term(signals)])
-    backend.free(short, signals)
+    constants = wires.constants(backend, domain, fixed["Qc"], public)
     parts = _T0.quotient(backend, domain, {**fixed, **made, "Qc": constants}, {}, 2)
     backend.free(constants)
     return _joined(backend, parts, domain.size)

@@ -35,5 +35,6 @@ SYSTEM = ProofSystem(
     outline=late(f"{_PACKAGE}.setup:outline"),
     proof_schema=documents.PROOF_SCHEMA,
     curves=(documents.CURVE,),
+    rows="gates",
     phases=("wires", *(f"round {i}" for i in range(1, 6)), "verify"),
 )

@@ -108,7 +108,7 @@ def verify_documents(
 
 
 def claim(key: VerificationKey, public: Sequence[int], proof: Proof) -> Opening | None:
-    """The opening that a proof consists of; None if it is false in any case, its ``inv`` wrong or missing.
+    """The opening that a proof consists of; None for a proof whose ``inv`` is wrong, which does not hold.
 
     A challenge for which a divisor is 0 has no ``inv``; odds are about n/r.
     """

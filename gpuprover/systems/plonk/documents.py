@@ -177,5 +177,5 @@ def parse_proof(document: object, curve: CurveParams, source: str = "proof", str
     reader.protocol(NAME, required=False)
     reader.curve(curve)
     points = shared.read_points(reader, curve, POINTS)
-    evaluations = tuple(shared.read_scalar(reader, curve, name, strict) for name in EVALUATIONS)
+    evaluations = tuple(shared.read_scalar(reader, curve, name) for name in EVALUATIONS)
     return Proof(np.stack([points[name] for name in POINTS]), evaluations)

@@ -29,7 +29,7 @@ from gpuprover.commitments.transcript import Keccak256Transcript
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.formats.wtns import Witness
-from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
+from gpuprover.limbs import Words, generator, words_to_ints
 from gpuprover.plonkish import checks, permutation, wires
 from gpuprover.plonkish.checks import check_header as check_header
 from gpuprover.plonkish.checks import check_key_once as check_key_once
@@ -205,7 +205,7 @@ def rounds(
         }
         columns = wires.columns(key.wiring, w, backend)
         a, b, c = (
-            _blinded(backend, domain, column, factors)
+            permutation.blinded(backend, domain, column, factors)
             for column, factors in zip(columns, ((b2, b1), (b4, b3), (b6, b5)), strict=True)
         )
     with job.phase("round 1"):
@@ -218,7 +218,7 @@ def rounds(
             backend, domain, dict(zip("abc", columns, strict=True)), fixed, challenges
         )
         backend.free(*columns)
-        z = _blinded(backend, domain, products, (b9, b8, b7))
+        z = permutation.blinded(backend, domain, products, (b9, b8, b7))
         backend.free(products)
         (z_point,) = _committed(backend, srs, [z], chunks)
     transcript.absorb_scalars(beta, gamma)
@@ -265,23 +265,6 @@ def _committed(backend: Backend, srs: Bases, polynomials: Sequence[Vector], chun
     return np.concatenate([kzg.commit(backend, srs, [polynomial]) for polynomial in polynomials])
 
 
-def _blinded(backend: Backend, domain: Domain, values: Vector, factors: Sequence[int]) -> Vector:
-    """The coefficients of the column plus (factors[0] + factors[1]·X + …)·(X^n − 1)."""
-    coefficients = permutation.interpolated(backend, domain, backend.combine([Term(values)]))
-    short = _short(backend, factors)
-    blinded = backend.combine(
-        [Term(coefficients), Term(short, -1), Term(short, 1, domain.size)], domain.size + len(factors)
-    )
-    backend.free(coefficients, short)
-    return blinded
-
-
-def _short(backend: Backend, values: Sequence[int]) -> Vector:
-    """A few integers as a vector."""
-    r = backend.curve.r
-    return backend.upload(ints_to_words([x % r for x in values], backend.curve.scalar.limbs))
-
-
 def _quotient(
     backend: Backend,
     domain: Domain,
@@ -294,16 +277,16 @@ def _quotient(
 ) -> list[Vector]:
     """t1, t2, t3."""
     r, n, alpha = backend.curve.r, domain.size, challenges["alpha"]
-    constants = _constants(backend, domain, fixed["Qc"], public)
+    constants = wires.constants(backend, domain, fixed["Qc"], public)
     polynomials = {**fixed, "Qc": constants, **made._asdict()}
-    top = _short(backend, _highest(backend, domain, fixed, made, challenges))
+    top = wires.short(backend, _highest(backend, domain, fixed, made, challenges))
     low, middle, high = _NUMERATOR.quotient(
         backend, domain, polynomials, challenges, COSETS, chunks=chunks, top=top
     )
     first, rest = backend.divide(made.z, 1)  # (z − 1)/(X − 1)
     backend.free(constants, rest)
     factor = alpha * alpha * pow(n, -1, r) % r
-    b10, b11 = (_short(backend, [b]) for b in blinding)
+    b10, b11 = (wires.short(backend, [b]) for b in blinding)
     over = backend.combine([Term(first, 1, -n)], 1)  # of X^n, which is the next part's
     parts = [
         backend.combine([Term(low), Term(first, factor), Term(over, -factor, n), Term(b10, 1, n)], n + 1),
@@ -312,18 +295,6 @@ def _quotient(
     ]
     backend.free(low, middle, high, first, over, top, b10, b11)
     return parts
-
-
-def _constants(backend: Backend, domain: Domain, qc: Vector, public: Sequence[int]) -> Vector:
-    """Qc with the public signals taken away: rows of public signals have −x."""
-    if not public:
-        return backend.combine([Term(qc)])
-    short = wires.public_column(public, backend)
-    values = backend.combine([Term(short)], domain.size)
-    coefficients = permutation.interpolated(backend, domain, values)
-    constants = backend.combine([Term(qc), Term(coefficients)])
-    backend.free(short, coefficients)
-    return constants
 
 
 def _highest(

@@ -34,5 +34,6 @@ SYSTEM = ProofSystem(
     solidity_calldata=late(f"{_PACKAGE}.solidity:export_calldata"),
     outline=late(f"{_PACKAGE}.setup:outline"),
     proof_schema=documents.PROOF_SCHEMA,
+    rows="gates",
     phases=("wires", *(f"round {i}" for i in range(1, 6)), "verify"),
 )

@@ -46,7 +46,7 @@ def test_blocks_do_not_show(
     cpu: Backend, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_writer, "_BLOCK", block)
-    test_keys_over_the_powers_of_tau_in_them("adds", cpu, tmp_path, monkeypatch)
+    test_keys_over_the_powers_of_tau_in_them("nopub-8gates", cpu, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", FFLONK)

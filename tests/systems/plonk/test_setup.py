@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gpuprover import memory
 from gpuprover.backend import Backend
 from gpuprover.circuits import Circuit, bits_circuit, chain_circuit
 from gpuprover.curves import BN254
@@ -16,8 +20,9 @@ from gpuprover.errors import InvalidInput, UnsupportedFile
 from gpuprover.formats.r1cs import read_r1cs
 from gpuprover.job import Job
 from gpuprover.systems.plonk.key import load_key
-from gpuprover.systems.plonk.setup import memory_needed, setup
+from gpuprover.systems.plonk.setup import setup
 from gpuprover.systems.system import system_named
+from tests.support.paths import ROOT
 from tests.support.plonk import PLONK, sample
 from tests.support.plonk_reference import r1cs_of
 from tests.support.plonk_setup import use_powers
@@ -119,7 +124,38 @@ def test_refusals(data_dir: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_needed_is_of_the_circuit() -> None:
-    small, large = (memory_needed(chain_circuit(n).r1cs, True) for n in (1000, 100_000))
-    per_row = (large - small) / (1 << 17)
-    assert 300 < per_row < 2000
+_GROWTH = """
+import sys, threading
+import gpuprover
+from gpuprover import memory
+
+protocol, r1cs, zkey = sys.argv[1:]
+before, seen, done = memory.resident_anonymous(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.001):
+        seen.append(memory.resident_anonymous())
+
+thread = threading.Thread(target=watch)
+thread.start()
+gpuprover.setup(r1cs, zkey, protocol=protocol, insecure=True, threads=2)
+done.set()
+thread.join()
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
+def test_estimated_memory(protocol: str, tmp_path: Path) -> None:
+    """A set-up takes what it is said to need, which is less than its key, and not much less than that."""
+    r1cs, zkey = tmp_path / "c.r1cs", tmp_path / "k.zkey"
+    chain_circuit(120_000).write(r1cs, tmp_path / "c.wtns")
+    command = [sys.executable, "-c", _GROWTH, protocol, str(r1cs), str(zkey)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment)
+    grown = int(ran.stdout)
+    need = memory.CODE_BYTES + system_named(protocol).setup_memory(read_r1cs(r1cs), False)
+    print(f"{grown >> 20} MiB of {need >> 20} MiB, key {zkey.stat().st_size >> 20} MiB")
+    assert need / 2 < grown <= need < zkey.stat().st_size

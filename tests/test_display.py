@@ -6,8 +6,8 @@ import io
 import json
 import time
 
+from gpuprover.display import JSON_INTERVAL, LIVE_DELAY, Silent, display
 from gpuprover.job import Progress
-from gpuprover.progress import JSON_INTERVAL, LIVE_DELAY, Silent, display
 
 
 class Terminal(io.StringIO):
