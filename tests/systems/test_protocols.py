@@ -167,6 +167,7 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     assert 0 < memory["key"] < answer["key_bytes"] / 2, "most of a key is read by no proof"
     profiled = run("profile", of.key, of.witness, "--proofs", 1, "--threads", 1, "--json").answer
     assert set(system.system_named(of.protocol).phases) <= set(profiled["phases"])
+    assert profiled["key_read"] == memory["key"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
