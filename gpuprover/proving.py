@@ -212,9 +212,12 @@ def _least_on_gpu(key: ProvingKey) -> MemoryPlan:
 
     The device's own plan is made when it is open; the choice does not wait for that.
     """
-    demand, element = key.demand, key.curve.scalar.bytes
-    longest = max((domain.size for domain in demand.domains), default=0)
-    return MemoryPlan(key=0, tables=0, arena=(4 * longest + 2 * demand.witness) * element, host=0)
+    from gpuprover.rehearsal import vectors_of
+
+    *_, leanest = key.demand.choices
+    # The witness and its digits lie there, too.
+    elements = vectors_of(leanest) + 2 * leanest.witness
+    return MemoryPlan(key=0, tables=0, arena=elements * key.curve.scalar.bytes, host=0)
 
 
 def run_placed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -240,3 +241,23 @@ class _Points:
 
     def linear_combination(self, group: Group, points: Words, scalars: Sequence[int]) -> Words:
         return np.zeros(group.words(self._curve), dtype=np.uint64)
+
+
+class _VectorsOnly:
+    """See :class:`Costs`: elements alone are counted."""
+
+    element = 1
+
+    def transform(self, domain: Domain) -> tuple[int, int]:
+        return 0, 0
+
+    def sums(self, groups: Sequence[Group], requests: int, longest: int) -> int:
+        return 0
+
+
+@lru_cache(maxsize=64)
+def vectors_of(demand: Demand) -> int:
+    """The elements of all vectors that a proof holds at once, at the peak; whatever the device."""
+    rehearsal = Rehearsal(demand, 1, _VectorsOnly())
+    demand.rehearse(demand, rehearsal)
+    return rehearsal.arena

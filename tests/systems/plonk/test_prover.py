@@ -21,6 +21,7 @@ from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
 from gpuprover.plonkish.diagnosis import broken_gate
 from gpuprover.plonkish.key import Sizes
+from gpuprover.rehearsal import vectors_of
 from gpuprover.systems.plonk import prover
 from gpuprover.systems.plonk.documents import proof_to_json
 from gpuprover.systems.plonk.key import ProvingKey, load_key
@@ -109,6 +110,7 @@ def test_memory_of_large_circuits(log_n: int) -> None:
     demand = prover.demand(BN254, Sizes(n, 1, n, n // 8, n))
     backend = open_backend("cpu", BN254, Job(threads=1))
     for choice, vectors in zip(demand.choices, (14, 11), strict=True):
+        assert vectors_of(choice) < vectors * n + 100
         plan = backend.plan(replace(choice, leaner=None), UNLIMITED)
         beside = plan.arena + plan.tables - demand.witness * 32 - vectors * n * 32
         assert beside < (48 << 20), (choice.chunks, beside)
