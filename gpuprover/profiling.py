@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuprover import api, calibration, memory
-from gpuprover.demand import UNLIMITED, Budget
+from gpuprover.demand import UNLIMITED, Budget, MemoryPlan
 from gpuprover.devices import cpu_path_name, is_gpu, open_backend
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Event, Job, Progress
@@ -96,7 +96,8 @@ class Observed:
     """All that advice is formed from.
 
     Attributes:
-        constraints, key_bytes: the key's constraints and bytes.
+        constraints, key_bytes: the key's constraints, and bytes of its file.
+        key_read: bytes that proofs read of it.
         touch, touch_again: seconds to touch every page of the key, before the first proof and at the end.
         touch_read: bytes that the first touching read from a disk.
         first: the first proof of this process.
@@ -114,6 +115,7 @@ class Observed:
 
     constraints: int
     key_bytes: int
+    key_read: int
     touch: float
     touch_again: float
     touch_read: int
@@ -219,6 +221,7 @@ def observe(
     return Observed(
         constraints=key.constraints,
         key_bytes=key.size,
+        key_read=plan.key,
         touch=touch,
         touch_again=touch_pages(zkey, job),
         touch_read=touch_read,
@@ -233,8 +236,8 @@ def observe(
         path=cpu_path_name(),
         ifma="avx512ifma" in _cpu_flags(),
         compiled=None if files is None or added is None else added - files,
-        plan=plan,
-        plan_within=within,
+        plan=plan.total,
+        plan_within=within.total,
         container=cgroup_memory_limit(),
         predictions=_predictions(key, threads),
     )
@@ -286,11 +289,11 @@ def touch_pages(path: str, job: Job) -> float:
     return took
 
 
-def _plans(key: ProvingKey, job: Job, memory_limit: int | None) -> tuple[int, int]:
-    """Bytes of a proof on the CPU without a limit, and within the one there is."""
+def _plans(key: ProvingKey, job: Job, memory_limit: int | None) -> tuple[MemoryPlan, MemoryPlan]:
+    """A proof on the CPU without a limit, and within the one there is."""
     backend = open_backend("cpu", key.curve, job)
     within = backend.plan(key.demand, Budget(host=memory.budget(memory_limit)))
-    return backend.plan(key.demand, UNLIMITED).total, within.total
+    return backend.plan(key.demand, UNLIMITED), within
 
 
 def _predictions(key: ProvingKey, threads: int) -> tuple[Prediction, ...]:
@@ -493,12 +496,12 @@ def _swapping(o: Observed) -> Advice | None:
 
 def _dropped_pages(o: Observed) -> Advice | None:
     again = statistics.median(run.read_bytes for run in o.warm)
-    if again < NOTED * o.key_bytes or not any(run.major_faults for run in o.warm):
+    if again < NOTED * o.key_read or not any(run.major_faults for run in o.warm):
         return None
     return Advice(
         "memory",
         f"each proof reads {format_size(int(again))} of the key from the disk again: its pages do not stay "
-        f"in memory. Leave {format_size(o.key_bytes)} for the file cache; in a container it counts against "
+        f"in memory. Leave {format_size(o.key_read)} for the file cache; in a container it counts against "
         "the limit",
     )
 

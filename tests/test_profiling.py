@@ -28,6 +28,7 @@ def proof(seconds: float = 1.0, **changes: Any) -> Proof:
 GOOD = Observed(
     constraints=100_000,
     key_bytes=100 * MIB,
+    key_read=100 * MIB,
     touch=0.01,
     touch_again=0.01,
     touch_read=0,

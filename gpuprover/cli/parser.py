@@ -219,7 +219,7 @@ def build_parser() -> Parser:
         "check",
         "commands:zkey_check",
         "check every point, and whether sections belong together",
-        "Says what was checked and what was not: IC and C need the powers of tau (zkey verify).",
+        "Says what was checked and what was not: Groth16's IC and C need the powers of tau (zkey verify).",
     )
     _files(key_check, zkey="CIRCUIT.zkey")
     key_check.add_argument(
@@ -230,7 +230,7 @@ def build_parser() -> Parser:
             "verify",
             "commands:zkey_verify",
             "check a key against its circuit and powers of tau",
-            "Every section, for the key's own delta. Proofs of contributions are left to snarkjs.",
+            "Every section; of Groth16 for the key's own delta, and without its contributions' proofs.",
         ),
         r1cs="CIRCUIT.r1cs",
         ptau="FILE.ptau",

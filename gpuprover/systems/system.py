@@ -17,9 +17,10 @@ from gpuprover import forks
 from gpuprover.backend import Backend
 from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.demand import Budget, Demand
-from gpuprover.errors import InvalidInput, MalformedFile, brief
+from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile, about, brief
 from gpuprover.formats.binfile import Source
 from gpuprover.formats.files import Pathish
+from gpuprover.formats.json_files import shown
 from gpuprover.formats.wtns import Witness
 from gpuprover.formats.zkey import identify
 
@@ -295,6 +296,7 @@ def read_verification_key(source: Source) -> VerificationKey:
     return key
 
 
+@about("verification key")
 def parse_verification_key(document: object, source: str = "verification key") -> VerificationKey:
     """A verification key from its document, which names its protocol.
 
@@ -302,6 +304,10 @@ def parse_verification_key(document: object, source: str = "verification key") -
         MalformedFile: a field is missing, out of range or off the curve.
         UnsupportedFile: a protocol or a curve that there is not.
     """
+    name = document.get("protocol") if isinstance(document, Mapping) else None
+    if isinstance(name, str) and name not in _SYSTEMS:
+        expected = " or ".join(f"'{known}'" for known in _SYSTEMS)
+        raise UnsupportedFile(source, "protocol", f"expected {expected}, found {shown(name)}")
     key: VerificationKey = system_of_document(document).parse_verification_key(document, source)
     return key
 

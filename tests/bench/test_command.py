@@ -128,7 +128,15 @@ def test_a_peer_that_fails_or_proves_something_else_is_a_row_with_the_reason(ran
     assert row["error"] == "copies: its proof does not hold"
 
 
-def test_set_ups_are_rows(tmp_path: Path) -> None:
+def test_set_ups_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole processes, which tests/interop runs."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> tuple[measure.Sample, str]:
+        commands.append(command)
+        return measure.Sample(1.5, 2.0, 3), ""
+
+    monkeypatch.setattr(setups, "run_process", run)
     circuit = setups.Circuit("one gate", sample("one-gate").circuit, VECTORS / "chain5.bn254.ptau")
     found = rows.Rows(tmp_path / "rows.jsonl")
     variants = [measure.Variant("cpu", None), measure.Variant("cpu", None, 2)]
@@ -137,7 +145,8 @@ def test_set_ups_are_rows(tmp_path: Path) -> None:
     found.close()
     (row,) = found.all
     assert (row["operation"], row["mode"], row["constraints"]) == ("plonk setup", "cold", 1)
-    assert row["cpu"]["median_s"] > 0
+    assert row["cpu"]["median_s"] == 1.5
+    assert all(command[3:5] == ["plonk", "setup"] for command in commands)
     with pytest.raises(errors.InvalidInput, match="--setup: expected NAME=R1CS,PTAU"):
         setups.named_circuit("name=r1cs")
 

@@ -25,7 +25,7 @@ import pytest
 import gpuprover
 from gpuprover import errors
 from gpuprover.cli import commands, main
-from gpuprover.cli.parser import build_parser
+from gpuprover.cli.parser import PROTOCOLS, build_parser
 from tests.support.running import Ran, Run
 
 PROOF = {"pi_a": ["1", "2", "1"], "protocol": "groth16", "curve": "bn128"}
@@ -99,10 +99,16 @@ ORDERS = {
     "prove K W P S": "zkey witness proof public",
     "fullprove I C K P S": "inputs wasm zkey proof public",
     "verify V S P": "vkey public proof",
-    "groth16 prove K W P S": "zkey witness proof public",
-    "groth16 fullprove I C K P S": "inputs wasm zkey proof public",
-    "groth16 verify V S P": "vkey public proof",
-    "groth16 setup R T K": "r1cs ptau zkey",
+    **{
+        f"{protocol} {line}": names
+        for protocol in PROTOCOLS
+        for line, names in {
+            "prove K W P S": "zkey witness proof public",
+            "fullprove I C K P S": "inputs wasm zkey proof public",
+            "verify V S P": "vkey public proof",
+            "setup R T K": "r1cs ptau zkey",
+        }.items()
+    },
     "setup R K --ptau T": "r1cs zkey",
     "setup R K --insecure": "r1cs zkey",
     "wtns calculate C I W": "wasm inputs witness",
@@ -159,6 +165,10 @@ def test_argument_orders_and_common_options(line: str) -> None:
         (["prove", "a", "b", "c", "d", "--timeout", "-1"], "--timeout: expected a positive number"),
         (["setup", "a", "b"], "one of the arguments --ptau --insecure is required"),
         (["setup", "a", "b", "--ptau", "p", "--insecure"], "not allowed with argument"),
+        (
+            ["setup", "a", "b", "--insecure", "--protocol", "stark"],
+            "--protocol: expected one of groth16, plonk",
+        ),
         (["prove", "x" * 5000, "b", "c"], "required: PUBLIC.json"),
         (["frob\x1b[31m\nnicate"], "invalid choice"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from gpuprover.bench import peers, rows, setups
 from gpuprover.bench.measure import Variant
 
 import gpuprover
-from gpuprover.curves import CurveParams
+from gpuprover.curves import BN254, CurveParams
 from gpuprover.job import Job
 from gpuprover.systems.system import system_named
 from tests.support.paths import VECTORS
@@ -22,8 +23,9 @@ def snarkjs_here(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(peers.SNARKJS_VARIABLE, str(node.parents[1] / "node_modules" / "snarkjs"))
 
 
-@pytest.mark.parametrize("protocol", ["plonk", pytest.param("fflonk", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["snarkjs", pytest.param("snarkjs-warm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
+@pytest.mark.parametrize("name", ["snarkjs", "snarkjs-warm"])
 def test_snarkjs_proves_by_other_systems(protocol: str, name: str, tmp_path: Path) -> None:
     (peer,), _ = peers.peers_of([name], 60.0, pytest.fail)
     files = sample("duplicates", protocol)
@@ -34,9 +36,11 @@ def test_snarkjs_proves_by_other_systems(protocol: str, name: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
-def test_snarkjs_sets_up_beside_us(protocol: str, tmp_path: Path) -> None:
+def test_snarkjs_sets_up_beside_us(
+    protocol: str, ptau: Callable[[CurveParams], Path], tmp_path: Path
+) -> None:
     """The keys are the same, or its row would be a failure."""
-    circuit = setups.Circuit("one gate", sample("one-gate").circuit, VECTORS / "chain5.bn254.ptau")
+    circuit = setups.Circuit("one gate", sample("one-gate").circuit, ptau(BN254))
     found = rows.Rows(tmp_path / "rows.jsonl")
     systems, variants = [system_named(protocol)], [Variant("cpu", None)]
     setups.measure_setups(circuit, systems, variants, 1, found, Job(threads=1), peer=True, limit=60.0)

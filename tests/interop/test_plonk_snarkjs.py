@@ -28,6 +28,7 @@ CASES = [
     ("fflonk", "nopublic", BN254),
 ]
 """As large as the powers of tau allow: FFLONK needs nine times as many as the circuit has rows."""
+SLOW = [CASES[3], CASES[5]]
 KINDS = [("plonk", BN254), ("plonk", BLS12_381), ("fflonk", BN254)]
 
 
@@ -68,7 +69,10 @@ def _made(protocol: str, r1cs: Path, wtns: Path, ptau: Path, folder: Path, publi
     return Made(protocol, r1cs, wtns, ours, theirs, public)
 
 
-@pytest.fixture(params=CASES, ids=lambda p: f"{p[0]}-{p[1]}-{p[2].name}")
+@pytest.fixture(
+    params=[pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in CASES],
+    ids=lambda p: f"{p[0]}-{p[1]}-{p[2].name}",
+)
 def made(request: pytest.FixtureRequest, make: Callable[[str, str, CurveParams], Made]) -> Made:
     return make(*request.param)
 
@@ -105,11 +109,9 @@ def _both_directions(made: Made, oracle: Any) -> None:
         assert not gpuprover.verify(vkey, other, theirs["proof"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "made",
-    [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in (CASES[1], CASES[4]))],
-    indirect=True,
-    ids=["plonk", "plonk-nopublic", "fflonk"],
+    "made", [CASES[0], CASES[1], CASES[4]], indirect=True, ids=["plonk", "plonk-nopublic", "fflonk"]
 )
 def test_command_lines(made: Made, make_case: Any, snarkjs: Callable[..., Any], tmp_path: Path) -> None:
     """The files of the one command line are the arguments of the other, and look alike."""

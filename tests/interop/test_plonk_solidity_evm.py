@@ -17,7 +17,7 @@ from gpuprover.systems.plonk import solidity as plonk
 from tests.support import forgery
 from tests.support.evm import COMPILERS, OPTIMISED, Contract, altered, run_contracts, words
 from tests.support.forgery import Statement
-from tests.support.plonk import sample
+from tests.support.plonk import Sample, sample
 
 MODULES: dict[str, ModuleType] = {"plonk": plonk, "fflonk": fflonk}
 POINTS = {"plonk": 9, "fflonk": 4}
@@ -98,6 +98,16 @@ def test_every_value_and_every_point(protocol: str, node: Path) -> None:
     statements = [own("duplicates", protocol), forged(protocol, 2, 5, infinite=True)]
     call = call_of(protocol, statements[0])
     check(protocol, node, statements, [[*refused_early(protocol, call), *wrong(protocol, call)], []])
+
+
+@both
+@pytest.mark.slow
+def test_proofs_of_circom_circuits(protocol: str, node: Path, data_dir: Path) -> None:
+    found = [
+        Sample(data_dir / "plonk" / "fixed", n, protocol) for n in ("multiplier2", "poseidon2", "merkle20")
+    ]
+    statements = [Statement(f.verification_key, f.public, f.proof) for f in found]
+    check(protocol, node, statements, [[altered(call_of(protocol, s), 20, 1)] for s in statements])
 
 
 @both

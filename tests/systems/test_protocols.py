@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ import pytest
 import gpuprover
 from gpuprover.circuits import CircuitBuilder
 from gpuprover.curves import BN254
+from gpuprover.demand import UNLIMITED
+from gpuprover.devices import open_backend
 from gpuprover.errors import EXIT_BAD_INPUT, EXIT_INVALID
+from gpuprover.executor import ProofRequest
 from gpuprover.formats.wtns import read_witness, write_witness
+from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.service.client import Client
 from gpuprover.systems import system
 from gpuprover.verifier.process import VerifierProcess
+from gpuprover.witness_source import looked_at
 from tests.service.test_server import running
 from tests.support.paths import ROOT, VECTORS
 from tests.support.plonk import Sample, sample
@@ -109,18 +115,25 @@ def test_a_set_up_for_an_unknown_system_is_refused(protocol: Any, tmp_path: Path
 
 
 def test_plans_on_the_cpu_go_down_to_the_leanest_demand() -> None:
-    key = gpuprover.load_key(SAMPLES[0].key)
-    plans = Runner().load(str(SAMPLES[0].key)).plans["cpu"]
-    *_, leanest = key.demand.choices
+    of, runner = sample("adds"), Runner()
+    *_, leanest = gpuprover.load_key(of.key).demand.choices
+    info = runner.load(str(of.key), job=Job(threads=2))
+    plans = info.plans["cpu"]
     assert leanest.chunks > 1
-    assert [plan.total for plan in plans] == sorted((plan.total for plan in plans), reverse=True)
-    assert len(plans) <= 3
+    assert [plan.total for plan in plans] == sorted({plan.total for plan in plans}, reverse=True)
+    assert plans[-1] == open_backend("cpu", BN254, Job(threads=1)).plan(leanest, UNLIMITED)
+    need = plans[-1].tables + plans[-1].arena
+    request = ProofRequest(1, info.path, info.identity, looked_at(of.witness), threads=1, budget=need)
+    made = runner.prove(request)
+    assert gpuprover.verify(of.verification_key, made.public_signals, made.proof)
+    with pytest.raises(gpuprover.OutOfMemory):
+        runner.prove(replace(request, budget=need - 1))
 
 
 # The command line --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of", SAMPLES, ids=IDS)
+@pytest.mark.parametrize("of", [SAMPLES[1], *EACH], ids=["nopub-8gates", *PROTOCOLS])
 def test_the_command_line(run: Run, of: Sample, tmp_path: Path) -> None:
     proof, public, vkey = (tmp_path / f"{name}.json" for name in ("proof", "public", "vkey"))
     assert run("zkey", "export", "verificationkey", of.key, vkey, "--quiet") == Ran(0, "", "")
@@ -154,6 +167,7 @@ def test_what_commands_say_of_a_key(run: Run, of: Sample) -> None:
     assert 0 < memory["key"] < answer["key_bytes"] / 2, "most of a key is read by no proof"
     profiled = run("profile", of.key, of.witness, "--proofs", 1, "--threads", 1, "--json").answer
     assert set(system.system_named(of.protocol).phases) <= set(profiled["phases"])
+    assert profiled["key_read"] == memory["key"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.curves import BN254, CurveParams
 from gpuprover.errors import UnsupportedFile, about
 from gpuprover.formats.json_files import shown
 from gpuprover.formats.snarkjs_json import DocumentReader, g2_to_json
-from gpuprover.limbs import Words, g1_to_words, generator, words_to_g2
+from gpuprover.limbs import Words, g1_to_words, words_to_g2
 from gpuprover.plonkish import documents as shared
 from gpuprover.polynomial import Domain
 
@@ -197,12 +197,6 @@ class Proof:
             return NotImplemented
         values = (self.evaluations, self.inv) == (other.evaluations, other.inv)
         return values and np.array_equal(self.points, other.points)
-
-
-def sample_proof(key: VerificationKey) -> Proof:
-    """The generator and ones in place of a proof's points and values."""
-    points = np.tile(generator(CURVE, Group.G1), (len(POLYNOMIALS), 1))
-    return Proof(points, Evaluations(*[1] * len(Evaluations._fields)), 1)
 
 
 def proof_to_json(proof: Proof, curve: CurveParams) -> dict[str, Any]:

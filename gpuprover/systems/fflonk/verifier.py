@@ -10,7 +10,9 @@ Williamson, "fflonk: a Fast-Fourier inspired verifier efficient version of PlonK
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from gpuprover.caching import Cache
 from gpuprover.commitments import kzg
 from gpuprover.commitments.kzg import Opening
 from gpuprover.curves import Group
-from gpuprover.limbs import Words
+from gpuprover.limbs import Words, generator
 from gpuprover.plonkish.verification import outside, parsed
 from gpuprover.polynomial import Domain
 from gpuprover.systems.fflonk.documents import (
@@ -107,39 +109,61 @@ def verify_documents(
     return results
 
 
+class _Challenges(NamedTuple):
+    beta: int
+    gamma: int
+    xi: int
+    alpha: int
+    y: int
+
+
+def _challenges(key: VerificationKey, public: Sequence[int], proof: Proof) -> _Challenges:
+    c1, c2, w1, _ = proof.points
+    transcript = Transcript()
+    beta, gamma = transcript.beta_gamma(key, public, c1)
+    seed = transcript.seed(gamma, c2)
+    alpha = transcript.alpha(seed, proof.evaluations)
+    return _Challenges(beta, gamma, point_of(seed), alpha, transcript.y(alpha, w1))
+
+
+def sample_proof(key: VerificationKey) -> Proof:
+    """The generator and ones in place of a proof's points and values.
+
+    For public signals that are all 0 its ``inv`` is right, so that a verifier goes all the way.
+    """
+    points = np.tile(generator(CURVE, Group.G1), (len(POLYNOMIALS), 1))
+    proof = Proof(points, Evaluations(*[1] * len(Evaluations._fields)), 0)
+    drawn = _challenges(key, [0] * key.n_public, proof)
+    return replace(proof, inv=Divisors(key, drawn.xi, drawn.y).inverse())
+
+
 def claim(key: VerificationKey, public: Sequence[int], proof: Proof) -> Opening | None:
     """The opening that a proof consists of; None for a proof whose ``inv`` is wrong, which does not hold.
 
     A challenge for which a divisor is 0 has no ``inv``; odds are about n/r.
     """
-    c1, c2, w1, w2 = proof.points
-    transcript = Transcript()
-    beta, gamma = transcript.beta_gamma(key, public, c1)
-    seed = transcript.seed(gamma, c2)
-    alpha = transcript.alpha(seed, proof.evaluations)
-    y = transcript.y(alpha, w1)
-    xi = point_of(seed)
-    divisors = Divisors(key, xi, y)
+    drawn = _challenges(key, public, proof)
+    divisors = Divisors(key, drawn.xi, drawn.y)
     inverses = divisors.inverses(proof.inv)
     if inverses is None:
         return None
-    weights = inverses.weights(alpha, divisors.m0)
-    rests = _remainders(key, public, proof.evaluations, (beta, gamma, xi, y), inverses)
+    weights = inverses.weights(drawn.alpha, divisors.m0)
+    rests = _remainders(key, public, proof.evaluations, drawn, inverses)
     value = sum(weight * rest for weight, rest in zip(weights, rests, strict=True)) % CURVE.r
-    commitments: Words = np.stack([key.c0, c1, c2, w1])
-    return Opening(commitments, [*weights, -divisors.m0], y, value, w2)
+    commitments: Words = np.concatenate([key.c0[None], proof.points[:3]])
+    return Opening(commitments, [*weights, -divisors.m0], drawn.y, value, proof.points[3])
 
 
 def _remainders(
     key: VerificationKey,
     public: Sequence[int],
     at: Evaluations,
-    challenges: tuple[int, int, int, int],
+    drawn: _Challenges,
     inverses: Inverses,
 ) -> tuple[int, int, int]:
     """R0(y), R1(y) and R2(y)."""
     r, domain, k = CURVE.r, key.domain, key.constants
-    beta, gamma, xi, y = challenges
+    beta, gamma, xi, y = drawn.beta, drawn.gamma, drawn.xi, drawn.y
     a, b, c, z = at.a, at.b, at.c, at.z
     roots = kzg.powers(domain.omega, key.n_public, r)
     signals = zip(public, roots, inverses.lagrange[: key.n_public], strict=True)

@@ -22,7 +22,6 @@ from gpuprover.systems.fflonk.documents import (
     parse_proof,
     parse_verification_key,
     proof_to_json,
-    sample_proof,
 )
 from tests.support.plonk import sample
 
@@ -93,11 +92,6 @@ def test_proofs_are_equal_by_value() -> None:
     assert proof != "proof"
     nothing = Proof(np.zeros_like(proof.points), Evaluations(*[0] * 15), 0)
     assert parse_proof(proof_to_json(nothing, BN254), BN254) == nothing
-
-
-def test_a_sample_can_be_written_and_read(key: VerificationKey) -> None:
-    sample = sample_proof(key)
-    assert parse_proof(proof_to_json(sample, BN254), BN254) == sample
 
 
 @pytest.fixture

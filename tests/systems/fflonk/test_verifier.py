@@ -26,9 +26,10 @@ from gpuprover.systems.fflonk.documents import (
     VerificationKey,
     parse_proof,
     parse_verification_key,
-    sample_proof,
+    proof_to_json,
 )
 from gpuprover.systems.fflonk.rounds import Transcript
+from gpuprover.systems.fflonk.verifier import sample_proof
 from tests.support.plonk import FFLONK, Sample, sample
 from tests.support.samples import curve_point, to_words
 
@@ -136,8 +137,15 @@ def test_public_signals_belong_to_the_proof(quirks: Case, backend: Backend) -> N
         assert not holds(quirks, backend, public=other)
 
 
-def test_a_sample_does_not_hold(quirks: Case, backend: Backend) -> None:
-    assert not holds(quirks, backend, proof=sample_proof(quirks.key))
+@pytest.mark.parametrize("name", ["quirks", "one-gate"])
+def test_a_sample_is_looked_at_in_full_and_does_not_hold(name: str, backend: Backend) -> None:
+    """A verifier that has seen it has compiled all that it needs."""
+    given = own(name)
+    found = sample_proof(given.key)
+    public = [0] * given.key.n_public
+    assert verifier.claim(given.key, public, found) is not None
+    assert not holds(given, backend, public=public, proof=found)
+    assert parse_proof(proof_to_json(found, BN254), BN254) == found
 
 
 def test_other_keys(quirks: Case, backend: Backend) -> None:

@@ -42,11 +42,12 @@ def proved(given: Sample, backend: str = "cpu", chunks: int | None = None, threa
 
 
 @pytest.mark.both_paths
+@pytest.mark.parametrize("backend_name", ["cpu", "portable"], indirect=True)
 @pytest.mark.parametrize("name", PLONK)
-def test_proofs_of_snarkjs(name: str) -> None:
+def test_proofs_of_snarkjs(name: str, backend_name: str) -> None:
     """Blinding, and so every challenge and value, are those of the file."""
     given = sample(name)
-    assert json.dumps(proved(given), indent=1) == given.proof_text
+    assert json.dumps(proved(given, backend_name), indent=1) == given.proof_text
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,15 @@ def test_a_proof_takes_what_was_planned(data_dir: Path) -> None:
         key = load_key(given.key)  # multiples are kept of none
         plan = backend.plan(replace(choice, leaner=None), UNLIMITED)
         key.__dict__["demand"] = replace(choice, leaner=None)
-        tracemalloc.start()
-        prover.prove(key, witness, backend)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        planned = plan.arena - witness.values.nbytes
+        peaks = []
+        for _ in range(2):  # the interpreter's own tables grow now and then
+            tracemalloc.start()
+            try:
+                prover.prove(key, witness, backend)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+        planned, peak = plan.arena - witness.values.nbytes, min(peaks)
         assert 0.7 * planned < peak < planned + (1 << 18), choice.chunks
 
 
