@@ -157,6 +157,11 @@ WIDTH = 4
 """Bits of a window of a multiplication."""
 HALF = 1 << (WIDTH - 1)
 
+COMBINED_WIDTH = 4
+"""Bits of a window of a sum of a few multiples."""
+COMBINED = 1 << (COMBINED_WIDTH - 2)
+"""Odd multiples of each point of such a sum."""
+
 LINE = 3
 """Elements of Fq2 in one line of the pairing."""
 DOUBLE = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gpuprover.cpu import combine, layout, membership, pairing
 from gpuprover.cpu.compiled import Kernels
-from gpuprover.cpu.layout import PRODUCTS, Field
+from gpuprover.cpu.layout import COMBINED, COMBINED_WIDTH, PRODUCTS, Field
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import path_for
 from gpuprover.curves import CurveParams, Group
@@ -46,11 +46,19 @@ class CpuPoints:
         F = self._coordinates[group]
         limbs = self.curve.scalar.limbs
         reduced = ints_to_words([s % self.curve.r for s in scalars], limbs).reshape(-1)
-        # A point in four rows, scratch in one, the affine point, and those that are given.
-        room = np.zeros((7 + 2 * len(points), F.words), dtype=np.uint64)
-        room[7:].reshape(points.shape)[...] = points
+        n = len(points)
+        # A point in four rows, scratch in one, the affine point, those that are given, their multiples, and
+        # scratch for each.
+        room = np.zeros((7 + n * (2 + 2 * (COMBINED + 1) + 1), F.words), dtype=np.uint64)
+        room[7 : 7 + 2 * n].reshape(points.shape)[...] = points
         at, row = address(room), 8 * F.words
-        _curve.linear_combination(F, at + 7 * row, reduced, limbs, len(points), at)
+        given, table, prefix = (at + row * (7 + n * rows) for rows in (0, 2, 2 + 2 * (COMBINED + 1)))
+        digits = np.empty((n, 64 * limbs + COMBINED_WIDTH + 1), dtype=np.int8)
+        p_index, q_index, o_index = (np.empty(n, dtype=np.int64) for _ in range(3))
+        kinds = np.empty(n, dtype=np.uint8)
+        _curve.linear_combination(
+            F, given, reduced, limbs, n, table, digits, p_index, q_index, o_index, prefix, kinds, at
+        )
         _curve.normalise(F, at, at + 5 * row, at + 4 * row, 1)
         return room[5:7].reshape(-1)
 

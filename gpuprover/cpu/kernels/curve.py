@@ -11,8 +11,11 @@ Every function is complete: equal points, opposite points and infinity are right
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpuprover.cpu.kernels.field import inverse, is_canonical, load, negate_if, one, square, store, zero
 from gpuprover.cpu.kernels.jit import inline, jit
+from gpuprover.cpu.layout import COMBINED, COMBINED_WIDTH
 
 NEGATE = 0x80000000
 """Bit 31 of a point index: take the point's negative."""
@@ -165,24 +168,6 @@ def normalise(F, source, out, prefix, n):
         store(out, 2 * i + 1, y * t)
 
 
-@jit
-def linear_combination(F, points, scalars, words, n, out):
-    """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words.
-
-    All share the doublings: Straus, "Addition chains of vectors" (1964).
-    """
-    bits = 0
-    for i in range(n):
-        bits = max(bits, scalar_bits(scalars, words, i))
-    acc = identity(F)
-    for bit in range(bits - 1, -1, -1):
-        acc = double(F, acc)
-        for i in range(n):
-            if scalar_bit(scalars, words, i, bit):
-                acc = add_affine(F, acc, load(F, points, 2 * i), load(F, points, 2 * i + 1))
-    store_xyzz(F, out, 0, acc)
-
-
 # Batches of affine additions ---------------------------------------------------------------
 
 
@@ -261,6 +246,71 @@ def add_pairs(F, ps, p_index, qs, q_index, out, out_index, n, prefix, kinds):
         else:
             store(out, 2 * o, nothing)
             store(out, 2 * o + 1, nothing)
+
+
+# Sums of a few multiples --------------------------------------------------------------------
+
+
+@inline
+def recode(scalars, words, i, digits):
+    """Scalar ``i`` as Σ digits[i, k]·2^k -> how many of them count.
+
+    Digits are odd and below 2^(COMBINED_WIDTH − 1) in absolute value, or 0, as are the COMBINED_WIDTH − 1
+    after one that is not (Solinas, "Efficient arithmetic on Koblitz curves", 2000, width-w NAF).
+    """
+    for k in range(digits.shape[1]):
+        digits[i, k] = 0
+    end, top = 64 * words, scalar_bits(scalars, words, i)
+    k, carry, length = 0, 0, 0
+    while k < top or carry != 0:
+        bit = np.int64(scalar_bit(scalars, words, i, k)) if k < end else 0
+        if (bit + carry) & 1 == 0:
+            k += 1
+            continue
+        value = carry
+        for j in range(COMBINED_WIDTH):
+            if k + j < end:
+                value += np.int64(scalar_bit(scalars, words, i, k + j)) << j
+        carry = value >> (COMBINED_WIDTH - 1)
+        digits[i, k] = value - (carry << COMBINED_WIDTH)
+        length = k + 1
+        k += COMBINED_WIDTH
+    return length
+
+
+@jit
+def linear_combination(F, points, scalars, words, n, table, digits, p_index, q_index, o_index, prefix, kinds,
+                       out):  # fmt: skip
+    """XYZZ out[0] = Σ scalars[i]·points[i] of a few affine points; scalars are flat canonical words.
+
+    All share the doublings: Straus, "Addition chains of vectors" (1964).
+
+    Args:
+        table: room for COMBINED + 1 affine points for each of the n.
+        digits: int8[n, > 64·words + COMBINED_WIDTH].
+        p_index, q_index, o_index: int64[n]; kinds: uint8[n]; prefix: room for n elements.
+    """
+    length = 0
+    for i in range(n):
+        length = max(length, recode(scalars, words, i, digits))
+        copy_point(F, points, i, table, i)
+        p_index[i], q_index[i], o_index[i] = i, i, COMBINED * n + i
+    # (2d + 1)·points[i] at d·n + i, and the doubles behind them.
+    add_pairs(F, table, p_index, table, q_index, table, o_index, n, prefix, kinds)
+    for d in range(1, COMBINED):
+        for i in range(n):
+            p_index[i], q_index[i], o_index[i] = (d - 1) * n + i, COMBINED * n + i, d * n + i
+        add_pairs(F, table, p_index, table, q_index, table, o_index, n, prefix, kinds)
+    acc = identity(F)
+    for k in range(length - 1, -1, -1):
+        acc = double(F, acc)
+        for i in range(n):
+            digit = np.int64(digits[i, k])
+            if digit != 0:
+                at = (abs(digit) >> 1) * n + i
+                y = negate_if(load(F, table, 2 * at + 1), digit >> 63)
+                acc = add_affine(F, acc, load(F, table, 2 * at), y)
+    store_xyzz(F, out, 0, acc)
 
 
 # Checks --------------------------------------------------------------------------------------
