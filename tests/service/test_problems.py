@@ -80,7 +80,7 @@ def fill(folder: Path) -> None:
         "none.zkey": b"no key at all",
         "checked.vkey.json": vkey,
         "damaged.vkey.json": b'{"protocol": "groth16"',
-        "odd.vkey.json": vkey.replace(b'"groth16"', b'"plonk"'),
+        "odd.vkey.json": vkey.replace(b'"groth16"', b'"marlin"'),
         "apart.zkey": key,
         "apart.vkey.json": json.dumps(other).encode(),
         "twice.zkey": key,
