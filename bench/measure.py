@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -111,9 +112,14 @@ def run_process(
             raise Failed(f"{name}: cannot be run: {record['problem']}")
         text = out.read_text(errors="replace")
         if record["code"]:
-            said = (errors.read_text(errors="replace").strip() or text.strip())[-200:]
+            said = without_places(errors.read_text(errors="replace").strip() or text.strip())[-200:]
             raise Failed(f"{name}: exit code {record['code']}: {' '.join(said.split()) or 'said nothing'}")
         return Sample(record["cpu"], record["wall"], record["peak"]), text
+
+
+def without_places(text: str) -> str:
+    """The text with the last part of each absolute path: rows are for other machines, too."""
+    return re.sub(r"(?<![\w.])(?:/[\w.+@-]+)+/([\w.+@-]+)", r"\1", text)
 
 
 def fill(template: str, names: Mapping[str, object]) -> list[str]:

@@ -88,6 +88,45 @@ class Wiring:
     k2: int
 
 
+class KeySizes:
+    """What a proving key says of its sizes, by the wiring that it has."""
+
+    wiring: Wiring
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.wiring.sizes
+
+    @property
+    def constraints(self) -> int:
+        return self.sizes.gates
+
+    @property
+    def n_public(self) -> int:
+        return self.sizes.n_public
+
+    @property
+    def n_vars(self) -> int:
+        return self.sizes.n_vars
+
+    @property
+    def domain_size(self) -> int:
+        return self.sizes.domain_size
+
+
+def describe(key: Any) -> dict[str, Any]:
+    """A proving key of either system as ``zkey info`` describes it, as JSON."""
+    return {
+        "protocol": key.protocol,
+        "curve": key.curve.name,
+        "constraints": key.constraints,
+        "variables": key.n_vars,
+        "public_signals": key.n_public,
+        "domain_size": key.domain_size,
+        "additions": key.sizes.additions,
+    }
+
+
 def read_sizes(header: Cursor, curve: CurveParams, reserved: int) -> Sizes:
     """The sizes that stand behind the primes; ``reserved`` rows at the end belong to no gate."""
     signals = header.u32("the number of signals")

@@ -597,3 +597,9 @@ def test_rows_go_beside_the_sources_in_a_checkout_and_here_elsewhere(monkeypatch
     monkeypatch.setattr(rows, "in_checkout", lambda: False)
     assert command.default_output().parent == Path("bench-results")
     assert command.default_output().suffix == ".jsonl"
+
+
+def test_errors_in_rows_name_no_folder() -> None:
+    """Rows are read on other machines, too; fractions and relative paths stay."""
+    said = "error: /home/x/keys/a.ptau: power 3 at f (/opt/node/lib/cli.cjs:13:5), 3/4 of keys/b.zkey"
+    assert measure.without_places(said) == "error: a.ptau: power 3 at f (cli.cjs:13:5), 3/4 of keys/b.zkey"

@@ -59,7 +59,7 @@ def part(section: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class ProvingKey:
+class ProvingKey(shared.KeySizes):
     """A mapped PLONK proving key. Arrays are read-only, often unaligned views of the file.
 
     Attributes:
@@ -85,26 +85,6 @@ class ProvingKey:
     @property
     def protocol(self) -> str:
         return NAME
-
-    @property
-    def sizes(self) -> Sizes:
-        return self.wiring.sizes
-
-    @property
-    def constraints(self) -> int:
-        return self.sizes.gates
-
-    @property
-    def n_public(self) -> int:
-        return self.sizes.n_public
-
-    @property
-    def n_vars(self) -> int:
-        return self.sizes.n_vars
-
-    @property
-    def domain_size(self) -> int:
-        return self.sizes.domain_size
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -140,19 +120,6 @@ class ProvingKey:
         """Every point of the key: range, curve, subgroup. Raises MalformedFile naming the culprit."""
         self.check_header_points(backend)
         shared.check_points(self.path, part(POWERS), Group.G1, self.powers, backend)
-
-
-def describe(key: ProvingKey) -> dict[str, Any]:
-    """The key as ``zkey info`` describes it, as JSON."""
-    return {
-        "protocol": key.protocol,
-        "curve": key.curve.name,
-        "constraints": key.constraints,
-        "variables": key.n_vars,
-        "public_signals": key.n_public,
-        "domain_size": key.domain_size,
-        "additions": key.sizes.additions,
-    }
 
 
 @about("key")

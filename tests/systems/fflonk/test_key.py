@@ -17,9 +17,10 @@ from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.zkey import HEADER
 from gpuprover.job import Job
 from gpuprover.limbs import field_to_words, generator, words_to_field
+from gpuprover.plonkish.key import describe
 from gpuprover.systems.fflonk import key as keys
 from gpuprover.systems.fflonk.documents import parse_verification_key
-from gpuprover.systems.fflonk.key import describe, load_key, read_verification_key
+from gpuprover.systems.fflonk.key import load_key, read_verification_key
 from gpuprover.systems.system import system_of_key
 from tests.support.containers import edit, pack, put, unpack
 from tests.support.plonk import FFLONK, sample
