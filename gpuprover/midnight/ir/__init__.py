@@ -1,0 +1,1 @@
+"""ZKIR: the instructions of a circuit, their files, and their execution on integers."""

@@ -1,0 +1,1 @@
+"""Midnight's proof server: its routes and bodies over a prover of this package."""
