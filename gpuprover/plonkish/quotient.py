@@ -11,17 +11,18 @@ Where even that is too much, a coset is taken in chunks: g·⟨ω⟩ is the unio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from gpuprover.backend import Backend, Term, Vector
-from gpuprover.columns import Expression, Formula, column, compile_formula
+from gpuprover.columns import Expression, Formula, Read, compile_formula
 from gpuprover.polynomial import Direction, Domain
 
 X = "x"
 """The column of X itself."""
-_NEXT = "next "
-_MOST_COSETS = 3
+_AT = " at rotation "
+_MOST_COSETS = 7
 
 
 class _Step(NamedTuple):
@@ -38,22 +39,26 @@ class _Step(NamedTuple):
     last: tuple[str, ...]
 
 
-Next = Callable[[str], Expression]
-"""The column of a polynomial p at ωX."""
-
-
 class Numerator:
     """A polynomial that X^n − 1 divides, as steps over columns.
 
     Args:
-        steps: (name of a new column, what it is) in order; an expression may read polynomials, the column
-            ``x``, and what steps before it made. The last one is the numerator. A step's columns are all
-            there at once, and go after the last step that reads them: many short steps take little memory.
+        steps: (name of a new column, what it is) in order; an expression may read polynomials at any
+            rotation, the column ``x``, and what steps before it made (at rotation 0). The last one is the
+            numerator. A step's columns are all there at once, and go after the last step that reads them:
+            many short steps take little memory.
     """
 
-    def __init__(self, steps: Callable[[Next], Sequence[tuple[str, Expression]]]) -> None:
-        self._whole = _compiled(steps(lambda name: column(name, 1)))
-        self._chunked = _compiled(steps(lambda name: column(_NEXT + name)))
+    def __init__(self, steps: Sequence[tuple[str, Expression]]) -> None:
+        formulas = [(name, compile_formula([expression])) for name, expression in steps]
+        self._whole = _steps(formulas)
+        # A chunk's rows are not next to each other: a polynomial at ω^t·X is a column of its own there.
+        self._chunked = _steps(
+            [
+                (name, replace(formula, reads=tuple(_own_column(read) for read in formula.reads)))
+                for name, formula in formulas
+            ]
+        )
 
     def quotient(
         self,
@@ -69,18 +74,19 @@ class Numerator:
         """The quotient's coefficients, in parts of n: as many vectors as cosets.
 
         Args:
-            domain: that of n elements, n·4 <= 2^two_adicity.
+            domain: that of n elements, n·8 <= 2^two_adicity; n·4 for at most 3 cosets.
             polynomials: coefficients by name, of any lengths.
-            cosets: 1 to 3; the quotient has at most cosets·n coefficients, but for those of ``top``.
+            cosets: 1 to 7; the quotient has at most cosets·n coefficients, but for those of ``top``.
             chunks: a power of two that divides n: the memory of an evaluation is that of n/chunks rows.
             top: the coefficients from cosets·n on, at most n.
         """
         if not 1 <= cosets <= _MOST_COSETS:
             raise ValueError(f"{cosets} cosets, expected 1 to {_MOST_COSETS}")
         r, n = backend.curve.r, domain.size
-        root = domain.root_of_unity(domain.log_n + 2)
+        # X^n is a root of unity of order 4 or 8 there, but never 1.
+        root = domain.root_of_unity(domain.log_n + (2 if cosets < 4 else 3))
         shifts = [pow(root, j + 1, r) for j in range(cosets)]
-        values = [pow(g, n, r) for g in shifts]  # of X^n: i, −1, −i
+        values = [pow(g, n, r) for g in shifts]  # of X^n
         remainders = []
         for j, g in enumerate(shifts):
             with backend.job.part(j, cosets):
@@ -112,22 +118,22 @@ class Numerator:
     ) -> Vector:
         """The numerator's values on g·⟨ω⟩, in natural order."""
         if chunks == 1:
-            return _evaluate(self._whole, backend, domain, polynomials, challenges, g, g)
+            return _evaluate(self._whole, backend, domain, polynomials, challenges, g, domain.omega)
         r = backend.curve.r
         small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
         pieces = []
         for i in range(chunks):
             backend.job.check()
             here = g * pow(domain.omega, i, r) % r
-            after = here * domain.omega % r
-            pieces.append(_evaluate(self._chunked, backend, small, polynomials, challenges, here, after))
+            pieces.append(
+                _evaluate(self._chunked, backend, small, polynomials, challenges, here, domain.omega)
+            )
         values = backend.interleave(pieces)
         backend.free(*pieces)
         return values
 
 
-def _compiled(steps: Sequence[tuple[str, Expression]]) -> list[_Step]:
-    formulas = [(name, compile_formula([expression])) for name, expression in steps]
+def _steps(formulas: Sequence[tuple[str, Formula]]) -> list[_Step]:
     last: dict[str, int] = {}
     for i, (_, formula) in enumerate(formulas):
         last.update(dict.fromkeys(formula.columns, i))
@@ -137,6 +143,10 @@ def _compiled(steps: Sequence[tuple[str, Expression]]) -> list[_Step]:
     ]
 
 
+def _own_column(read: Read) -> Read:
+    return Read(f"{read.column}{_AT}{read.rotation}", 0) if read.rotation else read
+
+
 def _evaluate(
     steps: Sequence[_Step],
     backend: Backend,
@@ -144,9 +154,10 @@ def _evaluate(
     polynomials: Mapping[str, Vector],
     challenges: Mapping[str, int],
     g: int,
-    after: int,
+    omega: int,
 ) -> Vector:
-    """The last step's column on g·⟨ω⟩; ``after`` is the g of ωX."""
+    """The last step's column on g times the domain's roots; ``omega`` is the distance of the circuit's rows."""
+    r = domain.field.modulus
     there: dict[str, Vector] = {}
     for step in steps:
         for name in step.formula.columns:
@@ -154,10 +165,10 @@ def _evaluate(
                 continue
             if name == X:
                 there[name] = backend.powers(domain.size, domain.omega, g)
-            elif name.startswith(_NEXT):
-                (there[name],) = backend.extend(polynomials[name.removeprefix(_NEXT)], domain, [after])
             else:
-                (there[name],) = backend.extend(polynomials[name], domain, [g])
+                polynomial, _, rotation = name.partition(_AT)
+                here = g * pow(omega, int(rotation or 0), r) % r
+                (there[name],) = backend.extend(polynomials[polynomial], domain, [here])
         columns = {name: there[name] for name in step.formula.columns}
         (there[step.name],) = backend.evaluate(step.formula, columns, challenges)
         backend.free(*(there.pop(name) for name in step.last))

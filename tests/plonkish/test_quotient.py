@@ -13,7 +13,7 @@ from gpuprover.curves import BN254
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words, words_to_ints
-from gpuprover.plonkish.quotient import Next, Numerator
+from gpuprover.plonkish.quotient import Numerator
 from gpuprover.polynomial import Domain
 
 R = BN254.r
@@ -37,15 +37,12 @@ def vanishing(n: int) -> list[int]:
     return [R - 1, *([0] * (n - 1)), 1]
 
 
-def steps(next_: Next) -> Sequence[tuple[str, Expression]]:
-    """y·p·q(ωX) − s·X, in two steps."""
-    return [
-        ("first", challenge("y") * column("p") * next_("q")),
-        ("whole", column("first") - column("s") * column("x")),
-    ]
-
-
-NUMERATOR = Numerator(steps)
+STEPS: Sequence[tuple[str, Expression]] = [
+    ("first", challenge("y") * column("p") * column("q", 1)),
+    ("whole", column("first") - column("s") * column("x")),
+]
+"""y·p·q(ωX) − s·X, in two steps."""
+NUMERATOR = Numerator(STEPS)
 
 
 class Problem:
@@ -75,7 +72,7 @@ def upload(backend: Backend, values: Sequence[int]) -> object:
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
-@pytest.mark.parametrize("cosets", [1, 2, 3])
+@pytest.mark.parametrize("cosets", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("chunks", [1, 2, 8])
 def test_quotients(name: str, cosets: int, chunks: int, rng: random.Random) -> None:
     backend, domain = open_backend(name, BN254, Job(threads=2)), Domain(BN254.scalar, 4)
@@ -97,5 +94,5 @@ def test_quotients(name: str, cosets: int, chunks: int, rng: random.Random) -> N
 
 def test_more_cosets_than_there_are() -> None:
     backend = open_backend("reference", BN254, Job())
-    with pytest.raises(ValueError, match="4 cosets"):
-        NUMERATOR.quotient(backend, Domain(BN254.scalar, 3), {}, {}, 4)
+    with pytest.raises(ValueError, match="8 cosets"):
+        NUMERATOR.quotient(backend, Domain(BN254.scalar, 3), {}, {}, 8)

@@ -34,7 +34,7 @@ from gpuprover.plonkish.checks import check_header as check_header
 from gpuprover.plonkish.checks import check_key_once as check_key_once
 from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
-from gpuprover.plonkish.quotient import Next, Numerator
+from gpuprover.plonkish.quotient import Numerator
 from gpuprover.polynomial import Domain
 from gpuprover.systems.fflonk.documents import (
     CURVE,
@@ -57,7 +57,7 @@ IN_C0 = ("Ql", "Qr", "Qo", "Qm", "Qc", "S1", "S2", "S3")
 _SRS = "powers of tau"
 
 
-def _gates(next_: Next) -> Sequence[tuple[str, Expression]]:
+def _gates() -> Sequence[tuple[str, Expression]]:
     """The numerator of T0; the column Qc has the public signals taken away.
 
     Each step brings in one or two polynomials, so that few are evaluated at a time.
@@ -71,7 +71,7 @@ def _gates(next_: Next) -> Sequence[tuple[str, Expression]]:
     ]
 
 
-def _permutation(next_: Next) -> Sequence[tuple[str, Expression]]:
+def _permutation() -> Sequence[tuple[str, Expression]]:
     """The numerator of T2."""
     a, b, c, z, x = (column(name) for name in "abczx")
     beta, gamma = challenge("beta"), challenge("gamma")
@@ -83,13 +83,13 @@ def _permutation(next_: Next) -> Sequence[tuple[str, Expression]]:
     return [
         ("moved", moved),
         ("before", column("moved") * z),
-        ("after 1", (a + beta * column("S1") + gamma) * next_("z")),
+        ("after 1", (a + beta * column("S1") + gamma) * column("z", 1)),
         ("after 2", column("after 1") * (b + beta * column("S2") + gamma)),
         ("T2", column("before") - column("after 2") * (c + beta * column("S3") + gamma)),
     ]
 
 
-_T0, _T2 = Numerator(_gates), Numerator(_permutation)
+_T0, _T2 = Numerator(_gates()), Numerator(_permutation())
 
 
 def random_blinding() -> tuple[int, ...]:

@@ -160,9 +160,7 @@ class Argument:
         """Factors (v + β·δ^j·X + γ) and (v + β·σ_j + γ) of the permuted columns at these places."""
         beta, gamma, x = challenge("beta"), challenge("gamma"), column("x")
         values = [_cell(self.system.permutation[j]) for j in places]
-        positions = [
-            v + beta * delta_power(j) * x + gamma for j, v in zip(places, values, strict=True)
-        ]
+        positions = [v + beta * delta_power(j) * x + gamma for j, v in zip(places, values, strict=True)]
         permuted = [v + beta * column(f"S{j}") + gamma for j, v in zip(places, values, strict=True)]
         return positions, permuted
 

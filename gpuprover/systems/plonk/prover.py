@@ -35,7 +35,7 @@ from gpuprover.plonkish.checks import check_header as check_header
 from gpuprover.plonkish.checks import check_key_once as check_key_once
 from gpuprover.plonkish.checks import in_subgroups as in_subgroups
 from gpuprover.plonkish.key import Sizes, Wiring, domain_of
-from gpuprover.plonkish.quotient import Next, Numerator
+from gpuprover.plonkish.quotient import Numerator
 from gpuprover.polynomial import Domain
 from gpuprover.systems.plonk.documents import COMMITMENTS, NAME, Proof, VerificationKey
 from gpuprover.systems.plonk.key import MORE_POWERS, ProvingKey
@@ -49,7 +49,7 @@ CHUNKS = (1, 4)
 _SRS = "powers of tau"
 
 
-def _numerator(next_: Next) -> Sequence[tuple[str, Expression]]:
+def _numerator() -> Sequence[tuple[str, Expression]]:
     """Gates and α·permutation; the column Qc has the public signals taken away.
 
     Each step brings in one or two polynomials, so that few are evaluated at a time.
@@ -68,13 +68,13 @@ def _numerator(next_: Next) -> Sequence[tuple[str, Expression]]:
         ("sum 3", column("sum 2") + b * column("Qr")),
         ("sum 4", column("sum 3") + c * column("Qo")),
         ("sum 5", column("sum 4") + alpha * moved * z),
-        ("product 1", (a + beta * column("S1") + gamma) * next_("z")),
+        ("product 1", (a + beta * column("S1") + gamma) * column("z", 1)),
         ("product 2", column("product 1") * (b + beta * column("S2") + gamma)),
         ("t", column("sum 5") - alpha * column("product 2") * (c + beta * column("S3") + gamma)),
     ]
 
 
-_NUMERATOR = Numerator(_numerator)
+_NUMERATOR = Numerator(_numerator())
 
 
 def random_blinding(curve: CurveParams) -> tuple[int, ...]:

@@ -1,0 +1,472 @@
+"""Midnight's prover, in the rounds of its transcript.
+
+1. Advice columns, blinded from row u on; θ is drawn.
+2. Permuted lookups; β and γ are drawn.
+3. Products of the permutation, in sets, and of the lookups; the trash challenge is drawn.
+4. Trash columns and a random polynomial R; y is drawn.
+5. The quotient h of all identities by X^n − 1, in parts of n − 1 coefficients, each blinded against the
+   next; x is drawn.
+6. Evaluations, and one opening of all of them.
+
+Columns are committed as values, by the Lagrange polynomials' points, so that small values make short sums;
+R, h and openings as coefficients. h has at most (d − 1)·(n − 1) coefficients: d − 1 cosets of n points give
+it (:mod:`gpuprover.plonkish.quotient`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuprover.backend import Backend, Bases, Form, Term, Vector
+from gpuprover.columns import Formula, challenge, column, compile_formula, fold
+from gpuprover.commitments import kzg
+from gpuprover.commitments.transcript import Blake2bTranscript
+from gpuprover.curves import BLS12_381, Group
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
+from gpuprover.errors import UnsatisfiedWitness
+from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
+from gpuprover.midnight.constraint_system import domain as domain_of
+from gpuprover.plonkish import wires
+from gpuprover.plonkish.quotient import Numerator
+from gpuprover.polynomial import Coset, Direction, Domain
+from gpuprover.systems.midnight import lookups
+from gpuprover.systems.midnight.argument import (
+    COMMITTED_INSTANCE,
+    PUBLIC_INSTANCE,
+    QUOTIENT,
+    RANDOM,
+    Argument,
+)
+from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey
+from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
+from gpuprover.systems.midnight.verifier import begin
+
+LAGRANGE, POWERS = "Lagrange points", "powers of s"
+CHUNKS = (1, 4)
+"""Into how many parts a coset is divided; where memory is short, 4."""
+ROWS = " rows"
+"""Ends the name of a column that is given as values, not as coefficients."""
+_R, _LIMBS = BLS12_381.r, BLS12_381.scalar.limbs
+
+
+# Formulas --------------------------------------------------------------------------------------
+
+
+class _Formulas:
+    """The formulas of one architecture."""
+
+    def __init__(self, shape: Argument) -> None:
+        beta, gamma = challenge("beta"), challenge("gamma")
+        self.compressed = compile_formula([part for i in shape.lookups for part in shape.compressed(i)])
+        """A and T of each lookup."""
+        self.permutation: list[Formula] = []
+        """Numerator and denominator of each set's product."""
+        for places in shape.system.sets:
+            positions, permuted = shape.product_terms(places)
+            both = []
+            for first, *others in (positions, permuted):
+                for other in others:
+                    first = first * other
+                both.append(first)
+            self.permutation.append(compile_formula(both))
+        a, t, permuted_a, permuted_t = (column(name) for name in ("A", "T", "A'", "T'"))
+        self.lookup = compile_formula([(a + beta) * (t + gamma), (permuted_a + beta) * (permuted_t + gamma)])
+        self.trash = compile_formula(
+            [fold(trash.constraints, challenge("trash")) for trash in shape.system.trash]
+        )
+        y, steps = challenge("y"), []
+        for i, (_, terms) in enumerate(shape.identities()):
+            before = [column(f"sum {i - 1}")] if i else []
+            steps.append((f"sum {i}", fold([*before, *terms], y)))
+        self.numerator = Numerator(steps)
+
+    @cached_property
+    def rows(self) -> frozenset[str]:
+        """Fixed columns of which the values are read, too."""
+        read = [*self.compressed.columns, *self.trash.columns]
+        read += [name for formula in self.permutation for name in formula.columns]
+        return frozenset(name for name in read if name[0] in "FS")
+
+
+@lru_cache(maxsize=32)
+def _formulas(shape: Argument) -> _Formulas:
+    return _Formulas(shape)
+
+
+# Memory ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a device works with of a key.
+
+    Attributes:
+        vk: the verification key.
+        values, coefficients: fixed columns and σ by name, Montgomery uint64[n, limbs].
+        lagrange, powers: points of the parameters, uint64[n, g1_words].
+    """
+
+    vk: VerificationKey
+    values: Mapping[str, Words] = field(repr=False)
+    coefficients: Mapping[str, Words] = field(repr=False)
+    lagrange: Words = field(repr=False)
+    powers: Words = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """The steps of a proof for a backend that only counts; equal for keys of equal shapes.
+
+    Attributes:
+        vk: any key of the shape.
+    """
+
+    vk: VerificationKey
+
+    def __call__(self, demand: Demand, backend: Backend) -> None:
+        n, shape = 1 << self.vk.key.k, self.vk.argument
+        hollow = wires.hollow(n, _LIMBS)
+        columns = dict.fromkeys((*shape.fixed, *shape.sigma), hollow)
+        points = wires.hollow(n, BLS12_381.g1_words)
+        parts = Parts(self.vk, columns, columns, points, points)
+        advice = np.broadcast_to(np.uint64(0), (shape.system.advice, n, _LIMBS))
+        rounds(
+            parts, advice, [0] * self.vk.n_public, NoRandomness(), backend, demand.chunks, lambda *pair: pair
+        )
+
+
+def demand(vk: VerificationKey) -> Demand:
+    """The demand of a proof with a key of this verification key."""
+    shape, n, found = vk.argument, 1 << vk.key.k, None
+    domain = domain_of(vk.key.k)
+    names = [*shape.fixed, *shape.sigma]
+    rows = [name + ROWS for name in names if name in _formulas(shape).rows]
+    whole = Demand(
+        protocol=NAME,
+        curve=BLS12_381,
+        witness=shape.system.advice * n,
+        domains=(domain,),
+        bases=(KeyBases(LAGRANGE, Group.G1, n), KeyBases(POWERS, Group.G1, n)),
+        matrices=(),
+        columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
+        together=((LAGRANGE,), (POWERS,)),
+        rehearse=_Rehearsal(vk),
+    )
+    for chunks in reversed(CHUNKS):
+        if chunks == 1 or n // chunks >= chunks:
+            small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
+            domains = (domain,) if chunks == 1 else (domain, small)
+            found = replace(whole, domains=domains, chunks=chunks, leaner=found)
+    assert found is not None
+    return found
+
+
+# The rounds ------------------------------------------------------------------------------------
+
+
+class _Device(NamedTuple):
+    """What all rounds use."""
+
+    backend: Backend
+    domain: Domain
+    shape: Argument
+    usable: int
+    lagrange: Bases
+    powers: Bases
+    transcript: Blake2bTranscript
+    randomness: Randomness
+    data: list[bytes]
+    chunks: int
+    permuted: Callable[[Words, Words], tuple[Words, Words]]
+
+    def coefficients(self, values: Vector) -> Vector:
+        """The polynomial of a column, which stays."""
+        return self.backend.ntt(self.backend.combine([Term(values)]), self.domain, Direction.INVERSE)
+
+    def commit(self, bases: Bases, polynomials: Sequence[Vector | Words]) -> None:
+        """Commitments, for the transcript and the proof; one after the other where memory is short."""
+        if self.chunks == 1:
+            points = kzg.commit(self.backend, bases, polynomials)
+        else:
+            points = np.concatenate([kzg.commit(self.backend, bases, [p]) for p in polynomials])
+        self.data.append(self.transcript.absorb_points(points))
+
+    def scalars(self, *values: int) -> None:
+        """Scalars, for the transcript and the proof."""
+        self.data.append(self.transcript.absorb_scalars(*values))
+
+    def blinded(self, values: Vector, kept: int, factor: int = 1) -> Vector:
+        """The first ``kept`` values, times a factor, and random ones behind them, n in all."""
+        backend, n = self.backend, self.domain.size
+        head = backend.combine([Term(values)], kept)
+        tail = backend.upload(self.randomness.scalars(n - kept))
+        found = backend.combine([Term(head, factor), Term(tail, 1, kept)], n)
+        backend.free(head, tail)
+        return found
+
+
+def rounds(
+    key: Parts,
+    advice: Words,
+    public: Sequence[int],
+    randomness: Randomness,
+    backend: Backend,
+    chunks: int = 1,
+    permuted: Callable[[Words, Words], tuple[Words, Words]] = lookups.permuted,
+) -> Proof:
+    """All that a device does for a proof.
+
+    Args:
+        advice: canonical uint64[columns, n, limbs]; rows from u on are not looked at.
+        public: the public inputs, at most u.
+        chunks: see :meth:`Numerator.quotient`.
+        permuted: the order of lookups; a rehearsal has no values to order.
+
+    Raises:
+        UnsatisfiedWitness: a lookup does not hold; the message names its row.
+    """
+    vk, shape, job = key.vk, key.vk.argument, backend.job
+    k, formulas = vk.key.k, _formulas(shape)
+    domain = domain_of(k)
+    n, omega, usable = domain.size, domain.omega, shape.system.usable(k)
+    challenges: dict[str, int] = {}
+    # Values and coefficients of polynomials by name.
+    rows: dict[str, Vector] = {}
+    polynomials: dict[str, Vector] = {}
+
+    with job.phase("columns"):
+        device = _Device(
+            backend,
+            domain,
+            shape,
+            usable,
+            backend.bases(LAGRANGE, key.lagrange),
+            backend.bases(POWERS, key.powers),
+            begin(vk, public),
+            randomness,
+            [],
+            chunks,
+            permuted,
+        )
+        for name in (*shape.fixed, *shape.sigma):
+            polynomials[name] = backend.column(name, key.coefficients[name], Form.MONTGOMERY)
+            if name in formulas.rows:
+                rows[name] = backend.column(name + ROWS, key.values[name], Form.MONTGOMERY)
+        held = [*polynomials.values(), *rows.values()]
+        blinded = _blinded_advice(advice, usable, randomness)
+        device.commit(device.lagrange, list(blinded))
+        for name, words in zip(shape.advice, blinded, strict=True):
+            rows[name] = backend.upload(words)
+            polynomials[name] = device.coefficients(rows[name])
+        rows[PUBLIC_INSTANCE] = _padded(backend, public, n)
+        polynomials[PUBLIC_INSTANCE] = device.coefficients(rows[PUBLIC_INSTANCE])
+    challenges["theta"] = device.transcript.challenge()
+
+    with job.phase("lookups"):
+        compressed = backend.evaluate(formulas.compressed, rows, challenges)
+        ordered: list[Vector] = []
+        for i in shape.lookups:
+            pair = _permuted(device, i, compressed[2 * i], compressed[2 * i + 1])
+            device.commit(device.lagrange, pair)
+            ordered += pair
+            for part, values in zip("at", pair, strict=True):
+                polynomials[f"L{i}{part}"] = device.coefficients(values)
+    challenges["beta"] = device.transcript.challenge()
+    challenges["gamma"] = device.transcript.challenge()
+
+    with job.phase("products"):
+        products = _permutation_products(device, formulas, rows, challenges)
+        for i in shape.lookups:
+            columns = dict(
+                zip(
+                    ("A", "T", "A'", "T'"),
+                    (*compressed[2 * i : 2 * i + 2], *ordered[2 * i : 2 * i + 2]),
+                    strict=True,
+                )
+            )
+            over, under = backend.evaluate(formulas.lookup, columns, challenges)
+            product = backend.running_product(over, under)
+            products.append(device.blinded(product, usable + 1))
+            backend.free(over, under, product)
+        backend.free(*compressed, *ordered)
+        device.commit(device.lagrange, products)
+        names = (*shape.products, *(f"L{i}z" for i in shape.lookups))
+        for name, values in zip(names, products, strict=True):
+            polynomials[name] = device.coefficients(values)
+        backend.free(*products)
+    challenges["trash"] = device.transcript.challenge()
+
+    with job.phase("random"):
+        if shape.trash:
+            found = backend.evaluate(formulas.trash, rows, challenges)
+            device.commit(device.lagrange, found)
+            for name, values in zip(shape.trash, found, strict=True):
+                polynomials[name] = device.coefficients(values)
+            backend.free(*found)
+        backend.free(*(v for name, v in rows.items() if name[0] in "AI"))
+        polynomials[RANDOM] = backend.upload(randomness.scalars(n))
+        device.commit(device.powers, [polynomials[RANDOM]])
+    challenges["y"] = device.transcript.challenge()
+
+    with job.phase("quotient"):
+        limbs = _quotient(device, formulas, polynomials, challenges)
+        device.commit(device.powers, limbs)
+    x = device.transcript.challenge()
+
+    with job.phase("evaluations"):
+        queries = [
+            (polynomials[q.column], x * pow(omega, q.rotation, _R) % _R)
+            for q in shape.evaluated
+            if q.column != COMMITTED_INSTANCE
+        ]
+        # The empty instance column is the first one that is evaluated.
+        device.scalars(0, *backend.values_at(queries))
+
+    with job.phase("opening"):
+        weights = kzg.powers(pow(x, n - 1, _R), len(limbs), _R)
+        polynomials[QUOTIENT] = backend.combine([Term(v, w) for v, w in zip(limbs, weights, strict=True)], n)
+        backend.free(*limbs)
+        _open(device, polynomials, x)
+        made = [v for name, v in polynomials.items() if name[0] not in "FS"]
+        backend.free(*made, *held, device.lagrange, device.powers)
+    return Proof(b"".join(device.data))
+
+
+def _blinded_advice(advice: Words, usable: int, randomness: Randomness) -> Words:
+    found = np.array(advice, dtype=np.uint64)
+    behind = found.shape[1] - usable
+    for words in found:
+        words[usable:] = randomness.scalars(behind)
+    return found
+
+
+def _padded(backend: Backend, values: Sequence[int], n: int) -> Vector:
+    words = np.zeros((n, _LIMBS), dtype=np.uint64)
+    if values:
+        words[: len(values)] = ints_to_words(values, _LIMBS)
+    return backend.upload(words)
+
+
+def _permuted(device: _Device, i: int, inputs: Vector, table: Vector) -> list[Vector]:
+    """A' and T' of lookup i, blinded. The order is found on the host: it is short beside the sums."""
+    backend, usable, n = device.backend, device.usable, device.domain.size
+    words = (backend.download(v, Form.MONTGOMERY)[:usable] for v in (inputs, table))
+    try:
+        pair = device.permuted(*words)
+    except lookups.NotInTable as error:
+        raise UnsatisfiedWitness(
+            f"the witness does not satisfy the circuit: lookup {i} does not hold on row {error.row}",
+            role="witness",
+            more="no proof was made",
+        ) from None
+    found = []
+    for values in pair:
+        head = backend.upload(values, Form.MONTGOMERY)
+        tail = backend.upload(device.randomness.scalars(n - usable))
+        found.append(backend.combine([Term(head), Term(tail, 1, usable)], n))
+        backend.free(head, tail)
+    return found
+
+
+def _permutation_products(
+    device: _Device, formulas: _Formulas, rows: Mapping[str, Vector], challenges: Mapping[str, int]
+) -> list[Vector]:
+    """z of each set: it goes on from the last row of the one before."""
+    backend, usable, n = device.backend, device.usable, device.domain.size
+    x = backend.powers(n, device.domain.omega)
+    products = []
+    for formula in formulas.permutation:
+        over, under = backend.evaluate(formula, {**rows, "x": x}, challenges)
+        products.append(backend.running_product(over, under))
+        backend.free(over, under)
+    ends = [backend.combine([Term(product, 1, -usable)], 1) for product in products]
+    joined = backend.combine([Term(end, 1, i) for i, end in enumerate(ends)])
+    last = words_to_ints(backend.download(joined))
+    backend.free(x, joined, *ends)
+    found, start = [], 1
+    for product, end in zip(products, last, strict=True):
+        found.append(device.blinded(product, usable + 1, start))
+        start = start * end % _R
+    backend.free(*products)
+    return found
+
+
+def _quotient(
+    device: _Device,
+    formulas: _Formulas,
+    polynomials: Mapping[str, Vector],
+    challenges: Mapping[str, int],
+) -> list[Vector]:
+    """h_0, h_1, … of n coefficients each."""
+    backend, n, usable, limbs = device.backend, device.domain.size, device.usable, device.shape.limbs
+    selectors = _selectors(device)
+    parts = formulas.numerator.quotient(
+        backend,
+        device.domain,
+        {**polynomials, **selectors},
+        challenges,
+        limbs,
+        chunks=device.chunks,
+    )
+    backend.free(*selectors.values())
+    blinding = [int(x) for x in words_to_ints(device.randomness.scalars(limbs - 1))]
+    found = []
+    for i in range(limbs):
+        # Part i of n coefficients begins i places after limb i of n − 1.
+        pieces = [Term(parts[i], 1, i)]
+        if i:
+            pieces.append(Term(parts[i - 1], 1, i - n))
+        limb = backend.combine(pieces, n - 1)
+        terms = [Term(limb)]
+        extra = []
+        if i < limbs - 1:
+            extra.append((blinding[i], n - 1))
+        if i:
+            extra.append((-blinding[i - 1], 0))
+        short = [wires.short(backend, [value]) for value, _ in extra]
+        terms += [Term(v, 1, place) for v, (_, place) in zip(short, extra, strict=True)]
+        found.append(backend.combine(terms, n))
+        backend.free(limb, *short)
+    backend.free(*parts)
+    assert usable < n
+    return found
+
+
+def _selectors(device: _Device) -> dict[str, Vector]:
+    """l_0, l_last and active."""
+    n, usable = device.domain.size, device.usable
+    found = {}
+    for name, start, end in (("l_0", 0, 1), ("l_last", usable, usable + 1), ("active", 0, usable)):
+        words = np.zeros((n, _LIMBS), dtype=np.uint64)
+        words[start:end, 0] = 1
+        values = device.backend.upload(words)
+        found[name] = device.backend.ntt(values, device.domain, Direction.INVERSE)
+    return found
+
+
+def _open(device: _Device, polynomials: Mapping[str, Vector], x: int) -> None:
+    """The opening of all evaluations."""
+    backend, shape, omega = device.backend, device.shape, device.domain.omega
+    x1, x2 = device.transcript.challenge(), device.transcript.challenge()
+    combined, factors = [], []
+    for rotations, names in shape.sets:
+        terms = [
+            Term(polynomials[name], weight)
+            for weight, name in zip(kzg.powers(x1, len(names), _R), names, strict=True)
+            if name != COMMITTED_INSTANCE
+        ]
+        combined.append(backend.combine(terms, device.domain.size))
+        factors.append([kzg.Factor(1, x * pow(omega, t, _R) % _R) for t in rotations])
+    f = kzg.quotient_of_sets(backend, combined, factors, x2)
+    device.commit(device.powers, [f])
+    x3 = device.transcript.challenge()
+    device.scalars(*backend.values_at([(q, x3) for q in combined]))
+    x4 = device.transcript.challenge()
+    request = kzg.Request([*combined, f], kzg.powers(x4, len(combined) + 1, _R), x3)
+    device.data.append(device.transcript.absorb_points(kzg.prove(backend, device.powers, [request])))
+    backend.free(f, *combined)
