@@ -837,6 +837,16 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
 
 
 @pytest.mark.on_host
+def test_suffix_sums(backend: Backend) -> None:
+    curve = backend.curve
+    logs = [3, 0, -1, 5, 0, 7, -7]
+    got = backend.points.suffix_sums(point_words(curve, Group.G1, logs))
+    expected = [combination(curve, Group.G1, [sum(logs[i:])], [1]) for i in range(len(logs))]
+    assert [from_words(curve, Group.G1, row) for row in got] == expected
+    assert len(backend.points.suffix_sums(got[:0])) == 0
+
+
+@pytest.mark.on_host
 def test_compressed_points(backend: Backend, rng: random.Random) -> None:
     curve = backend.curve
     if not has_compressed_form(curve):

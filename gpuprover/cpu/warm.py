@@ -84,6 +84,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.linear_combination(group, points[group][:1], [3])
             backend.points.first_bad_point(group, points[group])
             backend.points.canonical_coordinates(points[group])
+            if group is Group.G1:
+                backend.points.suffix_sums(points[group])
             if group is Group.G1 and has_compressed_form(curve):
                 backend.points.decompressed(compress_g1(curve, points[group][0]))
 
