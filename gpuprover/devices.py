@@ -17,6 +17,7 @@ from gpuprover.backend import Backend
 from gpuprover.curves import CurveParams
 from gpuprover.errors import DeviceError, InvalidInput, brief
 from gpuprover.job import Job
+from gpuprover.limbs import Words
 
 _REGISTRY: dict[str, str] = {
     "cpu": "gpuprover.cpu.backend:CpuBackend",
@@ -98,6 +99,18 @@ def keccak256(data: bytes) -> bytes:
     """The 32 bytes of Ethereum's hash, by the CPU's kernel; see :func:`gpuprover.keccak.keccak256`."""
     digest: bytes = import_module("gpuprover.cpu.keccak").keccak256(data)
     return digest
+
+
+def poseidon_sponge(
+    curve: CurveParams, state: Words, values: Words, constants: Words, full_rounds: int
+) -> Words:
+    """The state of a Poseidon sponge over the curve's scalar field, by the CPU's kernel.
+
+    State and values are canonical, constants in Montgomery form: :func:`gpuprover.cpu.poseidon.sponge`.
+    """
+    module = import_module("gpuprover.cpu.poseidon")
+    after: Words = module.sponge(curve.scalar, state, values, constants, full_rounds)
+    return after
 
 
 def refused_gpu() -> str | None:

@@ -11,6 +11,7 @@ from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
+from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
@@ -100,6 +101,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "checks G2": checks(Group.G2),
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
+        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
