@@ -11,6 +11,7 @@ from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import encoded_points, membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
+from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import CurveParams, Group
 from gpuprover.formats.compressed import compress_g1, has_compressed_form
 from gpuprover.job import Job
@@ -115,6 +116,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
         "encoded points": encoded,
+        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
