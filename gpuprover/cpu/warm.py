@@ -13,7 +13,6 @@ from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import CurveParams, Group
-from gpuprover.formats.compressed import compress_g1, has_compressed_form
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -87,8 +86,6 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.canonical_coordinates(points[group])
             if group is Group.G1:
                 backend.points.suffix_sums(points[group])
-            if group is Group.G1 and has_compressed_form(curve):
-                backend.points.decompressed(compress_g1(curve, points[group][0]))
 
         return run
 
