@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import membership, ntt, pairing
+from gpuprover.cpu import encoded_points, membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
@@ -92,6 +92,15 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             g1, g2 = (np.tile(points[group][:1], (n, 1)) for group in (Group.G1, Group.G2))
             backend.points.pairing_check(g1, g2)
 
+    def encoded() -> None:
+        encoded_points.first_not_reduced(curve.scalar, words)
+        for group in curve.groups:
+            plain = encoded_points.to_coordinates(curve, points[group])
+            encoded_points.from_coordinates(curve, group, plain)
+        if curve.q % 4 == 3:
+            xs = encoded_points.to_coordinates(curve, points[Group.G1])[:, : curve.base.limbs]
+            encoded_points.from_x(curve, xs, [True] * len(xs))
+
     return {
         "vectors": vectors,
         "columns": columns,
@@ -102,6 +111,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
         "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
+        "encoded points": encoded,
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
