@@ -103,18 +103,6 @@ def keccak256(data: bytes) -> bytes:
     return digest
 
 
-def poseidon_sponge(
-    curve: CurveParams, state: Words, values: Words, constants: Words, full_rounds: int
-) -> Words:
-    """The state of a Poseidon sponge over the curve's scalar field, by the CPU's kernel.
-
-    State and values are canonical, constants in Montgomery form: :func:`gpuprover.cpu.poseidon.sponge`.
-    """
-    module = import_module("gpuprover.cpu.poseidon")
-    after: Words = module.sponge(curve.scalar, state, values, constants, full_rounds)
-    return after
-
-
 def points_from_coordinates(curve: CurveParams, group: Group, coordinates: Words) -> tuple[Words, int]:
     """Affine points as a file holds them, canonical uint64[n, words] -> Montgomery words, and the index of
     the first that has a coordinate >= q or is off the curve, or −1. Infinity is all zeros.
@@ -145,6 +133,18 @@ def first_not_reduced(field: FieldParams, words: Words) -> int:
     """Index of the first element of uint64[n, limbs] that is >= p, or −1."""
     first: int = import_module(_ENCODED).first_not_reduced(field, words)
     return first
+
+
+def poseidon_sponge(
+    curve: CurveParams, state: Words, values: Words, constants: Words, full_rounds: int
+) -> Words:
+    """The state of a Poseidon sponge over the curve's scalar field, by the CPU's kernel.
+
+    State and values are canonical, constants in Montgomery form: :func:`gpuprover.cpu.poseidon.sponge`.
+    """
+    module = import_module("gpuprover.cpu.poseidon")
+    after: Words = module.sponge(curve.scalar, state, values, constants, full_rounds)
+    return after
 
 
 def refused_gpu() -> str | None:

@@ -84,6 +84,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.linear_combination(group, points[group][:1], [3])
             backend.points.first_bad_point(group, points[group])
             backend.points.canonical_coordinates(points[group])
+            if group is Group.G1:
+                backend.points.suffix_sums(points[group])
 
         return run
 
@@ -110,8 +112,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "checks G2": checks(Group.G2),
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
-        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "encoded points": encoded,
+        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
