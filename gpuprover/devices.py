@@ -135,6 +135,18 @@ def first_not_reduced(field: FieldParams, words: Words) -> int:
     return first
 
 
+def poseidon_sponge(
+    curve: CurveParams, state: Words, values: Words, constants: Words, full_rounds: int
+) -> Words:
+    """The state of a Poseidon sponge over the curve's scalar field, by the CPU's kernel.
+
+    State and values are canonical, constants in Montgomery form: :func:`gpuprover.cpu.poseidon.sponge`.
+    """
+    module = import_module("gpuprover.cpu.poseidon")
+    after: Words = module.sponge(curve.scalar, state, values, constants, full_rounds)
+    return after
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

@@ -11,6 +11,7 @@ from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import encoded_points, membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
+from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
@@ -83,6 +84,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.linear_combination(group, points[group][:1], [3])
             backend.points.first_bad_point(group, points[group])
             backend.points.canonical_coordinates(points[group])
+            if group is Group.G1:
+                backend.points.suffix_sums(points[group])
 
         return run
 
@@ -110,6 +113,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
         "encoded points": encoded,
+        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
