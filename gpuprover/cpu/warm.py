@@ -68,7 +68,11 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.signals(words[1:], index, index, words[:1], words[:1])
 
     def sums(group: Group) -> Callable[[], object]:
-        return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
+        def run() -> None:
+            backend.msm(backend.prepare_bases(group, points[group]), words)
+            backend.with_multiples(group, points[group])
+
+        return run
 
     def combinations(group: Group) -> Callable[[], object]:
         def run() -> None:
