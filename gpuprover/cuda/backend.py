@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from gpuprover.backend import Backend, Form, Term
 from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
+from gpuprover.cuda.allocation import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.columns import Columns, Places, Shifted, Span, squares
 from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
-from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
 from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
 from gpuprover.cuda.msm_plan import MsmPlan, point_bytes
 from gpuprover.cuda.ntt import Transform

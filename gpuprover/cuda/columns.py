@@ -121,7 +121,7 @@ class Columns:
     Args:
         check: called before every launch; an exception of its ends the operation.
         memory: where scratch comes from. What is not given back at an exception is the caller's to release,
-            as :class:`gpuprover.cuda.memory.Scope` does.
+            as :class:`gpuprover.cuda.allocation.Scope` does.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ from gpuprover.errors import (
 from gpuprover.executor import Executor, KeyChanged, KeyInfo
 from gpuprover.memory import MIB, LeakAlarm, Watermark
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device, Scheduler, Times
+from gpuprover.scheduler import DeviceInfo, Scheduler, Times
 from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
@@ -532,7 +532,7 @@ class Dispatcher:
             self._scheduler.update(self._bounded(host))
             self._dirty = True
 
-    def _bounded(self, device: Device) -> Device:
+    def _bounded(self, device: DeviceInfo) -> DeviceInfo:
         return replace(device, memory=self._headroom.room) if device.kind == "cpu" else device
 
     # Order -----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device, Times
+from gpuprover.scheduler import DeviceInfo, Times
 from gpuprover.witness_source import InputsForm, WitnessLike, WitnessSource, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
 
@@ -507,7 +507,7 @@ class Prover:
             verifier=verifier,
         )
 
-    def _serving(self, devices: list[Device]) -> list[Device]:
+    def _serving(self, devices: list[DeviceInfo]) -> list[DeviceInfo]:
         """Devices that proofs may be placed on: a GPU that was asked for by name has no substitute."""
         named = is_gpu(self.settings.device)
         return [device for device in devices if not named or device.kind != "cpu"]

@@ -89,7 +89,7 @@ class Numerator:
         values = [pow(g, n, r) for g in shifts]  # of X^n
         remainders = []
         for j, g in enumerate(shifts):
-            with backend.job.part(j, cosets):
+            with backend.job.subphase(j, cosets):
                 numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks)
             backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
             # The division, with what follows, is a factor of the sums below.
