@@ -256,11 +256,11 @@ class Prover:
         return Terms.checked(timeout, priority, queue, tenant, progress)
 
     def _submit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
-        self._dispatcher.take_seat(terms.wait, terms.left, terms.tenant)
+        self._dispatcher.entrance.take_seat(terms.wait, terms.left, terms.tenant)
         return self._submit_seated(circuit, witness, terms)
 
     async def _asubmit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
-        await self._dispatcher.atake_seat(terms.wait, terms.left, terms.tenant)
+        await self._dispatcher.entrance.atake_seat(terms.wait, terms.left, terms.tenant)
         # Files are looked up, and witnesses are converted.
         begun = threading.Event()
 

@@ -203,7 +203,7 @@ class Stage:
         self, circuit: str = "a", *, priority: int = 0, timeout: float = 600.0, content: bytes | None = None
     ) -> ProofJob:
         job = ProofJob(circuit, priority)
-        self.dispatcher.take_seat(False, timeout)
+        self.dispatcher.entrance.take_seat(False, timeout)
         self.dispatcher.submit(job, self.files[circuit], WitnessBytes(b"witness"), timeout, content)
         self.step()
         return job
@@ -259,11 +259,10 @@ class Stage:
         dispatcher = self.dispatcher
         assert not self.executor.runs
         assert not dispatcher._open
-        assert not dispatcher._tickets
+        assert not len(dispatcher._queue)
         assert not dispatcher._runs.by_id
         assert not len(dispatcher._shared)
         assert not dispatcher._headroom.waiting
-        assert not dispatcher._unplaced
         assert not dispatcher._scheduler.running
         assert dispatcher._scheduler.waiting == 0
         assert dispatcher.seats.active == 0
