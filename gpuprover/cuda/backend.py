@@ -663,7 +663,7 @@ class CudaBackend:
                 Msm(self._device, self.curve, self.points, self.job, memory), self._session, self._gpu.stream
             )
             try:
-                self._start(sums, requests)
+                self.start_sums(sums, requests)
                 meanwhile()
                 for i, (bases, scalars) in enumerate(requests):
                     places = [j for j, b in enumerate(bases) if b.host is not None]
@@ -681,9 +681,10 @@ class CudaBackend:
                 raise
         return found
 
-    def _start(
+    def start_sums(
         self, sums: Sums, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
     ) -> None:
+        """Sends the scalars of requests, and launches their sums."""
         given: list[Given] = []
         placed: list[tuple[Sequence[DeviceBases], Scalars | None]] = []
         for bases, scalars in requests:
