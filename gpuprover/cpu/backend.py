@@ -321,7 +321,7 @@ class CpuBackend:
         for i, v in enumerate(vectors):
             if len(v) != domain.size:
                 raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-            with self.job.part(i, len(vectors)):
+            with self.job.subphase(i, len(vectors)):
                 ntt.to_coset(v.words, domain, coset, self.job, self.path)
         return vectors
 
@@ -356,7 +356,7 @@ class CpuBackend:
         for i, g in enumerate(map(domain.shift, cosets)):
             # On the coset X^n is g^n.
             folded = [Term(v, pow(g, at, r), -at) for at in range(0, max(1, len(v)), n)]
-            with self.job.part(i, len(cosets)):
+            with self.job.subphase(i, len(cosets)):
                 results.append(self.ntt(self.combine(folded, n), domain, Direction.FORWARD, coset=g))
         return results
 
