@@ -27,6 +27,7 @@ from gpuprover.job import Event, Job, Progress
 from gpuprover.midnight import envelopes, ir, srs
 from gpuprover.midnight.advice import AdviceSource, read_advice
 from gpuprover.midnight.circuit import keygen as key_generation
+from gpuprover.midnight.description import describe
 from gpuprover.midnight.ir.run import run
 from gpuprover.midnight.preimage import Preimage, read_preimage, write_preimage
 from gpuprover.proving import ProofResult, refusing_memory
@@ -325,6 +326,45 @@ def keygen(
             with write_atomic(verifier) as second:
                 second.write(verifying)
     return read_verification_key(verifying, parameters=parameters)
+
+
+def info(path: Pathish) -> dict[str, Any]:
+    """What a file of the network's holds, as JSON has it; of a preimage no values.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile, UnsupportedFile: it is none of the kinds that there are, or damaged.
+    """
+    data, name = _content(path, "file")
+    return describe(data, name)
+
+
+def check_parameters(path: Pathish) -> int:
+    """Whether a file of parameters is the network's, by the published SHA-256 -> its k.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile: it is another file.
+    """
+    return srs.check_srs(path)
+
+
+def downsize_parameters(
+    path: Pathish,
+    k: int,
+    target: Pathish,
+    *,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Event | None = None,
+) -> None:
+    """Writes parameters for 2^k rows that follow from those for more, byte for byte as they are published.
+
+    Raises:
+        InvalidInput: a file cannot be read or written, or k is not smaller.
+        MalformedFile: the file is damaged.
+    """
+    srs.downsize(path, k, target, Job(threads=threads, progress=progress, cancel=cancel))
 
 
 def _content(given: Pathish | Data, what: str) -> tuple[bytes, str]:
