@@ -24,10 +24,12 @@ from gpuprover.formats import json_files
 from gpuprover.formats.files import Pathish, as_path, open_regular, write_atomic
 from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.job import Event, Job, Progress
-from gpuprover.midnight import envelopes, ir, srs
+from gpuprover.midnight import envelopes, srs
 from gpuprover.midnight.advice import AdviceSource, read_advice
 from gpuprover.midnight.circuit import keygen as key_generation
 from gpuprover.midnight.description import describe
+from gpuprover.midnight.ir import files
+from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.run import run
 from gpuprover.midnight.preimage import Preimage, read_preimage, write_preimage
 from gpuprover.proving import ProofResult, refusing_memory
@@ -247,7 +249,7 @@ def _is_decimal(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
 
 
-def read_circuit(circuit: CircuitLike) -> ir.Circuit:
+def read_circuit(circuit: CircuitLike) -> Circuit:
     """A circuit from a ``.bzkir`` or a ``.zkir``.
 
     Raises:
@@ -257,11 +259,11 @@ def read_circuit(circuit: CircuitLike) -> ir.Circuit:
     """
     with about("circuit"):
         data, name = _content(circuit, "circuit")
-        return ir.read_circuit(data, name)
+        return files.read_circuit(data, name)
 
 
 def check(
-    circuit: CircuitLike | ir.Circuit,
+    circuit: CircuitLike | Circuit,
     preimage: Preimage | Pathish | Data,
     *,
     binding: int | None = None,
@@ -275,13 +277,13 @@ def check(
         FailedCheck: the circuit does not accept it; says which instruction, its ``official`` has values.
         InvalidInput, MalformedFile, UnsupportedFile: a file cannot be used.
     """
-    found = circuit if isinstance(circuit, ir.Circuit) else read_circuit(circuit)
+    found = circuit if isinstance(circuit, Circuit) else read_circuit(circuit)
     return list(run(found, _bound(preimage, binding)).skips)
 
 
-def k(circuit: CircuitLike | ir.Circuit) -> int:
+def k(circuit: CircuitLike | Circuit) -> int:
     """log2 of the number of rows that a circuit's table has. Raises as :func:`read_circuit`."""
-    found = circuit if isinstance(circuit, ir.Circuit) else read_circuit(circuit)
+    found = circuit if isinstance(circuit, Circuit) else read_circuit(circuit)
     return key_generation.size_of(found).k
 
 
