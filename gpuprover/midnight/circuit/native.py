@@ -200,6 +200,12 @@ class Native:
         self.table.equal(x, region.cell(0, 0))
         return region.cell(1, 0)
 
+    def inverse(self, x: Cell) -> Cell:
+        """1/x, as an operation of its own."""
+        region = self._inverse_region(x)
+        self.table.equal_bounded(x, region.cell(0, 0))
+        return region.cell(1, 0)
+
     def is_equal(self, x: Cell, y: Cell) -> Cell:
         difference = self.tape.combine([(1, x.value), (-1, y.value)])
         result = self._is_zero_value(difference)
