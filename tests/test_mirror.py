@@ -23,6 +23,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "cpu/test_image.py": ("cpu/bake cpu/compiled cpu/sources", "images are made, and used, by these"),
     "cpu/kernels/test_field.py": ("cpu/layout cpu/kernels/jit", "what compiled fields are made of"),
     "cpu/test_lanes_anywhere.py": ("cpu/path", "it chooses the suites' path"),
+    "cpu/test_encoded_points.py": ("cpu/kernels/roots", "its kernel"),
     "cpu/test_pairing.py": ("cpu/kernels/extension_lanes", "its operators, at their bounds"),
     "cpu/test_ntt_lanes.py": (
         "cpu/kernels/limbs cpu/kernels/lanes cpu/kernels/lanes_memory cpu/kernels/loose",
