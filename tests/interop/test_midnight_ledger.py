@@ -12,8 +12,15 @@ from tests.support.midnight import SMALL, data_folder
 
 ENVELOPE = b"midnight:proof[v5]:"
 CIRCUITS = {
-    **{"licstatus": 9, "tmbl": 10, "t000": 11, "schnorr": 11, "t100": 12, "t110": 12},
-    **{"deactivate": 13, "zsign": 13, "t011": 14},
+    "licstatus": 9,
+    "tmbl": 10,
+    "t000": 11,
+    "schnorr": 11,
+    "t100": 12,
+    "t110": 12,
+    "deactivate": 13,
+    "zsign": 13,
+    "t011": 14,
 }
 """Of the test data, with k: those of the folder ``keys`` that the vectors do not have."""
 
