@@ -90,6 +90,17 @@ class PointMath(Protocol):
         """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
         ...
 
+    def decompressed(self, data: bytes) -> Words:
+        """Compressed points of G1, one behind the other -> uint64[n, g1_words], on the curve.
+
+        Whether they lie in the subgroup is not looked at. The form is that of
+        :mod:`gpuprover.formats.compressed`.
+
+        Raises:
+            ValueError: bytes are no point's, in a few words that say why.
+        """
+        ...
+
     def first_bad_point(self, group: Group, points: Words) -> int:
         """Index of the first point off the curve, outside the subgroup or with a coordinate >= q; −1 if none.
 

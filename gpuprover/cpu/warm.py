@@ -12,6 +12,7 @@ from gpuprover.cpu import membership, ntt, pairing
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.curves import CurveParams, Group
+from gpuprover.formats.compressed import compress_g1, has_compressed_form
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -83,6 +84,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.linear_combination(group, points[group][:1], [3])
             backend.points.first_bad_point(group, points[group])
             backend.points.canonical_coordinates(points[group])
+            if group is Group.G1 and has_compressed_form(curve):
+                backend.points.decompressed(compress_g1(curve, points[group][0]))
 
         return run
 

@@ -53,7 +53,7 @@ class Lookup(NamedTuple):
 
 
 class Trash(NamedTuple):
-    """``constraints`` vanish on rows where ``selector`` is 1; elsewhere a column of its own takes the rest."""
+    """``constraints`` vanish where ``selector`` is 1; on other rows a column of its own takes the rest."""
 
     selector: Expression
     constraints: tuple[Expression, ...]

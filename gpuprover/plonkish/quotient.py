@@ -156,7 +156,7 @@ def _evaluate(
     g: int,
     omega: int,
 ) -> Vector:
-    """The last step's column on g times the domain's roots; ``omega`` is the distance of the circuit's rows."""
+    """The last step's column on g·⟨ω'⟩, with the domain's ω'; ``omega`` is that of the circuit's rows."""
     r = domain.field.modulus
     there: dict[str, Vector] = {}
     for step in steps:

@@ -51,7 +51,7 @@ def permuted(inputs: Words, table: Words) -> tuple[Words, Words]:
 
 
 def _sorted(values: Words) -> NDArray[np.intp]:
-    """An order in which equal rows are neighbours: by the lowest word, mostly, and by all where it repeats."""
+    """An order in which equal rows are neighbours: by the lowest word, or by all where two share it."""
     order = np.argsort(values[:, 0], kind="stable")
     ordered = values[order]
     same = ordered[1:, 0] == ordered[:-1, 0]

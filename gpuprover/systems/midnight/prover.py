@@ -27,13 +27,13 @@ from gpuprover.columns import Formula, challenge, column, compile_formula, fold
 from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Blake2bTranscript
 from gpuprover.curves import BLS12_381, Group
-from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
+from gpuprover.demand import Demand, KeyBases, KeyColumn
 from gpuprover.errors import UnsatisfiedWitness
-from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
+from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
 from gpuprover.plonkish.quotient import Numerator
-from gpuprover.polynomial import Coset, Direction, Domain
+from gpuprover.polynomial import Direction, Domain
 from gpuprover.systems.midnight import lookups
 from gpuprover.systems.midnight.argument import (
     COMMITTED_INSTANCE,
