@@ -32,7 +32,7 @@ from gpuprover.errors import UnsatisfiedWitness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
-from gpuprover.plonkish.quotient import Numerator
+from gpuprover.plonkish.quotient import Numerator, shifts
 from gpuprover.polynomial import Direction, Domain
 from gpuprover.systems.midnight import lookups
 from gpuprover.systems.midnight.argument import (
@@ -49,8 +49,12 @@ from gpuprover.systems.midnight.verifier import begin
 LAGRANGE, POWERS = "Lagrange points", "powers of s"
 CHUNKS = (1, 4)
 """Into how many parts a coset is divided; where memory is short, 4."""
-ROWS = " rows"
-"""Ends the name of a column that is given as values, not as coefficients."""
+ROWS, ON_COSET = " rows", " on coset "
+"""Parts of names of columns that are given as values: on the rows, or on a coset."""
+SELECTORS = ("l_0", "l_last", "active")
+"""Columns that are 1 on the first row, on row u, on the rows before it."""
+KEPT_BYTES = 1 << 28
+"""Bytes up to which a key's values on all cosets are kept: two thirds of a proof's transforms."""
 _R, _LIMBS = BLS12_381.r, BLS12_381.scalar.limbs
 
 
@@ -86,6 +90,12 @@ class _Formulas:
         self.numerator = Numerator(steps)
 
     @cached_property
+    def extended(self) -> tuple[str, ...]:
+        """Columns of the numerator that are the same in every proof with a key."""
+        read = self.numerator.columns
+        return tuple(sorted(name for name in read if name[0] in "FS" or name in ("x", *SELECTORS)))
+
+    @cached_property
     def rows(self) -> frozenset[str]:
         """Fixed columns of which the values are read, too."""
         read = [*self.compressed.columns, *self.trash.columns]
@@ -108,6 +118,8 @@ class Parts:
     Attributes:
         vk: the verification key.
         values, coefficients: fixed columns and σ by name, Montgomery uint64[n, limbs].
+        extended: what every quotient takes of the key: for each coset its polynomials' values there, as
+            ``values``; () where they are too large to keep.
         lagrange, powers: points of the parameters, uint64[n, g1_words].
     """
 
@@ -116,6 +128,7 @@ class Parts:
     coefficients: Mapping[str, Words] = field(repr=False)
     lagrange: Words = field(repr=False)
     powers: Words = field(repr=False)
+    extended: Sequence[Mapping[str, Words]] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -133,11 +146,41 @@ class _Rehearsal:
         hollow = wires.hollow(n, _LIMBS)
         columns = dict.fromkeys((*shape.fixed, *shape.sigma), hollow)
         points = wires.hollow(n, BLS12_381.g1_words)
-        parts = Parts(self.vk, columns, columns, points, points)
+        extended = [dict.fromkeys(_formulas(shape).extended, hollow)] * shape.limbs
+        kept = extended if demand.chunks == 1 and is_kept(self.vk) else ()
+        parts = Parts(self.vk, columns, columns, points, points, kept)
         advice = np.broadcast_to(np.uint64(0), (shape.system.advice, n, _LIMBS))
         rounds(
             parts, advice, [0] * self.vk.n_public, NoRandomness(), backend, demand.chunks, lambda *pair: pair
         )
+
+
+def is_kept(vk: VerificationKey) -> bool:
+    """Whether a key's values on all cosets are kept."""
+    shape = vk.argument
+    return (8 * _LIMBS << vk.key.k) * shape.limbs * len(_formulas(shape).extended) <= KEPT_BYTES
+
+
+def extended(
+    vk: VerificationKey, coefficients: Mapping[str, Words], backend: Backend
+) -> list[dict[str, Words]]:
+    """A key's values on the cosets of its quotient, as :attr:`Parts.extended`."""
+    shape, domain = vk.argument, domain_of(vk.key.k)
+    polynomials = {name: backend.upload(words, Form.MONTGOMERY) for name, words in coefficients.items()}
+    polynomials |= _selectors(backend, domain, shape.system.usable(vk.key.k))
+    found = []
+    for g in shifts(domain, shape.limbs):
+        there = {}
+        for name in _formulas(shape).extended:
+            if name == "x":
+                v = backend.powers(domain.size, domain.omega, g)
+            else:
+                (v,) = backend.extend(polynomials[name], domain, [g])
+            there[name] = backend.download(v, Form.MONTGOMERY)
+            backend.free(v)
+        found.append(there)
+    backend.free(*polynomials.values())
+    return found
 
 
 def demand(vk: VerificationKey) -> Demand:
@@ -145,7 +188,9 @@ def demand(vk: VerificationKey) -> Demand:
     shape, n, found = vk.argument, 1 << vk.key.k, None
     domain = domain_of(vk.key.k)
     names = [*shape.fixed, *shape.sigma]
-    rows = [name + ROWS for name in names if name in _formulas(shape).rows]
+    formulas = _formulas(shape)
+    rows = [name + ROWS for name in names if name in formulas.rows]
+    extended = [f"{name}{ON_COSET}{j}" for j in range(shape.limbs) for name in formulas.extended]
     whole = Demand(
         protocol=NAME,
         curve=BLS12_381,
@@ -161,7 +206,9 @@ def demand(vk: VerificationKey) -> Demand:
         if chunks == 1 or n // chunks >= chunks:
             small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
             domains = (domain,) if chunks == 1 else (domain, small)
-            found = replace(whole, domains=domains, chunks=chunks, leaner=found)
+            more = tuple(KeyColumn(name, n) for name in extended) if chunks == 1 and is_kept(vk) else ()
+            columns = whole.columns + more
+            found = replace(whole, domains=domains, columns=columns, chunks=chunks, leaner=found)
     assert found is not None
     return found
 
@@ -314,7 +361,15 @@ def rounds(
     challenges["y"] = device.transcript.challenge()
 
     with job.phase("quotient"):
-        limbs = _quotient(device, formulas, polynomials, challenges)
+        known = [
+            {
+                name: backend.column(f"{name}{ON_COSET}{j}", words, Form.MONTGOMERY)
+                for name, words in there.items()
+            }
+            for j, there in enumerate(key.extended if chunks == 1 else ())
+        ]
+        limbs = _quotient(device, formulas, polynomials, challenges, known)
+        backend.free(*(v for there in known for v in there.values()))
         device.commit(device.powers, limbs)
     x = device.transcript.challenge()
 
@@ -401,10 +456,11 @@ def _quotient(
     formulas: _Formulas,
     polynomials: Mapping[str, Vector],
     challenges: Mapping[str, int],
+    extended: Sequence[Mapping[str, Vector]],
 ) -> list[Vector]:
     """h_0, h_1, … of n coefficients each."""
     backend, n, usable, limbs = device.backend, device.domain.size, device.usable, device.shape.limbs
-    selectors = _selectors(device)
+    selectors = {} if extended else _selectors(backend, device.domain, usable)
     parts = formulas.numerator.quotient(
         backend,
         device.domain,
@@ -412,6 +468,7 @@ def _quotient(
         challenges,
         limbs,
         chunks=device.chunks,
+        extended=extended,
     )
     backend.free(*selectors.values())
     blinding = [int(x) for x in words_to_ints(device.randomness.scalars(limbs - 1))]
@@ -433,19 +490,16 @@ def _quotient(
         found.append(backend.combine(terms, n))
         backend.free(limb, *short)
     backend.free(*parts)
-    assert usable < n
     return found
 
 
-def _selectors(device: _Device) -> dict[str, Vector]:
-    """l_0, l_last and active."""
-    n, usable = device.domain.size, device.usable
+def _selectors(backend: Backend, domain: Domain, usable: int) -> dict[str, Vector]:
+    """The coefficients of :data:`SELECTORS`."""
     found = {}
-    for name, start, end in (("l_0", 0, 1), ("l_last", usable, usable + 1), ("active", 0, usable)):
-        words = np.zeros((n, _LIMBS), dtype=np.uint64)
+    for name, start, end in zip(SELECTORS, (0, usable, 0), (1, usable + 1, usable), strict=True):
+        words = np.zeros((domain.size, _LIMBS), dtype=np.uint64)
         words[start:end, 0] = 1
-        values = device.backend.upload(words)
-        found[name] = device.backend.ntt(values, device.domain, Direction.INVERSE)
+        found[name] = backend.ntt(backend.upload(words), domain, Direction.INVERSE)
     return found
 
 
