@@ -36,11 +36,11 @@ from gpuprover.errors import (
     shortage,
 )
 from gpuprover.executor import Executor, KeyInfo
-from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import Device, Times
+from gpuprover.systems.system import read_curve
 from gpuprover.witness_source import InputsForm, WitnessLike, WitnessSource, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
 
@@ -297,7 +297,7 @@ class Prover:
 
     def _provable(self, circuit: str) -> CircuitFiles:
         files = self._directory.find(circuit)
-        if files.zkey is None:
+        if files.key is None:
             raise CircuitNotFound(
                 f"circuit {circuit!r} can be verified only: it has no key", more=f"but {files.vkey}"
             )
@@ -314,8 +314,8 @@ class Prover:
         info = self._dispatcher.info(files)
         if info is not None:
             return curve_by_name(info.curve)
-        assert files.zkey is not None
-        return read_curve(files.zkey)
+        assert files.key is not None
+        return read_curve(files.key)
 
     # Verification ----------------------------------------------------------------------
 
