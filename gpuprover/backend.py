@@ -86,19 +86,15 @@ class PointMath(Protocol):
         """
         ...
 
-    def canonical_coordinates(self, points: Words) -> Words:
-        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
+    def suffix_sums(self, points: Words) -> Words:
+        """Row i is Σ points[j] over j >= i: affine points of G1, uint64[n, g1_words] -> the same shape.
+
+        For sums whose scalars repeat themselves: Σ s_i·P_i = Σ (s_i − s_{i−1})·S_i, with s_{−1} = 0.
+        """
         ...
 
-    def decompressed(self, data: bytes) -> Words:
-        """Compressed points of G1, one behind the other -> uint64[n, g1_words], on the curve.
-
-        Whether they lie in the subgroup is not looked at. The form is that of
-        :mod:`gpuprover.formats.compressed`.
-
-        Raises:
-            ValueError: bytes are no point's, in a few words that say why.
-        """
+    def canonical_coordinates(self, points: Words) -> Words:
+        """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
         ...
 
     def first_bad_point(self, group: Group, points: Words) -> int:

@@ -21,7 +21,6 @@ from gpuprover.columns import Formula, Op
 from gpuprover.curves import AffinePoint, CurveParams, Group
 from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import OutOfMemory
-from gpuprover.formats.compressed import decompress_g1
 from gpuprover.job import Job
 from gpuprover.limbs import (
     Words,
@@ -93,15 +92,18 @@ class NaivePoints:
             rows.append(self.sum(group, terms, factors[begin:end]))
         return points_to_words(self.curve, group, rows)
 
+    def suffix_sums(self, points: Words) -> Words:
+        group, total, sums = self._group(Group.G1), None, []
+        for point in reversed(words_to_g1(self.curve, points)):
+            self.job.check()
+            total = group.add(total, point)
+            sums.append(total)
+        return points_to_words(self.curve, Group.G1, sums[::-1])
+
     def canonical_coordinates(self, points: Words) -> Words:
         base = self.curve.base
         values = words_to_field(base, points.reshape(-1, base.limbs))
         return ints_to_words(values, base.limbs).reshape(points.shape)
-
-    def decompressed(self, data: bytes) -> Words:
-        size = self.curve.base.bytes
-        rows = [decompress_g1(self.curve, data[i : i + size]) for i in range(0, len(data), size)]
-        return np.array(rows, dtype=np.uint64).reshape(-1, self.curve.g1_words)
 
     def first_bad_point(self, group: Group, points: Words) -> int:
         curve = self._group(group)

@@ -21,9 +21,8 @@ from gpuprover.backend import Backend, Form
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import Cancelled, OutOfMemory, Timeout
-from gpuprover.formats.compressed import compress_g1, decompress_g1, has_compressed_form
 from gpuprover.job import Job
-from gpuprover.limbs import Words, field_to_words, g1_to_words, ints_to_words, words_to_field, words_to_ints
+from gpuprover.limbs import Words, field_to_words, ints_to_words, words_to_field, words_to_ints
 from gpuprover.naive import NaiveBackend
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16 import prover
@@ -837,33 +836,13 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
 
 
 @pytest.mark.on_host
-def test_compressed_points(backend: Backend, rng: random.Random) -> None:
+def test_suffix_sums(backend: Backend) -> None:
     curve = backend.curve
-    if not has_compressed_form(curve):
-        with pytest.raises(ValueError, match="no compressed form"):
-            backend.points.decompressed(bytes(curve.base.bytes))
-        return
-    g1, size = reference.group(curve, Group.G1), curve.base.bytes
-    points = [g1.scalar_mul(curve.group(Group.G1).generator, rng.randrange(1, curve.r)) for _ in range(5)]
-    words = g1_to_words(curve, [*points, None, g1.neg(points[0])])
-    data = b"".join(compress_g1(curve, row) for row in words)
-    assert np.array_equal(backend.points.decompressed(data), words)
-    assert backend.points.decompressed(b"").shape == (0, curve.g1_words)
-    # No root, no flag, a coordinate of q or more, bits beside infinity: each as one point is refused.
-    off = next(x for x in range(1, 99) if pow(x**3 + curve.b, (curve.q - 1) // 2, curve.q) != 1)
-    for bad in (
-        off.to_bytes(size, "big"),
-        curve.q.to_bytes(size, "big"),
-        bytes([0x40]) + bytes(size - 2) + b"\x01",
-    ):
-        bad = bytes([bad[0] | 0x80]) + bad[1:]
-        with pytest.raises(ValueError) as whole:
-            backend.points.decompressed(data + bad + data)
-        with pytest.raises(ValueError) as one:
-            decompress_g1(curve, bad)
-        assert str(whole.value) == str(one.value)
-    with pytest.raises(ValueError, match="not compressed"):
-        backend.points.decompressed(data[:-size] + bytes(size))
+    logs = [3, 0, -1, 5, 0, 7, -7]
+    got = backend.points.suffix_sums(point_words(curve, Group.G1, logs))
+    expected = [combination(curve, Group.G1, [sum(logs[i:])], [1]) for i in range(len(logs))]
+    assert [from_words(curve, Group.G1, row) for row in got] == expected
+    assert len(backend.points.suffix_sums(got[:0])) == 0
 
 
 @pytest.mark.on_host

@@ -13,9 +13,8 @@ from gpuprover.cpu.layout import COMBINED, COMBINED_WIDTH, PRODUCTS, Field
 from gpuprover.cpu.msm import Points
 from gpuprover.cpu.path import path_for
 from gpuprover.curves import CurveParams, Group
-from gpuprover.formats.compressed import decompress_g1, take_flags
 from gpuprover.job import Job
-from gpuprover.limbs import Words, address, field_to_words, generator, ints_to_words, negative
+from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 
 _curve, _vector = Kernels("curve"), Kernels("vector")
 
@@ -26,16 +25,6 @@ SMALLEST_PIECE = 1 << 12
 def own(words: Words) -> Words:
     """The same words, aligned, contiguous and writable; copied only if they are not."""
     return np.require(words, dtype=np.uint64, requirements=["C", "A", "W"])
-
-
-def _above_half(values: Words, q: int) -> NDArray[np.bool_]:
-    """Which canonical uint64[n, limbs] are above q/2."""
-    above, equal = np.zeros(len(values), dtype=bool), np.ones(len(values), dtype=bool)
-    half = ints_to_words([q // 2], values.shape[1]).reshape(-1)
-    for i in reversed(range(values.shape[1])):
-        above |= equal & (values[:, i] > half[i])
-        equal &= values[:, i] == half[i]
-    return above
 
 
 class CpuPoints:
@@ -93,38 +82,18 @@ class CpuPoints:
         bases = self._bases(group, points)
         return combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
 
+    def suffix_sums(self, points: Words) -> Words:
+        F, given = self._coordinates[Group.G1], own(points)
+        sums = np.empty((len(points), 2 * points.shape[1]), dtype=np.uint64)
+        _curve.suffix_sums(F, address(given), len(given), address(sums))
+        return self.affine(Group.G1, sums)
+
     def canonical_coordinates(self, points: Words) -> Words:
         source, out = own(points), np.empty(points.shape, dtype=np.uint64)
         F, a, o = self._coordinates[Group.G1], address(source), address(out)
         ranges = self.job.ranges(points.size // self.curve.base.limbs, smallest=SMALLEST_PIECE)
         self.job.map(lambda r: _vector.convert(F, layout.FROM_MONTGOMERY, a, o, r[0], r[1]), ranges)
         return out
-
-    def decompressed(self, data: bytes) -> Words:
-        curve, limbs, size = self.curve, self.curve.base.limbs, self.curve.base.bytes
-        x, infinity, larger = take_flags(curve, data)
-        n = len(x)
-        points = np.zeros((n, 2 * limbs), dtype=np.uint64)
-        points[:, :limbs] = x
-        F, at = self._coordinates[Group.G1], address(points)
-        _vector.convert(F, layout.TO_MONTGOMERY, at, at, 0, 2 * n)
-        coefficient = field_to_words(curve.base, curve.group(Group.G1).b)
-        exponent = (curve.q + 1) // 4
-        words = ints_to_words([exponent], limbs).reshape(-1)
-        if infinity.any():
-            # x = 0 has no root on every curve, and no point at infinity needs one.
-            points[infinity] = generator(curve, Group.G1)
-        bad = _curve.roots(F, at, address(coefficient), words, exponent.bit_length(), 0, n)
-        if bad >= 0:
-            # It says what is wrong.
-            decompress_g1(curve, data[bad * size : (bad + 1) * size])
-        y = np.empty((n, limbs), dtype=np.uint64)
-        source = np.ascontiguousarray(points[:, limbs:])
-        _vector.convert(F, layout.FROM_MONTGOMERY, address(source), address(y), 0, n)
-        for i in np.flatnonzero(_above_half(y, curve.q) != larger):
-            points[i] = negative(curve, points[i])
-        points[infinity] = 0
-        return points
 
     def first_bad_point(self, group: Group, points: Words) -> int:
         if not points.flags.c_contiguous:

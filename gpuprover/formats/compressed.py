@@ -7,11 +7,8 @@ draft-irtf-cfrg-pairing-friendly-curves-11, appendix C. BN254 has no spare bits 
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gpuprover.curves import AffineG1, CurveParams
-from gpuprover.limbs import Words, first_not_below, g1_to_words, words_to_g1
+from gpuprover.limbs import Words, g1_to_words, words_to_g1
 
 COMPRESSED, INFINITY, LARGER = 0x80, 0x40, 0x20
 """Bits of the first byte."""
@@ -63,34 +60,6 @@ def decompress_g1(curve: CurveParams, data: bytes) -> Words:
     if (y > q - y) != bool(flags & LARGER):
         y = q - y
     return _words(curve, (x, y))
-
-
-def take_flags(curve: CurveParams, data: bytes) -> tuple[Words, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Many compressed points, one behind the other, as far as that goes without a root.
-
-    Returns:
-        x, canonical uint64[n, limbs], 0 at infinity; which are infinity; which have the larger root as y.
-
-    Raises:
-        ValueError: as :func:`decompress_g1`, for the first point whose bytes are no point's.
-    """
-    _check_curve(curve)
-    size, limbs = curve.base.bytes, curve.base.limbs
-    if len(data) % size:
-        raise ValueError(f"expected points of {size} bytes, found {len(data)} bytes")
-    rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
-    flags = rows[:, 0] & (COMPRESSED | INFINITY | LARGER)
-    x = rows[:, ::-1].copy()
-    x[:, -1] &= 0xFF ^ (COMPRESSED | INFINITY | LARGER)
-    words: Words = np.ascontiguousarray(x).view("<u8").reshape(-1, limbs)
-    infinity, larger = (flags & INFINITY) != 0, (flags & LARGER) != 0
-    wrong = (flags & COMPRESSED) == 0
-    wrong |= infinity & (larger | words.any(axis=1))
-    for i in np.flatnonzero(wrong):
-        decompress_g1(curve, rows[i].tobytes())
-    if (i := first_not_below(words, curve.q)) >= 0:
-        decompress_g1(curve, rows[i].tobytes())
-    return words, infinity, larger
 
 
 def _words(curve: CurveParams, point: AffineG1) -> Words:

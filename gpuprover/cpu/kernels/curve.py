@@ -317,6 +317,15 @@ def linear_combination(F, points, scalars, words, n, table, digits, p_index, q_i
 
 
 @jit
+def suffix_sums(F, points, n, out):
+    """Row i of the XYZZ rows ``out`` is Σ points[j] over j >= i."""
+    total = identity(F)
+    for i in range(n - 1, -1, -1):
+        total = add_affine(F, total, load(F, points, 2 * i), load(F, points, 2 * i + 1))
+        store_xyzz(F, out, i, total)
+
+
+@jit
 def first_off_curve(F, points, coefficient, lo, hi):
     """First i in [lo, hi) with a coordinate >= q or y² ≠ x³ + b, infinity excepted; −1 if none."""
     b = load(F, coefficient, 0)
@@ -328,28 +337,4 @@ def first_off_curve(F, points, coefficient, lo, hi):
             continue
         if square(y) != square(x) * x + b:
             return i
-    return -1
-
-
-# Compressed points ---------------------------------------------------------------------------
-
-
-@jit
-def roots(F, points, coefficient, exponent, bits, lo, hi):
-    """y of the points i in [lo, hi), whose x is there: a root of x³ + b, by the power (q + 1)/4.
-
-    ``exponent`` are that number's ``bits`` bits. The first i without a root ends it; −1 if there is none.
-    """
-    b = load(F, coefficient, 0)
-    for i in range(lo, hi):
-        x = load(F, points, 2 * i)
-        value = square(x) * x + b
-        y = value
-        for at in range(bits - 2, -1, -1):
-            y = square(y)
-            if (exponent[at >> 6] >> (at & 63)) & 1:
-                y = y * value
-        if square(y) != value:
-            return i
-        store(points, 2 * i + 1, y)
     return -1

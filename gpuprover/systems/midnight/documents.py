@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from gpuprover.backend import PointMath
 from gpuprover.curves import BLS12_381, CurveParams, Group
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
-from gpuprover.formats.compressed import compress_g1, decompress_g1
+from gpuprover.formats.compressed import compress_g1
 from gpuprover.formats.json_files import shown
 from gpuprover.limbs import Words, generator, words_to_g1
 from gpuprover.midnight.keys import VerifierKey, read_verifier_key, write_verifier_key
+from gpuprover.midnight.points import BadPoint, read_compressed
 from gpuprover.midnight.srs import S_G2, g2_from_bytes, g2_to_bytes
 from gpuprover.systems.midnight.argument import Argument, argument
 
@@ -187,7 +187,7 @@ def proof_bytes(shape: Argument) -> int:
     return _POINT_BYTES * points + _SCALAR_BYTES * (len(shape.evaluated) + len(shape.sets))
 
 
-def take_apart(shape: Argument, data: bytes, points: PointMath) -> Parts:
+def take_apart(shape: Argument, data: bytes) -> Parts:
     """The parts of a raw proof.
 
     Raises:
@@ -210,23 +210,14 @@ def take_apart(shape: Argument, data: bytes, points: PointMath) -> Parts:
     )
     names = (*shape.committed, OPENING, PROOF)
     try:
-        words = points.decompressed(first + f + last)
-    except ValueError:
-        _bad_point(names, first + f + last)
-        raise
+        words = read_compressed(first + f + last)
+    except BadPoint as error:
+        raise ValueError(f"{names[error.index]}: {error}") from None
     return Parts(
         dict(zip(names, words, strict=True)),
         _scalars(evaluations, [f"{q.column} at rotation {q.rotation}" for q in shape.evaluated]),
         _scalars(folded, [f"q{j}" for j in range(len(shape.sets))]),
     )
-
-
-def _bad_point(names: Sequence[str], data: bytes) -> None:
-    for i, name in enumerate(names):
-        try:
-            decompress_g1(BLS12_381, data[i * _POINT_BYTES : (i + 1) * _POINT_BYTES])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
 
 
 def _scalars(data: bytes, names: Sequence[str]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
 from gpuprover.systems.midnight.verifier import begin
 
-LAGRANGE, POWERS = "Lagrange points", "powers of s"
+LAGRANGE, SUFFIXES, POWERS = "Lagrange points", "sums of Lagrange points", "powers of s"
 CHUNKS = (1, 4)
 """Into how many parts a coset is divided; where memory is short, 4."""
 ROWS, ON_COSET = " rows", " on coset "
@@ -121,12 +121,14 @@ class Parts:
         extended: what every quotient takes of the key: for each coset its polynomials' values there, as
             ``values``; () where they are too large to keep.
         lagrange, powers: points of the parameters, uint64[n, g1_words].
+        suffixes: Σ lagrange[j] over j >= i, as ``lagrange``.
     """
 
     vk: VerificationKey
     values: Mapping[str, Words] = field(repr=False)
     coefficients: Mapping[str, Words] = field(repr=False)
     lagrange: Words = field(repr=False)
+    suffixes: Words = field(repr=False)
     powers: Words = field(repr=False)
     extended: Sequence[Mapping[str, Words]] = field(default=(), repr=False)
 
@@ -148,7 +150,7 @@ class _Rehearsal:
         points = wires.hollow(n, BLS12_381.g1_words)
         extended = [dict.fromkeys(_formulas(shape).extended, hollow)] * shape.limbs
         kept = extended if demand.chunks == 1 and is_kept(self.vk) else ()
-        parts = Parts(self.vk, columns, columns, points, points, kept)
+        parts = Parts(self.vk, columns, columns, points, points, points, kept)
         advice = np.broadcast_to(np.uint64(0), (shape.system.advice, n, _LIMBS))
         rounds(
             parts, advice, [0] * self.vk.n_public, NoRandomness(), backend, demand.chunks, lambda *pair: pair
@@ -196,10 +198,10 @@ def demand(vk: VerificationKey) -> Demand:
         curve=BLS12_381,
         witness=shape.system.advice * n,
         domains=(domain,),
-        bases=(KeyBases(LAGRANGE, Group.G1, n), KeyBases(POWERS, Group.G1, n)),
+        bases=tuple(KeyBases(name, Group.G1, n) for name in (LAGRANGE, SUFFIXES, POWERS)),
         matrices=(),
         columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
-        together=((LAGRANGE,), (POWERS,)),
+        together=((LAGRANGE,), (SUFFIXES,), (POWERS,)),
         rehearse=_Rehearsal(vk),
     )
     for chunks in reversed(CHUNKS):
@@ -224,6 +226,7 @@ class _Device(NamedTuple):
     shape: Argument
     usable: int
     lagrange: Bases
+    suffixes: Bases
     powers: Bases
     transcript: Blake2bTranscript
     randomness: Randomness
@@ -293,6 +296,7 @@ def rounds(
             shape,
             usable,
             backend.bases(LAGRANGE, key.lagrange),
+            backend.bases(SUFFIXES, key.suffixes),
             backend.bases(POWERS, key.powers),
             begin(vk, public),
             randomness,
@@ -319,7 +323,7 @@ def rounds(
         ordered: list[Vector] = []
         for i in shape.lookups:
             pair = _permuted(device, i, compressed[2 * i], compressed[2 * i + 1])
-            device.commit(device.lagrange, pair)
+            _commit_permuted(device, vk, i, pair, compressed[2 * i + 1], challenges["theta"])
             ordered += pair
             for part, values in zip("at", pair, strict=True):
                 polynomials[f"L{i}{part}"] = device.coefficients(values)
@@ -388,7 +392,7 @@ def rounds(
         backend.free(*limbs)
         _open(device, polynomials, x)
         made = [v for name, v in polynomials.items() if name[0] not in "FS"]
-        backend.free(*made, *held, device.lagrange, device.powers)
+        backend.free(*made, *held, device.lagrange, device.suffixes, device.powers)
     return Proof(b"".join(device.data))
 
 
@@ -426,6 +430,35 @@ def _permuted(device: _Device, i: int, inputs: Vector, table: Vector) -> list[Ve
         found.append(backend.combine([Term(head), Term(tail, 1, usable)], n))
         backend.free(head, tail)
     return found
+
+
+def _commit_permuted(
+    device: _Device, vk: VerificationKey, i: int, pair: Sequence[Vector], table: Vector, theta: int
+) -> None:
+    """Commitments to A' and T', by sums that are short where a few values are looked up often.
+
+    A' has runs of equal values, so that its differences from row to row are mostly 0. T' differs from the
+    table T where a run begins, and T is a combination of columns whose commitments the key has.
+    """
+    backend, n = device.backend, device.domain.size
+    a, t = pair
+    columns = device.shape.table_columns(i)
+    steps = backend.combine([Term(a), Term(a, -1, 1)], n)
+    rest = backend.combine([Term(t), Term(table, -1)], n) if columns else t
+    requests = [([device.suffixes], steps), ([device.lagrange], rest)]
+    if device.chunks == 1:
+        (a_point,), (t_point,) = backend.msm_many(requests)
+    else:
+        (a_point,), (t_point,) = (backend.msm_many([request])[0] for request in requests)
+    if columns:
+        weights = kzg.powers(theta, len(columns), _R)[::-1]
+        known = np.stack([vk.commitments[name] for name in columns])
+        t_point = backend.points.linear_combination(
+            Group.G1, np.concatenate([known, t_point[None]]), [*weights, 1]
+        )
+        backend.free(rest)
+    backend.free(steps)
+    device.data.append(device.transcript.absorb_points(np.stack([a_point, t_point])))
 
 
 def _permutation_products(

@@ -241,7 +241,7 @@ def _outside(source: str, role: str, part: str) -> MalformedFile:
 def _parts(key: VerificationKey, proof: Proof, backend: Backend, source: str) -> Parts:
     """The proof taken apart, its points in their subgroup. Raises MalformedFile."""
     try:
-        parts = take_apart(key.argument, proof.data, backend.points)
+        parts = take_apart(key.argument, proof.data)
     except ValueError as error:
         name, _, problem = str(error).rpartition(": ")
         raise MalformedFile(source, name or "length", problem, role="proof") from None
