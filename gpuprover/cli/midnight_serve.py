@@ -1,5 +1,5 @@
-"""``gpuprover midnight serve`` and ``healthcheck``: the proof server, with the flags, variables and port of the
-network's own."""
+"""``gpuprover midnight serve`` and ``healthcheck``: the proof server, with the flags, variables and port of
+the network's own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def run(args: Namespace, context: Context) -> int:
         default = Path(str(BY_NAME["circuit_keys_path"].default))
         if not _is_set("circuit_keys_path", given) and not default.is_dir():
             given["circuit_keys_path"] = empty
-        engine = load_engine_settings({row.name: given[row.name] for row in SETTINGS if row.own}, options=True)
-        service = {row.name: given[row.name] for row in SETTINGS if row.service}
-        return serve(engine, load_service_settings(service, engine), context)
+        own = {row.name: given[row.name] for row in SETTINGS if row.own}
+        engine = load_engine_settings(own, options=True)
+        others = {row.name: given[row.name] for row in SETTINGS if row.service}
+        return serve(engine, load_service_settings(others, engine), context)
 
 
 def _is_set(name: str, given: dict[str, Any]) -> bool:

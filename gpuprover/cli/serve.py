@@ -1,4 +1,4 @@
-"""``gpuprover serve``: a prover behind HTTP, until SIGTERM; with Midnight's routes, too, if they are asked for."""
+"""``gpuprover serve``: a prover behind HTTP, until SIGTERM; with Midnight's routes, if they are asked for."""
 
 from __future__ import annotations
 

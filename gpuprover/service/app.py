@@ -19,9 +19,6 @@ from gpuprover.engine import Prover
 from gpuprover.errors import ProverError
 from gpuprover.service import models, page, rapidsnark, routes
 from gpuprover.service.core import MakeMetrics, Service
-from gpuprover.service.midnight import routes as midnight
-from gpuprover.service.midnight.cors import AnyOrigin
-from gpuprover.service.midnight.proof_server import ProofServer
 from gpuprover.service.metrics import Metrics
 from gpuprover.service.problems import MEDIA_TYPE, Problem, of_status
 from gpuprover.service.surroundings import KIND, Surroundings, current
@@ -47,16 +44,21 @@ def create_app(
         InvalidInput: the file of tokens cannot be used.
     """
     service = Service(prover, settings)
-    server = ProofServer(service) if settings.midnight else None
+    midnight = None
+    if settings.midnight:
+        # Nobody else needs what this reads.
+        from gpuprover.service.midnight.offer import Midnight
+
+        midnight = Midnight(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        if server is not None:
-            await server.start()
+        if midnight is not None:
+            await midnight.server.start()
         yield
-        if server is not None:
-            await server.stop()
+        if midnight is not None:
+            await midnight.server.stop()
         await service.stop()
 
     app = FastAPI(
@@ -70,10 +72,9 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
-    if server is not None:
+    if midnight is not None:
         # Before others: two of its paths are theirs, too.
-        app.state.midnight = server
-        app.include_router(midnight.router)
+        midnight.include(app)
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     if settings.rapidsnark:
@@ -83,12 +84,12 @@ def create_app(
     document = _openapi(app)
     methods = {path: [name.upper() for name in found] for path, found in document["paths"].items()}
     methods |= {"/": ["GET"], "/openapi.json": ["GET"]}
-    if server is not None:
-        methods |= {path: ["GET"] for path in midnight.GET_PATHS} | {path: ["POST"] for path in midnight.POST_PATHS}
+    if midnight is not None:
+        methods |= midnight.methods
     service.metrics = metrics(prover, [f"{name} {path}" for path, names in methods.items() for name in names])
     app.add_middleware(Surroundings, observe=service.metrics.answered)
-    if server is not None:
-        app.add_middleware(AnyOrigin, paths=[path.partition("{")[0] for path in (*midnight.GET_PATHS, *midnight.POST_PATHS)])
+    if midnight is not None:
+        midnight.surround(app)
     _answer_errors(app, service, methods)
     app.openapi = lambda: _with_security(document, service.tokens.required)  # type: ignore[method-assign]
     return app

@@ -20,8 +20,8 @@ _VARY = (
 
 
 class AnyOrigin:
-    """Lets pages of any origin read the answers of some paths. No cookie is ever asked for: a token comes in a
-    header, which the page has to know.
+    """Lets pages of any origin read the answers of some paths. No cookie is ever asked for: a token comes in
+    a header, which the page has to know.
 
     Args:
         paths: whole paths, or their beginnings where they end in a slash.

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpuprover.errors import InvalidInput
 from gpuprover.midnight.srs import check_srs, file_name, parameters_folder, published
 
+SOURCE = "https://srs.midnight.network"
 USUAL = 15
 """k of the largest circuit that the ledger itself has."""
 
@@ -34,15 +35,28 @@ def use_parameters(folder: Path | None) -> tuple[Path, list[int]]:
 
 def check_parameters(folder: Path) -> list[int]:
     """As :func:`use_parameters`, and nothing else."""
-    hashes = published()
-    sizes = sorted(k for k in hashes if (folder / file_name(k)).exists())
+    sizes = sorted(k for k in published() if (folder / file_name(k)).exists())
     if not sizes:
         raise InvalidInput(
-            f"Midnight's parameters are missing: expected {file_name(USUAL)} (SHA-256 {hashes[USUAL]}), or those "
-            "of another size, from https://srs.midnight.network; nothing is fetched by itself",
+            f"Midnight's parameters are missing: expected {_named(USUAL)}, or those of another size, from "
+            f"{SOURCE}; nothing is fetched by itself",
             path=folder,
             role="powers of tau",
         )
     for k in sizes:
         check_srs(folder / file_name(k))
     return sizes
+
+
+def require_parameters(k: int, folder: Path) -> None:
+    """Raises InvalidInput if there are none for circuits of 2^k rows; names the file and its hash."""
+    if not any((folder / file_name(size)).exists() for size in published() if size >= k):
+        raise InvalidInput(
+            f"the parameters are missing: expected {_named(k)}, or larger ones, from {SOURCE}",
+            path=folder,
+            role="powers of tau",
+        )
+
+
+def _named(k: int) -> str:
+    return f"{file_name(k)} (SHA-256 {published()[k]})"

@@ -1,4 +1,4 @@
-"""What Midnight's routes share: parameters, the ledger's own circuits, keys by digest, and the first proof."""
+"""What Midnight's routes share: the ledger's own circuits, keys by digest, and the first proof."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, ProverError, Unsatisfi
 from gpuprover.formats.files import open_regular
 from gpuprover.midnight.envelopes import KeyMaterial
 from gpuprover.midnight.ir import read_circuit
-from gpuprover.midnight.ir.run import FailedCheck, explain, run
+from gpuprover.midnight.ir.run import FailedCheck, run
 from gpuprover.midnight.keys import read_prover_key, read_verifier_key
 from gpuprover.midnight.preimage import Preimage, write_preimage
 from gpuprover.midnight.srs import parameters_folder
@@ -23,6 +23,7 @@ from gpuprover.proving import ProofResult
 from gpuprover.service.bodies import Reservation
 from gpuprover.service.core import Service
 from gpuprover.service.midnight.keys import KeyStore, StoredKey
+from gpuprover.service.midnight.parameters import require_parameters
 from gpuprover.service.results import Record
 
 log = logging.getLogger("gpuprover.service")
@@ -85,10 +86,9 @@ class ProofServer:
         self._testing: asyncio.Task[None] | None = None
         service.prover.look_in(self.keys.folder)
 
-    @property
-    def parameters(self) -> Path:
-        """Their folder."""
-        return self._folder
+    def require_parameters(self, k: int) -> None:
+        """Raises InvalidInput if there are none for circuits of 2^k rows; names the file and its hash."""
+        require_parameters(k, self._folder)
 
     async def start(self) -> None:
         self._testing = asyncio.create_task(self._test())
@@ -170,7 +170,9 @@ class ProofServer:
         try:
             return run(read_circuit(circuit, "circuit"), preimage).skips
         except FailedCheck as failure:
-            raise UnsatisfiedWitness(explain(failure, self.values)) from None
+            if not self.values or not failure.detail:
+                raise
+            raise UnsatisfiedWitness(f"{failure.message}: {failure.detail}") from None
 
     async def submit(
         self, key: StoredKey, preimage: Preimage, binding: int | None, reservation: Reservation, tenant: str

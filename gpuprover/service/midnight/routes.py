@@ -19,7 +19,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from gpuprover.errors import ProverError, UnsatisfiedWitness
-from gpuprover.midnight import srs
 from gpuprover.midnight.circuit.keygen import size_of
 from gpuprover.midnight.envelopes import (
     read_check_request,
@@ -47,7 +46,13 @@ UNLIMITED = 1_000_000
 MARGIN_SECONDS = 60.0
 """Beyond a proof's own time limit, after which the engine has ended it."""
 
-_STATUS = {"UnsatisfiedWitness": 400, "OutOfMemory": 507, "ProofGenerationFailed": 502, "CircuitNotFound": 400}
+_STATUS = {
+    "UnsatisfiedWitness": 400,
+    "FailedCheck": 400,
+    "OutOfMemory": 507,
+    "ProofGenerationFailed": 502,
+    "CircuitNotFound": 400,
+}
 """Kinds of errors that have another status here: clients would try again what ends in the same way."""
 
 
@@ -113,8 +118,11 @@ CallerDep = Annotated[Caller, Depends(admit)]
 
 router = APIRouter(include_in_schema=False, route_class=_Route)
 
-GET_PATHS = ("/", "/health", "/version", "/proof-versions", "/ready", "/fetch-params/{k}")
-POST_PATHS = ("/k", "/check", "/prove", "/prove-tx")
+METHODS = {
+    **dict.fromkeys(("/", "/health", "/version", "/proof-versions", "/ready", "/fetch-params/{k}"), "GET"),
+    **dict.fromkeys(("/k", "/check", "/prove", "/prove-tx"), "POST"),
+}
+"""Path -> the method that it has."""
 
 
 # State -----------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ async def midnight_fetch_params(k: int, service: ServiceDep, server: ServerDep) 
     if not 0 <= k <= LARGEST_K:
         raise Problem(404 if not 0 <= k < 256 else 400, "InvalidInput", f"k={k} out of range")
     try:
-        await service.briefly(srs.locate, k, server.parameters)
+        await service.briefly(server.require_parameters, k)
     except ProverError as error:
         raise Problem(404, error.kind, error.told) from None
     return PlainTextResponse("success")
@@ -188,7 +196,7 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
         body = await read_body(request, service.body_limit, reservation, service.pace)
 
         def size() -> int:
-            return size_of(read_circuit(body, "circuit"))
+            return size_of(read_circuit(body, "circuit")).k
 
         return PlainTextResponse(str(await service.reading(caller.tenant, size)))
 
