@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
@@ -27,8 +28,8 @@ from gpuprover.columns import Formula, challenge, column, compile_formula, fold
 from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Blake2bTranscript
 from gpuprover.curves import BLS12_381, Group
-from gpuprover.demand import Demand, KeyBases, KeyColumn
-from gpuprover.errors import UnsatisfiedWitness
+from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
+from gpuprover.errors import MalformedFile, UnsatisfiedWitness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
@@ -41,10 +42,15 @@ from gpuprover.systems.midnight.argument import (
     QUOTIENT,
     RANDOM,
     Argument,
+    delta_power,
 )
-from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey
+from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
-from gpuprover.systems.midnight.verifier import begin
+from gpuprover.systems.midnight.verifier import begin, verify
+from gpuprover.systems.midnight.witness import Statement, check_statement
+
+if TYPE_CHECKING:
+    from gpuprover.systems.midnight.key import ProvingKey
 
 LAGRANGE, SUFFIXES, POWERS = "Lagrange points", "sums of Lagrange points", "powers of s"
 CHUNKS = (1, 4)
@@ -159,8 +165,13 @@ class _Rehearsal:
 
 def is_kept(vk: VerificationKey) -> bool:
     """Whether a key's values on all cosets are kept."""
+    return kept_bytes(vk) <= KEPT_BYTES
+
+
+def kept_bytes(vk: VerificationKey) -> int:
+    """Bytes of a key's values on all cosets."""
     shape = vk.argument
-    return (8 * _LIMBS << vk.key.k) * shape.limbs * len(_formulas(shape).extended) <= KEPT_BYTES
+    return (8 * _LIMBS << vk.key.k) * shape.limbs * len(_formulas(shape).extended)
 
 
 def extended(
@@ -557,3 +568,160 @@ def _open(device: _Device, polynomials: Mapping[str, Vector], x: int) -> None:
     request = kzg.Request([*combined, f], kzg.powers(x4, len(combined) + 1, _R), x3)
     device.data.append(device.transcript.absorb_points(kzg.prove(backend, device.powers, [request])))
     backend.free(f, *combined)
+
+
+# Proofs ----------------------------------------------------------------------------------------
+
+
+def check_witness_fits(key: ProvingKey, witness: Statement) -> None:
+    """Raises WitnessMismatch if the table has another shape, or there are other public inputs than the key's."""
+    check_statement(key, witness, key.vk.argument.system.advice, key.constraints)
+
+
+def public_signals(key: ProvingKey, witness: Statement) -> list[int]:
+    """The statement's public inputs."""
+    return list(witness.public)
+
+
+def prove(
+    key: ProvingKey,
+    witness: Statement,
+    backend: Backend,
+    blinding: bytes | None = None,
+    budget: Budget = UNLIMITED,
+) -> Proof:
+    """A proof of a statement; not verified here (:func:`checked`).
+
+    Args:
+        blinding: a seed for all that is random, for tests only; None: the operating system's randomness.
+        budget: what it may take of the device's memory and the host's.
+
+    Raises:
+        OutOfMemory: it cannot be done within the budget.
+        WitnessMismatch: see :func:`check_witness_fits`.
+        UnsatisfiedWitness: a lookup does not hold; names it and the row.
+    """
+    check_witness_fits(key, witness)
+    parts = key.parts
+    with backend.session(key.demand, parts, budget) as demand:
+        return rounds(parts, witness.advice, witness.public, Randomness(blinding), backend, demand.chunks)
+
+
+_sound: WeakSet[ProvingKey] = WeakSet()
+"""Keys of which every point has been looked at."""
+
+
+def check_header(key: ProvingKey, backend: Backend) -> None:
+    """Raises MalformedFile for a commitment outside its subgroup."""
+    key.check_header_points(backend)
+
+
+def check_key_once(key: ProvingKey, backend: Backend) -> None:
+    """Every point of key and parameters, when the key is first seen: for proofs that nobody verifies.
+
+    Raises:
+        MalformedFile: a point is bad.
+    """
+    if key not in _sound:
+        with backend.job.phase("check key"):
+            key.check_points(backend)
+        _sound.add(key)
+
+
+def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
+    """The proof, if its points are in their subgroup. Raises MalformedFile."""
+    points = take_apart(key.vk.argument, proof.data).commitments
+    if backend.points.first_bad_point(Group.G1, np.stack([*points.values()])) >= 0:
+        raise MalformedFile(
+            key.path, "points", "they have changed since they were checked; no proof was made"
+        )
+    return proof
+
+
+def checked(
+    key: ProvingKey, witness: Statement, public: Sequence[int], proof: Proof, backend: Backend
+) -> Proof:
+    """The proof, if it verifies for these public inputs; otherwise the reason as an exception.
+
+    Raises:
+        MalformedFile: a point of the key or the parameters is bad, or they do not belong together.
+        UnsatisfiedWitness: names the identity and the row that the table breaks.
+    """
+    with backend.job.phase("verify"):
+        try:
+            if verify(key.vk, public, proof, backend):
+                return proof
+        except MalformedFile:
+            pass  # a bad point in the key made a bad point in the proof: find it
+    with backend.job.phase("check key"):
+        key.check_points(backend)
+    with backend.job.phase("check table"):
+        broken = broken_identity(key, witness, public, backend)
+    if broken is not None:
+        raise UnsatisfiedWitness(
+            f"the witness does not satisfy the circuit: {broken}",
+            path=witness.source,
+            role="witness",
+            more=f"of {key.path}; no proof was made",
+        )
+    raise MalformedFile(
+        key.path,
+        "columns",
+        "the table satisfies the circuit, but the proof does not hold: columns, commitments and parameters "
+        "do not belong together; no proof was made",
+        role="key",
+    )
+
+
+def broken_identity(
+    key: ProvingKey, witness: Statement, public: Sequence[int], backend: Backend
+) -> str | None:
+    """The first gate or copy constraint that a table breaks, in words; None if there is none.
+
+    Lookups have been looked at when their order was found.
+    """
+    shape, n = key.vk.argument, key.constraints
+    usable = shape.system.usable(key.key.k)
+    rows = {name: backend.upload(words, Form.MONTGOMERY) for name, words in key.parts.values.items()}
+    for name, words in zip(shape.advice, witness.advice, strict=True):
+        rows[name] = backend.upload(np.where(np.arange(n)[:, None] < usable, words, np.uint64(0)))
+    rows[PUBLIC_INSTANCE] = _padded(backend, public, n)
+    try:
+        gates = shape.system.gates
+        terms = [*gates, *(trash.selector * c for trash in shape.system.trash for c in trash.constraints)]
+        for i, term in enumerate(terms):
+            (values,) = backend.evaluate(compile_formula([term]), rows)
+            wrong = np.flatnonzero(backend.download(values)[:usable].any(axis=1))
+            backend.free(values)
+            if len(wrong):
+                what = f"gate {i}" if i < len(gates) else f"trash constraint {i - len(gates)}"
+                return f"{what} does not hold on row {int(wrong[0])}"
+        return _broken_copy(shape, key, rows, backend)
+    finally:
+        backend.free(*rows.values())
+
+
+def _broken_copy(
+    shape: Argument, key: ProvingKey, rows: Mapping[str, Vector], backend: Backend
+) -> str | None:
+    """The first cell that differs from the one that σ leads to."""
+    n, columns = key.constraints, shape.system.permutation
+    values = [
+        np.zeros((n, _LIMBS), dtype=np.uint64)
+        if name == COMMITTED_INSTANCE
+        else backend.download(rows[name], Form.MONTGOMERY)
+        for name in columns
+    ]
+    omega = domain_of(key.key.k).omega
+    places: dict[bytes, tuple[int, int]] = {}
+    for j in range(len(columns)):
+        position = backend.powers(n, omega, delta_power(j))
+        words = backend.download(position, Form.MONTGOMERY)
+        backend.free(position)
+        places |= {row.tobytes(): (j, i) for i, row in enumerate(words)}
+    for j, name in enumerate(columns):
+        for i, row in enumerate(key.parts.values[f"S{j}"]):
+            to = places.get(row.tobytes())
+            if to is not None and to != (j, i) and not np.array_equal(values[j][i], values[to[0]][to[1]]):
+                return f"row {i} of column {name} differs from row {to[1]} of column {columns[to[0]]}"
+    return None
