@@ -3,7 +3,7 @@
 Files are given by their paths, or as their bytes. Both lines of the network, ZKIR 2.0 with verifier keys of
 version 6 and ZKIR 3.0 with version 7, are told apart by the files' tags. A preimage is secret, and so are the
 reasons why a circuit does not accept one: errors name the instruction, and values only where they are asked
-for (:attr:`.FailedCheck.detail`).
+for (:attr:`.FailedCheck.official`).
 
 :func:`gpuprover.load_key`, :func:`gpuprover.prove` and a prover of many circuits
 (:func:`gpuprover.create_prover`) take these keys and preimages, too.
@@ -103,7 +103,7 @@ def prove(
         the proof's document, public inputs as decimal strings, timings.
 
     Raises:
-        FailedCheck: the circuit does not accept the preimage; says which instruction, its ``detail`` has
+        FailedCheck: the circuit does not accept the preimage; says which instruction, its ``official`` has
             values.
         UnsatisfiedWitness: the table does not satisfy the circuit.
         ProverError: another of its kinds.
@@ -271,7 +271,7 @@ def check(
         for each group of declared inputs None if it is active, else how many values are skipped.
 
     Raises:
-        FailedCheck: the circuit does not accept it; says which instruction, its ``detail`` has values.
+        FailedCheck: the circuit does not accept it; says which instruction, its ``official`` has values.
         InvalidInput, MalformedFile, UnsupportedFile: a file cannot be used.
     """
     found = circuit if isinstance(circuit, ir.Circuit) else read_circuit(circuit)
@@ -292,6 +292,7 @@ def keygen(
     parameters: Pathish | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    memory_limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Event | None = None,
     timeout: float | None = None,

@@ -113,10 +113,11 @@ def _values_shown(args: Namespace) -> Iterator[None]:
     try:
         yield
     except UnsatisfiedWitness as error:
-        detail = getattr(error, "detail", "")
-        if not args.show_values or not detail:
+        if not args.show_values:
             raise
-        raise UnsatisfiedWitness(f"{error.message}: {detail}") from None
+        from gpuprover.midnight.ir.failure import explain
+
+        raise UnsatisfiedWitness(explain(error, values=True)) from None
 
 
 def _warn(key: ProvingKey | VerificationKey, context: Context, path: str) -> None:
