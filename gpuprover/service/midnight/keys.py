@@ -21,12 +21,12 @@ PREFIX = "midnight-"
 
 @dataclass(eq=False)
 class StoredKey:
-    """A circuit's keys, as files for as long as anybody has this.
+    """A circuit's prover key, as a file for as long as anybody has this.
 
     Attributes:
         name: the circuit's, for the engine.
         circuit: its ZKIR, with its tag.
-        size: bytes of the files and of the circuit.
+        size: bytes of the file and of the circuit.
     """
 
     name: str
@@ -69,22 +69,18 @@ class KeyStore:
         return self._keys.get_or_make(name, make, lambda key: key.size)
 
     def _write(self, name: str, material: KeyMaterial) -> StoredKey:
-        paths = []
+        # The prover key has all that the other two say, as was checked.
+        path = self.folder / f"{name}.prover"
+        temporary = path.with_suffix(".part")
         try:
-            for suffix, content in ((".verifier", material.verifier), (".prover", material.prover)):
-                path = self.folder / (name + suffix)
-                paths.append(path)
-                # Under its name once it is whole: the engine may look at any time.
-                temporary = path.with_suffix(".part")
-                paths.append(temporary)
-                temporary.write_bytes(content)
-                os.replace(temporary, path)
+            temporary.write_bytes(material.prover)
+            # Under its name once it is whole: the engine may look at any time.
+            os.replace(temporary, path)
         except OSError as error:
-            _remove(paths)
+            _remove(temporary)
             raise DeviceError(f"the keys cannot be kept: {error.strerror}") from None
-        size = len(material.prover) + len(material.verifier) + len(material.circuit)
-        key = StoredKey(name, bytes(material.circuit), size)
-        weakref.finalize(key, _remove, paths)
+        key = StoredKey(name, bytes(material.circuit), len(material.prover) + len(material.circuit))
+        weakref.finalize(key, _remove, path)
         return key
 
     @property
@@ -97,7 +93,6 @@ class KeyStore:
         self._finalizer()
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

@@ -16,11 +16,13 @@ class Midnight:
     Attributes:
         server: to be started and stopped with the service.
         methods: of each path.
+        concealed: paths that answer other methods as if they were not there.
     """
 
     def __init__(self, service: Service) -> None:
         self.server = ProofServer(service)
         self.methods = {path: [method] for path, method in routes.METHODS.items()}
+        self.concealed = self.methods.keys() - {"/", "/health"}
 
     def include(self, app: FastAPI) -> None:
         """The routes."""

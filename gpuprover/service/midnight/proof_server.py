@@ -14,11 +14,12 @@ import numpy as np
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsatisfiedWitness, about
 from gpuprover.formats.files import open_regular
 from gpuprover.midnight.envelopes import KeyMaterial
-from gpuprover.midnight.ir import read_circuit
-from gpuprover.midnight.ir.run import FailedCheck, run
+from gpuprover.midnight.ir.failure import explain
+from gpuprover.midnight.ir.files import read_circuit
+from gpuprover.midnight.ir.run import run
 from gpuprover.midnight.keys import read_prover_key, read_verifier_key
 from gpuprover.midnight.preimage import Preimage, write_preimage
-from gpuprover.midnight.srs import parameters_folder
+from gpuprover.midnight.srs import srs_folder
 from gpuprover.proving import ProofResult
 from gpuprover.service.bodies import Reservation
 from gpuprover.service.core import Service
@@ -54,17 +55,17 @@ def check_material(material: KeyMaterial) -> None:
     key = read_prover_key(material.prover, "prover key")
     verifier = read_verifier_key(material.verifier, "verifier key")
     if key.profile is not verifier.profile or key.k != verifier.k:
-        raise MalformedFile("verifier key", "header", "it is of another kind or size than the prover key")
+        raise MalformedFile("body", "verifier key", "it is of another kind or size than the prover key")
     for ours, theirs in (
         (key.fixed_commitments, verifier.fixed),
         (key.permutation_commitments, verifier.permutation),
     ):
         if not np.array_equal(ours, theirs):
             raise MalformedFile(
-                "verifier key", "commitments", "they are not those of the prover key: keys of two circuits"
+                "body", "verifier key", "its commitments are not those of the prover key: two circuits"
             )
     if bytes(material.circuit) != key.circuit:
-        raise MalformedFile("circuit", "content", "it is not the circuit of the prover key")
+        raise MalformedFile("body", "circuit", "it is not the circuit of the prover key")
 
 
 class ProofServer:
@@ -79,7 +80,7 @@ class ProofServer:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service = service
-        self._folder = parameters_folder(settings.midnight_parameters)
+        self._folder = srs_folder(settings.midnight_parameters)
         self.values = settings.midnight_values
         self.keys = KeyStore(None, settings.midnight_key_cache << 20, check_material)
         self.problem = "the first proof is being made"
@@ -169,10 +170,10 @@ class ProofServer:
             circuit = self.material(preimage).circuit
         try:
             return run(read_circuit(circuit, "circuit"), preimage).skips
-        except FailedCheck as failure:
-            if not self.values or not failure.detail:
+        except UnsatisfiedWitness as failure:
+            if not self.values:
                 raise
-            raise UnsatisfiedWitness(f"{failure.message}: {failure.detail}") from None
+            raise UnsatisfiedWitness(explain(failure, values=True)) from None
 
     async def submit(
         self, key: StoredKey, preimage: Preimage, binding: int | None, reservation: Reservation, tenant: str

@@ -18,15 +18,14 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
-from gpuprover.errors import ProverError, UnsatisfiedWitness
-from gpuprover.midnight.circuit.keygen import size_of
+from gpuprover.errors import ProverError, UnsatisfiedWitness, about
 from gpuprover.midnight.envelopes import (
     read_check_request,
     read_prove_request,
     write_check_reply,
     write_proof_reply,
 )
-from gpuprover.midnight.ir import read_circuit
+from gpuprover.midnight.ir.files import read_circuit
 from gpuprover.proving import ProofResult
 from gpuprover.service import page
 from gpuprover.service.access import Caller
@@ -196,6 +195,8 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
         body = await read_body(request, service.body_limit, reservation, service.pace)
 
         def size() -> int:
+            from gpuprover.midnight.circuit.keygen import size_of
+
             return size_of(read_circuit(body, "circuit")).k
 
         return PlainTextResponse(str(await service.reading(caller.tenant, size)))
@@ -209,7 +210,8 @@ async def midnight_check(
         body = await read_body(request, service.body_limit, reservation, service.pace)
 
         def check() -> bytes:
-            asked = read_check_request(body)
+            with about("body"):
+                asked = read_check_request(body, "body")
             return write_check_reply(server.check(asked.preimage, asked.circuit))
 
         return Response(await service.reading(caller.tenant, check), media_type=BINARY)
@@ -223,7 +225,7 @@ async def midnight_prove(
     service.refuse_if_draining()
     with service.budget.reserve(caller.tenant) as reservation:
         body = await read_body(request, service.body_limit, reservation, service.pace)
-        asked = await service.reading(caller.tenant, read_prove_request, body)
+        asked = await service.reading(caller.tenant, about("body")(read_prove_request), body, "body")
         preimage, binding = asked.preimage, asked.binding
         key = await service.reading(caller.tenant, server.stored, preimage, asked.material)
         # From here on memory is held for the preimage alone.
