@@ -24,9 +24,12 @@ from gpuprover.formats import json_files
 from gpuprover.formats.files import Pathish, as_path, open_regular, write_atomic
 from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.job import Event, Job, Progress
-from gpuprover.midnight import envelopes, ir, srs
+from gpuprover.midnight import envelopes, srs
 from gpuprover.midnight.advice import AdviceSource, read_advice
 from gpuprover.midnight.circuit import keygen as key_generation
+from gpuprover.midnight.description import describe
+from gpuprover.midnight.ir import files
+from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.run import run
 from gpuprover.midnight.preimage import Preimage, read_preimage, write_preimage
 from gpuprover.proving import ProofResult, refusing_memory
@@ -246,7 +249,7 @@ def _is_decimal(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
 
 
-def read_circuit(circuit: CircuitLike) -> ir.Circuit:
+def read_circuit(circuit: CircuitLike) -> Circuit:
     """A circuit from a ``.bzkir`` or a ``.zkir``.
 
     Raises:
@@ -256,11 +259,11 @@ def read_circuit(circuit: CircuitLike) -> ir.Circuit:
     """
     with about("circuit"):
         data, name = _content(circuit, "circuit")
-        return ir.read_circuit(data, name)
+        return files.read_circuit(data, name)
 
 
 def check(
-    circuit: CircuitLike | ir.Circuit,
+    circuit: CircuitLike | Circuit,
     preimage: Preimage | Pathish | Data,
     *,
     binding: int | None = None,
@@ -274,13 +277,13 @@ def check(
         FailedCheck: the circuit does not accept it; says which instruction, its ``official`` has values.
         InvalidInput, MalformedFile, UnsupportedFile: a file cannot be used.
     """
-    found = circuit if isinstance(circuit, ir.Circuit) else read_circuit(circuit)
+    found = circuit if isinstance(circuit, Circuit) else read_circuit(circuit)
     return list(run(found, _bound(preimage, binding)).skips)
 
 
-def k(circuit: CircuitLike | ir.Circuit) -> int:
+def k(circuit: CircuitLike | Circuit) -> int:
     """log2 of the number of rows that a circuit's table has. Raises as :func:`read_circuit`."""
-    found = circuit if isinstance(circuit, ir.Circuit) else read_circuit(circuit)
+    found = circuit if isinstance(circuit, Circuit) else read_circuit(circuit)
     return key_generation.size_of(found).k
 
 
@@ -325,6 +328,45 @@ def keygen(
             with write_atomic(verifier) as second:
                 second.write(verifying)
     return read_verification_key(verifying, parameters=parameters)
+
+
+def info(path: Pathish) -> dict[str, Any]:
+    """What a file of the network's holds, as JSON has it; of a preimage no values.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile, UnsupportedFile: it is none of the kinds that there are, or damaged.
+    """
+    data, name = _content(path, "file")
+    return describe(data, name)
+
+
+def check_parameters(path: Pathish) -> int:
+    """Whether a file of parameters is the network's, by the published SHA-256 -> its k.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile: it is another file.
+    """
+    return srs.check_srs(path)
+
+
+def downsize_parameters(
+    path: Pathish,
+    k: int,
+    target: Pathish,
+    *,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Event | None = None,
+) -> None:
+    """Writes parameters for 2^k rows that follow from those for more, byte for byte as they are published.
+
+    Raises:
+        InvalidInput: a file cannot be read or written, or k is not smaller.
+        MalformedFile: the file is damaged.
+    """
+    srs.downsize(path, k, target, Job(threads=threads, progress=progress, cancel=cancel))
 
 
 def _content(given: Pathish | Data, what: str) -> tuple[bytes, str]:

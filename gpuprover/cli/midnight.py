@@ -214,11 +214,9 @@ def _shown(value: Any) -> str:
 def srs_check(args: Namespace, context: Context) -> int:
     from gpuprover import midnight_api
 
-    check_device(context)
     found = midnight_api.check_parameters(args.file)
-    context.console.answer(
-        {"ok": True, "file": args.file, **found}, f"OK: the network's parameters, k = {found['k']}"
-    )
+    record = {"ok": True, "file": args.file, "k": found}
+    context.console.answer(record, f"OK: the network's parameters for k = {found}")
     return EXIT_OK
 
 
@@ -228,8 +226,15 @@ def srs_downsize(args: Namespace, context: Context) -> int:
     size = whole_number(args.k, "--k", low=0, high=25)
     check_paths([args.file], [args.target])
     check_device(context)
-    with context.work("downsize"):
-        midnight_api.downsize_parameters(args.file, size, args.target)
+    with context.work("downsize") as limits:
+        midnight_api.downsize_parameters(
+            args.file,
+            size,
+            args.target,
+            threads=limits["threads"],
+            progress=limits["progress"],
+            cancel=limits["cancel"],
+        )
     record = {"ok": True, "target": args.target, "k": size, "bytes": os.path.getsize(args.target)}
     context.console.answer(record, f"wrote {args.target} (k = {size})")
     return EXIT_OK

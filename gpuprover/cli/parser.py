@@ -418,7 +418,6 @@ def _midnight(group: _Group) -> None:
             "check",
             "midnight:srs_check",
             "compare parameters with the published SHA-256",
-            "Checks every point, too, where they are not the published ones.",
         ),
         file="FILE",
     )

@@ -250,6 +250,7 @@ _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
     "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
+    "midnight": "gpuprover.systems.midnight.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 
@@ -270,7 +271,7 @@ class KeyFile(NamedTuple):
 
 ZKEY = KeyFile(b"zkey", ".zkey", ".vkey.json")
 """snarkjs's, which say themselves which system they are for."""
-_KEY_FILES: dict[str, KeyFile] = {}
+_KEY_FILES: dict[str, KeyFile] = {"midnight": KeyFile(b"midnight:", ".prover", ".verifier")}
 """Name -> its own kind of key files, recognised before its record is imported."""
 
 

@@ -78,7 +78,8 @@ def _read_name(reader: Reader, field: str) -> str:
 def _operand(value: str, fail: Any) -> Operand:
     if value.startswith("%"):
         return value
-    if not value.lstrip("-").lower().startswith("0x") or len(value.lstrip("-")) < 4:
+    digits = value.removeprefix("-")
+    if not digits.startswith(("0x", "0X")) or len(digits) == 2:
         fail("expected a name that begins with %, or hexadecimal digits behind 0x")
     return element_of_hex(value, fail)
 
@@ -293,6 +294,13 @@ def _checked(circuit: Circuit) -> Circuit:
     return circuit
 
 
+def entry_types(circuit: Circuit) -> set[str]:
+    """The types by which values enter a circuit from outside; types of what it makes itself are not among
+    them, and enable no chip."""
+    given = [found for found in circuit.instructions if found.op in ("public_input", "private_input")]
+    return {found.type for found in circuit.inputs} | {found["type"] for found in given}
+
+
 # Names -------------------------------------------------------------------------------------------
 
 
@@ -499,10 +507,17 @@ def types_of(circuit: Circuit) -> dict[str, str]:
 
     Raises:
         MalformedFile: an operation on types that it does not have, or outputs that are not those declared.
+        UnsupportedFile: a point or a scalar of Jubjub in a circuit that has no chip for them.
     """
+    enabled = {POINT, SCALAR} & entry_types(circuit) or any(
+        found.op == "hash_to_curve" for found in circuit.instructions
+    )
     typing = _Typing(circuit)
     for index, instruction in enumerate(circuit.instructions):
         typing.part = step(index, instruction.op)
         found = typing.results(instruction, index)
+        if not enabled and not {POINT, SCALAR}.isdisjoint(found):
+            problem = "no input is a point or a scalar of Jubjub, so that the circuit has no chip for them"
+            raise UnsupportedFile(circuit.path, typing.part, problem)
         typing.types.update(zip(new_names(instruction), found, strict=True))
     return typing.types
