@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsatisfiedWitness, about
+from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsatisfiedWitness
 from gpuprover.formats.files import open_regular
 from gpuprover.midnight.envelopes import KeyMaterial
 from gpuprover.midnight.ir.failure import explain
@@ -45,7 +47,18 @@ _BUILT_IN = {
 _VERSION = re.compile(r"\d{1,6}")
 
 
-@about("body")
+@contextmanager
+def sent() -> Iterator[None]:
+    """Errors of the block are about a request's body, whatever file in it they name."""
+    try:
+        yield
+    except ProverError as error:
+        if error.path is not None and error.role != "body":
+            error.part = ": ".join(filter(None, (error.role, error.part)))
+            error.role = "body"
+        raise
+
+
 def check_material(material: KeyMaterial) -> None:
     """Whether the three files that come with a request belong together.
 
@@ -157,7 +170,10 @@ class ProofServer:
 
     def stored(self, preimage: Preimage, material: KeyMaterial | None) -> StoredKey:
         """The keys of a request, as a circuit of the engine's; raises as :meth:`KeyStore.put`."""
-        return self.keys.put(self.material(preimage) if material is None else material)
+        if material is None:
+            return self.keys.put(self.material(preimage))
+        with sent():
+            return self.keys.put(material)
 
     def check(self, preimage: Preimage, circuit: bytes | None) -> list[int | None]:
         """What a circuit finds of a preimage: of each group of public inputs None, or how many are skipped.
@@ -167,9 +183,12 @@ class ProofServer:
             MalformedFile, UnsupportedFile, InvalidInput: the circuit cannot be used.
         """
         if circuit is None:
-            circuit = self.material(preimage).circuit
+            found = read_circuit(self.material(preimage).circuit)
+        else:
+            with sent():
+                found = read_circuit(circuit)
         try:
-            return run(read_circuit(circuit, "circuit"), preimage).skips
+            return run(found, preimage).skips
         except UnsatisfiedWitness as failure:
             if not self.values:
                 raise

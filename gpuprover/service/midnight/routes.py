@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
-from gpuprover.errors import ProverError, UnsatisfiedWitness, about
+from gpuprover.errors import ProverError, UnsatisfiedWitness
 from gpuprover.midnight.envelopes import (
     read_check_request,
     read_prove_request,
@@ -31,7 +31,7 @@ from gpuprover.service import page
 from gpuprover.service.access import Caller
 from gpuprover.service.bodies import read_body
 from gpuprover.service.core import Service
-from gpuprover.service.midnight.proof_server import ProofServer
+from gpuprover.service.midnight.proof_server import ProofServer, sent
 from gpuprover.service.problems import Problem
 from gpuprover.service.routes import service_of
 from gpuprover.service.surroundings import KIND
@@ -197,7 +197,8 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
         def size() -> int:
             from gpuprover.midnight.circuit.keygen import size_of
 
-            return size_of(read_circuit(body, "circuit")).k
+            with sent():
+                return size_of(read_circuit(body)).k
 
         return PlainTextResponse(str(await service.reading(caller.tenant, size)))
 
@@ -210,8 +211,7 @@ async def midnight_check(
         body = await read_body(request, service.body_limit, reservation, service.pace)
 
         def check() -> bytes:
-            with about("body"):
-                asked = read_check_request(body, "body")
+            asked = read_check_request(body)
             return write_check_reply(server.check(asked.preimage, asked.circuit))
 
         return Response(await service.reading(caller.tenant, check), media_type=BINARY)
@@ -225,7 +225,7 @@ async def midnight_prove(
     service.refuse_if_draining()
     with service.budget.reserve(caller.tenant) as reservation:
         body = await read_body(request, service.body_limit, reservation, service.pace)
-        asked = await service.reading(caller.tenant, about("body")(read_prove_request), body, "body")
+        asked = await service.reading(caller.tenant, read_prove_request, body)
         preimage, binding = asked.preimage, asked.binding
         key = await service.reading(caller.tenant, server.stored, preimage, asked.material)
         # From here on memory is held for the preimage alone.
