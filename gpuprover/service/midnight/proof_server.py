@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from gpuprover.engine import ProofJob
 from gpuprover.errors import InvalidInput, MalformedFile, ProverError, UnsatisfiedWitness
 from gpuprover.formats.files import open_regular
 from gpuprover.midnight.envelopes import KeyMaterial
@@ -203,8 +205,12 @@ class ProofServer:
         witness = write_preimage(preimage)
         reservation.shrink(2 * len(witness))
         record = await self._service.submit(key.name, witness, reservation, tenant=tenant)
-        record.job.add_done_callback(lambda _, key=key: None)
+        record.job.add_done_callback(partial(_keep, key))
         return record
+
+
+def _keep(key: StoredKey, _: ProofJob) -> None:
+    """Holds a key until a proof has ended."""
 
 
 def _content(path: Path) -> bytes:

@@ -71,9 +71,9 @@ class _Route(APIRoute):
                 return refusal(request, Problem(404, "NotFound", "Not Found"))
             except ProverError as error:
                 service.tell(error)
-                problem = service.problem(error)
-                problem.status = _STATUS.get(error.kind, problem.status)
-                return refusal(request, problem)
+                told = service.problem(error)
+                told.status = _STATUS.get(error.kind, told.status)
+                return refusal(request, told)
 
         return answer
 
@@ -198,7 +198,7 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
             from gpuprover.midnight.circuit.keygen import size_of
 
             with sent():
-                return size_of(read_circuit(body)).k
+                return int(size_of(read_circuit(body)).k)
 
         return PlainTextResponse(str(await service.reading(caller.tenant, size)))
 

@@ -45,7 +45,6 @@ from gpuprover.proving import ProofResult
 from gpuprover.service.midnight import proof_server as first_proof
 from gpuprover.service.midnight.parameters import use_parameters
 from gpuprover.service.midnight.proof_server import ProofServer
-from gpuprover.systems import system
 from gpuprover.version import VERSION
 from gpuprover.witness_source import WitnessBytes
 from tests.service.test_routes import until
@@ -120,14 +119,6 @@ class Midnight(Executor):
             runs = list(self.runs)
         for run in runs:
             self.end(run, self.outcome)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def known_keys() -> Iterator[None]:
-    kind = system.KeyFile(b"midnight:prover-key[", ".prover", ".verifier")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(system._KEY_FILES, "midnight", kind)
-        yield
 
 
 @contextmanager
