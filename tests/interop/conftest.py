@@ -35,26 +35,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OracleError(Exception):
-    """snarkjs threw."""
+    """What was called threw."""
 
 
-class Oracle:
-    """snarkjs's library functions in one Node.js process."""
+class NodeServer:
+    """A Node.js process that answers a line with a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: Path | str) -> None:
         self.process = subprocess.Popen(
-            [NODE / "bin" / "node", HERE / "oracle.mjs", NODE],
+            [NODE / "bin" / "node", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            cwd=NODE,
         )
 
-    def __call__(self, call: str, *args: Any) -> Any:
-        """``oracle("groth16.verify", vkey, public, proof)``; paths go as text."""
+    def ask(self, request: dict[str, Any]) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"call": call, "args": [str(a) if isinstance(a, Path) else a for a in args]}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
@@ -65,6 +64,27 @@ class Oracle:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Oracle(NodeServer):
+    """snarkjs's library functions."""
+
+    def __init__(self) -> None:
+        super().__init__(HERE / "oracle.mjs", NODE)
+
+    def __call__(self, call: str, *args: Any) -> Any:
+        """``oracle("groth16.verify", vkey, public, proof)``; paths go as text."""
+        return self.ask({"call": call, "args": [str(a) if isinstance(a, Path) else a for a in args]})
+
+
+class MidnightClients(NodeServer):
+    """Midnight's own clients of a proof server (``midnight_clients.mjs``)."""
+
+    def __init__(self) -> None:
+        super().__init__("--input-type=module", "-e", (HERE / "midnight_clients.mjs").read_text())
+
+    def __call__(self, call: str, url: str, client: str, **more: Any) -> Any:
+        return self.ask({"call": call, "url": url, "client": client, **more})
 
 
 @pytest.fixture(scope="session")
@@ -185,6 +205,13 @@ class Judge:
 @pytest.fixture(scope="session")
 def judge(node: Path) -> Judge:
     return Judge()
+
+
+@pytest.fixture(scope="session")
+def clients(node: Path) -> Iterator[MidnightClients]:
+    server = MidnightClients()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
