@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform
+from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform, tape
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
