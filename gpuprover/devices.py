@@ -147,6 +147,12 @@ def poseidon_sponge(
     return after
 
 
+def edwards_multiple(curve: CurveParams, d: int, point: tuple[int, int], scalar: int) -> tuple[int, int]:
+    """scalar·point on −x² + y² = 1 + d·x²·y² over the curve's scalar field, by the CPU's kernel."""
+    found: tuple[int, int] = import_module("gpuprover.cpu.jubjub").multiply(curve.scalar, d, point, scalar)
+    return found
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:
