@@ -24,7 +24,7 @@ from gpuprover.errors import DeviceError, InvalidInput, ProverError
 from gpuprover.folders import cache_root, read_file, write_file
 from gpuprover.formats.json_files import dump_json, parse_json
 from gpuprover.machine import processor_name
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.version import VERSION
 
 FORMAT = 1
@@ -52,7 +52,7 @@ class Entry:
     """Times of one kind of work on one kind of processor or GPU.
 
     Attributes:
-        kind, model, path: the fields of :class:`Device` that times are kept for.
+        kind, model, path: the fields of :class:`DeviceInfo` that times are kept for.
         work: the kind of work, as :func:`work_name` names it.
         version: gpuprover's version; empty for figures of other machines.
         rows: times of whole proofs, with the key where it is needed; by constraints.
@@ -175,7 +175,7 @@ class Calibration:
         self._kept = {(e.kind, e.model, e.path, e.work): e for e in self.entries}
         self._defaults = {(e.kind, e.path, e.work): e for e in DEFAULTS}
 
-    def entry(self, work: str, device: Device) -> Entry:
+    def entry(self, work: str, device: DeviceInfo) -> Entry:
         """The times that stand for this work there."""
         kept = self._kept.get((device.kind, device.model, device.path, work))
         if kept is not None:
@@ -191,11 +191,11 @@ class Calibration:
         return replace(nearest, work=work, origin=f"{nearest.origin}; of {protocol}, not of this work")
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         return self.entry(work, device).seconds(constraints, threads, part)
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         return (device.kind, device.model, device.path, work) in self._kept
 
 
@@ -271,13 +271,13 @@ def _parse(document: Any) -> list[Entry]:
 # The machine ----------------------------------------------------------------------------------
 
 
-def devices(threads: int, memory: int | None = None) -> list[Device]:
+def devices(threads: int, memory: int | None = None) -> list[DeviceInfo]:
     """The CPU, with what it may use, and the GPUs; those that cannot be used with the reason."""
-    found = [Device("cpu", "cpu", processor_name(), cpu_path_name(), threads, memory)]
+    found = [DeviceInfo("cpu", "cpu", processor_name(), cpu_path_name(), threads, memory)]
     for gpu in found_gpus():
         problem = "; ".join(filter(None, (gpu.problem, gpu.advice)))
         free = gpu.total if gpu.free is None else gpu.free
-        record = Device(
+        record = DeviceInfo(
             gpu.name, "cuda", gpu.model, gpu.architecture, memory=free, problem=problem, uuid=gpu.uuid
         )
         found.append(record)
@@ -285,7 +285,7 @@ def devices(threads: int, memory: int | None = None) -> list[Device]:
         try:
             resolve_device("cuda")
         except DeviceError as error:
-            found.append(Device("cuda", "cuda", problem=error.message))
+            found.append(DeviceInfo("cuda", "cuda", problem=error.message))
     return found
 
 
@@ -293,7 +293,7 @@ def _figure(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
-def describe(calibration: Calibration, machine: Sequence[Device], works: Sequence[str]) -> list[str]:
+def describe(calibration: Calibration, machine: Sequence[DeviceInfo], works: Sequence[str]) -> list[str]:
     """A line for each device and work: from when on it is the fastest, and where its times come from."""
     lines = [calibration.problem] if calibration.problem else []
     for device in machine:

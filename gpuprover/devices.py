@@ -153,6 +153,17 @@ def edwards_multiple(curve: CurveParams, d: int, point: tuple[int, int], scalar:
     return found
 
 
+def transform_points(curve: CurveParams, points: Words, root: int, factor: int, job: Job) -> Words:
+    """factor·Σ_j root^(ij)·points[j] for i < n, of points of G1, affine uint64[n, words] -> the same.
+
+    n is a power of two and the order of ``root``; the curve is of the BLS12 family.
+    """
+    found: Words = import_module("gpuprover.cpu.point_transform").transform_points(
+        curve, points, root, factor, job
+    )
+    return found
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

@@ -118,8 +118,8 @@ class Job:
             self._phase, self._span = outer, outer_span
 
     @contextmanager
-    def part(self, i: int, n: int) -> Iterator[None]:
-        """Within it, a report of 0 to 1 counts as part ``i`` of ``n`` equal parts of the phase."""
+    def subphase(self, i: int, n: int) -> Iterator[None]:
+        """Within it, a report of 0 to 1 counts as the i-th of n equal parts of the phase."""
         low, width = outer = self._span
         self._span = (low + width * i / n, width / n)
         try:
@@ -134,7 +134,7 @@ class Job:
         self.stop[0] = 0
 
     def report(self, fraction: float) -> None:
-        """Tells how much of the current phase, or of its current part, is done, in [0, 1]."""
+        """Tells how much of the current phase, or subphase, is done, in [0, 1]."""
         if self._progress is not None and self._phase:
             low, width = self._span
             self._progress(Progress(self._phase, low + width * fraction, time.perf_counter() - self._start))

@@ -19,7 +19,7 @@ from gpuprover.curves import CURVES, CurveParams, curve_by_name
 from gpuprover.errors import InvalidInput
 from gpuprover.job import Job
 from gpuprover.machine import processor_name
-from gpuprover.scheduler import TIERS, Device, JobShape, choose, place
+from gpuprover.scheduler import TIERS, DeviceInfo, JobShape, choose, place
 from gpuprover.systems import system
 from gpuprover.version import VERSION
 from tests.support.paths import ROOT
@@ -37,12 +37,12 @@ def own_cache(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytes
     return tmp_path
 
 
-def cpu(threads: int = 2, path: str = "ifma", model: str = "a processor") -> Device:
-    return Device("cpu", "cpu", model, path, threads)
+def cpu(threads: int = 2, path: str = "ifma", model: str = "a processor") -> DeviceInfo:
+    return DeviceInfo("cpu", "cpu", model, path, threads)
 
 
-def gpu(model: str = "a GPU") -> Device:
-    return Device("cuda:0", "cuda", model, "sm_90", 0, 80 << 30)
+def gpu(model: str = "a GPU") -> DeviceInfo:
+    return DeviceInfo("cuda:0", "cuda", model, "sm_90", 0, 80 << 30)
 
 
 def entry(**changes: Any) -> Entry:
@@ -126,7 +126,7 @@ def test_defaults_cover_every_curve_path_and_device_and_grow() -> None:
 @pytest.mark.parametrize("path", ["ifma", "portable"])
 @pytest.mark.parametrize("work", WORKS)
 def test_by_default_small_proofs_stay_and_large_ones_go_to_a_gpu(threads: int, path: str, work: str) -> None:
-    def where(constraints: int, *others: Device) -> str:
+    def where(constraints: int, *others: DeviceInfo) -> str:
         shape = JobShape(work, constraints)
         return choose("auto", shape, [cpu(threads, path), *others], Calibration()).device
 
@@ -244,7 +244,7 @@ def test_every_default_could_be_kept() -> None:
 
 def test_the_devices_of_this_machine() -> None:
     first, *others = calibration.devices(3, 1 << 30)
-    assert first == Device("cpu", "cpu", processor_name(), cpu_path().name, 3, 1 << 30)
+    assert first == DeviceInfo("cpu", "cpu", processor_name(), cpu_path().name, 3, 1 << 30)
     assert others
     assert all(d.kind == "cuda" for d in others)
 

@@ -245,7 +245,7 @@ def test_parts_of_a_phase() -> None:
     job = Job(threads=1, progress=seen.append)
     with job.phase("work"):
         for i in range(2):
-            with job.part(i, 2):
+            with job.subphase(i, 2):
                 job.map(lambda i: None, range(1))  # reports nothing
                 job.report(0.5)
         with job.phase("other"):

@@ -30,7 +30,10 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     ),
     "cuda/test_compile.py": ("cuda/build cuda/source", "from sources to cubins"),
     "cuda/test_cupy_device.py": ("cuda/device cuda/gpus", "the protocol's real device, and their registry"),
-    "cuda/test_backend.py": ("cuda/gpu cuda/residency", "what of a key stays on a device"),
+    "cuda/test_backend.py": (
+        "cuda/residency cuda/handles cuda/sums",
+        "what of a key stays on a device, and the sums over it",
+    ),
     "cuda/test_msm.py": ("cuda/msm_plan cuda/msm_launches", "the plan of each sum, and its launches"),
     "cuda/test_calls.py": ("cuda/rehearsal rehearsal", "a rehearsed proof asks for no memory later"),
     "formats/test_circom.py": (
@@ -83,7 +86,10 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "engine/local engine/proof_job engine/verification engine/driver engine/status engine/terms",
         "real proofs in this process",
     ),
-    "engine/test_dispatch.py": ("engine/records engine/runs engine/seats", "what the dispatcher works on"),
+    "engine/test_dispatch.py": (
+        "engine/device_queue engine/entrance engine/records engine/runs engine/seats",
+        "what the dispatcher works on",
+    ),
     "workers/test_pool.py": (
         "executor workers/records workers/troubles workers/wire workers/worker workers/__main__",
         "real processes, from the supervisor's side",

@@ -286,7 +286,7 @@ def msm(
         # Nothing to gain, and memory for one at a time is enough.
         results = []
         for i, request in enumerate(requests):
-            with job.part(i, len(requests)):
+            with job.subphase(i, len(requests)):
                 results += msm([request], job, split)
         return results
     sums = [Sum(bases, scalars, job, split) for bases, scalars in requests]

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import encoded_points, membership, ntt, pairing
+from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.jubjub import multiply
 from gpuprover.cpu.keccak import keccak256
@@ -69,7 +69,11 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.signals(words[1:], index, index, words[:1], words[:1])
 
     def sums(group: Group) -> Callable[[], object]:
-        return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
+        def run() -> None:
+            backend.msm(backend.prepare_bases(group, points[group]), words)
+            backend.with_multiples(group, points[group])
+
+        return run
 
     def combinations(group: Group) -> Callable[[], object]:
         def run() -> None:
@@ -77,6 +81,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             starts = np.array([0, 1], dtype=np.int64)
             backend.points.sparse_combination(group, points[group], starts, index, words[1:2])
             backend.points.first_bad_point(group, np.tile(points[group], (membership.WORTHWHILE, 1)))
+            if group is Group.G1 and curve.ate is not None and curve.ate.family == "BLS12":
+                point_transform.transform_points(curve, points[group], domain.omega, 3, inner)
 
         return run
 

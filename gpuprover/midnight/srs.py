@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from gpuprover import devices
-from gpuprover.backend import Backend, Form, Term
+from gpuprover.backend import Form, Term
 from gpuprover.curves import BLS12_381, Group
 from gpuprover.errors import InsecureKeyWarning, InvalidInput, MalformedFile, about
 from gpuprover.formats.files import Pathish, as_path, open_regular, os_problem, write_atomic
 from gpuprover.formats.points import checked_point
 from gpuprover.job import Job
-from gpuprover.limbs import Words, generator, ints_to_words, points_to_words, words_to_points
+from gpuprover.limbs import Words, generator, points_to_words, words_to_points
 from gpuprover.midnight.constraint_system import domain
 from gpuprover.midnight.encoding import Buffer
 from gpuprover.midnight.points import (
@@ -298,8 +298,7 @@ def smaller(srs: Srs, k: int, job: Job | None = None) -> Srs:
             f"expected k from 0 to {srs.k - 1}, found {k}: parameters can only become smaller", path=srs.path
         )
     powers = srs.powers[: 1 << k].copy()
-    backend = devices.open_backend("cpu", BLS12_381, job or Job())
-    return Srs(k, powers, lagrange_points(powers, backend), srs.g2, srs.s_g2, srs.path, srs.published)
+    return Srs(k, powers, lagrange_points(powers, job), srs.g2, srs.s_g2, srs.path, srs.published)
 
 
 def downsize(path: Pathish, k: int, target: Pathish, job: Job | None = None) -> None:
@@ -317,48 +316,11 @@ def downsize(path: Pathish, k: int, target: Pathish, job: Job | None = None) -> 
         file.write(content)
 
 
-def lagrange_points(powers: Words, backend: Backend) -> Words:
+def lagrange_points(powers: Words, job: Job | None = None) -> Words:
     """The inverse Fourier transform of points, uint64[2^k, g1_words]: of powers of s, their Lagrange form."""
     n = len(powers)
-    k = n.bit_length() - 1
-    root, inverse_n = pow(domain(k).omega, -1, _r), pow(n, -1, _r)
-    math, limbs = backend.points, BLS12_381.scalar.limbs
-    points = _multiples(backend, powers, np.tile(ints_to_words([inverse_n], limbs), (n, 1)))
-    order = np.zeros(1, dtype=np.int64)
-    for _ in range(k):
-        order = np.concatenate([2 * order, 2 * order + 1])
-    points = points[order]
-    ones = ints_to_words([1, 1, 1, _r - 1], limbs).reshape(2, 2, limbs)
-    for level in range(k):
-        half = 1 << level
-        # Pairs at a distance of ``half``; the lower of each block of 2·half takes ω^(place) times the upper.
-        pairs = points.reshape(-1, 2, half, points.shape[1])
-        step = pow(root, 1 << (k - 1 - level), _r)
-        factors = [1]
-        for _ in range(half - 1):
-            factors.append(factors[-1] * step % _r)
-        below = pairs[:, 0].reshape(n // 2, -1)
-        above = pairs[:, 1].reshape(n // 2, -1)
-        if half > 1:
-            above = _multiples(backend, above, np.tile(ints_to_words(factors, limbs), (n // (2 * half), 1)))
-        both = np.concatenate([below, above])
-        columns = np.arange(n, dtype=np.uint32).reshape(2, n // 2).T
-        rows = np.broadcast_to(columns.reshape(-1, 1, half, 2), (n // (2 * half), 2, half, 2))
-        signs = np.broadcast_to(ones[None, :, None], (n // (2 * half), 2, half, 2, limbs))
-        points = math.sparse_combination(
-            Group.G1,
-            both,
-            np.arange(0, 2 * n + 1, 2, dtype=np.int64),
-            np.ascontiguousarray(rows).reshape(-1),
-            np.ascontiguousarray(signs).reshape(-1, limbs),
-        )
-    return points
-
-
-def _multiples(backend: Backend, points: Words, factors: Words) -> Words:
-    n = len(points)
-    starts, columns = np.arange(n + 1, dtype=np.int64), np.arange(n, dtype=np.uint32)
-    return backend.points.sparse_combination(Group.G1, np.ascontiguousarray(points), starts, columns, factors)
+    root = pow(domain(n.bit_length() - 1).omega, -1, _r)
+    return devices.transform_points(BLS12_381, powers, root, pow(n, -1, _r), job or Job())
 
 
 def insecure_srs(k: int, secret: int | None = None, job: Job | None = None) -> Srs:

@@ -96,7 +96,7 @@ class Numerator:
         remainders = []
         for j, g in enumerate(given):
             known = extended[j] if extended else {}
-            with backend.job.part(j, cosets):
+            with backend.job.subphase(j, cosets):
                 numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks, known)
             backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
             # The division, with what follows, is a factor of the sums below.

@@ -207,15 +207,15 @@ class ProofSystem(NamedTuple):
         read_witness: (key, source, job, MiB for the process or None, memory for values) -> a witness, in
             memory of its own; raises what is wrong with the source by itself, and as UnsatisfiedWitness what
             shows when it is read.
-        load_key_beside: (a key's file, a folder) -> the key, as ``load_key`` gives it, where parameters of
-            keys lie in files of their own, which are in that folder; None: keys have theirs within.
+        parameters_apart: whether parameters of keys lie in files of their own. ``load_key`` and
+            ``read_verification_key`` then take their folder as a second argument, too.
         phases: names of the phases that ``prove`` and ``checked`` report, in their order.
     """
 
     name: str
     host_parts: frozenset[str]
-    load_key: Callable[[Source], Any]
-    read_verification_key: Callable[[Source], Any]
+    load_key: Callable[..., Any]
+    read_verification_key: Callable[..., Any]
     parse_verification_key: Callable[[object, str], Any]
     check_key: Callable[[Any, Backend], None]
     check_every_point: Callable[[Any, Backend], None]
@@ -243,13 +243,14 @@ class ProofSystem(NamedTuple):
     phases: tuple[str, ...] = ()
     read_curve: Callable[[Source], CurveParams] = zkey.read_curve
     read_witness: Callable[[Any, WitnessSource, Job, int | None, Allocate], Witness] = read_values
-    load_key_beside: Callable[[Source, Pathish], Any] | None = None
+    parameters_apart: bool = False
 
 
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
     "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
+    "midnight": "gpuprover.systems.midnight.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 
@@ -270,7 +271,7 @@ class KeyFile(NamedTuple):
 
 ZKEY = KeyFile(b"zkey", ".zkey", ".vkey.json")
 """snarkjs's, which say themselves which system they are for."""
-_KEY_FILES: dict[str, KeyFile] = {}
+_KEY_FILES: dict[str, KeyFile] = {"midnight": KeyFile(b"midnight:", ".prover", ".verifier")}
 """Name -> its own kind of key files, recognised before its record is imported."""
 
 
@@ -365,13 +366,16 @@ def load_key(source: Source, parameters: Pathish | None = None) -> ProvingKey:
         InvalidInput: a folder for a key that has its parameters within.
     """
     system = system_of_key(source)
-    if parameters is None:
-        key: ProvingKey = system.load_key(source)
-        return key
-    if system.load_key_beside is None:
-        raise InvalidInput(f"parameters: a {system.name} key has them within")
-    key = system.load_key_beside(source, parameters)
+    key: ProvingKey = system.load_key(source, *_folder(system, parameters))
     return key
+
+
+def _folder(system: ProofSystem, parameters: Pathish | None) -> list[Pathish]:
+    if parameters is None:
+        return []
+    if not system.parameters_apart:
+        raise InvalidInput(f"parameters: a {system.name} key has them within")
+    return [parameters]
 
 
 def read_curve(source: Source) -> CurveParams:
@@ -379,9 +383,10 @@ def read_curve(source: Source) -> CurveParams:
     return system_of_key(source).read_curve(source)
 
 
-def read_verification_key(source: Source) -> VerificationKey:
-    """The verification key in a key's file, a proving or a verification key's; raises as :func:`load_key`."""
-    key: VerificationKey = system_of_key(source).read_verification_key(source)
+def read_verification_key(source: Source, parameters: Pathish | None = None) -> VerificationKey:
+    """The verification key in a key's file, a proving or a verification key's; as :func:`load_key`."""
+    system = system_of_key(source)
+    key: VerificationKey = system.read_verification_key(source, *_folder(system, parameters))
     return key
 
 

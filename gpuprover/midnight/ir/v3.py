@@ -26,10 +26,10 @@ from gpuprover.midnight.ir.circuit import (
 from gpuprover.midnight.ir.codec import (
     ALIGNMENT,
     U32,
+    Fields,
     Kind,
-    Operations,
+    Language,
     Place,
-    dump_instruction,
     element_of_hex,
     hex_of_element,
     items,
@@ -37,10 +37,7 @@ from gpuprover.midnight.ir.codec import (
     named,
     option,
     pair,
-    parse_instruction,
-    read_instruction,
     text,
-    write_instruction,
 )
 from gpuprover.midnight.ir.hashing import check_hash
 from gpuprover.midnight.profile import V7
@@ -158,7 +155,7 @@ _TWO = {"a": OPERAND, "b": OPERAND, "output": NAME}
 _ONE = {"a": OPERAND, "output": NAME}
 _GIVEN = {"guard": option(OPERAND), "type": TYPE, "output": NAME}
 _LIST = {"inputs": many(OPERAND), "output": NAME}
-OPERATIONS: Operations = {
+OPERATIONS: dict[str, Fields] = {
     "encode": {"input": OPERAND, "outputs": many(NAME)},
     "assert": {"cond": OPERAND},
     "cond_select": {"bit": OPERAND, "a": OPERAND, "b": OPERAND, "output": NAME},
@@ -207,6 +204,7 @@ OPERATIONS: Operations = {
     "reverse": {"bytes": OPERAND, "output": NAME},
 }
 """Operations in the order of their codes; fields in the order of binary files."""
+LANGUAGE = Language(OPERATIONS)
 UNSUPPORTED = frozenset(
     {"keccak256", *list(OPERATIONS)[list(OPERATIONS).index("slice") :]},
 )
@@ -233,9 +231,7 @@ def read_binary(data: bytes, path: str) -> Circuit:
     inputs = reader.vector(an_input, "inputs")
     outputs = reader.vector(lambda field: _read_type(reader, field), "outputs")
     committed = reader.boolean("do_communications_commitment")
-    instructions = tuple(
-        read_instruction(reader, OPERATIONS, index) for index in range(reader.count("instructions"))
-    )
+    instructions = tuple(LANGUAGE.read(reader, index) for index in range(reader.count("instructions")))
     reader.end("circuit")
     return _checked(Circuit((3, minor), inputs, outputs, committed, instructions, path))
 
@@ -246,7 +242,7 @@ def write_binary(circuit: Circuit) -> bytes:
     writer.vector(circuit.inputs, lambda found: _write_type(writer.string(found.name), found.type))
     writer.vector(circuit.outputs, lambda found: _write_type(writer, found))
     writer.boolean(circuit.do_communications_commitment)
-    writer.vector(circuit.instructions, lambda found: write_instruction(writer, OPERATIONS, found))
+    writer.vector(circuit.instructions, lambda found: LANGUAGE.write(writer, found))
     return bytes(writer)
 
 
@@ -267,7 +263,7 @@ def parse_document(document: dict[str, Any], path: str) -> Circuit:
     types = items(document["outputs"], place.of("outputs"))
     outputs = tuple(_type(item, place.of(f"output {i}")) for i, item in enumerate(types))
     found = items(document["instructions"], place.of("instructions"))
-    instructions = tuple(parse_instruction(item, path, OPERATIONS, i) for i, item in enumerate(found))
+    instructions = tuple(LANGUAGE.parse(item, path, i) for i, item in enumerate(found))
     return _checked(Circuit((3, version["minor"]), tuple(inputs), outputs, committed, instructions, path))
 
 
@@ -278,7 +274,7 @@ def document(circuit: Circuit) -> dict[str, Any]:
         "do_communications_commitment": circuit.do_communications_commitment,
         "inputs": [{"name": found.name, "type": found.type} for found in circuit.inputs],
         "outputs": list(circuit.outputs),
-        "instructions": [dump_instruction(found, OPERATIONS) for found in circuit.instructions],
+        "instructions": [LANGUAGE.dump(found) for found in circuit.instructions],
     }
 
 

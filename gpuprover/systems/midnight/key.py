@@ -27,7 +27,8 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.midnight.circuit.table import Layout, layout_of
 from gpuprover.midnight.constraint_system import domain
-from gpuprover.midnight.ir import Circuit, architecture_of, n_public, read_circuit
+from gpuprover.midnight.ir.circuit import Circuit
+from gpuprover.midnight.ir.files import architecture_of, n_public, read_circuit
 from gpuprover.midnight.keys import ProverKey, VerifierKey, read_prover_key, read_verifier_key
 from gpuprover.midnight.srs import Srs, find_srs
 from gpuprover.polynomial import Direction

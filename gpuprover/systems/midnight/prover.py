@@ -163,6 +163,13 @@ class _Rehearsal:
         )
 
 
+def _sums(shape: Argument) -> tuple[int, int, int]:
+    """A proof's sums over Lagrange points, sums of these, and powers of s."""
+    looked_up = len(shape.lookups)
+    columns = shape.system.advice + len(shape.products) + 2 * looked_up + len(shape.trash)
+    return columns, looked_up, shape.limbs + 3
+
+
 def is_kept(vk: VerificationKey) -> bool:
     """Whether a key's values on all cosets are kept."""
     return kept_bytes(vk) <= KEPT_BYTES
@@ -209,7 +216,10 @@ def demand(vk: VerificationKey) -> Demand:
         curve=BLS12_381,
         witness=shape.system.advice * n,
         domains=(domain,),
-        bases=tuple(KeyBases(name, Group.G1, n) for name in (LAGRANGE, SUFFIXES, POWERS)),
+        bases=tuple(
+            KeyBases(name, Group.G1, n, sums=sums, shared=True)
+            for name, sums in zip((LAGRANGE, SUFFIXES, POWERS), _sums(shape), strict=True)
+        ),
         matrices=(),
         columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
         together=((LAGRANGE,), (SUFFIXES,), (POWERS,)),

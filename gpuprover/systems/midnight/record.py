@@ -67,7 +67,7 @@ SYSTEM = ProofSystem(
     rows="rows",
     read_curve=late(f"{_PACKAGE}.key:read_curve"),
     read_witness=late(f"{_PACKAGE}.witness:read_witness"),
-    load_key_beside=late(f"{_PACKAGE}.key:load_key"),
+    parameters_apart=True,
     phases=(
         *("check", "synthesis", "columns", "lookups", "products", "random", "quotient"),
         *("evaluations", "opening", "verify"),
