@@ -18,6 +18,7 @@ from gpuprover.midnight.ir.circuit import Instruction, step
 R = BLS12_381.r
 MAX_DEPTH = 16
 """Alternatives within alternatives of an alignment."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX = re.compile(r"(-?)(?:0[xX])?((?:[0-9a-fA-F]{2})*)")
 
 
@@ -64,12 +65,14 @@ def number(value: Any, place: Place, bits: int = 32) -> int:
 
 
 def text(value: Any, place: Place) -> str:
-    if not isinstance(value, str):
+    """A JSON text that can be written as UTF-8."""
+    if not isinstance(value, str) or _SURROGATE.search(value):
         place.fail("expected a text")
     return value
 
 
 def items(value: Any, place: Place) -> list[Any]:
+    """A JSON list."""
     if not isinstance(value, list):
         place.fail("expected a list")
     return value

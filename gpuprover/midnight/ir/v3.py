@@ -54,7 +54,7 @@ FIXED_TYPES = (
 """Types in the order of their codes; the code after the last is that of ``Bytes<n>`` with its n."""
 ENCODED_LENGTHS = {NATIVE: 1, BYTES32: 2, POINT: 2, SCALAR: 1}
 """Elements that a value takes where it is encoded, of the types that can be executed."""
-_BYTES = re.compile(r"Bytes<(0|[1-9][0-9]{0,8})>")
+_BYTES = re.compile(r"Bytes<(0|[1-9][0-9]{0,9})>")
 _OFFICIAL = {NATIVE: "Native", BYTES32: "Bytes32", POINT: "JubjubPoint", SCALAR: "JubjubScalar"}
 
 
@@ -106,7 +106,8 @@ def _write_operand(writer: Writer, value: Operand) -> None:
 
 def _type(value: Any, place: Place) -> str:
     name = text(value, place)
-    if name not in FIXED_TYPES and not _BYTES.fullmatch(name):
+    match = _BYTES.fullmatch(name)
+    if name not in FIXED_TYPES and (match is None or int(match[1]) >> 32):
         raise UnsupportedFile(place.path, place.part, "a type that is not known:", more=name)
     return name
 
