@@ -147,6 +147,12 @@ def poseidon_sponge(
     return after
 
 
+def edwards_multiple(curve: CurveParams, d: int, point: tuple[int, int], scalar: int) -> tuple[int, int]:
+    """scalar·point on −x² + y² = 1 + d·x²·y² over the curve's scalar field, by the CPU's kernel."""
+    found: tuple[int, int] = import_module("gpuprover.cpu.jubjub").multiply(curve.scalar, d, point, scalar)
+    return found
+
+
 def transform_points(curve: CurveParams, points: Words, root: int, factor: int, job: Job) -> Words:
     """factor·Σ_j root^(ij)·points[j] for i < n, of points of G1, affine uint64[n, words] -> the same.
 

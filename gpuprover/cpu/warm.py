@@ -10,6 +10,7 @@ from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform, tape
 from gpuprover.cpu.backend import CpuBackend
+from gpuprover.cpu.jubjub import multiply
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import BLS12_381, CurveParams, Group
@@ -127,6 +128,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "encoded points": encoded,
         "tapes": tapes,
         "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
+        "multiples of Edwards points": lambda: multiply(curve.scalar, 2, (0, 1), 1),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }
