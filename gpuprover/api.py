@@ -21,16 +21,20 @@ from gpuprover.systems.system import ProvingKey, SetupResult, VerificationKey
 from gpuprover.witness_source import WitnessLike, looked_at
 
 
-def load_key(path: Pathish) -> ProvingKey:
-    """Maps a ``.zkey`` and checks its structure; the points of its long sections are not looked at.
+def load_key(path: Pathish, *, parameters: Pathish | None = None) -> ProvingKey:
+    """Maps a proving key and checks its structure; points of a ``.zkey``'s long sections are not looked at.
+
+    Args:
+        path: the file, a ``.zkey`` or of another kind that a proof system has.
+        parameters: the folder of the parameters of a key that has none within; default: the system's own.
 
     Raises:
-        InvalidInput: the file cannot be opened.
+        InvalidInput: the file cannot be opened, or the key has its parameters within.
         MalformedFile: truncated, inconsistent, or values out of range.
         UnsupportedFile: another version, protocol or curve.
     """
     with refusing_memory("the key"):
-        return systems.load_key(path)
+        return systems.load_key(path, parameters)
 
 
 def _check_switch(name: str, value: object) -> None:
@@ -57,7 +61,8 @@ def prove(
         key: a key from :func:`load_key`, or its file's path.
         witness: path of a ``.wtns``, its bytes, integers (a sequence or uint64[n, limbs]), or
             ``{"inputs": {...}, "wasm": path}``, where ``fuel`` may bound the program's instructions; inputs
-            may also be the JSON text of their object, as bytes.
+            may also be the JSON text of their object, as bytes. For a system that has witnesses of another
+            kind: path of their file, or its bytes.
         device: ``auto``, ``cpu``, ``cuda`` (the freest GPU) or ``cuda:N``. With ``auto``, the CPU takes over
             from a GPU that fails or runs out of memory, and ``warnings`` says so.
         threads: at most this many; default ``PROVER_THREADS`` or the CPUs of this process.

@@ -86,6 +86,13 @@ class PointMath(Protocol):
         """
         ...
 
+    def suffix_sums(self, points: Words) -> Words:
+        """Row i is Σ points[j] over j >= i: affine points of G1, uint64[n, g1_words] -> the same shape.
+
+        For sums whose scalars repeat themselves: Σ s_i·P_i = Σ (s_i − s_{i−1})·S_i, with s_{−1} = 0.
+        """
+        ...
+
     def canonical_coordinates(self, points: Words) -> Words:
         """Affine points, G1 or G2, out of Montgomery form: fresh words of the same shape."""
         ...

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from gpuprover import forks
 from gpuprover.backend import Backend
-from gpuprover.curves import CurveParams
+from gpuprover.curves import CurveParams, FieldParams, Group
 from gpuprover.errors import DeviceError, InvalidInput, brief
 from gpuprover.job import Job
+from gpuprover.limbs import Words
 
 _REGISTRY: dict[str, str] = {
     "cpu": "gpuprover.cpu.backend:CpuBackend",
@@ -28,6 +29,8 @@ _GPUS: dict[str, str] = {
     "cuda": "gpuprover.cuda.gpus",
 }
 """Family of devices, ``cuda:0`` and so on -> the module that finds them and opens their backends."""
+
+_ENCODED = "gpuprover.cpu.encoded_points"
 
 
 def device_names() -> list[str]:
@@ -98,6 +101,61 @@ def keccak256(data: bytes) -> bytes:
     """The 32 bytes of Ethereum's hash, by the CPU's kernel; see :func:`gpuprover.keccak.keccak256`."""
     digest: bytes = import_module("gpuprover.cpu.keccak").keccak256(data)
     return digest
+
+
+def points_from_coordinates(curve: CurveParams, group: Group, coordinates: Words) -> tuple[Words, int]:
+    """Affine points as a file holds them, canonical uint64[n, words] -> Montgomery words, and the index of
+    the first that has a coordinate >= q or is off the curve, or −1. Infinity is all zeros.
+
+    With an index, the words are of no use. Whether points are in their subgroup is not looked at.
+    """
+    found: tuple[Words, int] = import_module(_ENCODED).from_coordinates(curve, group, coordinates)
+    return found
+
+
+def points_from_x(curve: CurveParams, xs: Words, larger: list[bool]) -> tuple[Words, int]:
+    """Points of G1 by x, canonical uint64[n, limbs], and whether y is the larger of two roots -> Montgomery
+    uint64[n, words], and the index of the first x that is >= q or of no point, or −1.
+
+    With an index, the words are of no use. For curves with q ≡ 3 (mod 4).
+    """
+    found: tuple[Words, int] = import_module(_ENCODED).from_x(curve, xs, larger)
+    return found
+
+
+def coordinates_of_points(curve: CurveParams, points: Words) -> Words:
+    """Affine points of any group, out of Montgomery form: fresh words of the same shape."""
+    found: Words = import_module(_ENCODED).to_coordinates(curve, points)
+    return found
+
+
+def first_not_reduced(field: FieldParams, words: Words) -> int:
+    """Index of the first element of uint64[n, limbs] that is >= p, or −1."""
+    first: int = import_module(_ENCODED).first_not_reduced(field, words)
+    return first
+
+
+def poseidon_sponge(
+    curve: CurveParams, state: Words, values: Words, constants: Words, full_rounds: int
+) -> Words:
+    """The state of a Poseidon sponge over the curve's scalar field, by the CPU's kernel.
+
+    State and values are canonical, constants in Montgomery form: :func:`gpuprover.cpu.poseidon.sponge`.
+    """
+    module = import_module("gpuprover.cpu.poseidon")
+    after: Words = module.sponge(curve.scalar, state, values, constants, full_rounds)
+    return after
+
+
+def transform_points(curve: CurveParams, points: Words, root: int, factor: int, job: Job) -> Words:
+    """factor·Σ_j root^(ij)·points[j] for i < n, of points of G1, affine uint64[n, words] -> the same.
+
+    n is a power of two and the order of ``root``; the curve is of the BLS12 family.
+    """
+    found: Words = import_module("gpuprover.cpu.point_transform").transform_points(
+        curve, points, root, factor, job
+    )
+    return found
 
 
 def refused_gpu() -> str | None:

@@ -34,7 +34,7 @@ ROLES = frozenset(
     {
         *("key", "witness program", "verification key", "circuits"),
         *("witness", "inputs", "proof", "public signals", "body"),
-        *("circuit", "powers of tau"),
+        *("circuit", "powers of tau", "parameters"),
     }
 )
 """What a file or document is to us; ``circuits`` is the folder of a prover."""

@@ -92,6 +92,14 @@ class NaivePoints:
             rows.append(self.sum(group, terms, factors[begin:end]))
         return points_to_words(self.curve, group, rows)
 
+    def suffix_sums(self, points: Words) -> Words:
+        group, total, sums = self._group(Group.G1), None, []
+        for point in reversed(words_to_g1(self.curve, points)):
+            self.job.check()
+            total = group.add(total, point)
+            sums.append(total)
+        return points_to_words(self.curve, Group.G1, sums[::-1])
+
     def canonical_coordinates(self, points: Words) -> Words:
         base = self.curve.base
         values = words_to_field(base, points.reshape(-1, base.limbs))

@@ -107,7 +107,7 @@ def make_proof(
         system = system_named(loaded.protocol)
         if blinding is not None:
             blinding = system.check_blinding(blinding)
-        values = witness.load(loaded.curve, job, memory_limit, partial(host_memory, device))
+        values = system.read_witness(loaded, witness, job, memory_limit, partial(host_memory, device))
         system.check_witness(loaded, values)
         # Once: what is verified is what the caller gets.
         public = system.public_signals(loaded, values)
@@ -115,7 +115,7 @@ def make_proof(
         def limit() -> int | None:
             """Bytes that the limit leaves for a proof, whose plan counts its witness."""
             left = memory.budget(memory_limit)
-            return None if left is None else left + values.values.nbytes
+            return None if left is None else left + values.nbytes
 
         def run(backend: Backend) -> Proof:
             left = limit()

@@ -1,7 +1,8 @@
 """A witness as somebody gives it: a file, a file's bytes, values, or inputs of the program that computes it.
 
 :func:`looked_at` is the only place that asks which of them it is. What it returns can become the values
-(:meth:`WitnessSource.load`), wait for its turn (:meth:`~WitnessSource.owned`), be recognised
+(:meth:`WitnessSource.load`), or the bytes of a proof system that has witnesses of its own kind
+(:meth:`~WitnessSource.content_of`), wait for its turn (:meth:`~WitnessSource.owned`), be recognised
 (:meth:`~WitnessSource.digest`) and travel to another process (:meth:`~WitnessSource.packed`, and there
 :func:`unpacked`). A witness is secret: no message and no repr holds a value of one.
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from gpuprover.limbs import Words
 
 Buffer = bytes | bytearray | memoryview
-WitnessLike: TypeAlias = "Pathish | Buffer | Sequence[int] | Words | Mapping[str, Any]"
-"""Path of a ``.wtns``, its bytes, integers, or ``{"inputs": {...}, "wasm": path}``, perhaps with ``fuel``."""
+WitnessLike: TypeAlias = "Pathish | Buffer | Sequence[int] | Words | Mapping[str, Any] | WitnessSource"
+"""Path of a witness's file, its bytes, integers, ``{"inputs": {...}, "wasm": path}``, perhaps with ``fuel``;
+or what :func:`looked_at` made of one."""
 Packed = tuple[dict[str, Any], list[Buffer] | None]
 """A message about a witness, and the bytes that go beside it; None if the message has all."""
 
@@ -75,6 +77,17 @@ class WitnessSource(ABC):
             WitnessGenerationFailed: the program did not compute one.
         """
 
+    def content_of(self, limit: int, job: Job) -> tuple[bytes, str]:
+        """(the bytes of a witness's file, its source for messages), for witnesses of another kind.
+
+        Args:
+            limit: bytes.
+
+        Raises:
+            InvalidInput: it is neither a file nor bytes, the file cannot be read, or there are more.
+        """
+        raise InvalidInput("witness: expected a file or its bytes, as this proof system reads witnesses")
+
     @abstractmethod
     def owned(self, curve: Callable[[], CurveParams], content: bool) -> WitnessSource:
         """The same witness, as it can wait: the current folder may change, and memory that bytes or values
@@ -109,9 +122,19 @@ class WitnessSource(ABC):
 
 @dataclass(repr=False)
 class WitnessFile(WitnessSource):
-    """The path of a ``.wtns``."""
+    """The path of a witness's file."""
 
     path: Pathish
+
+    @about("witness")
+    def content_of(self, limit: int, job: Job) -> tuple[bytes, str]:
+        with job.phase("load witness"):
+            file, size = open_regular(self.path)
+            with file:
+                content = file.read(limit + 1)
+        if len(content) > limit:
+            raise InvalidInput(f"expected at most {limit} bytes, found {size}", path=self.path)
+        return content, str(self.path)
 
     @about("witness")
     def load(self, curve: CurveParams, job: Job, memory_limit: int | None, allocate: Allocate) -> Witness:
@@ -135,9 +158,15 @@ class WitnessFile(WitnessSource):
 
 @dataclass(repr=False)
 class WitnessBytes(WitnessSource):
-    """The content of a ``.wtns``."""
+    """The content of a witness's file."""
 
     content: Buffer
+
+    def content_of(self, limit: int, job: Job) -> tuple[bytes, str]:
+        size = memoryview(self.content).nbytes
+        if size > limit:
+            raise InvalidInput(f"witness: expected at most {limit} bytes, found {size}")
+        return bytes(self.content), "<witness bytes>"
 
     @about("witness")
     def load(self, curve: CurveParams, job: Job, memory_limit: int | None, allocate: Allocate) -> Witness:
@@ -154,7 +183,7 @@ class WitnessBytes(WitnessSource):
 
     def packed(self) -> Packed:
         view = memoryview(self.content)
-        return {"bytes": "wtns"}, [view if view.c_contiguous else bytes(view)]
+        return {"bytes": "file"}, [view if view.c_contiguous else bytes(view)]
 
 
 @dataclass(eq=False, repr=False)
@@ -268,6 +297,8 @@ def looked_at(
     Raises:
         InvalidInput: a mapping with other keys than ``form`` has, or without a program.
     """
+    if isinstance(given, WitnessSource):
+        return given
     if isinstance(given, str | os.PathLike):
         return WitnessFile(given)
     if isinstance(given, bytes | bytearray | memoryview):
@@ -290,7 +321,7 @@ def unpacked(message: Mapping[str, Any], data: Sequence[memoryview]) -> WitnessS
     if "path" in message:
         return WitnessFile(str(message["path"]))
     (content,) = data
-    if message["bytes"] == "wtns":
+    if message["bytes"] == "file":
         return WitnessBytes(content)
     if message["bytes"] == "words":
         import numpy as np

@@ -836,6 +836,16 @@ def test_sparse_combination_of_long_rows(backend: Backend, group: Group, scale: 
 
 
 @pytest.mark.on_host
+def test_suffix_sums(backend: Backend) -> None:
+    curve = backend.curve
+    logs = [3, 0, -1, 5, 0, 7, -7]
+    got = backend.points.suffix_sums(point_words(curve, Group.G1, logs))
+    expected = [combination(curve, Group.G1, [sum(logs[i:])], [1]) for i in range(len(logs))]
+    assert [from_words(curve, Group.G1, row) for row in got] == expected
+    assert len(backend.points.suffix_sums(got[:0])) == 0
+
+
+@pytest.mark.on_host
 def test_canonical_coordinates(backend: Backend, group: Group, rng: random.Random) -> None:
     curve = backend.curve
     points = point_words(curve, group, [0, 1, -1, *random_logs(rng, 5)])

@@ -82,6 +82,12 @@ class CpuPoints:
         bases = self._bases(group, points)
         return combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
 
+    def suffix_sums(self, points: Words) -> Words:
+        F, given = self._coordinates[Group.G1], own(points)
+        sums = np.empty((len(points), 2 * points.shape[1]), dtype=np.uint64)
+        _curve.suffix_sums(F, address(given), len(given), address(sums))
+        return self.affine(Group.G1, sums)
+
     def canonical_coordinates(self, points: Words) -> Words:
         source, out = own(points), np.empty(points.shape, dtype=np.uint64)
         F, a, o = self._coordinates[Group.G1], address(source), address(out)

@@ -8,9 +8,10 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import membership, ntt, pairing
+from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.keccak import keccak256
+from gpuprover.cpu.poseidon import sponge
 from gpuprover.curves import CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
@@ -67,7 +68,11 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.signals(words[1:], index, index, words[:1], words[:1])
 
     def sums(group: Group) -> Callable[[], object]:
-        return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
+        def run() -> None:
+            backend.msm(backend.prepare_bases(group, points[group]), words)
+            backend.with_multiples(group, points[group])
+
+        return run
 
     def combinations(group: Group) -> Callable[[], object]:
         def run() -> None:
@@ -75,6 +80,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             starts = np.array([0, 1], dtype=np.int64)
             backend.points.sparse_combination(group, points[group], starts, index, words[1:2])
             backend.points.first_bad_point(group, np.tile(points[group], (membership.WORTHWHILE, 1)))
+            if group is Group.G1 and curve.ate is not None and curve.ate.family == "BLS12":
+                point_transform.transform_points(curve, points[group], domain.omega, 3, inner)
 
         return run
 
@@ -83,6 +90,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             backend.points.linear_combination(group, points[group][:1], [3])
             backend.points.first_bad_point(group, points[group])
             backend.points.canonical_coordinates(points[group])
+            if group is Group.G1:
+                backend.points.suffix_sums(points[group])
 
         return run
 
@@ -90,6 +99,15 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         for n in (1, pairing.WORTHWHILE):
             g1, g2 = (np.tile(points[group][:1], (n, 1)) for group in (Group.G1, Group.G2))
             backend.points.pairing_check(g1, g2)
+
+    def encoded() -> None:
+        encoded_points.first_not_reduced(curve.scalar, words)
+        for group in curve.groups:
+            plain = encoded_points.to_coordinates(curve, points[group])
+            encoded_points.from_coordinates(curve, group, plain)
+        if curve.q % 4 == 3:
+            xs = encoded_points.to_coordinates(curve, points[Group.G1])[:, : curve.base.limbs]
+            encoded_points.from_x(curve, xs, [True] * len(xs))
 
     return {
         "vectors": vectors,
@@ -100,6 +118,8 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "checks G2": checks(Group.G2),
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
+        "encoded points": encoded,
+        "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }

@@ -2,6 +2,7 @@
 
 A circuit ``NAME`` is ``NAME.zkey``, with ``NAME.wasm`` and ``NAME.vkey.json`` beside it if there are any; or
 the same files in a folder ``NAME/``, called ``NAME.*`` or ``circuit.*``. Without a key it can only verify.
+Proof systems whose keys are other files have other endings (:func:`gpuprover.systems.system.key_files`).
 
 A name is a word of ASCII letters, digits, ``_``, ``-`` and single dots: one component of a path, so that
 whoever chooses names cannot leave the folder. Symbolic links are followed, as mounted volumes are made of
@@ -24,11 +25,18 @@ from gpuprover.curves import CurveParams
 from gpuprover.errors import CircuitNotFound, InvalidInput, MalformedFile, ProverError, about
 from gpuprover.formats.files import Identity, Pathish, as_path, identity_of, os_problem
 from gpuprover.formats.json_files import read_json
-from gpuprover.systems.system import VerificationKey, parse_verification_key, read_verification_key
+from gpuprover.systems.system import (
+    ZKEY,
+    KeyFile,
+    VerificationKey,
+    key_files,
+    parse_verification_key,
+    read_verification_key,
+)
 
 log = logging.getLogger("gpuprover.engine")
 
-KEY, PROGRAM, VERIFICATION_KEY = ".zkey", ".wasm", ".vkey.json"
+PROGRAM = ".wasm"
 MAX_SHOWN = 8
 
 _NAME = re.compile(r"[A-Za-z0-9_]+([.-]+[A-Za-z0-9_]+)*")
@@ -39,7 +47,7 @@ class CircuitFiles:
     """The paths of a circuit's files; None for those that it lacks, but never both keys."""
 
     name: str
-    zkey: str | None
+    key: str | None
     wasm: str | None
     vkey: str | None
 
@@ -75,8 +83,13 @@ class CircuitDirectory:
     def __init__(self, folder: Pathish | None) -> None:
         # Absolute: paths go to other processes, and the current folder may change.
         self._folder = None if folder is None else Path(os.path.abspath(as_path(folder, "circuit_keys_path")))
+        self._unlisted: tuple[Path, ...] = ()
         self._lock = threading.Lock()
         self._keys: dict[str, tuple[CircuitFiles, tuple[Identity, ...], KnownKey]] = {}
+
+    def look_in(self, folder: Path) -> None:
+        """Finds circuits of another folder, too, by names that it does not list."""
+        self._unlisted += (Path(os.path.abspath(folder)),)
 
     def names(self) -> list[str]:
         """The circuits that are there now, sorted; one that is there twice, and cannot be used so, too.
@@ -107,10 +120,11 @@ class CircuitDirectory:
             return False
 
     def _name_of(self, entry: str) -> str | None:
-        for suffix in (KEY, VERIFICATION_KEY):
-            if entry.endswith(suffix):
-                entry = entry.removesuffix(suffix)
-                break
+        for kind in key_files():
+            for suffix in (kind.suffix, kind.verification_suffix):
+                if entry.endswith(suffix):
+                    stem = entry.removesuffix(suffix)
+                    return stem if _is_name(stem) else None
         return entry if _is_name(entry) else None
 
     def find(self, name: str) -> CircuitFiles:
@@ -132,21 +146,28 @@ class CircuitDirectory:
             return "as no folder of circuits is set (circuit_keys_path, PROVER_CIRCUIT_KEYS_PATH)"
         names = self.names()
         more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-        there = ", ".join(names[:MAX_SHOWN]) + more if names else f"no {KEY} at all"
+        there = ", ".join(names[:MAX_SHOWN]) + more if names else f"no {ZKEY.suffix} at all"
         return f"in {self._folder}, where there is {there}"
 
     def _found(self, name: str) -> list[CircuitFiles]:
         """Everything that is called so."""
-        if self._folder is None:
-            return []
-        inner = self._folder / name
-        places = [(self._folder, name), (inner, name), (inner, "circuit")]
-        return [files for folder, stem in places if (files := _in_place(name, folder, stem)) is not None]
+        own = [] if self._folder is None else [self._folder]
+        places = [
+            place
+            for folder in (*own, *self._unlisted)
+            for place in ((folder, name), (folder / name, name), (folder / name, "circuit"))
+        ]
+        return [
+            files
+            for folder, stem in places
+            for kind in key_files()
+            if (files := _in_place(name, folder, stem, kind)) is not None
+        ]
 
     def _files(self, name: str) -> CircuitFiles | None:
         found = self._found(name)
         if len(found) > 1:
-            paths = " and ".join(str(files.zkey or files.vkey) for files in found)
+            paths = " and ".join(str(files.key or files.vkey) for files in found)
             raise InvalidInput(
                 f"circuit {name!r} is there more than once",
                 path=self._folder,
@@ -161,7 +182,7 @@ class CircuitDirectory:
         Raises:
             InvalidInput, MalformedFile, UnsupportedFile: a file is damaged, or they do not belong together.
         """
-        paths = [path for path in (files.vkey, files.zkey) if path is not None]
+        paths = [path for path in (files.vkey, files.key) if path is not None]
         with about("key"):
             identities = tuple(identity_of(path) for path in paths)
         with self._lock:
@@ -176,7 +197,7 @@ class CircuitDirectory:
                 "document",
                 "it is not the verification key",
                 role="verification key",
-                more=f"of {files.zkey}",
+                more=f"of {files.key}",
             )
         key = keys[0]
         known = KnownKey(
@@ -218,17 +239,17 @@ def _is_name(name: str) -> bool:
     return len(name) <= 128 and ".." not in name and _NAME.fullmatch(name) is not None
 
 
-def _in_place(name: str, folder: Path, stem: str) -> CircuitFiles | None:
+def _in_place(name: str, folder: Path, stem: str, kind: KeyFile) -> CircuitFiles | None:
     def path(suffix: str) -> str | None:
         full = folder / (stem + suffix)
         return str(full) if full.exists() else None
 
-    zkey, vkey = path(KEY), path(VERIFICATION_KEY)
-    return CircuitFiles(name, zkey, path(PROGRAM), vkey) if zkey or vkey else None
+    key, vkey = path(kind.suffix), path(kind.verification_suffix)
+    return CircuitFiles(name, key, path(PROGRAM), vkey) if key or vkey else None
 
 
 def _read(path: str) -> VerificationKey:
-    if path.endswith(KEY):
+    if not path.endswith(".json"):
         return read_verification_key(path)
     with about("verification key"):
         return parse_verification_key(read_json(path), path)

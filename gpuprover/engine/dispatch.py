@@ -417,7 +417,7 @@ class Dispatcher:
         if work.job.id not in self._open:
             return
         if work.replans > KEY_CHANGES:
-            self._end(work, KeyChanged("the file keeps changing", path=work.circuit.files.zkey, role="key"))
+            self._end(work, KeyChanged("the file keeps changing", path=work.circuit.files.key, role="key"))
         else:
             self._admit(work)
 

@@ -157,22 +157,22 @@ class Loading:
     @staticmethod
     def _is_current(circuit: Circuit) -> bool:
         info = circuit.info
-        return info is not None and info.path == circuit.files.zkey and is_current(info)
+        return info is not None and info.path == circuit.files.key and is_current(info)
 
     def _load(self, circuit: Circuit) -> None:
         if circuit.loading:
             return
         files, old = circuit.files, circuit.info
-        if files.zkey is None:
+        if files.key is None:
             problem = CircuitNotFound(f"circuit {circuit.name!r} has no key", more=f"but {files.vkey}")
             self._ended(circuit, problem)
             return
         circuit.loading, circuit.info = True, None
-        if old is not None and (old.path != files.zkey or not is_current(old)):
+        if old is not None and (old.path != files.key or not is_current(old)):
             self._steps.tell("reloads", "the file of the key has changed", circuit.name)
-            if old.path != files.zkey:
+            if old.path != files.key:
                 self._executor.unload(old.path)
-        self._executor.load(files.zkey, circuit.pinned, partial(self._reported, circuit, files))
+        self._executor.load(files.key, circuit.pinned, partial(self._reported, circuit, files))
 
     def _reported(self, circuit: Circuit, files: CircuitFiles, outcome: KeyInfo | ProverError | Lost) -> None:
         """In any thread."""

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,11 +37,11 @@ from gpuprover.errors import (
     shortage,
 )
 from gpuprover.executor import Executor, KeyInfo
-from gpuprover.formats.zkey import read_curve
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.proving import ProofResult
 from gpuprover.scheduler import DeviceInfo, Times
+from gpuprover.systems.system import read_curve
 from gpuprover.witness_source import InputsForm, WitnessLike, WitnessSource, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
 
@@ -297,7 +298,7 @@ class Prover:
 
     def _provable(self, circuit: str) -> CircuitFiles:
         files = self._directory.find(circuit)
-        if files.zkey is None:
+        if files.key is None:
             raise CircuitNotFound(
                 f"circuit {circuit!r} can be verified only: it has no key", more=f"but {files.vkey}"
             )
@@ -314,8 +315,8 @@ class Prover:
         info = self._dispatcher.info(files)
         if info is not None:
             return curve_by_name(info.curve)
-        assert files.zkey is not None
-        return read_curve(files.zkey)
+        assert files.key is not None
+        return read_curve(files.key)
 
     # Verification ----------------------------------------------------------------------
 
@@ -391,6 +392,12 @@ class Prover:
         """Whether one of that name is in the folder now."""
         self._here()
         return self._directory.has(circuit)
+
+    def look_in(self, folder: Path) -> None:
+        """Proves for circuits of another folder, too, whose names are listed nowhere: for keys that clients
+        bring, by names that nobody guesses."""
+        self._here()
+        self._directory.look_in(folder)
 
     def known_circuits(self) -> dict[str, CircuitKind]:
         """Proof system and curve of each circuit whose key is loaded or was read, by name; reads no file."""

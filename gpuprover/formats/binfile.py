@@ -66,7 +66,7 @@ class BinFile:
     def __init__(self, source: Source, magic: str, versions: range, names: Mapping[int, str]) -> None:
         self.role = _ROLES.get(magic, "")
         with about(self.role):
-            self.path, self.data = _open(source, f".{magic}")
+            self.path, self.data = open_mapped(source, f".{magic}")
         self.magic, self.names = magic, names
         self.version, self.sections = self._section_table(versions)
 
@@ -238,7 +238,7 @@ def write_binfile(
         assert writer._left == 0, "fewer sections than announced"
 
 
-def _open(source: Source, what: str) -> tuple[str, Bytes]:
+def open_mapped(source: Source, what: str) -> tuple[str, Bytes]:
     if isinstance(source, bytes | bytearray | memoryview):
         view = memoryview(source)
         data = np.frombuffer(view, dtype=np.uint8) if view.nbytes else np.empty(0, dtype=np.uint8)

@@ -66,6 +66,11 @@ def _words(curve: CurveParams, point: AffineG1) -> Words:
     return g1_to_words(curve, [point]).reshape(-1)
 
 
+def has_compressed_form(curve: CurveParams) -> bool:
+    """Whether its coordinates leave three bits of their bytes."""
+    return 8 * curve.base.bytes - curve.base.bits >= 3
+
+
 def _check_curve(curve: CurveParams) -> None:
-    if 8 * curve.base.bytes - curve.base.bits < 3:
+    if not has_compressed_form(curve):
         raise ValueError(f"{curve.name} has no compressed form")

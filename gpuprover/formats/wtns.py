@@ -41,6 +41,10 @@ class Witness:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
 
 Allocate = Callable[[int], NDArray[np.uint8]]
 """Memory of the host for a witness: so many bytes, at least 1, of arbitrary contents."""

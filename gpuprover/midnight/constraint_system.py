@@ -53,7 +53,7 @@ class Lookup(NamedTuple):
 
 
 class Trash(NamedTuple):
-    """``constraints`` vanish on rows where ``selector`` is 1; elsewhere a column of its own takes the rest."""
+    """``constraints`` vanish where ``selector`` is 1; on other rows a column of its own takes the rest."""
 
     selector: Expression
     constraints: tuple[Expression, ...]
@@ -110,6 +110,12 @@ class ConstraintSystem:
 def domain(k: int) -> Domain:
     """The 2^k roots of unity that rows stand for."""
     return Domain(BLS12_381.scalar, k, GENERATOR)
+
+
+def delta_power(i: int) -> int:
+    """δ^i, what tells the positions of the i-th permuted column from those of others."""
+    r = BLS12_381.r
+    return pow(GENERATOR, i << BLS12_381.scalar.two_adicity, r)
 
 
 @lru_cache(maxsize=32)

@@ -60,6 +60,11 @@ class Numerator:
             ]
         )
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """What the steps read, their own columns included."""
+        return frozenset(name for step in self._whole for name in step.formula.columns)
+
     def quotient(
         self,
         backend: Backend,
@@ -70,6 +75,7 @@ class Numerator:
         *,
         chunks: int = 1,
         top: Vector | None = None,
+        extended: Sequence[Mapping[str, Vector]] = (),
     ) -> list[Vector]:
         """The quotient's coefficients, in parts of n: as many vectors as cosets.
 
@@ -79,18 +85,19 @@ class Numerator:
             cosets: 1 to 7; the quotient has at most cosets·n coefficients, but for those of ``top``.
             chunks: a power of two that divides n: the memory of an evaluation is that of n/chunks rows.
             top: the coefficients from cosets·n on, at most n.
+            extended: for each coset the values of polynomials that are known there, by name; they stay.
+                They are of no use in chunks.
         """
         if not 1 <= cosets <= _MOST_COSETS:
             raise ValueError(f"{cosets} cosets, expected 1 to {_MOST_COSETS}")
         r, n = backend.curve.r, domain.size
-        # X^n is a root of unity of order 4 or 8 there, but never 1.
-        root = domain.root_of_unity(domain.log_n + (2 if cosets < 4 else 3))
-        shifts = [pow(root, j + 1, r) for j in range(cosets)]
-        values = [pow(g, n, r) for g in shifts]  # of X^n
+        given = shifts(domain, cosets)
+        values = [pow(g, n, r) for g in given]  # of X^n
         remainders = []
-        for j, g in enumerate(shifts):
+        for j, g in enumerate(given):
+            known = extended[j] if extended else {}
             with backend.job.subphase(j, cosets):
-                numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks)
+                numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks, known)
             backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
             # The division, with what follows, is a factor of the sums below.
             remainders.append(numerator)
@@ -101,8 +108,8 @@ class Numerator:
                 Term(v, factor * scale % r) for v, factor, scale in zip(remainders, row, scales, strict=True)
             ]
             if top is not None:
-                known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
-                terms.append(Term(top, -known % r))
+                above = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
+                terms.append(Term(top, -above % r))
             parts.append(backend.combine(terms, n))
         backend.free(*remainders)
         return parts
@@ -115,10 +122,11 @@ class Numerator:
         challenges: Mapping[str, int],
         g: int,
         chunks: int,
+        known: Mapping[str, Vector],
     ) -> Vector:
         """The numerator's values on g·⟨ω⟩, in natural order."""
         if chunks == 1:
-            return _evaluate(self._whole, backend, domain, polynomials, challenges, g, domain.omega)
+            return _evaluate(self._whole, backend, domain, polynomials, challenges, g, domain.omega, known)
         r = backend.curve.r
         small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
         pieces = []
@@ -126,11 +134,17 @@ class Numerator:
             backend.job.check()
             here = g * pow(domain.omega, i, r) % r
             pieces.append(
-                _evaluate(self._chunked, backend, small, polynomials, challenges, here, domain.omega)
+                _evaluate(self._chunked, backend, small, polynomials, challenges, here, domain.omega, {})
             )
         values = backend.interleave(pieces)
         backend.free(*pieces)
         return values
+
+
+def shifts(domain: Domain, cosets: int) -> list[int]:
+    """The g of the cosets g·⟨ω⟩: X^n is a root of unity of order 4 or 8 there, but never 1."""
+    root = domain.root_of_unity(domain.log_n + (2 if cosets < 4 else 3))
+    return [pow(root, j + 1, domain.field.modulus) for j in range(cosets)]
 
 
 def _steps(formulas: Sequence[tuple[str, Formula]]) -> list[_Step]:
@@ -155,15 +169,18 @@ def _evaluate(
     challenges: Mapping[str, int],
     g: int,
     omega: int,
+    known: Mapping[str, Vector],
 ) -> Vector:
-    """The last step's column on g times the domain's roots; ``omega`` is the distance of the circuit's rows."""
+    """The last step's column on g·⟨ω'⟩, with the domain's ω'; ``omega`` is that of the circuit's rows."""
     r = domain.field.modulus
     there: dict[str, Vector] = {}
     for step in steps:
         for name in step.formula.columns:
             if name in there:
                 continue
-            if name == X:
+            if name in known:
+                there[name] = known[name]
+            elif name == X:
                 there[name] = backend.powers(domain.size, domain.omega, g)
             else:
                 polynomial, _, rotation = name.partition(_AT)
@@ -171,7 +188,8 @@ def _evaluate(
                 (there[name],) = backend.extend(polynomials[polynomial], domain, [here])
         columns = {name: there[name] for name in step.formula.columns}
         (there[step.name],) = backend.evaluate(step.formula, columns, challenges)
-        backend.free(*(there.pop(name) for name in step.last))
+        gone = {name: there.pop(name) for name in step.last}
+        backend.free(*(v for name, v in gone.items() if name not in known))
     return there[steps[-1].name]
 
 

@@ -18,17 +18,33 @@ from gpuprover.backend import Backend
 from gpuprover.curves import PAIRING_CURVES, CurveParams
 from gpuprover.demand import Budget, Demand
 from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile, about, brief
+from gpuprover.formats import zkey
 from gpuprover.formats.binfile import Source
-from gpuprover.formats.files import Pathish
+from gpuprover.formats.files import Pathish, open_regular
 from gpuprover.formats.json_files import shown
-from gpuprover.formats.wtns import Witness
-from gpuprover.formats.zkey import identify
+from gpuprover.formats.wtns import Allocate
+from gpuprover.job import Job
+from gpuprover.witness_source import WitnessSource
 
 if TYPE_CHECKING:
     from gpuprover.formats.r1cs import R1CS
 
 Proof = Any
 """A proof of one system, as its record's functions make and take it."""
+
+
+class Witness(Protocol):
+    """A witness of one system, as its record's functions read and take it. Secret.
+
+    Attributes:
+        source: where it came from, for messages.
+        nbytes: memory that it takes.
+    """
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 class VerificationKey(Protocol):
@@ -143,6 +159,13 @@ class KeyCheck(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+def read_values(
+    key: ProvingKey, source: WitnessSource, job: Job, memory_limit: int | None, allocate: Allocate
+) -> Witness:
+    """The values of all wires, as circom's programs compute them; see :meth:`.WitnessSource.load`."""
+    return source.load(key.curve, job, memory_limit, allocate)
+
+
 class ProofSystem(NamedTuple):
     """One proof system. Functions take the record's own keys, witnesses and proofs.
 
@@ -180,21 +203,27 @@ class ProofSystem(NamedTuple):
             None: any object.
         curves: the curves that its keys may be over.
         rows: what the rows of its circuits are called.
+        read_curve: a key's file -> the curve that it is over, nothing else being read.
+        read_witness: (key, source, job, MiB for the process or None, memory for values) -> a witness, in
+            memory of its own; raises what is wrong with the source by itself, and as UnsatisfiedWitness what
+            shows when it is read.
+        parameters_apart: whether parameters of keys lie in files of their own. ``load_key`` and
+            ``read_verification_key`` then take their folder as a second argument, too.
         phases: names of the phases that ``prove`` and ``checked`` report, in their order.
     """
 
     name: str
     host_parts: frozenset[str]
-    load_key: Callable[[Source], Any]
-    read_verification_key: Callable[[Source], Any]
+    load_key: Callable[..., Any]
+    read_verification_key: Callable[..., Any]
     parse_verification_key: Callable[[object, str], Any]
     check_key: Callable[[Any, Backend], None]
     check_every_point: Callable[[Any, Backend], None]
     check_blinding: Callable[[object], Any]
-    check_witness: Callable[[Any, Witness], None]
-    public_signals: Callable[[Any, Witness], list[int]]
-    prove: Callable[[Any, Witness, Backend, Any, Budget], Proof]
-    checked: Callable[[Any, Witness, Sequence[int], Proof, Backend], Proof]
+    check_witness: Callable[[Any, Any], None]
+    public_signals: Callable[[Any, Any], list[int]]
+    prove: Callable[[Any, Any, Backend, Any, Budget], Proof]
+    checked: Callable[[Any, Any, Sequence[int], Proof, Backend], Proof]
     in_subgroups: Callable[[Any, Proof, Backend], Proof]
     write_proof: Callable[[Proof, CurveParams], dict[str, Any]]
     parse_proof: Callable[[object, CurveParams, str, bool], Proof]
@@ -212,14 +241,38 @@ class ProofSystem(NamedTuple):
     curves: tuple[CurveParams, ...] = PAIRING_CURVES
     rows: str = "constraints"
     phases: tuple[str, ...] = ()
+    read_curve: Callable[[Source], CurveParams] = zkey.read_curve
+    read_witness: Callable[[Any, WitnessSource, Job, int | None, Allocate], Witness] = read_values
+    parameters_apart: bool = False
 
 
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
     "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
+    "midnight": "gpuprover.systems.midnight.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
+
+
+class KeyFile(NamedTuple):
+    """A kind of key files.
+
+    Attributes:
+        leading: bytes that proving keys begin with, and verification keys that are no JSON.
+        suffix: the end of a proving key's name.
+        verification_suffix: the end of the name of a verification key, beside it.
+    """
+
+    leading: bytes
+    suffix: str
+    verification_suffix: str
+
+
+ZKEY = KeyFile(b"zkey", ".zkey", ".vkey.json")
+"""snarkjs's, which say themselves which system they are for."""
+_KEY_FILES: dict[str, KeyFile] = {"midnight": KeyFile(b"midnight:", ".prover", ".verifier")}
+"""Name -> its own kind of key files, recognised before its record is imported."""
 
 
 def late(place: str) -> Callable[..., Any]:
@@ -269,6 +322,11 @@ def is_verification_key(value: object) -> TypeGuard[VerificationKey]:
     return hasattr(type(value), "digest")
 
 
+def key_files() -> list[KeyFile]:
+    """The kinds of key files that there are."""
+    return [ZKEY, *_KEY_FILES.values()]
+
+
 def system_of_key(source: Source) -> ProofSystem:
     """The system that a key's file is for.
 
@@ -277,22 +335,58 @@ def system_of_key(source: Source) -> ProofSystem:
         MalformedFile: it is no key, or damaged.
         UnsupportedFile: a key of another version, or of a system that there is not.
     """
+    if _KEY_FILES:
+        found = _leading(source, max(len(file.leading) for file in _KEY_FILES.values()))
+        for name, file in _KEY_FILES.items():
+            if found.startswith(file.leading):
+                return system_named(name)
     try:
-        return system_named(identify(source, names()))
+        return system_named(zkey.identify(source, names()))
     except MalformedFile:
         # The first system says what is wrong, in the words for its sections.
         return system_named(next(iter(_SYSTEMS)))
 
 
-def load_key(source: Source) -> ProvingKey:
-    """A key of any system, mapped; raises as :func:`system_of_key`, for what is wrong in the content, too."""
-    key: ProvingKey = system_of_key(source).load_key(source)
+@about("key")
+def _leading(source: Source, size: int) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(memoryview(source).cast("B")[:size])
+    file, _ = open_regular(source)
+    with file:
+        return file.read(size)
+
+
+def load_key(source: Source, parameters: Pathish | None = None) -> ProvingKey:
+    """A key of any system, mapped; raises as :func:`system_of_key`, for what is wrong in the content, too.
+
+    Args:
+        parameters: the folder of the parameters of keys that have none within; default: the system's own.
+
+    Raises:
+        InvalidInput: a folder for a key that has its parameters within.
+    """
+    system = system_of_key(source)
+    key: ProvingKey = system.load_key(source, *_folder(system, parameters))
     return key
 
 
-def read_verification_key(source: Source) -> VerificationKey:
-    """The verification key in a key's file; raises as :func:`load_key`."""
-    key: VerificationKey = system_of_key(source).read_verification_key(source)
+def _folder(system: ProofSystem, parameters: Pathish | None) -> list[Pathish]:
+    if parameters is None:
+        return []
+    if not system.parameters_apart:
+        raise InvalidInput(f"parameters: a {system.name} key has them within")
+    return [parameters]
+
+
+def read_curve(source: Source) -> CurveParams:
+    """The curve that a key is over; raises as :func:`system_of_key`."""
+    return system_of_key(source).read_curve(source)
+
+
+def read_verification_key(source: Source, parameters: Pathish | None = None) -> VerificationKey:
+    """The verification key in a key's file, a proving or a verification key's; as :func:`load_key`."""
+    system = system_of_key(source)
+    key: VerificationKey = system.read_verification_key(source, *_folder(system, parameters))
     return key
 
 

@@ -43,7 +43,7 @@ def test_every_layout(folder: Path) -> None:
 
     def names(circuit: str) -> list[str | None]:
         files = directory.find(circuit)
-        paths = (files.zkey, files.wasm, files.vkey)
+        paths = (files.key, files.wasm, files.vkey)
         return [None if path is None else os.path.relpath(path, folder) for path in paths]
 
     assert names("flat") == ["flat.zkey", "flat.wasm", "flat.vkey.json"]
@@ -103,7 +103,7 @@ def test_names_that_are_none_reach_no_file(folder: Path, name: str, monkeypatch:
 def test_names_with_dots_and_dashes(folder: Path) -> None:
     shutil.copy(CHAIN, folder / "transfer-v1.2.zkey")
     directory = CircuitDirectory(folder)
-    assert directory.find("transfer-v1.2").zkey == str(folder / "transfer-v1.2.zkey")
+    assert directory.find("transfer-v1.2").key == str(folder / "transfer-v1.2.zkey")
     assert "transfer-v1.2" in directory.names()
     for wrong in (7, None, b"flat"):
         with pytest.raises(InvalidInput, match="expected a name"):

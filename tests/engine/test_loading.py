@@ -104,7 +104,7 @@ def test_a_key_is_pinned_by_a_load_of_its_own(tmp_path: Path) -> None:
     desk.answer()
     assert kinds(pinned, desk.load(pin=True)) == ["KeyInfo", "KeyInfo"]
     path = desk.loading.forget("a")
-    assert path == desk.files().zkey
+    assert path == desk.files().key
     assert desk.loading.forget("a") is None
     assert desk.loading.loaded == ()
     desk.load()
@@ -120,7 +120,7 @@ def test_a_key_that_is_loaded_again_is_another_circuit_to_the_scheduler(tmp_path
     assert info is not None
     new = tmp_path / "new"
     new.write_text("another key")
-    os.replace(new, str(desk.files().zkey))
+    os.replace(new, str(desk.files().key))
     assert not is_current(info)
     assert not desk.loading.is_ready(circuit)
     assert desk.loading.info(desk.files()) is None
@@ -134,7 +134,7 @@ def test_a_file_at_another_path_lets_the_old_one_go(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     desk.load()
     desk.answer()
-    old = str(desk.files().zkey)
+    old = str(desk.files().key)
     other = tmp_path / "circuit.zkey"
     other.write_text("key")
     circuit = desk.loading.circuit(CircuitFiles("a", str(other), None, None))
@@ -207,7 +207,7 @@ def test_what_is_to_be_preloaded_is_tried_again_unless_its_file_is_at_fault(tmp_
     assert not desk.loading.preloaded
     assert kinds(list(desk.loading.failures)) == ["DeviceError", "MalformedFile"]
     desk.after(PRELOAD_SECONDS)
-    assert [path for path, _, _ in desk.executor.loads] == [desk.files("a").zkey]
+    assert [path for path, _, _ in desk.executor.loads] == [desk.files("a").key]
     desk.answer()
     assert kinds(list(desk.loading.failures)) == ["MalformedFile"]
 

@@ -1,8 +1,9 @@
 """A second proof system, of a few lines: knowledge of a square root, without blinding and so without secrecy.
 
-The witness is (1, x, y) with x = y²; x is public. The key is the generators, named ``left`` and ``right``.
-The proof is y·G1 and y·G2, and holds where e(y·G1, y·G2) = e(x·G1, G2). Whatever stands above the proof
-systems knows this one by its record alone, too.
+The witness is x and y with x = y²; x is public. Its file is JSON, and the key's is no ``.zkey``: keys and
+witnesses are of kinds of their own. The key is the generators, named ``left`` and ``right``. The proof is
+y·G1 and y·G2, and holds where e(y·G1, y·G2) = e(x·G1, G2). Whatever stands above the proof systems knows
+this one by its record alone, too.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from typing import Any
 import numpy as np
 
 from gpuprover.backend import Backend
-from gpuprover.curves import BN254, CurveParams, Group
+from gpuprover.curves import BN254, CurveParams, Group, curve_by_name
 from gpuprover.demand import Budget, Demand, KeyBases
 from gpuprover.errors import InvalidInput, MalformedFile, UnsatisfiedWitness, UnsupportedFile, WitnessMismatch
-from gpuprover.formats.binfile import Source, write_binfile
+from gpuprover.formats.binfile import Source
 from gpuprover.formats.snarkjs_json import (
     DocumentReader,
     g1_to_json,
     g2_to_json,
     parse_public_signals,
 )
-from gpuprover.formats.wtns import Witness, write_witness
-from gpuprover.formats.zkey import HEADER, PROTOCOL, PROTOCOLS, open_header
+from gpuprover.formats.wtns import Allocate
+from gpuprover.job import Job
 from gpuprover.limbs import (
     Words,
     g1_to_words,
@@ -39,12 +40,13 @@ from gpuprover.limbs import (
     negative,
     words_to_g1,
     words_to_g2,
-    words_to_ints,
 )
 from gpuprover.systems import system
-from gpuprover.systems.system import ProofSystem
+from gpuprover.systems.system import KeyFile, ProofSystem
+from gpuprover.witness_source import WitnessSource
 
-NAME, IDENTIFIER = "toy", 99
+NAME = "toy"
+KEYS = KeyFile(b"toy key of ", ".root", ".square")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ProvingKey:
     curve: CurveParams
     size: int
     protocol = NAME
-    constraints, n_public, n_vars = 1, 1, 3
+    constraints, n_public, n_vars = 1, 1, 2
     warnings = ()
 
     @property
@@ -84,7 +86,7 @@ class ProvingKey:
     @cached_property
     def demand(self) -> Demand:
         bases = (KeyBases("left", Group.G1, 1), KeyBases("right", Group.G2, 1))
-        return Demand(NAME, self.curve, 3, (), bases, (), (), (("left", "right"),), rehearse)
+        return Demand(NAME, self.curve, 1, (), bases, (), (), (("left", "right"),), rehearse)
 
 
 @dataclass(frozen=True)
@@ -93,31 +95,44 @@ class Proof:
     right: Words
 
 
+@dataclass(frozen=True)
+class Witness:
+    x: int
+    y: int
+    source: str
+    nbytes = 64
+
+
 def write_key(path: Path, curve: CurveParams = BN254) -> None:
-    with write_binfile(path, "zkey", 1, 2) as out:
-        with out.section(PROTOCOL, 4) as section:
-            section.u32(IDENTIFIER)
-        with out.section(HEADER, 8 + curve.base.bytes + curve.scalar.bytes) as section:
-            for prime in (curve.base, curve.scalar):
-                section.u32(prime.bytes)
-                section.integer(prime.modulus, prime.bytes)
+    path.write_bytes(KEYS.leading + curve.name.encode())
 
 
-def write_inputs(path: Path, y: int, x: int | None = None, curve: CurveParams = BN254) -> None:
-    x = y * y % curve.r if x is None else x
-    write_witness(path, curve.scalar, ints_to_words([1, x, y], curve.scalar.limbs))
+def write_witness(path: Path, y: int, x: int | None = None, curve: CurveParams = BN254) -> None:
+    path.write_text(json.dumps([y * y % curve.r if x is None else x, y]))
 
 
-def load_key(source: Source) -> ProvingKey:
-    file, header, curve = open_header(source, NAME, {PROTOCOL: "protocol", HEADER: "header"})
-    header.end()
-    return ProvingKey(file.path, curve, len(file.data))
+def load_key(source: Source, parameters: object = None) -> ProvingKey:
+    assert isinstance(source, str | Path)
+    data = Path(source).read_bytes()
+    curve = curve_by_name(data.removeprefix(KEYS.leading).decode())
+    return ProvingKey(f"{source} with {parameters}" if parameters else str(source), curve, len(data))
 
 
-def sums(curve: CurveParams, w: Words, backend: Backend) -> list[Words]:
+def read_witness(
+    key: ProvingKey, source: WitnessSource, job: Job, memory_limit: int | None, allocate: Allocate
+) -> Witness:
+    content, name = source.content_of(100, job)
+    try:
+        x, y = json.loads(content)
+    except (TypeError, ValueError):
+        raise MalformedFile(name, "", "expected [x, y]", role="witness") from None
+    return Witness(x, y, name)
+
+
+def sums(curve: CurveParams, y: Words, backend: Backend) -> list[Words]:
     parts = {"left": Group.G1, "right": Group.G2}
     bases = [backend.bases(name, generator(curve, group)[None]) for name, group in parts.items()]
-    ((left, right),) = backend.msm_many([(bases, w[2:])])
+    ((left, right),) = backend.msm_many([(bases, y)])
     backend.free(*bases)
     return [left, right]
 
@@ -128,12 +143,12 @@ def rehearse(demand: Demand, backend: Backend) -> None:
 
 def prove(key: ProvingKey, witness: Witness, backend: Backend, blinding: Any, budget: Budget) -> Proof:
     with backend.session(key.demand, key, budget), backend.job.phase("msm"):
-        return Proof(*sums(key.curve, witness.values, backend))
+        return Proof(*sums(key.curve, ints_to_words([witness.y], key.curve.scalar.limbs), backend))
 
 
 def check_witness(key: ProvingKey, witness: Witness) -> None:
-    if witness.curve != key.curve or len(witness) != key.n_vars:
-        raise WitnessMismatch("expected 3 values of the key's field", path=witness.source, role="witness")
+    if not 0 <= max(witness.x, witness.y) < key.curve.r:
+        raise WitnessMismatch("expected values of the key's field", path=witness.source, role="witness")
 
 
 def verify(
@@ -206,13 +221,13 @@ SYSTEM = ProofSystem(
     name=NAME,
     host_parts=(),
     load_key=load_key,
-    read_verification_key=lambda source: load_key(source).vk,
+    read_verification_key=lambda source, parameters=None: load_key(source, parameters).vk,
     parse_verification_key=parse_verification_key,
     check_key=lambda key, backend: None,
     check_every_point=lambda key, backend: None,
     check_blinding=_absent,
     check_witness=check_witness,
-    public_signals=lambda key, witness: words_to_ints(witness.values[1:2]),
+    public_signals=lambda key, witness: [witness.x],
     prove=prove,
     checked=checked,
     in_subgroups=lambda key, proof, backend: proof,
@@ -225,7 +240,7 @@ SYSTEM = ProofSystem(
         "protocol": NAME,
         "curve": key.curve.name,
         "constraints": 1,
-        "variables": 3,
+        "variables": 2,
         "public_signals": 1,
         "domain_size": 1,
     },
@@ -235,10 +250,13 @@ SYSTEM = ProofSystem(
     outline=_absent,
     solidity_verifier=_absent,
     solidity_calldata=_absent,
+    read_curve=lambda source: load_key(source).curve,
+    read_witness=read_witness,
+    parameters_apart=True,
 )
 
 
 def register() -> None:
     """One line in each of the two tables."""
     system._SYSTEMS[NAME] = f"{__name__}:SYSTEM"
-    PROTOCOLS[IDENTIFIER] = NAME
+    system._KEY_FILES[NAME] = KEYS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 import gpuprover
+from gpuprover.curves import BLS12_381, BN254
 from gpuprover.demand import UNLIMITED
 from gpuprover.devices import open_backend
-from gpuprover.formats.zkey import PROTOCOLS
+from gpuprover.engine.directory import CircuitDirectory
+from gpuprover.formats.binfile import write_binfile
+from gpuprover.formats.zkey import PROTOCOL
 from gpuprover.job import Job
 from gpuprover.runner import Runner
 from gpuprover.service.client import Client
@@ -22,7 +26,7 @@ from tests.service.test_server import running
 from tests.support import toy_system
 from tests.support.paths import ROOT, TESTS, VECTORS
 
-KEY, WITNESS, WRONG = "root.zkey", "root.wtns", "wrong.wtns"
+KEY, WITNESS, WRONG = "root.root", "root.json", "wrong.json"
 ROOT_OF = 5
 PLUGIN = str(TESTS / "support" / "toy")
 """A folder on the path of processes, which have the toy system then."""
@@ -31,17 +35,16 @@ PLUGIN = str(TESTS / "support" / "toy")
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "_SYSTEMS", dict(system._SYSTEMS))
-    monkeypatch.setattr("gpuprover.formats.zkey.PROTOCOLS", PROTOCOLS)
-    monkeypatch.setitem(PROTOCOLS, toy_system.IDENTIFIER, toy_system.NAME)
-    system._SYSTEMS[toy_system.NAME] = "tests.support.toy_system:SYSTEM"
+    monkeypatch.setattr(system, "_KEY_FILES", dict(system._KEY_FILES))
+    toy_system.register()
     monkeypatch.setenv("PYTHONPATH", PLUGIN)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     toy_system.write_key(tmp_path / KEY)
-    toy_system.write_inputs(tmp_path / WITNESS, ROOT_OF)
-    toy_system.write_inputs(tmp_path / WRONG, ROOT_OF, ROOT_OF)
+    toy_system.write_witness(tmp_path / WITNESS, ROOT_OF)
+    toy_system.write_witness(tmp_path / WRONG, ROOT_OF, ROOT_OF)
     return tmp_path
 
 
@@ -62,8 +65,28 @@ def test_the_library(toy: None, folder: Path, device: str) -> None:
     assert gpuprover.verify_batch(key.vk, statements) == [True, False, False]  # type: ignore[arg-type]
     with pytest.raises(gpuprover.UnsatisfiedWitness, match="x is not the square of y"):
         gpuprover.prove(folder / KEY, folder / WRONG, device=device)
+    assert gpuprover.prove(key, (folder / WITNESS).read_bytes(), device=device).public_signals == ["25"]
     with pytest.raises(gpuprover.WitnessMismatch):
-        gpuprover.prove(folder / KEY, [1, 2], device=device)
+        gpuprover.prove(key, json.dumps([BN254.r, 1]).encode(), device=device)
+    with pytest.raises(gpuprover.MalformedFile, match=r"expected \[x, y\]"):
+        gpuprover.prove(key, b"1", device=device)
+
+
+@pytest.mark.parametrize("witness", [[1, 25, 5], {"inputs": {}, "wasm": "a.wasm"}])
+def test_it_reads_witnesses_of_its_own_kind_only(toy: None, folder: Path, witness: Any) -> None:
+    with pytest.raises(gpuprover.InvalidInput, match="witness: expected a file or its bytes"):
+        gpuprover.prove(folder / KEY, witness)
+    with pytest.raises(gpuprover.InvalidInput, match="expected at most 100 bytes, found 101"):
+        gpuprover.prove(folder / KEY, bytes(101))
+    (folder / "long.json").write_bytes(bytes(101))
+    with pytest.raises(gpuprover.InvalidInput, match=r"long.json: expected at most 100 bytes, found 101"):
+        gpuprover.prove(folder / KEY, folder / "long.json")
+
+
+def test_parameters_of_keys_that_have_none_within(toy: None, folder: Path) -> None:
+    assert gpuprover.load_key(folder / KEY, parameters="somewhere").path == f"{folder / KEY} with somewhere"
+    with pytest.raises(gpuprover.InvalidInput, match="parameters: a groth16 key has them within"):
+        gpuprover.load_key(VECTORS / "chain5.bn254.zkey", parameters="somewhere")
 
 
 def test_its_memory_is_planned_by_its_own_steps(toy: None, folder: Path) -> None:
@@ -71,12 +94,14 @@ def test_its_memory_is_planned_by_its_own_steps(toy: None, folder: Path) -> None
     for name in ("reference", "cpu"):
         plan = open_backend(name, demand.curve, Job(threads=1)).plan(demand, UNLIMITED)
         assert plan.key > 0
-        assert plan.arena >= 3 * demand.curve.scalar.bytes
+        assert plan.arena >= demand.curve.scalar.bytes
     info = Runner().load(str(folder / KEY))
-    assert (info.protocol, info.n_vars, info.shape.work) == ("toy", 3, "toy bn254")
+    assert (info.protocol, info.n_vars, info.shape.work) == ("toy", 2, "toy bn254")
 
 
-def test_without_it_its_keys_are_refused_by_name(folder: Path) -> None:
+def test_a_key_of_no_system_is_refused_by_name(folder: Path) -> None:
+    with write_binfile(folder / KEY, "zkey", 1, 1) as out, out.section(PROTOCOL, 4) as section:
+        section.u32(99)
     with pytest.raises(
         gpuprover.UnsupportedFile, match=r"expected a groth16 or .* key, found protocol id 99"
     ):
@@ -93,6 +118,24 @@ def test_the_engine_its_workers_and_the_verifier_process(toy: None, folder: Path
         assert prover.verify_batch("root", [(["25"], result.proof), (["24"], result.proof)]) == [True, False]
         with pytest.raises(gpuprover.UnsatisfiedWitness, match="x is not the square of y"):
             prover.prove("root", folder / WRONG)
+        assert prover.prove("root", (folder / WITNESS).read_bytes()).public_signals == ["25"]
+
+
+def test_a_verification_key_of_its_own_kind_beside_the_key(toy: None, folder: Path) -> None:
+    for name in ("both.root", "both.square", "only.square"):
+        toy_system.write_key(folder / name)
+    toy_system.write_key(folder / "other.root")
+    toy_system.write_key(folder / "other.square", BLS12_381)
+    directory = CircuitDirectory(folder)
+    assert directory.names() == ["both", "only", "other", "root"]
+    assert directory.find("both").key == str(folder / "both.root")
+    assert directory.find("only").key is None
+    assert directory.verification_key(directory.find("only")).curve == "bn128"
+    with pytest.raises(gpuprover.MalformedFile, match=r"other.square: .* not the verification key of .*root"):
+        directory.verification_key(directory.find("other"))
+    shutil.copy(VECTORS / "chain5.bn254.zkey", folder / "both.zkey")
+    with pytest.raises(gpuprover.InvalidInput, match=r"'both' is there more than once"):
+        directory.find("both")
 
 
 def test_the_service(toy: None, folder: Path) -> None:
@@ -131,12 +174,12 @@ def test_the_command_line(toy: None, folder: Path) -> None:
 
 
 def test_the_registry_is_text(toy: None) -> None:
-    assert system.names() == ["groth16", "plonk", "fflonk", "toy"]
+    assert system.names() == ["groth16", "plonk", "fflonk", "midnight", "toy"]
     assert system.system_named("toy") is toy_system.SYSTEM
     assert system.system_of_document({"protocol": "toy"}).name == "toy"
     for other in ({}, {"protocol": "stark"}, [], None):
         assert system.system_of_document(other).name == "groth16"
-    expected = "'groth16' or 'plonk' or 'fflonk' or 'toy', found \"stark\""
+    expected = "'groth16' or 'plonk' or 'fflonk' or 'midnight' or 'toy', found \"stark\""
     with pytest.raises(gpuprover.UnsupportedFile, match=f"protocol: expected {expected}"):
         system.parse_verification_key({"protocol": "stark"})
     chain = VECTORS / "chain5.bn254.zkey"

@@ -317,6 +317,15 @@ def linear_combination(F, points, scalars, words, n, table, digits, p_index, q_i
 
 
 @jit
+def suffix_sums(F, points, n, out):
+    """Row i of the XYZZ rows ``out`` is Σ points[j] over j >= i."""
+    total = identity(F)
+    for i in range(n - 1, -1, -1):
+        total = add_affine(F, total, load(F, points, 2 * i), load(F, points, 2 * i + 1))
+        store_xyzz(F, out, i, total)
+
+
+@jit
 def first_off_curve(F, points, coefficient, lo, hi):
     """First i in [lo, hi) with a coordinate >= q or y² ≠ x³ + b, infinity excepted; −1 if none."""
     b = load(F, coefficient, 0)

@@ -14,21 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-from gpuprover.columns import Expression, Formula, challenge, column, compile_formula, constant, fold
-from gpuprover.curves import BLS12_381
+from gpuprover.columns import Expression, Formula, Read, challenge, column, compile_formula, constant, fold
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.constraint_system import GENERATOR, ConstraintSystem, Query, constraint_system
+from gpuprover.midnight.constraint_system import ConstraintSystem, Query, constraint_system, delta_power
 from gpuprover.midnight.profile import Profile
 
 COMMITTED_INSTANCE, PUBLIC_INSTANCE = "I0", "I1"
 """The instance column that the ledger leaves empty, and that of the public inputs."""
 QUOTIENT, RANDOM = "h", "R"
-
-
-def delta_power(i: int) -> int:
-    """δ^i, what tells the positions of the i-th permuted column from those of others."""
-    r = BLS12_381.r
-    return pow(GENERATOR, i << BLS12_381.scalar.two_adicity, r)
 
 
 class PointSet(NamedTuple):
@@ -168,6 +161,14 @@ class Argument:
         """A lookup's inputs and table, folded by θ."""
         lookup, theta = self.system.lookups[i], challenge("theta")
         return fold(lookup.inputs, theta), fold(lookup.tables, theta)
+
+    def table_columns(self, i: int) -> tuple[str, ...]:
+        """A lookup's table as names of fixed columns; () if it is made of other expressions, too."""
+        leaves = [table.leaf for table in self.system.lookups[i].tables if table.op is None]
+        names = tuple(
+            x.column for x in leaves if isinstance(x, Read) and x.column[0] == "F" and not x.rotation
+        )
+        return names if len(names) == len(self.system.lookups[i].tables) else ()
 
     def identities(self) -> list[tuple[str, list[Expression]]]:
         """What vanishes on every row, in the order of the powers of y, with what each part is about.

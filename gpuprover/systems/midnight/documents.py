@@ -11,16 +11,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from gpuprover.curves import BLS12_381, CurveParams, Group
 from gpuprover.errors import MalformedFile, UnsupportedFile, about
-from gpuprover.formats.compressed import compress_g1, decompress_g1
+from gpuprover.formats.compressed import compress_g1
 from gpuprover.formats.json_files import shown
-from gpuprover.limbs import Words, generator, words_to_g1, words_to_g2
+from gpuprover.limbs import Words, generator, words_to_g1
 from gpuprover.midnight.keys import VerifierKey, read_verifier_key, write_verifier_key
+from gpuprover.midnight.points import BadPoint, read_compressed
 from gpuprover.midnight.srs import S_G2, g2_from_bytes, g2_to_bytes
 from gpuprover.systems.midnight.argument import Argument, argument
 
@@ -128,7 +130,6 @@ class VerificationKey:
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        (s_g2,) = words_to_g2(BLS12_381, self.s_g2)
         return {
             "protocol": NAME,
             "curve": BLS12_381.snarkjs_name,
@@ -195,30 +196,38 @@ def take_apart(shape: Argument, data: bytes) -> Parts:
     """
     if len(data) != proof_bytes(shape):
         raise ValueError(f"expected {proof_bytes(shape)} bytes, found {len(data)}")
-    at = 0
+    # Points, evaluations, f, values of the point sets, π.
+    sizes = (
+        _POINT_BYTES * len(shape.committed),
+        _SCALAR_BYTES * len(shape.evaluated),
+        _POINT_BYTES,
+        _SCALAR_BYTES * len(shape.sets),
+        _POINT_BYTES,
+    )
+    ends = [*accumulate(sizes)]
+    first, evaluations, f, folded, last = (
+        data[end - size : end] for size, end in zip(sizes, ends, strict=True)
+    )
+    names = (*shape.committed, OPENING, PROOF)
+    try:
+        words = read_compressed(first + f + last)
+    except BadPoint as error:
+        raise ValueError(f"{names[error.index]}: {error}") from None
+    return Parts(
+        dict(zip(names, words, strict=True)),
+        _scalars(evaluations, [f"{q.column} at rotation {q.rotation}" for q in shape.evaluated]),
+        _scalars(folded, [f"q{j}" for j in range(len(shape.sets))]),
+    )
 
-    def point(name: str) -> Words:
-        nonlocal at
-        at += _POINT_BYTES
-        try:
-            return decompress_g1(BLS12_381, data[at - _POINT_BYTES : at])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
 
-    def scalar(name: str) -> int:
-        nonlocal at
-        at += _SCALAR_BYTES
-        value = int.from_bytes(data[at - _SCALAR_BYTES : at], "little")
+def _scalars(data: bytes, names: Sequence[str]) -> tuple[int, ...]:
+    found = []
+    for i, name in enumerate(names):
+        value = int.from_bytes(data[i * _SCALAR_BYTES : (i + 1) * _SCALAR_BYTES], "little")
         if value >= BLS12_381.r:
             raise ValueError(f"{name}: a scalar is not below the prime of {BLS12_381.scalar.name}")
-        return value
-
-    commitments = {name: point(name) for name in shape.committed}
-    evaluations = tuple(scalar(f"{q.column} at rotation {q.rotation}") for q in shape.evaluated)
-    commitments[OPENING] = point(OPENING)
-    folded = tuple(scalar(f"q{j}") for j in range(len(shape.sets)))
-    commitments[PROOF] = point(PROOF)
-    return Parts(commitments, evaluations, folded)
+        found.append(value)
+    return tuple(found)
 
 
 def sample_proof(key: VerificationKey) -> Proof:

@@ -1,7 +1,8 @@
 """Permuted lookups: the order of inputs and table by which a lookup is shown.
 
 A' is a permutation of the inputs with equal values side by side, T' one of the table with T'_i = A'_i on the
-first row of each run of equal values. Source: "The halo2 Book", lookup argument.
+first row of each run of equal values. Source: "The halo2 Book", lookup argument. Elsewhere any order will do:
+T' stays what T is wherever it can, so that their difference is short.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ def permuted(inputs: Words, table: Words) -> tuple[Words, Words]:
     if (at < 0).any():
         missing = {row.tobytes() for row in runs[at < 0]}
         raise NotInTable(next(i for i, row in enumerate(inputs) if row.tobytes() in missing))
-    rest = np.ones(len(t), dtype=bool)
-    rest[at] = False
-    permuted_table = np.empty_like(t)
+    # Rows of the table whose values begin no run, in place where no run begins; the others fill the rest.
+    free = np.ones(len(t), dtype=bool)
+    free[rows[at]] = False
+    permuted_table = table.copy()
     permuted_table[first] = runs
-    permuted_table[~first] = t[rest]
+    permuted_table[~first & ~free] = table[first & free]
     return a, permuted_table
 
 
 def _sorted(values: Words) -> NDArray[np.intp]:
-    """An order in which equal rows are neighbours: by the lowest word, mostly, and by all where it repeats."""
+    """An order in which equal rows are neighbours: by the lowest word, or by all where two share it."""
     order = np.argsort(values[:, 0], kind="stable")
     ordered = values[order]
     same = ordered[1:, 0] == ordered[:-1, 0]

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
@@ -28,12 +29,13 @@ from gpuprover.commitments import kzg
 from gpuprover.commitments.transcript import Blake2bTranscript
 from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
-from gpuprover.errors import UnsatisfiedWitness
-from gpuprover.limbs import Words, generator, ints_to_words, words_to_ints
+from gpuprover.errors import MalformedFile, UnsatisfiedWitness
+from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.midnight.constraint_system import delta_power
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
-from gpuprover.plonkish.quotient import Numerator
-from gpuprover.polynomial import Coset, Direction, Domain
+from gpuprover.plonkish.quotient import Numerator, shifts
+from gpuprover.polynomial import Direction, Domain
 from gpuprover.systems.midnight import lookups
 from gpuprover.systems.midnight.argument import (
     COMMITTED_INSTANCE,
@@ -42,15 +44,23 @@ from gpuprover.systems.midnight.argument import (
     RANDOM,
     Argument,
 )
-from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey
+from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
-from gpuprover.systems.midnight.verifier import begin
+from gpuprover.systems.midnight.verifier import begin, verify
+from gpuprover.systems.midnight.witness import Statement, check_statement
 
-LAGRANGE, POWERS = "Lagrange points", "powers of s"
+if TYPE_CHECKING:
+    from gpuprover.systems.midnight.key import ProvingKey
+
+LAGRANGE, SUFFIXES, POWERS = "Lagrange points", "sums of Lagrange points", "powers of s"
 CHUNKS = (1, 4)
 """Into how many parts a coset is divided; where memory is short, 4."""
-ROWS = " rows"
-"""Ends the name of a column that is given as values, not as coefficients."""
+ROWS, ON_COSET = " rows", " on coset "
+"""Parts of names of columns that are given as values: on the rows, or on a coset."""
+SELECTORS = ("l_0", "l_last", "active")
+"""Columns that are 1 on the first row, on row u, on the rows before it."""
+KEPT_BYTES = 1 << 28
+"""Bytes up to which a key's values on all cosets are kept: two thirds of a proof's transforms."""
 _R, _LIMBS = BLS12_381.r, BLS12_381.scalar.limbs
 
 
@@ -86,6 +96,12 @@ class _Formulas:
         self.numerator = Numerator(steps)
 
     @cached_property
+    def extended(self) -> tuple[str, ...]:
+        """Columns of the numerator that are the same in every proof with a key."""
+        read = self.numerator.columns
+        return tuple(sorted(name for name in read if name[0] in "FS" or name in ("x", *SELECTORS)))
+
+    @cached_property
     def rows(self) -> frozenset[str]:
         """Fixed columns of which the values are read, too."""
         read = [*self.compressed.columns, *self.trash.columns]
@@ -108,14 +124,19 @@ class Parts:
     Attributes:
         vk: the verification key.
         values, coefficients: fixed columns and σ by name, Montgomery uint64[n, limbs].
+        extended: what every quotient takes of the key: for each coset its polynomials' values there, as
+            ``values``; () where they are too large to keep.
         lagrange, powers: points of the parameters, uint64[n, g1_words].
+        suffixes: Σ lagrange[j] over j >= i, as ``lagrange``.
     """
 
     vk: VerificationKey
     values: Mapping[str, Words] = field(repr=False)
     coefficients: Mapping[str, Words] = field(repr=False)
     lagrange: Words = field(repr=False)
+    suffixes: Words = field(repr=False)
     powers: Words = field(repr=False)
+    extended: Sequence[Mapping[str, Words]] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -133,11 +154,53 @@ class _Rehearsal:
         hollow = wires.hollow(n, _LIMBS)
         columns = dict.fromkeys((*shape.fixed, *shape.sigma), hollow)
         points = wires.hollow(n, BLS12_381.g1_words)
-        parts = Parts(self.vk, columns, columns, points, points)
+        extended = [dict.fromkeys(_formulas(shape).extended, hollow)] * shape.limbs
+        kept = extended if demand.chunks == 1 and is_kept(self.vk) else ()
+        parts = Parts(self.vk, columns, columns, points, points, points, kept)
         advice = np.broadcast_to(np.uint64(0), (shape.system.advice, n, _LIMBS))
         rounds(
             parts, advice, [0] * self.vk.n_public, NoRandomness(), backend, demand.chunks, lambda *pair: pair
         )
+
+
+def _sums(shape: Argument) -> tuple[int, int, int]:
+    """A proof's sums over Lagrange points, sums of these, and powers of s."""
+    looked_up = len(shape.lookups)
+    columns = shape.system.advice + len(shape.products) + 2 * looked_up + len(shape.trash)
+    return columns, looked_up, shape.limbs + 3
+
+
+def is_kept(vk: VerificationKey) -> bool:
+    """Whether a key's values on all cosets are kept."""
+    return kept_bytes(vk) <= KEPT_BYTES
+
+
+def kept_bytes(vk: VerificationKey) -> int:
+    """Bytes of a key's values on all cosets."""
+    shape = vk.argument
+    return (8 * _LIMBS << vk.key.k) * shape.limbs * len(_formulas(shape).extended)
+
+
+def extended(
+    vk: VerificationKey, coefficients: Mapping[str, Words], backend: Backend
+) -> list[dict[str, Words]]:
+    """A key's values on the cosets of its quotient, as :attr:`Parts.extended`."""
+    shape, domain = vk.argument, domain_of(vk.key.k)
+    polynomials = {name: backend.upload(words, Form.MONTGOMERY) for name, words in coefficients.items()}
+    polynomials |= _selectors(backend, domain, shape.system.usable(vk.key.k))
+    found = []
+    for g in shifts(domain, shape.limbs):
+        there = {}
+        for name in _formulas(shape).extended:
+            if name == "x":
+                v = backend.powers(domain.size, domain.omega, g)
+            else:
+                (v,) = backend.extend(polynomials[name], domain, [g])
+            there[name] = backend.download(v, Form.MONTGOMERY)
+            backend.free(v)
+        found.append(there)
+    backend.free(*polynomials.values())
+    return found
 
 
 def demand(vk: VerificationKey) -> Demand:
@@ -145,23 +208,30 @@ def demand(vk: VerificationKey) -> Demand:
     shape, n, found = vk.argument, 1 << vk.key.k, None
     domain = domain_of(vk.key.k)
     names = [*shape.fixed, *shape.sigma]
-    rows = [name + ROWS for name in names if name in _formulas(shape).rows]
+    formulas = _formulas(shape)
+    rows = [name + ROWS for name in names if name in formulas.rows]
+    extended = [f"{name}{ON_COSET}{j}" for j in range(shape.limbs) for name in formulas.extended]
     whole = Demand(
         protocol=NAME,
         curve=BLS12_381,
         witness=shape.system.advice * n,
         domains=(domain,),
-        bases=(KeyBases(LAGRANGE, Group.G1, n), KeyBases(POWERS, Group.G1, n)),
+        bases=tuple(
+            KeyBases(name, Group.G1, n, sums=sums, shared=True)
+            for name, sums in zip((LAGRANGE, SUFFIXES, POWERS), _sums(shape), strict=True)
+        ),
         matrices=(),
         columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
-        together=((LAGRANGE,), (POWERS,)),
+        together=((LAGRANGE,), (SUFFIXES,), (POWERS,)),
         rehearse=_Rehearsal(vk),
     )
     for chunks in reversed(CHUNKS):
         if chunks == 1 or n // chunks >= chunks:
             small = Domain(domain.field, domain.log_n - chunks.bit_length() + 1, domain.generator)
             domains = (domain,) if chunks == 1 else (domain, small)
-            found = replace(whole, domains=domains, chunks=chunks, leaner=found)
+            more = tuple(KeyColumn(name, n) for name in extended) if chunks == 1 and is_kept(vk) else ()
+            columns = whole.columns + more
+            found = replace(whole, domains=domains, columns=columns, chunks=chunks, leaner=found)
     assert found is not None
     return found
 
@@ -177,6 +247,7 @@ class _Device(NamedTuple):
     shape: Argument
     usable: int
     lagrange: Bases
+    suffixes: Bases
     powers: Bases
     transcript: Blake2bTranscript
     randomness: Randomness
@@ -246,6 +317,7 @@ def rounds(
             shape,
             usable,
             backend.bases(LAGRANGE, key.lagrange),
+            backend.bases(SUFFIXES, key.suffixes),
             backend.bases(POWERS, key.powers),
             begin(vk, public),
             randomness,
@@ -272,7 +344,7 @@ def rounds(
         ordered: list[Vector] = []
         for i in shape.lookups:
             pair = _permuted(device, i, compressed[2 * i], compressed[2 * i + 1])
-            device.commit(device.lagrange, pair)
+            _commit_permuted(device, vk, i, pair, compressed[2 * i + 1], challenges["theta"])
             ordered += pair
             for part, values in zip("at", pair, strict=True):
                 polynomials[f"L{i}{part}"] = device.coefficients(values)
@@ -314,7 +386,15 @@ def rounds(
     challenges["y"] = device.transcript.challenge()
 
     with job.phase("quotient"):
-        limbs = _quotient(device, formulas, polynomials, challenges)
+        known = [
+            {
+                name: backend.column(f"{name}{ON_COSET}{j}", words, Form.MONTGOMERY)
+                for name, words in there.items()
+            }
+            for j, there in enumerate(key.extended if chunks == 1 else ())
+        ]
+        limbs = _quotient(device, formulas, polynomials, challenges, known)
+        backend.free(*(v for there in known for v in there.values()))
         device.commit(device.powers, limbs)
     x = device.transcript.challenge()
 
@@ -333,7 +413,7 @@ def rounds(
         backend.free(*limbs)
         _open(device, polynomials, x)
         made = [v for name, v in polynomials.items() if name[0] not in "FS"]
-        backend.free(*made, *held, device.lagrange, device.powers)
+        backend.free(*made, *held, device.lagrange, device.suffixes, device.powers)
     return Proof(b"".join(device.data))
 
 
@@ -373,6 +453,35 @@ def _permuted(device: _Device, i: int, inputs: Vector, table: Vector) -> list[Ve
     return found
 
 
+def _commit_permuted(
+    device: _Device, vk: VerificationKey, i: int, pair: Sequence[Vector], table: Vector, theta: int
+) -> None:
+    """Commitments to A' and T', by sums that are short where a few values are looked up often.
+
+    A' has runs of equal values, so that its differences from row to row are mostly 0. T' differs from the
+    table T where a run begins, and T is a combination of columns whose commitments the key has.
+    """
+    backend, n = device.backend, device.domain.size
+    a, t = pair
+    columns = device.shape.table_columns(i)
+    steps = backend.combine([Term(a), Term(a, -1, 1)], n)
+    rest = backend.combine([Term(t), Term(table, -1)], n) if columns else t
+    requests = [([device.suffixes], steps), ([device.lagrange], rest)]
+    if device.chunks == 1:
+        (a_point,), (t_point,) = backend.msm_many(requests)
+    else:
+        (a_point,), (t_point,) = (backend.msm_many([request])[0] for request in requests)
+    if columns:
+        weights = kzg.powers(theta, len(columns), _R)[::-1]
+        known = np.stack([vk.commitments[name] for name in columns])
+        t_point = backend.points.linear_combination(
+            Group.G1, np.concatenate([known, t_point[None]]), [*weights, 1]
+        )
+        backend.free(rest)
+    backend.free(steps)
+    device.data.append(device.transcript.absorb_points(np.stack([a_point, t_point])))
+
+
 def _permutation_products(
     device: _Device, formulas: _Formulas, rows: Mapping[str, Vector], challenges: Mapping[str, int]
 ) -> list[Vector]:
@@ -401,10 +510,11 @@ def _quotient(
     formulas: _Formulas,
     polynomials: Mapping[str, Vector],
     challenges: Mapping[str, int],
+    extended: Sequence[Mapping[str, Vector]],
 ) -> list[Vector]:
     """h_0, h_1, … of n coefficients each."""
     backend, n, usable, limbs = device.backend, device.domain.size, device.usable, device.shape.limbs
-    selectors = _selectors(device)
+    selectors = {} if extended else _selectors(backend, device.domain, usable)
     parts = formulas.numerator.quotient(
         backend,
         device.domain,
@@ -412,6 +522,7 @@ def _quotient(
         challenges,
         limbs,
         chunks=device.chunks,
+        extended=extended,
     )
     backend.free(*selectors.values())
     blinding = [int(x) for x in words_to_ints(device.randomness.scalars(limbs - 1))]
@@ -433,19 +544,16 @@ def _quotient(
         found.append(backend.combine(terms, n))
         backend.free(limb, *short)
     backend.free(*parts)
-    assert usable < n
     return found
 
 
-def _selectors(device: _Device) -> dict[str, Vector]:
-    """l_0, l_last and active."""
-    n, usable = device.domain.size, device.usable
+def _selectors(backend: Backend, domain: Domain, usable: int) -> dict[str, Vector]:
+    """The coefficients of :data:`SELECTORS`."""
     found = {}
-    for name, start, end in (("l_0", 0, 1), ("l_last", usable, usable + 1), ("active", 0, usable)):
-        words = np.zeros((n, _LIMBS), dtype=np.uint64)
+    for name, start, end in zip(SELECTORS, (0, usable, 0), (1, usable + 1, usable), strict=True):
+        words = np.zeros((domain.size, _LIMBS), dtype=np.uint64)
         words[start:end, 0] = 1
-        values = device.backend.upload(words)
-        found[name] = device.backend.ntt(values, device.domain, Direction.INVERSE)
+        found[name] = backend.ntt(backend.upload(words), domain, Direction.INVERSE)
     return found
 
 
@@ -470,3 +578,160 @@ def _open(device: _Device, polynomials: Mapping[str, Vector], x: int) -> None:
     request = kzg.Request([*combined, f], kzg.powers(x4, len(combined) + 1, _R), x3)
     device.data.append(device.transcript.absorb_points(kzg.prove(backend, device.powers, [request])))
     backend.free(f, *combined)
+
+
+# Proofs ----------------------------------------------------------------------------------------
+
+
+def check_witness_fits(key: ProvingKey, witness: Statement) -> None:
+    """Raises WitnessMismatch for a table of another shape, or another number of public inputs."""
+    check_statement(key, witness, key.vk.argument.system.advice, key.constraints)
+
+
+def public_signals(key: ProvingKey, witness: Statement) -> list[int]:
+    """The statement's public inputs."""
+    return list(witness.public)
+
+
+def prove(
+    key: ProvingKey,
+    witness: Statement,
+    backend: Backend,
+    blinding: bytes | None = None,
+    budget: Budget = UNLIMITED,
+) -> Proof:
+    """A proof of a statement; not verified here (:func:`checked`).
+
+    Args:
+        blinding: a seed for all that is random, for tests only; None: the operating system's randomness.
+        budget: what it may take of the device's memory and the host's.
+
+    Raises:
+        OutOfMemory: it cannot be done within the budget.
+        WitnessMismatch: see :func:`check_witness_fits`.
+        UnsatisfiedWitness: a lookup does not hold; names it and the row.
+    """
+    check_witness_fits(key, witness)
+    parts = key.parts
+    with backend.session(key.demand, parts, budget) as demand:
+        return rounds(parts, witness.advice, witness.public, Randomness(blinding), backend, demand.chunks)
+
+
+_sound: WeakSet[ProvingKey] = WeakSet()
+"""Keys of which every point has been looked at."""
+
+
+def check_header(key: ProvingKey, backend: Backend) -> None:
+    """Raises MalformedFile for a commitment outside its subgroup."""
+    key.check_header_points(backend)
+
+
+def check_key_once(key: ProvingKey, backend: Backend) -> None:
+    """Every point of key and parameters, when the key is first seen: for proofs that nobody verifies.
+
+    Raises:
+        MalformedFile: a point is bad.
+    """
+    if key not in _sound:
+        with backend.job.phase("check key"):
+            key.check_points(backend)
+        _sound.add(key)
+
+
+def in_subgroups(key: ProvingKey, proof: Proof, backend: Backend) -> Proof:
+    """The proof, if its points are in their subgroup. Raises MalformedFile."""
+    points = take_apart(key.vk.argument, proof.data).commitments
+    if backend.points.first_bad_point(Group.G1, np.stack([*points.values()])) >= 0:
+        raise MalformedFile(
+            key.path, "points", "they have changed since they were checked; no proof was made"
+        )
+    return proof
+
+
+def checked(
+    key: ProvingKey, witness: Statement, public: Sequence[int], proof: Proof, backend: Backend
+) -> Proof:
+    """The proof, if it verifies for these public inputs; otherwise the reason as an exception.
+
+    Raises:
+        MalformedFile: a point of the key or the parameters is bad, or they do not belong together.
+        UnsatisfiedWitness: names the identity and the row that the table breaks.
+    """
+    with backend.job.phase("verify"):
+        try:
+            if verify(key.vk, public, proof, backend):
+                return proof
+        except MalformedFile:
+            pass  # a bad point in the key made a bad point in the proof: find it
+    with backend.job.phase("check key"):
+        key.check_points(backend)
+    with backend.job.phase("check table"):
+        broken = broken_identity(key, witness, public, backend)
+    if broken is not None:
+        raise UnsatisfiedWitness(
+            f"the witness does not satisfy the circuit: {broken}",
+            path=witness.source,
+            role="witness",
+            more=f"of {key.path}; no proof was made",
+        )
+    raise MalformedFile(
+        key.path,
+        "columns",
+        "the table satisfies the circuit, but the proof does not hold: columns, commitments and parameters "
+        "do not belong together; no proof was made",
+        role="key",
+    )
+
+
+def broken_identity(
+    key: ProvingKey, witness: Statement, public: Sequence[int], backend: Backend
+) -> str | None:
+    """The first gate or copy constraint that a table breaks, in words; None if there is none.
+
+    Lookups have been looked at when their order was found.
+    """
+    shape, n = key.vk.argument, key.constraints
+    usable = shape.system.usable(key.key.k)
+    rows = {name: backend.upload(words, Form.MONTGOMERY) for name, words in key.parts.values.items()}
+    for name, words in zip(shape.advice, witness.advice, strict=True):
+        rows[name] = backend.upload(np.where(np.arange(n)[:, None] < usable, words, np.uint64(0)))
+    rows[PUBLIC_INSTANCE] = _padded(backend, public, n)
+    try:
+        gates = shape.system.gates
+        terms = [*gates, *(trash.selector * c for trash in shape.system.trash for c in trash.constraints)]
+        for i, term in enumerate(terms):
+            (values,) = backend.evaluate(compile_formula([term]), rows)
+            wrong = np.flatnonzero(backend.download(values)[:usable].any(axis=1))
+            backend.free(values)
+            if len(wrong):
+                what = f"gate {i}" if i < len(gates) else f"trash constraint {i - len(gates)}"
+                return f"{what} does not hold on row {int(wrong[0])}"
+        return _broken_copy(shape, key, rows, backend)
+    finally:
+        backend.free(*rows.values())
+
+
+def _broken_copy(
+    shape: Argument, key: ProvingKey, rows: Mapping[str, Vector], backend: Backend
+) -> str | None:
+    """The first cell that differs from the one that σ leads to."""
+    n, columns = key.constraints, shape.system.permutation
+    values = [
+        np.zeros((n, _LIMBS), dtype=np.uint64)
+        if name == COMMITTED_INSTANCE
+        else backend.download(rows[name], Form.MONTGOMERY)
+        for name in columns
+    ]
+    omega = domain_of(key.key.k).omega
+    places: dict[bytes, tuple[int, int]] = {}
+    for j in range(len(columns)):
+        position = backend.powers(n, omega, delta_power(j))
+        words = backend.download(position, Form.MONTGOMERY)
+        backend.free(position)
+        places |= {row.tobytes(): (j, i) for i, row in enumerate(words)}
+    for j, name in enumerate(columns):
+        for i, row in enumerate(key.parts.values[f"S{j}"]):
+            to = places.get(row.tobytes())
+            if to is not None and to != (j, i) and not np.array_equal(values[j][i], values[to[0]][to[1]]):
+                return f"row {i} of column {name} differs from row {to[1]} of column {columns[to[0]]}"
+    return None
