@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuprover import devices
 from gpuprover.curves import BLS12_381
 from gpuprover.limbs import Words, ints_to_words
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.circuit.tape import Tape
-from gpuprover.midnight.constraint_system import ConstraintSystem, constraint_system
+from gpuprover.midnight.circuit.tape import Tape, run_reference
+from gpuprover.midnight.constraint_system import ConstraintSystem, constraint_system, delta_power, domain
 
 CONSTANTS = "F9"
 """The column of region constants."""
@@ -298,7 +297,8 @@ class Layout:
         n, names = 1 << self.k, {name: j for j, name in enumerate(self.system.permutation)}
         next_ = list(range(len(names) * n))
         # Cells of one cycle have one representative; the smaller cycle is given the other's.
-        cycle, members = list(next_), {}
+        cycle = list(next_)
+        members: dict[int, list[int]] = {}
         for left_column, left_row, right_column, right_row in self.copies:
             left, right = names[left_column] * n + left_row, names[right_column] * n + right_row
             a, b = cycle[left], cycle[right]
@@ -315,6 +315,20 @@ class Layout:
         return np.array(next_, dtype=np.int64).reshape(len(names), n)
 
     @cached_property
+    def sigma(self) -> Words:
+        """The permutation's columns: δ^j·ω^i of the cell that σ leads to, canonical uint64[m, n, limbs]."""
+        r, n, limbs = BLS12_381.r, 1 << self.k, BLS12_381.scalar.limbs
+        omega = domain(self.k).omega
+        positions = [delta_power(j) for j in range(len(self.mapping))]
+        words = np.empty((n, len(positions), limbs), dtype=np.uint64)
+        for i in range(n):
+            words[i] = ints_to_words(positions, limbs)
+            positions = [x * omega % r for x in positions]
+        place, row = np.divmod(self.mapping, n)
+        found: Words = words[row, place]
+        return found
+
+    @cached_property
     def arrays(self) -> tuple[NDArray[np.int64], Words]:
         """The tape's code, and its pool, canonical uint64[p, limbs]."""
         code = np.array(self.tape.code, dtype=np.int64)
@@ -326,7 +340,7 @@ def advice(layout: Layout, inputs: Sequence[int]) -> Words:
 
     Rows behind the usable ones are 0.
     """
-    values = devices.run_tape(layout.tape, layout.arrays, inputs)
+    values = ints_to_words(run_reference(layout.tape, inputs), BLS12_381.scalar.limbs)
     found = np.zeros((layout.system.advice, 1 << layout.k, BLS12_381.scalar.limbs), dtype=np.uint64)
     found[layout.cells[:, 0], layout.cells[:, 1]] = values[layout.cells[:, 2]]
     return found

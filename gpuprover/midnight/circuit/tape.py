@@ -34,7 +34,7 @@ class Op(IntEnum):
         SELECT: out, c, x, y -> x if c is not 0, else y.
         SQUARE_ROOT: out, x -> a root, as Tonelli and Shanks find it from the generator 7; 0 without one.
         IS_SQUARE: out, x -> whether x is a square.
-        DECOMPOSE: out, x, count, size ... -> for each limb, from the lowest: the limb, and x without the limbs
+        DECOMPOSE: out, x, count, size ... -> for each limb, from the lowest: the limb, and x without those
             below it.
         POSEIDON: out, x, y, z -> the cells of a permutation, see :func:`poseidon_cells`.
 
