@@ -1,4 +1,4 @@
-"""``gpuprover midnight serve`` and ``healthcheck``: the network's flags and variables; a service as a process."""
+"""``gpuprover midnight serve`` and ``healthcheck``: flags and variables; a service as a process."""
 
 from __future__ import annotations
 
