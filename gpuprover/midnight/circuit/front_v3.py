@@ -86,7 +86,8 @@ class FrontV3:
             low = [tape.bits(raw[0], 8 * i, 8) for i in range(_LOW_BYTES)]
             return self.native.assign_limbs([*low, raw[1]], 8)
         if type_name == POINT:
-            return jubjub_chip.point_value(self.native, raw[0], raw[1])
+            point: Value = jubjub_chip.point_value(self.native, raw[0], raw[1])
+            return point
         return self.native.assign_limbs([tape.bits(raw[0], i, 1) for i in range(SCALAR_BITS)], 1)
 
     def _encoded(self, type_name: str, value: Value) -> Value:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuprover import devices
 from gpuprover.curves import BLS12_381
 from gpuprover.limbs import Words, ints_to_words
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.circuit.tape import Tape, run_reference
+from gpuprover.midnight.circuit.tape import Tape, spread, tables
 from gpuprover.midnight.constraint_system import ConstraintSystem, constraint_system, delta_power, domain
 
 CONSTANTS = "F9"
@@ -249,11 +250,6 @@ def _columns(
         yield from ((column, values[:, i]) for i, column in enumerate(columns))
 
 
-def spread(x: int) -> int:
-    """Bit i goes to bit 2i."""
-    return int(f"{x:b}", 4)
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """A circuit's table.
@@ -329,10 +325,27 @@ class Layout:
         return found
 
     @cached_property
-    def arrays(self) -> tuple[NDArray[np.int64], Words]:
-        """The tape's code, and its pool, canonical uint64[p, limbs]."""
+    def _arrays(self) -> tuple[NDArray[np.int64], Words, list[int], Words]:
+        """The tape's code; its pool, canonical uint64[p, limbs]; the constants' numbers, and their words."""
+        limbs = BLS12_381.scalar.limbs
+        numbers, elements = zip(*self.tape.constants, strict=True) if self.tape.constants else ((), ())
         code = np.array(self.tape.code, dtype=np.int64)
-        return code, ints_to_words(self.tape.pool, BLS12_381.scalar.limbs)
+        return code, ints_to_words(self.tape.pool, limbs), [*numbers], ints_to_words(elements, limbs)
+
+    def values(self, inputs: Sequence[int]) -> Words:
+        """All values of the tape for what a statement gives, canonical uint64[size, limbs].
+
+        Raises:
+            ValueError: another number of inputs.
+        """
+        if len(inputs) != len(self.tape.inputs):
+            raise ValueError(f"{len(inputs)} inputs for a tape of {len(self.tape.inputs)}")
+        code, pool, numbers, constants = self._arrays
+        values = np.zeros((self.tape.size, BLS12_381.scalar.limbs), dtype=np.uint64)
+        values[numbers] = constants
+        values[self.tape.inputs] = ints_to_words(inputs, BLS12_381.scalar.limbs)
+        devices.run_tape(BLS12_381, code, pool, tables(), values)
+        return values
 
 
 def advice(layout: Layout, inputs: Sequence[int]) -> Words:
@@ -340,7 +353,7 @@ def advice(layout: Layout, inputs: Sequence[int]) -> Words:
 
     Rows behind the usable ones are 0.
     """
-    values = ints_to_words(run_reference(layout.tape, inputs), BLS12_381.scalar.limbs)
+    values = layout.values(inputs)
     found = np.zeros((layout.system.advice, 1 << layout.k, BLS12_381.scalar.limbs), dtype=np.uint64)
     found[layout.cells[:, 0], layout.cells[:, 1]] = values[layout.cells[:, 2]]
     return found

@@ -111,6 +111,11 @@ class Argument:
 
     # Openings ------------------------------------------------------------------------------
 
+    @cached_property
+    def opened(self) -> tuple[Query, ...]:
+        """What is opened, in the order that numbers points and polynomials."""
+        return tuple(self._opened())
+
     def _opened(self) -> Iterator[Query]:
         instance = Query(COMMITTED_INSTANCE, 0)
         if self.profile.instance_first:
@@ -134,7 +139,7 @@ class Argument:
         """The point sets: by first appearance, or by size and then by first appearance."""
         points: dict[int, int] = {}
         of: dict[str, list[int]] = {}
-        for name, rotation in self._opened():
+        for name, rotation in self.opened:
             points.setdefault(rotation, len(points))
             if rotation in of.setdefault(name, []):
                 raise ValueError(f"{name} is opened twice at rotation {rotation}")

@@ -143,7 +143,9 @@ def test_every_operation_of_version_3_there_and_back(name: str) -> None:
     assert circuit_document(circuit)["instructions"][0] == an_instruction(v3.OPERATIONS, name)
 
 
-@pytest.mark.parametrize("name", [*v3.FIXED_TYPES, "Bytes<0>", "Bytes<64>", "Bytes<70000>"])
+@pytest.mark.parametrize(
+    "name", [*v3.FIXED_TYPES, "Bytes<0>", "Bytes<64>", "Bytes<70000>", "Bytes<4294967295>"]
+)
 def test_every_type_there_and_back(name: str) -> None:
     circuit = circuit_v3({"%x": name}, outputs=(name,), minor=1)
     assert read_circuit(write_circuit(circuit)) == circuit
@@ -262,6 +264,9 @@ def refusals_v3() -> Iterator[tuple[type[ProverError], str, dict[str, Any]]]:
         "not known: Point<Pallas>",
         of(op("private_input", guard=None, kind="Point<Pallas>", output="%x")),
     )
+    long = op("private_input", guard=None, kind="Bytes<4294967296>", output="%x")
+    yield UnsupportedFile, "not known: Bytes<4294967296>", of(long)
+    yield MalformedFile, "expected a text", of(op("copy", val="%n", output="%\ud800"))
     yield UnsupportedFile, "3.2 of ZKIR", {**base, "version": {"major": 3, "minor": 2}}
     for fields, text in (
         (op("add", a="%n", b="%p", output="%x"), "Unsupported addition: Native + JubjubPoint"),
