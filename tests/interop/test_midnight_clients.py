@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from tests.support.midnight import SMALL, data_folder, public_inputs
 from tests.support.service_stage import SECONDS, Stage, circuits, stage
 
 HELLO = SMALL / "hello"
+START_SECONDS = 200
+"""Code may have to be compiled first."""
 
 
 def files(stem: Path) -> dict[str, str]:
@@ -42,7 +45,10 @@ def proving(folder: Path, parameters: Path) -> Iterator[Stage]:
     prover = Prover(load_engine_settings({**settings, **limits}, {}))
     given = {"midnight": True, "midnight_parameters": parameters, "tenant_share": 1}
     with stage(folder, prover=prover, settings=given) as found:
-        until(lambda: found.get("/ready").status_code == 200)
+        end = time.monotonic() + START_SECONDS
+        while found.get("/ready").status_code != 200:
+            assert time.monotonic() < end, found.get("/ready").text
+            time.sleep(0.05)
         yield found
 
 
