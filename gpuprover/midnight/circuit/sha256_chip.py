@@ -1,8 +1,8 @@
 """SHA-256 in a circuit: words of 32 bits beside their spread forms, in which bit i stands at place 2i.
 
 A sum of up to three spread words has the words' exclusive or in its even bits and, of three, their majority
-in its odd ones. A lookup ties each limb of a word to its spread form. Rows, and the order of copies, are those
-of the network's own circuits.
+in its odd ones. A lookup ties each limb of a word to its spread form. Rows, and the order of copies, are
+those of the network's own circuits.
 
 Source: FIPS 180-4, section 6.2. The gates' texts have the powers of four of each rotation.
 """
@@ -23,7 +23,7 @@ MASK = 0x5555555555555555
 WORD_BITS, CARRY_BITS = 32, 3
 
 COLUMNS = (6, 0, 7, 1, 2, 3, 4, 5)
-"""Advice columns in the order in which the chip uses them: two lookups of a plain and a spread limb, the rest."""
+"""Advice columns as the chip uses them: two lookups of a plain and a spread limb, and four others."""
 RESULT, LEFT, RIGHT, LAST = COLUMNS[4:]
 SUMMANDS = ((LEFT, 0), (RIGHT, 0), (LEFT, 1), (RIGHT, 1), (RESULT, 2), (LEFT, 2), (RIGHT, 2))
 """Where the summands of an addition stand."""
