@@ -23,7 +23,7 @@ from gpuprover.devices import open_backend
 from gpuprover.errors import EXIT_OK, DeviceError, OutOfMemory
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.systems.groth16.key import ProvingKey as Groth16Key
 from gpuprover.systems.system import ProofSystem
 from gpuprover.version import VERSION
@@ -76,7 +76,7 @@ def run(
 def measure(
     system: ProofSystem,
     curve: CurveParams,
-    machine: Sequence[Device],
+    machine: Sequence[DeviceInfo],
     job: Job,
     folder: Path,
     seconds: float,
@@ -85,8 +85,8 @@ def measure(
 ) -> list[calibration.Entry]:
     """An entry for each device that can be opened; of equal GPUs only the first is measured."""
     models = {(d.kind, d.model, d.path): d for d in reversed(machine)}
-    whole: dict[Device, list[calibration.Row]] = {d: [] for d in models.values()}
-    sums: dict[Device, list[calibration.Row]] = {d: [] for d in models.values()}
+    whole: dict[DeviceInfo, list[calibration.Row]] = {d: [] for d in models.values()}
+    sums: dict[DeviceInfo, list[calibration.Row]] = {d: [] for d in models.values()}
     deadline, took = float("inf"), 0.0
     # The first size twice: whatever is not compiled yet is compiled then.
     for i, log in enumerate([logs[0], *logs]):
@@ -138,7 +138,7 @@ def _circuit(protocol: str, curve: CurveParams, log: int, folder: Path, job: Job
 
 
 def _measure(
-    device: Device, zkey: Path, wtns: Path, job: Job
+    device: DeviceInfo, zkey: Path, wtns: Path, job: Job
 ) -> tuple[calibration.Row, calibration.Row | None]:
     """Rows of a whole proof, and of Groth16's sum in G2."""
     key, witness = gpuprover.load_key(zkey), read_witness(wtns)

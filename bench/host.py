@@ -2,13 +2,15 @@
 
 A launch is a call of a Python function here; the driver takes some microseconds more for one, which
 ``make gpu`` measures (``rate launches``). What the host computes while a device works at its sums is a phase
-of its own, and no part of the figure.
+of its own, and no part of the figure. A second row has what is left without the operations that are launches:
+their plans, addresses and tables, in Python, run while the device works at those before.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from gpuprover.api import load_key
@@ -32,7 +34,13 @@ H200 = Properties(
 """The GPU that plans are made for."""
 TIMES, LEAST_SECONDS = 20, 1.0
 """Proofs of a round, of which the fastest counts: so many, or for so long."""
-MEANWHILE = "while the device works"
+MEANWHILE, LAUNCHES = "while the device works", "operations as launches"
+OPERATIONS = (
+    "upload download ntt to_coset_in_place add sub mul multiply_subtract_in_place scale_powers_in_place"
+    " batch_inverse evaluate combine extend values_at divide running_product powers gather signals interleave"
+    " deinterleave spmv start_sums"
+).split()
+"""The backend's methods whose work is launches."""
 
 
 class Model:
@@ -63,10 +71,32 @@ class _Idle(Nothing):
 
 
 class _Timed(CudaBackend):
-    """Takes the time of what the host does while the device works at sums."""
+    """Takes the time of operations as launches, and of what the host does while the device works at sums.
 
-    meanwhile = 0.0
-    """CPU seconds of it."""
+    Attributes:
+        meanwhile, launches: CPU seconds of these.
+    """
+
+    meanwhile = launches = 0.0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._within = False
+        for name in OPERATIONS:
+            setattr(self, name, self._measured(getattr(self, name)))
+
+    def _measured(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any, **named: Any) -> Any:
+            if self._within:
+                return operation(*arguments, **named)
+            begun, self._within = time.process_time(), True
+            try:
+                return operation(*arguments, **named)
+            finally:
+                self._within = False
+                self.launches += time.process_time() - begun
+
+        return measured
 
     def msm_many(self, requests: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
         def measured() -> None:
@@ -78,7 +108,7 @@ class _Timed(CudaBackend):
 
 
 def measure_host(files: Files, rounds: int, rows: Rows, job: Job) -> None:
-    """Adds a row of one circuit's warm proof; its key lies on the device, with tables."""
+    """Adds rows of one circuit's warm proof; its key lies on the device, with tables."""
     key, witness = load_key(files.zkey), read_witness(files.wtns)
     system, alone, device = system_named(key.protocol), Job(threads=1), _Idle(cast(Device, Model()))
     backend = _Timed(key.curve, alone, Residency(device), open_backend("cpu", key.curve, alone))
@@ -92,20 +122,28 @@ def measure_host(files: Files, rounds: int, rows: Rows, job: Job) -> None:
     prove()
     launches = device.launches - before
 
-    def run() -> Sample:
-        begun, best, spent = time.perf_counter(), float("inf"), float("inf")
+    fields: Row = {"implementation": OURS, "mode": "warm", "device": device.name, "threads": 1}
+    fields |= {"curve": key.curve.name, "circuit": files.name, "constraints": key.constraints}
+    fields |= {"launches": launches}
+
+    def run(outside: bool) -> Sample:
+        begun, best = time.perf_counter(), Sample(float("inf"), None)
         for _ in range(TIMES):
-            backend.meanwhile = 0.0
-            sample = timed(prove)
-            assert sample.cpu is not None
-            best = min(best, sample.cpu - backend.meanwhile)
-            spent = min(spent, backend.meanwhile)
+            backend.meanwhile = backend.launches = 0.0
+            spent = (timed(prove).cpu or 0.0) - backend.meanwhile
+            phases = {MEANWHILE: backend.meanwhile, LAUNCHES: backend.launches}
+            if outside:
+                spent -= backend.launches
+            best = min(best, Sample(spent, None, phases=phases), key=lambda sample: sample.cpu or 0.0)
             if time.perf_counter() - begun > LEAST_SECONDS:
                 break
-        return Sample(best, None, phases={MEANWHILE: spent})
+        return best
 
-    fields: Row = {"operation": f"{key.protocol} prove, host", "implementation": OURS, "mode": "warm"}
-    fields |= {"device": device.name, "threads": 1, "curve": key.curve.name, "circuit": files.name}
-    fields |= {"constraints": key.constraints, "launches": launches}
+    contestants = [
+        Contestant(
+            what, {"operation": f"{key.protocol} prove, {what}", **fields}, partial(run, what != "host")
+        )
+        for what in ("host", "outside launches")
+    ]
     with job.phase(f"host of a GPU, {files.name}, {key.curve.name}"):
-        measure([Contestant(files.name, fields, run)], rounds, rows, job)
+        measure(contestants, rounds, rows, job)

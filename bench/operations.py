@@ -202,7 +202,7 @@ def measure_operations(
         with job.phase(f"{name}, {curve.name}"):
             for i, contest in enumerate(make()):
                 contest += _inner_contestants(contest[0], inner, job)
-                with job.part(i, count):
+                with job.subphase(i, count):
                     measure(contest, rounds, rows, job)
 
 

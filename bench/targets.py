@@ -150,10 +150,10 @@ TARGETS: tuple[Target, ...] = (
         for name, curve in (("BN254", "bn254"), ("BLS12-381", "bls12-381"))
     ),
     Target(
-        "host's part of a warm proof on a GPU, 2^16",
+        "host's part of a warm proof on a GPU, 2^16, outside launches",
         "seconds",
         1e-3,
-        {"operation": "groth16 prove, host", "curve": "bn254", "circuit": "chain 2^16"},
+        {"operation": "groth16 prove, outside launches", "curve": "bn254", "circuit": "chain 2^16"},
     ),
     Target("two threads over one, whole proofs", "threads", 1.7, {"operation": "groth16 prove"}),
     Target("growth against n log n, chain 2^12 to 2^22", "growth", 1.1, {"operation": "groth16 prove"}),

@@ -12,7 +12,7 @@ for each kind of work on each processor or GPU and code path; one of another ver
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from gpuprover.errors import DeviceError, InvalidInput, ProverError
 from gpuprover.folders import cache_root, read_file, write_file
 from gpuprover.formats.json_files import dump_json, parse_json
 from gpuprover.machine import processor_name
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.version import VERSION
 
 FORMAT = 1
@@ -52,7 +52,7 @@ class Entry:
     """Times of one kind of work on one kind of processor or GPU.
 
     Attributes:
-        kind, model, path: the fields of :class:`Device` that times are kept for.
+        kind, model, path: the fields of :class:`DeviceInfo` that times are kept for.
         work: the kind of work, as :func:`work_name` names it.
         version: gpuprover's version; empty for figures of other machines.
         rows: times of whole proofs, with the key where it is needed; by constraints.
@@ -119,6 +119,40 @@ _PUBLISHED = (
     (1_600_000, 0.187, 0.0),
     (3_200_000, 0.366, 0.0),
 )
+_GATES = "bench/results/plonk.jsonl, one thread of a CPU without IFMA"
+_GATES_IFMA = f"a prediction: {_GATES}, and Groth16's gain by IFMA"
+_GATES_BLS12_381 = f"a prediction: {_GATES}, and what an addition in G1 takes"
+_IFMA = 0.25
+"""IFMA against the portable path: proofs of Groth16 over BN254, of 2^13 to 2^16, in cpu.jsonl."""
+_MULTIPLES_OF_GROTH16 = {"plonk": 2.0, "fflonk": 5.0}
+"""Times of Groth16's proofs of as many constraints on a GPU: predictions of kernels/README.md, at 2^20."""
+
+
+def _of_gates(*figures: tuple[int, float]) -> tuple[Row, ...]:
+    """Rows from (gates, seconds with one thread), of which threads share as much as of Groth16's."""
+    return _times(*((n, one, 0.55 * one) for n, one in figures))
+
+
+_PORTABLE_GATES = {
+    "plonk": _of_gates((597, 0.241), (1446, 0.360), (3898, 0.578), (12061, 1.71)),
+    "fflonk": _of_gates((597, 0.334), (1446, 0.606), (3898, 1.05), (12061, 3.71)),
+}
+
+
+def _entries_of_gates() -> Iterator[Entry]:
+    for protocol, rows in _PORTABLE_GATES.items():
+        bn254 = f"{protocol} bn254"
+        yield Entry("cpu", "", "portable", bn254, rows, origin=_GATES)
+        yield Entry("cpu", "", "ifma", bn254, _scaled(rows, _IFMA), origin=_GATES_IFMA)
+        published = _scaled(_PUBLISHED, _MULTIPLES_OF_GROTH16[protocol])
+        yield Entry("cuda", "", "", bn254, published, origin=f"{_GPU}, and predictions of ours")
+    rows, work = _scaled(_PORTABLE_GATES["plonk"], _COSTLIER), "plonk bls12-381"
+    yield Entry("cpu", "", "portable", work, rows, origin=_GATES_BLS12_381)
+    yield Entry("cpu", "", "ifma", work, _scaled(rows, _IFMA), origin=_GATES_BLS12_381)
+    published = _scaled(_PUBLISHED, _MULTIPLES_OF_GROTH16["plonk"] * _COSTLIER)
+    yield Entry("cuda", "", "", work, published, origin=f"{_GPU}, and predictions of ours")
+
+
 DEFAULTS = (
     Entry(
         "cpu",
@@ -154,9 +188,10 @@ DEFAULTS = (
     Entry("cpu", "", "portable", _BLS12_381, _scaled(_IFMA_BLS12_381, _PORTABLE_BLS12_381), origin=_CPU),
     Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
     Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
+    *_entries_of_gates(),
 )
-"""Entries by kind, path and work, for every model. The CPU's: chains of cpu.jsonl, rounded and smoothed, and
-a first row from what the phases beside the sums take there."""
+"""Entries by kind, path and work, for every model. The CPU's of Groth16: chains of cpu.jsonl, rounded and
+smoothed, and a first row from what the phases beside the sums take there."""
 
 
 # The table ----------------------------------------------------------------------------------
@@ -175,7 +210,7 @@ class Calibration:
         self._kept = {(e.kind, e.model, e.path, e.work): e for e in self.entries}
         self._defaults = {(e.kind, e.path, e.work): e for e in DEFAULTS}
 
-    def entry(self, work: str, device: Device) -> Entry:
+    def entry(self, work: str, device: DeviceInfo) -> Entry:
         """The times that stand for this work there."""
         kept = self._kept.get((device.kind, device.model, device.path, work))
         if kept is not None:
@@ -191,11 +226,11 @@ class Calibration:
         return replace(nearest, work=work, origin=f"{nearest.origin}; of {protocol}, not of this work")
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         return self.entry(work, device).seconds(constraints, threads, part)
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         return (device.kind, device.model, device.path, work) in self._kept
 
 
@@ -271,13 +306,13 @@ def _parse(document: Any) -> list[Entry]:
 # The machine ----------------------------------------------------------------------------------
 
 
-def devices(threads: int, memory: int | None = None) -> list[Device]:
+def devices(threads: int, memory: int | None = None) -> list[DeviceInfo]:
     """The CPU, with what it may use, and the GPUs; those that cannot be used with the reason."""
-    found = [Device("cpu", "cpu", processor_name(), cpu_path_name(), threads, memory)]
+    found = [DeviceInfo("cpu", "cpu", processor_name(), cpu_path_name(), threads, memory)]
     for gpu in found_gpus():
         problem = "; ".join(filter(None, (gpu.problem, gpu.advice)))
         free = gpu.total if gpu.free is None else gpu.free
-        record = Device(
+        record = DeviceInfo(
             gpu.name, "cuda", gpu.model, gpu.architecture, memory=free, problem=problem, uuid=gpu.uuid
         )
         found.append(record)
@@ -285,7 +320,7 @@ def devices(threads: int, memory: int | None = None) -> list[Device]:
         try:
             resolve_device("cuda")
         except DeviceError as error:
-            found.append(Device("cuda", "cuda", problem=error.message))
+            found.append(DeviceInfo("cuda", "cuda", problem=error.message))
     return found
 
 
@@ -293,7 +328,7 @@ def _figure(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
-def describe(calibration: Calibration, machine: Sequence[Device], works: Sequence[str]) -> list[str]:
+def describe(calibration: Calibration, machine: Sequence[DeviceInfo], works: Sequence[str]) -> list[str]:
     """A line for each device and work: from when on it is the fastest, and where its times come from."""
     lines = [calibration.problem] if calibration.problem else []
     for device in machine:

@@ -39,11 +39,15 @@ class KeyBases(NamedTuple):
         name: what the proof system calls them, ``B2`` say.
         group: the group that they are in.
         size: the number of points.
+        sums: multi-scalar multiplications over them in a proof.
+        shared: whether other keys have the same points, in the same array: a device may keep them for all.
     """
 
     name: str
     group: Group
     size: int
+    sums: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,12 @@ def poseidon_sponge(
     return after
 
 
+def edwards_multiple(curve: CurveParams, d: int, point: tuple[int, int], scalar: int) -> tuple[int, int]:
+    """scalar·point on −x² + y² = 1 + d·x²·y² over the curve's scalar field, by the CPU's kernel."""
+    found: tuple[int, int] = import_module("gpuprover.cpu.jubjub").multiply(curve.scalar, d, point, scalar)
+    return found
+
+
 def transform_points(curve: CurveParams, points: Words, root: int, factor: int, job: Job) -> Words:
     """factor·Σ_j root^(ij)·points[j] for i < n, of points of G1, affine uint64[n, words] -> the same.
 
@@ -162,6 +168,22 @@ def transform_points(curve: CurveParams, points: Words, root: int, factor: int, 
         curve, points, root, factor, job
     )
     return found
+
+
+def run_tape(curve: CurveParams, code: NDArray[np.int64], pool: Words, tables: Words, values: Words) -> None:
+    """Runs a tape of a circuit by the CPU's kernel, which writes results behind the values that are given.
+
+    Args:
+        curve: its scalar field is that of the values.
+        code: operations and operands, int64[length], as :class:`gpuprover.midnight.circuit.tape.Op` has them.
+        pool: elements that operations name, canonical uint64[p, limbs].
+        tables: what operations have to know, uint64[t, limbs].
+        values: uint64[size, limbs], canonical: constants and inputs at their places, zeros at others.
+
+    Raises:
+        IndexError: an operation would read or write outside of an array, or reads what comes later.
+    """
+    import_module("gpuprover.cpu.tape").run(curve.scalar, code, pool, tables, values)
 
 
 def refused_gpu() -> str | None:

@@ -30,7 +30,7 @@ from gpuprover.formats.files import Identity
 from gpuprover.job import Progress
 from gpuprover.memory import MemoryUsage
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device, JobShape, Placement
+from gpuprover.scheduler import DeviceInfo, JobShape, Placement
 from gpuprover.witness_source import WitnessSource
 
 
@@ -190,7 +190,7 @@ class Executor(Protocol):
         ...
 
     @property
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[DeviceInfo]:
         """Devices that proofs may be placed on, and how many at once (``proofs``). Empty until known."""
         ...
 

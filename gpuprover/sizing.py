@@ -21,7 +21,7 @@ from gpuprover.calibration import Calibration
 from gpuprover.demand import MemoryPlan
 from gpuprover.machine import available_cpus, cgroup_memory_limit, machine_memory
 from gpuprover.memory import MIB
-from gpuprover.scheduler import TIERS, Device, Tier
+from gpuprover.scheduler import TIERS, DeviceInfo, Tier
 from gpuprover.scheduler.placement import format_seconds, format_size
 from gpuprover.settings import WORKER_BYTES
 
@@ -244,7 +244,7 @@ def _memory_cautions(memory: Sequence[Memory], machine: Machine) -> list[str]:
 def choices(
     times: Calibration,
     work: str,
-    devices: Sequence[Device],
+    devices: Sequence[DeviceInfo],
     constraints: int,
     cores: int,
     at_once: int | None,
@@ -279,7 +279,7 @@ def choices(
 def measured(
     times: Calibration,
     work: str,
-    devices: Sequence[Device],
+    devices: Sequence[DeviceInfo],
     constraints: int,
     cores: int,
     at_once: int | None,
@@ -314,7 +314,7 @@ def measured(
     )
 
 
-def _unmeasured(times: Calibration, work: str, device: Device) -> str:
+def _unmeasured(times: Calibration, work: str, device: DeviceInfo) -> str:
     return (
         f"nobody has measured {device.name} here: its times are of {times.entry(work, device).origin}; "
         "run `gpuprover bench --calibrate`"
@@ -324,7 +324,7 @@ def _unmeasured(times: Calibration, work: str, device: Device) -> str:
 def _cpu_cautions(
     times: Calibration,
     work: str,
-    cpu: Device,
+    cpu: DeviceInfo,
     constraints: int,
     cores: int,
     found: Sequence[Choice],
@@ -370,7 +370,12 @@ def _cpu_cautions(
 
 
 def _gpu_cautions(
-    times: Calibration, work: str, devices: Sequence[Device], cpu: Device | None, constraints: int, cores: int
+    times: Calibration,
+    work: str,
+    devices: Sequence[DeviceInfo],
+    cpu: DeviceInfo | None,
+    constraints: int,
+    cores: int,
 ) -> list[str]:
     out = []
     for gpu in devices:

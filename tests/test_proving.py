@@ -24,7 +24,7 @@ from gpuprover import calibration, cuda, scheduler
 from gpuprover.circuits import Circuit, chain_circuit
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import gpus, probe
-from gpuprover.cuda.memory import Pool
+from gpuprover.cuda.allocation import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey
 from gpuprover.curves import BN254
 from gpuprover.devices import open_backend
@@ -111,11 +111,11 @@ class Known:
     part: float = 0.0
 
     def seconds(
-        self, work: str, device: scheduler.Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: scheduler.DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         return self.part if part is not None else 1.0 if device.kind == self.kind else 2.0
 
-    def measured(self, work: str, device: scheduler.Device) -> bool:
+    def measured(self, work: str, device: scheduler.DeviceInfo) -> bool:
         return True
 
 

@@ -30,7 +30,7 @@ from gpuprover.executor import KeyChanged, KeyInfo, ProofRequest, budget_of, thr
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.runner import Runner
-from gpuprover.scheduler import Degrade, Device, Placement, choose
+from gpuprover.scheduler import Degrade, DeviceInfo, Placement, choose
 from gpuprover.systems.groth16.documents import parse_verification_key
 from gpuprover.witness_source import looked_at
 from tests.support.paths import VECTORS
@@ -61,7 +61,7 @@ def test_what_is_known_of_a_key_crosses_processes(key: str) -> None:
     info = Runner().load(key)
     assert KeyInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
     assert parse_verification_key(info.verification_key).digest == info.digest
-    chosen = choose("auto", info.shape, [Device("cpu", "cpu", threads=2, path="portable")], _times())
+    chosen = choose("auto", info.shape, [DeviceInfo("cpu", "cpu", threads=2, path="portable")], _times())
     assert chosen.device == "cpu"
     assert chosen.plan == open_backend("cpu", BN254, Job()).plan(gpuprover.load_key(key).demand, UNLIMITED)
 

@@ -12,7 +12,7 @@ from gpuprover import calibration, sizing
 from gpuprover.calibration import Calibration, Entry
 from gpuprover.curves import curve_by_name
 from gpuprover.demand import MemoryPlan
-from gpuprover.scheduler import TIERS, Device
+from gpuprover.scheduler import TIERS, DeviceInfo
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.sizing import Choice, Machine, plan_memory, tier_memory
 from gpuprover.version import VERSION
@@ -21,8 +21,8 @@ from tests.support.running import Run
 
 BN254 = calibration.work_name("groth16", curve_by_name("bn254"))
 GIB, MIB = 1 << 30, 1 << 20
-CPU = Device("cpu", "cpu", "a processor", "ifma", 4)
-GPU = Device("cuda:0", "cuda", "a GPU", "sm_90", 0, 80 * GIB)
+CPU = DeviceInfo("cpu", "cpu", "a processor", "ifma", 4)
+GPU = DeviceInfo("cuda:0", "cuda", "a GPU", "sm_90", 0, 80 * GIB)
 HOST = Machine(cpus=4, siblings=1, cache=32 * MIB, memory=64 * GIB)
 
 

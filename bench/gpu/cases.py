@@ -51,10 +51,10 @@ RATES_CODE, CUDA_CODE, CPU_CODE = "rates", "cuda", "cpu"
 """Kinds of compiled code: the kernels of rates, all kernels, a step of the CPU's."""
 CPU_STEPS = (
     "vectors", "sums G1", "combinations G1", "sums G2", "combinations G2", "pairings", "checks G1",
-    "checks G2", "columns", "hash",
+    "checks G2", "columns", "hash", "sponge", "multiples of Edwards points", "encoded points",
 )  # fmt: skip
 """Of :func:`gpuprover.cpu.warm.steps`, in the order in which they are wanted."""
-PROOF_STEPS = tuple(step for step in CPU_STEPS if step not in ("columns", "hash"))
+PROOF_STEPS = CPU_STEPS[: CPU_STEPS.index("columns")]
 """Those that a Groth16 proof needs."""
 CPU_OF = {
     "ntt": ("vectors",),

@@ -55,16 +55,31 @@ class Parser(argparse.ArgumentParser):
             write_lines(file or sys.stdout, message.rstrip("\n"), must=True)
 
 
+class _Mixed(Parser):
+    """Takes options between positional arguments of which some may be left out."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 class _Group:
     """A command that only holds commands, the root included."""
 
-    def __init__(self, parser: Parser, *, required: bool = True) -> None:
+    def __init__(self, parser: Parser, *, required: bool = True, kind: type[Parser] = Parser) -> None:
         self._commands = parser.add_subparsers(
-            title="commands", dest="command", metavar="COMMAND", required=required, parser_class=Parser
+            title="commands", dest="command", metavar="COMMAND", required=required, parser_class=kind
         )
 
-    def group(self, name: str, about: str) -> _Group:
-        return _Group(self._commands.add_parser(name, help=about, description=about))
+    def group(self, name: str, about: str, kind: type[Parser] = Parser) -> _Group:
+        return _Group(self._commands.add_parser(name, help=about, description=about), kind=kind)
 
     def command(self, name: str, run: str, about: str, details: str = "") -> Parser:
         """A leaf with the common options; ``run`` is ``module:function`` in this package."""
@@ -253,6 +268,8 @@ def build_parser() -> Parser:
     )
     _files(calldata, public="PUBLIC.json", proof="PROOF.json")
 
+    _midnight(root.group("midnight", "proofs, keys and circuits of the Midnight network", _Mixed))
+
     worker = root.command(
         "worker",
         "stdin_worker:run",
@@ -337,6 +354,107 @@ def build_parser() -> Parser:
     report.add_argument("--readme", action="store_true", help="print markdown tables for a README")
     _bench_engine(parts)
     return parser
+
+
+def _midnight(group: _Group) -> None:
+    prove = group.command(
+        "prove",
+        "midnight:prove",
+        "prove a statement from a key and a preimage",
+        "Writes PROOF in the ledger's envelope. A preimage that the circuit does not accept is refused with\n"
+        "exit code 1. With --advice and --public there is no PREIMAGE.",
+    )
+    prove.add_argument("prover", metavar="CIRCUIT.prover", help=argparse.SUPPRESS)
+    prove.add_argument("verifier", metavar="CIRCUIT.verifier", help=argparse.SUPPRESS)
+    prove.add_argument("files", metavar="PREIMAGE PROOF", nargs="*", help=argparse.SUPPRESS)
+    prove.usage = (
+        "%(prog)s CIRCUIT.prover CIRCUIT.verifier PREIMAGE PROOF [options]\n"
+        "       %(prog)s CIRCUIT.prover CIRCUIT.verifier PROOF --advice FILE --public PIS.json [options]"
+    )
+    prove.add_argument("--binding", metavar="N", help="a binding input in place of the preimage's")
+    prove.add_argument("--raw", action="store_true", help="write the proof without an envelope")
+    prove.add_argument("--advice", metavar="FILE", help="a table of advice columns, in place of a preimage")
+    prove.add_argument("--public", metavar="PIS.json", help="with --advice: the public inputs")
+    _add_values_option(prove)
+    _add_proving_options(prove)
+    verify = group.command(
+        "verify",
+        "midnight:verify",
+        "verify a proof; exit code 0 if it is valid, 1 if not",
+        "PIS.json is a list of decimal strings, or an object with one such list. PROOF is raw, or in either\n"
+        "envelope.",
+    )
+    _files(verify, verifier="CIRCUIT.verifier", public="PIS.json", proof="PROOF")
+    check = group.command(
+        "check",
+        "midnight:check",
+        "run a circuit on a preimage, without a proof; exit code 1 if it is not satisfied",
+        "Says of each group of declared inputs whether it is active, or how many values are skipped.",
+    )
+    _files(check, circuit="CIRCUIT.bzkir", preimage="PREIMAGE")
+    check.add_argument("--binding", metavar="N", help="a binding input in place of the preimage's")
+    _add_values_option(check)
+    size = group.command("k", "midnight:k", "print k, the size of a circuit: it has 2^k rows")
+    _files(size, circuit="CIRCUIT.bzkir")
+    keygen = group.command(
+        "keygen", "midnight:keygen", "make the keys of a circuit, as the network's tools make them"
+    )
+    _files(keygen, circuit="CIRCUIT.bzkir", prover="CIRCUIT.prover", verifier="CIRCUIT.verifier")
+    for parser in (prove, verify, keygen):
+        parser.add_argument(
+            "--srs",
+            metavar="DIR",
+            help="the folder of the parameters; default: MIDNIGHT_PP, else midnight/zk-params in the cache",
+        )
+    info = group.command(
+        "info", "midnight:info", "show what a key, a circuit, a preimage, a proof or parameters hold"
+    )
+    _files(info, file="FILE")
+
+    _midnight_serve(group)
+    srs = group.group("srs", "check or downsize parameters (bls_midnight_2pK)")
+    _files(
+        srs.command(
+            "check",
+            "midnight:srs_check",
+            "compare parameters with the published SHA-256",
+        ),
+        file="FILE",
+    )
+    downsize = srs.command("downsize", "midnight:srs_downsize", "make parameters for fewer rows, exactly")
+    downsize.add_argument("--k", metavar="K", required=True, help="the parameters are for 2^K rows")
+    _files(downsize, file="FILE", target="TARGET")
+    downsize.usage = "%(prog)s FILE TARGET --k K [options]"
+
+
+def _midnight_serve(group: _Group) -> None:
+    serve = group.command(
+        "serve",
+        "midnight_serve:run",
+        "answer Midnight's clients: the network's proof server, with its flags, variables and port",
+        "MIDNIGHT_PROOF_SERVER_PORT, _VERBOSE, _JOB_CAPACITY, _NUM_WORKERS, _JOB_TIMEOUT are defaults.\n"
+        "Nothing is fetched: parameters are in --midnight-parameters or MIDNIGHT_PP. All options of\n"
+        "`gpuprover serve` do, too; for other machines than this one, --host 0.0.0.0.",
+    )
+    serve.add_argument("-p", "--port", metavar="N", help="port; default: 6300")
+    serve.add_argument("-v", "--verbose", action="store_true", help="log more; of requests never the bodies")
+    serve.add_argument("--job-capacity", metavar="N", help="proofs that may wait; default: 0, no limit")
+    serve.add_argument("--num-workers", metavar="N", help="worker processes; default: as for serve")
+    serve.add_argument("--job-timeout", metavar="SECONDS", help="for one proof, with its wait; default: 600")
+    serve.add_argument("--no-fetch-params", action="store_true", help="nothing: it is always so here")
+    _settings(serve)
+    health = group.command(
+        "healthcheck",
+        "midnight_serve:healthcheck",
+        "exit code 0 if a proof server is ready",
+    )
+    health.add_argument("--url", metavar="URL", help="default: http://127.0.0.1:6300/ready")
+
+
+def _add_values_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--show-values", action="store_true", help="say values of the preimage where a check fails: secret"
+    )
 
 
 def _estimate(parser: Parser) -> None:

@@ -65,7 +65,7 @@ class Sums:
             words = scalars if isinstance(scalars, np.ndarray) else self.backend.download(scalars)
             return self.backend.points.linear_combination(group, points, words_to_ints(words))
         bases = self.backend.prepare_bases(group, points, 0)
-        with self.backend.job.part(min(self._done, self._of - 1), self._of):
+        with self.backend.job.subphase(min(self._done, self._of - 1), self._of):
             result = self.backend.msm(bases, scalars)
         self._done += 1
         self.backend.free(bases)

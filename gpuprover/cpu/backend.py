@@ -27,7 +27,6 @@ from gpuprover.limbs import (
     Words,
     address,
     field_to_words,
-    ints_to_words,
 )
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.rehearsal import Rehearsal
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from gpuprover.cpu.columns import Columns
 
 _curve, _vector, _vector_lanes = Kernels("curve"), Kernels("vector"), Kernels("vector_lanes")
+_DOUBLED = 64
+"""Points below which doublings are not shared among threads."""
 
 
 @dataclass
@@ -176,8 +177,9 @@ class CpuBackend:
         # Multiples of the key's points are made only from what is left: they are not in the plan. What is
         # kept already counts as memory of the process, not as room to be found.
         spare = None if budget.host is None else budget.host - plan.tables - plan.arena
-        fits = bool(kept.tables) or spare is None or multiples.PARTS * demand.point_bytes <= spare
-        if kept.proofs > multiples.FREE and demand.largest_msm <= multiples.LARGEST and fits:
+        need = multiples.parts(demand.largest_msm) * demand.point_bytes
+        fits = bool(kept.tables) or spare is None or need <= spare
+        if demand.largest_msm <= multiples.LARGEST and fits:
             self._kept = kept
         self._session = demand
         try:
@@ -186,11 +188,13 @@ class CpuBackend:
             self._session = self._kept = None
 
     def bases(self, name: str, points: Words) -> Points:
-        group = named(self._demand.bases, name).group
-        if self._kept is None:
-            return self.prepare_bases(group, points)
-        words = self._kept.table(group, points, self._multiples)
-        return Points(self._coordinates[group], words, self.path, multiples.PARTS)
+        wanted, kept = named(self._demand.bases, name), self._kept
+        if kept is not None and wanted.shared:
+            kept = multiples.kept_for(points, wanted.sums)
+        if kept is None or kept.sums * (1 if wanted.shared else wanted.sums) <= multiples.free(len(points)):
+            return self.prepare_bases(wanted.group, points)
+        words = kept.table(wanted.group, points, self.with_multiples)
+        return Points(self._coordinates[wanted.group], words, self.path, multiples.parts(len(points)))
 
     def matrices(
         self,
@@ -317,7 +321,7 @@ class CpuBackend:
         for i, v in enumerate(vectors):
             if len(v) != domain.size:
                 raise ValueError(f"a vector of length {len(v)} on a domain of {domain.size}")
-            with self.job.part(i, len(vectors)):
+            with self.job.subphase(i, len(vectors)):
                 ntt.to_coset(v.words, domain, coset, self.job, self.path)
         return vectors
 
@@ -352,7 +356,7 @@ class CpuBackend:
         for i, g in enumerate(map(domain.shift, cosets)):
             # On the coset X^n is g^n.
             folded = [Term(v, pow(g, at, r), -at) for at in range(0, max(1, len(v)), n)]
-            with self.job.part(i, len(cosets)):
+            with self.job.subphase(i, len(cosets)):
                 results.append(self.ntt(self.combine(folded, n), domain, Direction.FORWARD, coset=g))
         return results
 
@@ -512,19 +516,30 @@ class CpuBackend:
             points = np.ascontiguousarray(points)
         return Points(self._coordinates[group], points, self.path)
 
-    def _multiples(self, group: Group, points: Words) -> Words:
-        """See :mod:`gpuprover.cpu.multiples`."""
-        n, more = len(points), multiples.PARTS - 1
-        bits = 64 * self.curve.scalar.limbs // multiples.PARTS
-        factors = [pow(2, bits * j, self.curve.r) for j in range(1, more + 1)]
-        values = np.tile(ints_to_words(factors, self.curve.scalar.limbs), (n, 1))
-        columns = np.repeat(np.arange(n, dtype=np.uint32), more)
-        bases = Points(self._coordinates[group], points, self.path)
-        starts = np.arange(n * more + 1)
-        found = combine.sparse_combination(bases, starts, columns, values, self.curve.r, self.job)
-        out = np.empty((n, multiples.PARTS, points.shape[1]), dtype=np.uint64)
-        out[:, 0], out[:, 1:] = points, found.reshape(n, more, points.shape[1])
-        return out.reshape(n * multiples.PARTS, points.shape[1])
+    def with_multiples(self, group: Group, points: Words) -> Words:
+        """Points uint64[n, words] -> with m − 1 multiples behind each; see :mod:`gpuprover.cpu.multiples`."""
+        n, F = len(points), self._coordinates[group]
+        count = multiples.parts(n)
+        out = np.empty((n, count, points.shape[1]), dtype=np.uint64)
+        current = own(points)
+
+        def double(r: tuple[int, int]) -> None:
+            indices = np.arange(*r, dtype=np.int64)
+            scratch = np.empty((len(indices), F.words), dtype=np.uint64)
+            kinds = np.empty(len(indices), dtype=np.uint8)
+            at = address(doubled)
+            for _ in range(64 * self.curve.scalar.limbs // count):
+                _curve.add_pairs(
+                    F, at, indices, at, indices, at, indices, len(indices), address(scratch), kinds
+                )
+
+        for j in range(count):
+            out[:, j] = current
+            if j < count - 1:
+                doubled = current.copy()
+                self.job.map(double, self.job.ranges(n, smallest=_DOUBLED))
+                current = doubled
+        return out.reshape(n * count, points.shape[1])
 
     def msm(self, bases: Points, scalars: Words | CpuVector) -> Words:
         return self.msm_many([([bases], scalars)])[0][0]
@@ -545,7 +560,7 @@ class CpuBackend:
     def _recut(self, bases: Sequence[Points], scalars: Words | CpuVector) -> Words:
         """Canonical scalars, one for every point that the bases' words hold."""
         words = self._canonical(scalars)
-        return multiples.in_parts(words) if bases and bases[0].parts > 1 else words
+        return multiples.in_parts(words, bases[0].parts) if bases and bases[0].parts > 1 else words
 
     def fixed_base_mul(self, group: Group, point: Words, scalars: Words | CpuVector) -> Words:
         bits = self.curve.r.bit_length()

@@ -8,12 +8,13 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform
+from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform, tape
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.deflate import deflate
+from gpuprover.cpu.jubjub import multiply
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import BLS12_381, CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -28,7 +29,7 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
         job.report((i + 1) / len(chosen))
 
 
-NOT_IN_PROOFS = ("combinations G1", "combinations G2")
+NOT_IN_PROOFS = ("combinations G1", "combinations G2", "compression")
 """Steps that proofs do without."""
 
 
@@ -69,7 +70,11 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         backend.signals(words[1:], index, index, words[:1], words[:1])
 
     def sums(group: Group) -> Callable[[], object]:
-        return lambda: backend.msm(backend.prepare_bases(group, points[group]), words)
+        def run() -> None:
+            backend.msm(backend.prepare_bases(group, points[group]), words)
+            backend.with_multiples(group, points[group])
+
+        return run
 
     def combinations(group: Group) -> Callable[[], object]:
         def run() -> None:
@@ -106,6 +111,12 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             xs = encoded_points.to_coordinates(curve, points[Group.G1])[:, : curve.base.limbs]
             encoded_points.from_x(curve, xs, [True] * len(xs))
 
+    def tapes() -> None:
+        # Circuits of tapes are over this curve only.
+        if curve is BLS12_381:
+            nothing = np.zeros(0, dtype=np.int64)
+            tape.run(curve.scalar, nothing, words, np.tile(words, (55, 1)), words.copy())
+
     return {
         "vectors": vectors,
         "columns": columns,
@@ -117,7 +128,9 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "hash": lambda: keccak256(b""),
         "compression": lambda: deflate(b""),
         "encoded points": encoded,
+        "tapes": tapes,
         "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
+        "multiples of Edwards points": lambda: multiply(curve.scalar, 2, (0, 1), 1),
         "combinations G1": combinations(Group.G1),
         "combinations G2": combinations(Group.G2),
     }

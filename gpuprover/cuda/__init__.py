@@ -2,11 +2,12 @@
 
 :mod:`.device` is all that is asked of CUDA: addresses, launches by name, streams. :mod:`.cupy_device` is the
 real one, and the tests have one that runs the same kernels on the host. :mod:`.ntt`, :mod:`.msm` (by
-:mod:`.msm_plan` and :mod:`.msm_launches`), :mod:`.sparse` and :mod:`.columns` are operations as launches;
-:mod:`.backend` puts them behind the contract. The host computes sizes and, once for a key, the order of its
-entries, and touches no field element.
+:mod:`.msm_plan` and :mod:`.msm_launches`), :mod:`.sparse`, :mod:`.vectors` and :mod:`.columns` are operations
+as launches; :mod:`.sums` orders a proof's sums on its streams; :mod:`.backend` puts them behind the contract,
+and hands out :mod:`.handles`. The host computes sizes and, once for a key, the order of its entries, and
+touches no field element.
 
-Memory: a GPU has one pool with a limit (:mod:`.memory`). A proof takes one arena from it at its start, of
+Memory: a GPU has one pool with a limit (:mod:`.allocation`). A proof takes one arena from it at its start, of
 the size that a rehearsal of its steps on a device that does nothing has found (:mod:`.rehearsal`), so that
 it cannot run out of memory on its way. :mod:`.residency` decides which parts of a key stay on the device,
 and what a proof gives up first. ``tests/cuda/test_calls.py`` counts what a warm proof asks of the driver:

@@ -9,10 +9,10 @@ have been rehearsed on a device that does nothing. Outside of it, each vector is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from gpuprover.backend import Backend, Form, Term
 from gpuprover.columns import Formula
 from gpuprover.cuda import sparse
-from gpuprover.cuda.columns import Columns, Places, Shifted, Span, squares
-from gpuprover.cuda.device import MAIN, Address, Device, OnStream, Program, Stream
-from gpuprover.cuda.memory import ALIGNMENT, Arena, Block, Resident, Scope, Source, Within, aligned
-from gpuprover.cuda.msm import Bases, Digits, Msm, Sum, fixed_multiples
+from gpuprover.cuda.allocation import ALIGNMENT, Arena, Block, Scope, Source, Within, aligned
+from gpuprover.cuda.columns import Columns, Places, Shifted, Span, records_of
+from gpuprover.cuda.device import Address, Device, OnStream
+from gpuprover.cuda.handles import DeviceBases, DeviceMatrices, DeviceVector, Given
+from gpuprover.cuda.msm import Msm, fixed_multiples
 from gpuprover.cuda.msm_plan import MsmPlan, point_bytes
 from gpuprover.cuda.ntt import Transform
 from gpuprover.cuda.rehearsal import Nothing
@@ -47,6 +48,8 @@ from gpuprover.cuda.sparse import (
     slice_bytes,
     staging_bytes,
 )
+from gpuprover.cuda.sums import Scalars, Sums
+from gpuprover.cuda.vectors import ADD, MUL, SUB, Vectors
 from gpuprover.curves import CurveParams, Group
 from gpuprover.demand import Budget, Demand, MemoryPlan, named
 from gpuprover.errors import DeviceError, OutOfMemory
@@ -55,191 +58,12 @@ from gpuprover.limbs import Words, address, field_to_words, ints_to_words
 from gpuprover.memory import require
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 
-T = TypeVar("T")
-
-THREADS = 256
-"""Threads of a block in the kernels of vector.cu. A prediction, like the next two."""
-SCALED = 16
-"""Elements of a thread that scales by powers: a power by its bits takes it some 40 products."""
-INVERTED = 64
-"""Elements of a thread that share an inversion, which takes as long as some 90 products."""
 FEWEST_MULTIPLES = 1 << 12
 """Multiples of a point below which the CPU has them before the GPU's table is made. A prediction."""
 MOST_MULTIPLES = 1 << 20
 """Multiples of a point at a time."""
 SENT = 2 << 20
 """Bytes that one thread sends, at least. A prediction."""
-ADD, SUB, MUL = range(3)
-TO_MONTGOMERY, FROM_MONTGOMERY = range(2)
-"""As kernels/vector.cu numbers them."""
-
-
-class DeviceVector:
-    """n elements in Montgomery form; no memory for n = 0.
-
-    Args:
-        block: the memory that they lie in, if it is their own.
-        at: where they lie, if it is not.
-    """
-
-    def __init__(self, n: int, block: Block | None, at: Address = Address(0)) -> None:  # noqa: B008
-        self._n, self.block, self._at = n, block, at
-
-    def __len__(self) -> int:
-        return self._n
-
-    @property
-    def address(self) -> Address:
-        return self.block.address if self.block is not None else self._at
-
-    @property
-    def span(self) -> Span:
-        return Span(self.address, self._n)
-
-    def swap(self, other: Block) -> None:
-        """Takes another block of this size, and leaves its own there."""
-        assert self.block is not None
-        self.block.swap(other)
-
-    def free(self) -> None:
-        if self.block is not None:
-            self.block.free()
-
-
-@dataclass
-class DeviceMatrices:
-    """Matrices that lie in memory of their own, or of their key, or are sent for every product."""
-
-    matrices: SparseMatrices | MatricesShape
-    block: Block | None = None
-
-    def free(self) -> None:
-        if self.block is not None:
-            self.block.free()
-
-
-@dataclass
-class DeviceBases:
-    """n bases: on the device, on the host to be sent there, or of the CPU backend; none of these for n = 0.
-
-    Attributes:
-        plan: the plan of sums on the device.
-        at: where they lie on the device.
-        block: what they lie in, if that is their own.
-        points: those that are sent.
-        host: the CPU backend's handle.
-    """
-
-    group: Group
-    n: int
-    plan: MsmPlan | None = None
-    at: Address = Address(0)  # noqa: RUF009
-    block: Block | None = None
-    points: Words | None = None
-    host: Any = None
-
-    def __len__(self) -> int:
-        return self.n
-
-    def free(self) -> None:
-        if self.block is not None:
-            self.block.free()
-
-
-class Done(NamedTuple):
-    """A sum that is known already."""
-
-    point: Words
-
-
-class _Scalars(NamedTuple):
-    """Scalars on the device.
-
-    Attributes:
-        at, form, words: as :meth:`Msm.digits` takes them.
-        n: their number.
-    """
-
-    at: Address
-    n: int
-    form: Form
-    words: int
-
-
-@dataclass
-class _Part:
-    """Sums of the same scalars over bases of one plan, which all lie on the device, or are all sent there.
-
-    Attributes:
-        bases: index in the request -> the bases, at least as many as scalars.
-        digits: the digits of all scalars, where they have been made already.
-    """
-
-    plan: MsmPlan
-    bases: dict[int, DeviceBases]
-    scalars: _Scalars
-    digits: Digits | None = None
-
-    @property
-    def n(self) -> int:
-        """The number of scalars."""
-        return self.scalars.n
-
-    def sort(self, msm: Msm, lo: int, count: int, stream: Stream = MAIN) -> Digits:
-        """The digits of ``count`` scalars from ``lo`` on."""
-        at, _, form, words = self.scalars
-        return msm.digits(self.plan, at + 8 * words * lo, count, form, words, stream, self.points(count))
-
-    def points(self, count: int) -> int:
-        """The bases of so many scalars: those of a table, or as many."""
-        return count if self.plan.depth == 1 else len(next(iter(self.bases.values())))
-
-
-def _of_the_same_points(parts: Sequence[tuple[int, _Part]]) -> list[list[tuple[int, _Part]]]:
-    """Parts whose bases can be sent once for all of them."""
-    alike: dict[tuple[Any, ...], list[tuple[int, _Part]]] = {}
-    for i, part in parts:
-        places = tuple(address(b.points) for b in part.bases.values() if b.points is not None)
-        alike.setdefault((part.plan, places, *part.scalars[2:]), []).append((i, part))
-    return list(alike.values())
-
-
-@dataclass
-class _Lanes:
-    """Streams for the sums of one call.
-
-    Attributes:
-        beside: whether sorts and reductions are not on the main one.
-        side: the stream of sums in G2.
-    """
-
-    beside: bool = False
-    side: Stream = MAIN
-    sorts: Stream = MAIN
-    reductions: Sequence[Stream] = ()
-    used: int = 0
-
-    def reduction(self) -> Stream:
-        """The stream for a reduction; they take turns."""
-        self.used += 1
-        return self.reductions[self.used % len(self.reductions)]
-
-
-@dataclass
-class Given:
-    """Scalars of the host, on the device; those that a proof keeps outlive :meth:`free`."""
-
-    block: Block
-    offset: int = 0
-    kept: bool = False
-
-    @property
-    def address(self) -> Address:
-        return Address(self.block.address + self.offset)
-
-    def free(self) -> None:
-        if not self.kept:
-            self.block.free()
 
 
 class CudaBackend:
@@ -265,7 +89,6 @@ class CudaBackend:
         self._host_groups = frozenset(map(Group, host_parts))
         self._hollow = False
         self._memory: Source = gpu.pool
-        self._vector = Program(curve, "vector.cu")
         self._element = curve.scalar.bytes
         self._cpu, self.points = host, host.points
         self._fixed: tuple[object, Words] = None, np.empty((0, 0), dtype=np.uint64)
@@ -282,7 +105,7 @@ class CudaBackend:
         if len(v):
             self._write(v.address, values)
             if form is not Form.MONTGOMERY:
-                self._convert(TO_MONTGOMERY if form is Form.CANONICAL else FROM_MONTGOMERY, v, v)
+                self._vectors.to_montgomery(v.span, form, v.span)
         return v
 
     def download(self, v: DeviceVector, form: Form = Form.CANONICAL) -> Words:
@@ -293,7 +116,7 @@ class CudaBackend:
             self._device.read(out, v.address)
             return out
         converted = self._new(len(v))
-        self._convert(FROM_MONTGOMERY if form is Form.CANONICAL else TO_MONTGOMERY, v, converted)
+        self._vectors.from_montgomery(v.span, form, converted.span)
         self._device.read(out, converted.address)
         converted.free()
         return out
@@ -399,7 +222,7 @@ class CudaBackend:
             return DeviceBases(group, n, sums.plan, self._table(part, sums.plan, Address(0), Address(0)))
         entry = self._opened.entry(part)
         place = entry.block.address
-        self._filled(entry, address(points), lambda: self._table(part, sums.plan, place, points))
+        entry.filled(self._device, address(points), lambda: self._table(part, sums.plan, place, points))
         return DeviceBases(group, n, sums.plan, place)
 
     def matrices(
@@ -432,7 +255,7 @@ class CudaBackend:
             made.place(entry.block.address, self.job.check)
             return made
 
-        return DeviceMatrices(self._filled(entry, address(values), fill).on(self._device))
+        return DeviceMatrices(entry.filled(self._device, address(values), fill).on(self._device))
 
     def column(self, name: str, values: Words, form: Form) -> DeviceVector:
         part = named(self._opened.layout.columns, name)
@@ -442,7 +265,7 @@ class CudaBackend:
             return DeviceVector(part.n, None)
         entry = self._opened.entry(part)
         v = DeviceVector(part.n, None, entry.block.address)
-        self._filled(entry, address(values), lambda: self._written(v, values, form))
+        entry.filled(self._device, address(values), lambda: self._written(v, values, form))
         return v
 
     def _arena_bytes(self, demand: Demand, layout: Layout) -> int:
@@ -476,30 +299,14 @@ class CudaBackend:
 
     # Vectors -------------------------------------------------------------------------
 
-    def _blocks(self, n: int, share: int = 1) -> int:
-        """Blocks for n > 0 elements, of which a thread takes about ``share``."""
-        return -(-n // (THREADS * share))
-
-    def _launch(self, kernel: str, blocks: int, *arguments: int) -> None:
-        """A kernel of vector.cu."""
-        self.job.check()
-        self._device.launch(self._vector, kernel, blocks, THREADS, *arguments)
-
-    def _convert(self, operation: int, source: DeviceVector, out: DeviceVector) -> None:
-        n = len(source)
-        self._launch("convert", self._blocks(n), operation, source.address, out.address, 0, n)
+    @property
+    def _vectors(self) -> Vectors:
+        return Vectors(self._device, self.curve, self.job.check)
 
     def _pointwise(self, operation: int, a: DeviceVector, b: DeviceVector) -> DeviceVector:
         out = self._new(len(a))
-        self._pointwise_into(out, operation, a, b)
+        self._vectors.pointwise(operation, a.span, b.span, out.span)
         return out
-
-    def _pointwise_into(self, out: DeviceVector, operation: int, a: DeviceVector, b: DeviceVector) -> None:
-        if len(a) != len(b):
-            raise ValueError(f"vectors of lengths {len(a)} and {len(b)}")
-        if len(a):
-            addresses = a.address, b.address, out.address
-            self._launch("pointwise", self._blocks(len(a)), operation, *addresses, 0, len(a))
 
     def add(self, a: DeviceVector, b: DeviceVector) -> DeviceVector:
         return self._pointwise(ADD, a, b)
@@ -511,28 +318,17 @@ class CudaBackend:
         return self._pointwise(MUL, a, b)
 
     def multiply_subtract_in_place(self, a: DeviceVector, b: DeviceVector, c: DeviceVector) -> DeviceVector:
-        if not len(a) == len(b) == len(c):
-            raise ValueError(f"vectors of lengths {len(a)}, {len(b)} and {len(c)}")
-        if len(a):
-            addresses = a.address, b.address, c.address
-            self._launch("multiply_subtract", self._blocks(len(a)), *addresses, 0, len(a))
+        self._vectors.multiply_subtract(a.span, b.span, c.span)
         return a
 
     def scale_powers_in_place(self, v: DeviceVector, factor: int, base: int) -> DeviceVector:
-        n = len(v)
-        if not n:
-            return v
-        blocks = self._blocks(n, SCALED)
-        powers = squares(base, max(n - 1, blocks * THREADS).bit_length(), self.curve.r)
-        constants = self._send(field_to_words(self.curve.scalar, [factor, *powers]))
-        self._launch("scale_powers", blocks, v.address, constants.address, 0, n)
-        constants.free()
+        with Scope(self._memory) as memory:
+            self._vectors.scale_powers(v.span, factor, base, memory)
         return v
 
     def batch_inverse(self, v: DeviceVector) -> DeviceVector:
-        out, n = self._new(len(v)), len(v)
-        if n:
-            self._launch("batch_inverse", self._blocks(n, INVERTED), v.address, out.address, 0, n)
+        out = self._new(len(v))
+        self._vectors.batch_inverse(v.span, out.span)
         return out
 
     def ntt(
@@ -585,8 +381,8 @@ class CudaBackend:
         entry = gpu.shared(self.curve, part)
         memory = Arena(entry.block.address, entry.size)
         try:
-            tables = self._filled(
-                entry, domain, lambda: Transform(self._device, memory, domain, part.compact)
+            tables = entry.filled(
+                self._device, domain, lambda: Transform(self._device, memory, domain, part.compact)
             ).on(self._device)
             if own is not None:
                 # Of a part that stays to the proof's end.
@@ -670,7 +466,7 @@ class CudaBackend:
     ) -> DeviceVector:
         n = len(numerators)
         ratios = self.batch_inverse(denominators)
-        self._pointwise_into(ratios, MUL, numerators, ratios)
+        self._vectors.pointwise(MUL, numerators.span, ratios.span, ratios.span)
         out = self._new(n + 1)
         self._device.write(out.address, field_to_words(self.curve.scalar, [start]))
         with self._columns() as columns:
@@ -707,14 +503,14 @@ class CudaBackend:
         out = self._new(known + count)
         self._device.fill(out.address, 0, self._element)
         self._write(Address(out.address + self._element), values)
-        whole = DeviceVector(known, None, out.address)
-        self._convert(TO_MONTGOMERY, whole, whole)
+        whole = Span(out.address, known)
+        self._vectors.to_montgomery(whole, Form.CANONICAL, whole)
         if not count:
             return out
         if self._hollow:
             records, places = np.empty(count * (8 + 2 * self._element), np.uint8), Places(0, 0, 0, 0, 0)
         else:
-            records, places = _records(left, right, left_factors, right_factors)
+            records, places = records_of(left, right, left_factors, right_factors)
         with self._columns() as columns:
             if columns.combine_signals(out.address, known, records, places, count):
                 return out
@@ -768,30 +564,6 @@ class CudaBackend:
         block = Block(self._memory, resident_bytes(self.curve, count, rows, len(values)))
         made.place(block.address, self.job.check)
         return DeviceMatrices(made, block)
-
-    def _filled(self, entry: Resident, source: Hashable, make: Callable[[], T]) -> T:
-        """What an entry holds of a ``source``, such as data that begin at an address; made where it does not.
-
-        What others make there, or have had there, is done before the main stream goes on.
-        """
-        with entry.lock:
-            if entry.value is not None and entry.bound != source:
-                # Nobody keeps account of who reads it; which happens only where an owner's data have moved.
-                entry.value = None
-                self._device.synchronize()
-            if entry.ready is not None:
-                self._device.wait(MAIN, entry.ready)
-            if entry.value is None:
-                try:
-                    entry.value, entry.bound = make(), source
-                    entry.ready = self._device.mark()
-                except BaseException:
-                    entry.value = None
-                    with suppress(DeviceError):
-                        entry.ready = self._device.mark()
-                    raise
-            found: T = entry.value
-            return found
 
     def spmv(self, m: DeviceMatrices, scalars: Words) -> list[DeviceVector]:
         given = self._given(scalars)
@@ -887,9 +659,11 @@ class CudaBackend:
             [np.zeros(b.group.words(self.curve), dtype=np.uint64) for b in bases] for bases, _ in requests
         ]
         with Scope(self._memory) as memory:
-            msm = Msm(self._device, self.curve, self.points, self.job, memory)
+            sums = Sums(
+                Msm(self._device, self.curve, self.points, self.job, memory), self._session, self._gpu.stream
+            )
             try:
-                sums = self._start_all(msm, requests)
+                self.start_sums(sums, requests)
                 meanwhile()
                 for i, (bases, scalars) in enumerate(requests):
                     places = [j for j, b in enumerate(bases) if b.host is not None]
@@ -898,15 +672,7 @@ class CudaBackend:
                         points = self._cpu.msm_many([(handles, self._on_host(scalars))])[0]
                         for j, point in zip(places, points, strict=True):
                             found[i][j] = point
-                pending: list[tuple[int, int, list[Sum]]] = []
-                for i, started in enumerate(sums):
-                    for j, s in started.items():
-                        if isinstance(s, Done):
-                            found[i][j] = s.point
-                        else:
-                            pending.append((i, j, s))
-                finished = msm.finish(*(pieces for _, _, pieces in pending)) if pending else []
-                for (i, j, _), point in zip(pending, finished, strict=True):
+                for (i, j), point in sums.finish().items():
                     found[i][j] = point
             except BaseException:
                 # The other stream may still write into what is given back here.
@@ -915,78 +681,24 @@ class CudaBackend:
                 raise
         return found
 
-    def _start_all(
-        self, msm: Msm, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
-    ) -> list[dict[int, list[Sum] | Done]]:
-        """Launches the sums of all requests -> for each place in each a sum on its way, or what it is.
-
-        Memory that the main stream alone works with may be taken again by its later work, and by other
-        streams, which wait for it each time (:class:`Msm`). What others work with is held to the end.
-        """
-        started: list[dict[int, list[Sum] | Done]] = [{} for _ in requests]
+    def start_sums(
+        self, sums: Sums, requests: Sequence[tuple[Sequence[DeviceBases], Words | DeviceVector]]
+    ) -> None:
+        """Sends the scalars of requests, and launches their sums."""
         given: list[Given] = []
-        here: list[tuple[int, _Part]] = []
-        sent: list[tuple[int, _Part]] = []
-        for i, (bases, scalars) in enumerate(requests):
-            # Tables of one plan are as long as each other.
-            alike: dict[tuple[MsmPlan, bool], dict[int, DeviceBases]] = {}
-            for j, b in enumerate(bases):
-                if b.plan is not None and len(scalars):
-                    alike.setdefault((b.plan, b.points is not None), {})[j] = b
-            if not alike:
-                continue
-            if isinstance(scalars, DeviceVector):
-                on_device = _Scalars(scalars.address, len(scalars), Form.MONTGOMERY, self.curve.scalar.limbs)
-            else:
-                given.append(self._given(scalars))
-                on_device = _Scalars(given[-1].address, len(scalars), Form.CANONICAL, scalars.shape[1])
-            for (plan, elsewhere), mine in alike.items():
-                (sent if elsewhere else here).append((i, _Part(plan, mine, on_device)))
-        lanes = self._lanes([part for _, part in here])
-        if lanes.beside:
-            # Nothing runs beside the first sort, and the others beside sums.
-            for k, (_, part) in enumerate(here):
-                part.digits = part.sort(msm, 0, part.n, lanes.sorts if k else MAIN)
-        for i, part in here:
-            started[i].update(self._start_part(msm, part, lanes))
-        for together in _of_the_same_points(sent):
-            first = together[0][1]
-            points = [(b.group, b.points) for b in first.bases.values() if b.points is not None]
-            scalars_of = [(part.scalars.at, part.n) for _, part in together]
-            _, _, form, words = first.scalars
-            with self._gpu.stream() as copies:
-                found = msm.sum_slices(first.plan, points, scalars_of, copies, form, words)
-            for (i, part), sums in zip(together, found, strict=True):
-                started[i].update(zip(part.bases, map(Done, sums), strict=True))
+        placed: list[tuple[Sequence[DeviceBases], Scalars | None]] = []
+        for bases, scalars in requests:
+            n, on_device = len(scalars), None
+            if n and any(b.plan is not None for b in bases):
+                if isinstance(scalars, DeviceVector):
+                    on_device = Scalars(scalars.address, n, Form.MONTGOMERY, self.curve.scalar.limbs)
+                else:
+                    given.append(self._given(scalars))
+                    on_device = Scalars(given[-1].address, n, Form.CANONICAL, scalars.shape[1])
+            placed.append((bases, on_device))
+        sums.start(placed)
         for one in given:
             one.free()
-        return started
-
-    def _lanes(self, parts: Sequence[_Part]) -> _Lanes:
-        """Streams for the sums of a proof, if one piece of each is all; others come one after another."""
-        session = self._session
-        if session is None or any(part.n > part.plan.n for part in parts):
-            return _Lanes()
-        _, side, sorts, *reductions = session.streams
-        return _Lanes(session.layout.beside, side, sorts, reductions)
-
-    def _start_part(self, msm: Msm, part: _Part, lanes: _Lanes) -> dict[int, list[Sum]]:
-        """Sums over bases of one plan that lie on the device, ``plan.n`` points at a time."""
-        plan = part.plan
-        started: dict[int, list[Sum]] = {j: [] for j in part.bases}
-        for lo in range(0, part.n, plan.n):
-            count = min(plan.n, part.n - lo)
-            digits = part.digits or part.sort(msm, lo, count)
-            # The longest first.
-            for j, b in sorted(part.bases.items(), key=lambda item: item[1].group is Group.G1):
-                at = Address(b.at + lo * point_bytes(self.curve, b.group))
-                stream = lanes.side if b.group is Group.G2 else MAIN
-                reductions = lanes.reduction() if stream == MAIN and lanes.beside else None
-                bases = Bases(plan, b.group, part.points(count), at)
-                started[j].append(msm.sum(bases, digits, stream, reductions))
-            if all(s[-1].stream == MAIN for s in started.values()):
-                msm.release(digits)
-        return started
 
     def fixed_base_mul(self, group: Group, point: Words, scalars: Words | DeviceVector) -> Words:
         if len(scalars) < FEWEST_MULTIPLES:
@@ -1015,26 +727,3 @@ class CudaBackend:
         if isinstance(scalars, DeviceVector):
             return self._cpu.upload(self.download(scalars, Form.MONTGOMERY), Form.MONTGOMERY)
         return scalars
-
-
-def _records(
-    left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
-) -> tuple[NDArray[np.uint8], Places]:
-    """Parts of records as bytes, a view if they come from one array of records; and where the parts are."""
-    parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
-    count, stride = len(left), left.strides[0]
-    first = min(parts, key=address)
-    x, y, a, b = (address(part) - address(first) for part in parts)
-    end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
-    together = all(part.strides[0] == stride for part in parts) and end <= stride
-    units, rest = divmod((count - 1) * stride + end, first.dtype.itemsize)
-    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8 or rest)
-    if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
-        begin = first[:1].reshape(-1)[:1]
-        whole = np.lib.stride_tricks.as_strided(begin, (units,), begin.strides, writeable=False)
-        return whole.view(np.uint8), Places(stride, x, y, a, b)
-    limbs = left_factors.shape[1]
-    rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
-    for name, part in zip("xyab", parts, strict=True):
-        rows[name] = part
-    return rows.view(np.uint8), Places(rows.itemsize, 0, 4, 8, 8 + 8 * limbs)

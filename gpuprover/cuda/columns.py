@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct, pack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from gpuprover.columns import Formula
 from gpuprover.cuda.device import Address, Allocator, Device, Program
 from gpuprover.curves import CurveParams, FieldParams
-from gpuprover.limbs import words_to_field
+from gpuprover.limbs import Words, address, words_to_field
 
 QUAD = 16
 """Bytes to which the tables of a launch are aligned."""
@@ -121,7 +121,7 @@ class Columns:
     Args:
         check: called before every launch; an exception of its ends the operation.
         memory: where scratch comes from. What is not given back at an exception is the caller's to release,
-            as :class:`gpuprover.cuda.memory.Scope` does.
+            as :class:`gpuprover.cuda.allocation.Scope` does.
     """
 
     def __init__(
@@ -243,8 +243,8 @@ class Columns:
         """What a counter holds, once the launches are done; gives it back, and the others."""
         found = np.zeros(1, np.uint32)
         self._device.read(found, counter)
-        for address in (counter, *others):
-            self._memory.release(address)
+        for place in (counter, *others):
+            self._memory.release(place)
         return int(found[0])
 
     def interleave(self, vectors: Sequence[Span], out: Span) -> None:
@@ -286,8 +286,8 @@ class Columns:
         )  # fmt: skip
         found = np.empty((len(queries), self._field.limbs), np.uint64)
         self._device.read(found, out)
-        for address in (tables.start, partials, out):
-            self._memory.release(address)
+        for place in (tables.start, partials, out):
+            self._memory.release(place)
         return words_to_field(self._field, found)
 
     # Scans ---------------------------------------------------------------------------
@@ -400,3 +400,29 @@ def _machine_code(formula: Formula) -> tuple[bytes, int]:
     """The formula's program as an array of Instruction of kernels/columns.cu, and its number of registers."""
     program = formula.program
     return np.array(program.instructions, "<u4").tobytes(), program.registers
+
+
+def records_of(
+    left: NDArray[np.uint32], right: NDArray[np.uint32], left_factors: Words, right_factors: Words
+) -> tuple[NDArray[np.uint8], Places]:
+    """Records for :meth:`Columns.combine_signals`, as bytes, and where their parts are.
+
+    A view if the parts come from one array of records.
+    """
+    parts: tuple[NDArray[Any], ...] = left, right, left_factors, right_factors
+    count, stride = len(left), left.strides[0]
+    first = min(parts, key=address)
+    x, y, a, b = (address(part) - address(first) for part in parts)
+    end = max(x + 4, y + 4, a + left_factors[0].nbytes, b + right_factors[0].nbytes)
+    together = all(part.strides[0] == stride for part in parts) and end <= stride
+    units, rest = divmod((count - 1) * stride + end, first.dtype.itemsize)
+    aligned_parts = not (x % 4 or y % 4 or a % 8 or b % 8 or rest)
+    if together and aligned_parts and left_factors.strides[1:] == right_factors.strides[1:] == (8,):
+        begin = first[:1].reshape(-1)[:1]
+        whole = np.lib.stride_tricks.as_strided(begin, (units,), begin.strides, writeable=False)
+        return whole.view(np.uint8), Places(stride, x, y, a, b)
+    limbs = left_factors.shape[1]
+    rows = np.empty(count, [("x", "<u4"), ("y", "<u4"), ("a", "<u8", limbs), ("b", "<u8", limbs)])
+    for name, part in zip("xyab", parts, strict=True):
+        rows[name] = part
+    return rows.view(np.uint8), Places(rows.itemsize, 0, 4, 8, 8 + 8 * limbs)

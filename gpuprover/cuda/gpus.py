@@ -15,8 +15,8 @@ from gpuprover import forks
 from gpuprover.backend import Backend
 from gpuprover.config import gpu_memory_limit
 from gpuprover.cuda import probe
+from gpuprover.cuda.allocation import Pool
 from gpuprover.cuda.device import Device
-from gpuprover.cuda.memory import Pool
 from gpuprover.cuda.probe import FoundGpu, Survey, mark_lost
 from gpuprover.cuda.source import proving_programs
 from gpuprover.curves import CurveParams

@@ -27,8 +27,8 @@ from functools import cached_property, lru_cache
 from itertools import product
 
 from gpuprover.cuda import sparse
+from gpuprover.cuda.allocation import Arena, Pool, Resident, Residents, aligned, needs
 from gpuprover.cuda.device import Device, Properties, Stream
-from gpuprover.cuda.memory import Arena, Pool, Resident, Residents, aligned, needs
 from gpuprover.cuda.msm_plan import MsmPlan, choose_plan, point_bytes
 from gpuprover.cuda.ntt import table_bytes as twiddle_bytes
 from gpuprover.curves import CurveParams, Group

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprover.backend import Form
+from gpuprover.cuda.allocation import ALIGNMENT, aligned
 from gpuprover.cuda.device import Address, Device, Program
-from gpuprover.cuda.memory import ALIGNMENT, aligned
 from gpuprover.curves import CurveParams
 from gpuprover.limbs import Words
 

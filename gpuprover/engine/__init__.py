@@ -3,10 +3,10 @@
 :mod:`.prover` is what users see, with :mod:`.terms` and :mod:`.status`; :mod:`.driver` is its thread.
 :mod:`.dispatch` has the way of each job, over the scheduler and an executor, and under its one lock
 
-- :mod:`.seats`: the bounded queue, and the part of it that one tenant may have,
+- :mod:`.entrance`: whether jobs are taken; :mod:`.seats`: the bounded queue, and a tenant's part of it,
 - :mod:`.loading`: circuits that are loaded, and jobs that wait for others,
 - :mod:`.sharing`: kept proofs, and one proof for equal witnesses,
-- :mod:`.offer`: devices that there are,
+- :mod:`.device_queue`: jobs that wait for a device; :mod:`.offer`: devices that there are,
 - :mod:`.headroom`: memory that is left, and runs that wait for it,
 - :mod:`.runs`: runs, from their start to their end and what follows it,
 - :mod:`.timers`: actions that are due; :mod:`.records`: what these modules hand to each other.

@@ -8,10 +8,9 @@ waits for, and sees to it that each is answered once, with a proof or with one t
   others do not.
 - *Shared proof* (:mod:`.sharing`). Where proofs are kept, a job with the witness of one that is being proved
   waits for that one.
-- *Device* (:mod:`.offer`). The scheduler's queue.
+- *Device* (:mod:`.device_queue`). The scheduler's queue.
 - *Room* (:mod:`.headroom`). Above the watermark a run that the scheduler has started is held back while
-  caches shrink. A proof that does not fit the limit, and might if the processes held as little as they once
-  did, is tried again after a shrink before it is refused.
+  caches shrink.
 - *Run* (:mod:`.runs`). Out of memory: it keeps its resources for ``retry_delay`` seconds, and then comes down
   the scheduler's ladder. A GPU fails: the CPU takes over, if it may. The worker dies: again, three times at
   most.
@@ -34,8 +33,10 @@ from functools import partial
 from gpuprover import memory
 from gpuprover.caching import Cache
 from gpuprover.config import EngineSettings
+from gpuprover.engine.device_queue import DeviceQueue
 from gpuprover.engine.directory import CircuitFiles
-from gpuprover.engine.headroom import SETTLE_SECONDS, Headroom
+from gpuprover.engine.entrance import Entrance
+from gpuprover.engine.headroom import Headroom
 from gpuprover.engine.loading import Loading
 from gpuprover.engine.offer import Offer
 from gpuprover.engine.proof_job import JobState, ProofJob
@@ -47,17 +48,13 @@ from gpuprover.engine.timers import Timers
 from gpuprover.errors import (
     Aborted,
     Cancelled,
-    DeviceError,
-    OutOfMemory,
     ProverError,
-    QueueFull,
-    ShuttingDown,
     Timeout,
 )
 from gpuprover.executor import Executor, KeyChanged, KeyInfo
 from gpuprover.memory import MIB, LeakAlarm, Watermark
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device, Scheduler, Times
+from gpuprover.scheduler import Scheduler, Times
 from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
@@ -84,7 +81,8 @@ class Dispatcher:
 
     Attributes:
         wake: set when there is something to do for :meth:`step`.
-        seats: seats in the queue. Whoever submits has taken one; it is given back here.
+        entrance: where whoever submits takes a seat in the queue.
+        seats: these seats; they are given back here.
         observers: called with each job that has ended, before its own callbacks.
     """
 
@@ -108,10 +106,11 @@ class Dispatcher:
         self._relief, self._clock, self._held = relief, clock, held
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
-        self._started, self._accepting = False, True
+        self._started = False
         self._stopped: ProverError | None = None
         # Rooms of their own, under the lock.
         self._steps, self._timers, self._offer = Steps(), Timers(clock), Offer(settings.device)
+        self.entrance = Entrance(self.seats, self._lock, self._steps)
         self._shared: SharedProofs[Work] = SharedProofs(settings.proof_cache * MIB, settings.cache_ttl, clock)
         self._loading = Loading(
             executor, check, lambda: self._offer.kinds, self._post, self._timers, self._steps
@@ -147,14 +146,20 @@ class Dispatcher:
                 look=self._poll_soon,
             ),
         )
-        # Jobs: all that are open, those that the scheduler has, those without any device yet.
+        self._queue = DeviceQueue(
+            self._offer,
+            self._scheduler,
+            self._headroom,
+            self._timers,
+            idle=lambda: not self._runs.by_id,
+            lose=self._runs.lose,
+            again=self._enqueue,
+            end=self._end,
+        )
         self._open: dict[str, Work] = {}
-        self._tickets: dict[int, Work] = {}
-        self._unplaced: list[Work] = []
         # Appended to without the lock: an executor may call from where it holds one of its own.
         self._events: deque[Callable[[], None]] = deque()
         self._ended: list[ProofJob] = []
-        self._dirty = False
 
     @property
     def counters(self) -> Counter[str]:
@@ -171,7 +176,7 @@ class Dispatcher:
     def start(self) -> None:
         """Starts the executor, if it has not been, and loads what is to be preloaded."""
         with self._lock:
-            self._require_open()
+            self.entrance.require_open()
             if self._started:
                 return
             self._executor.start(self._changed)
@@ -179,38 +184,6 @@ class Dispatcher:
             self._headroom.watch()
             for files in self._preload:
                 self._loading.preload(files)
-
-    def take_seat(self, wait: bool, timeout: float, tenant: str = "") -> None:
-        """Takes a seat in the queue.
-
-        Raises:
-            QueueFull: there is none, or none for this tenant, and ``wait`` is false.
-            Timeout: none became free in time.
-            ShuttingDown: nothing is taken any more.
-        """
-        self._turn_away()
-        try:
-            self.seats.acquire(timeout if wait else 0, tenant)
-        except Timeout as error:
-            raise self._full(wait, error) from None
-
-    async def atake_seat(self, wait: bool, timeout: float, tenant: str = "") -> None:
-        """:meth:`take_seat` for tasks."""
-        self._turn_away()
-        try:
-            await self.seats.aacquire(timeout if wait else 0, tenant)
-        except Timeout as error:
-            raise self._full(wait, error) from None
-
-    def _turn_away(self) -> None:
-        with self._lock:
-            self.counters["turned_away"] += not self._accepting
-            self._require_open()
-
-    def _full(self, wait: bool, error: Timeout) -> ProverError:
-        with self._lock:
-            self.counters["timeouts" if wait else "refused"] += 1
-        return error if wait else QueueFull(error.message)
 
     def submit(
         self,
@@ -230,7 +203,7 @@ class Dispatcher:
         """
         self.start()
         with self._lock:
-            self._require_open()
+            self.entrance.require_open()
             now = self._clock()
             work = Work(job, self._loading.circuit(files), witness, now, now + timeout, content, tenant)
             work.limit = self._timers.after(timeout, partial(self._expire, work))
@@ -256,7 +229,7 @@ class Dispatcher:
         """Loads a circuit that is not, and pins it; ``loaded``, called from any thread, returns soon."""
         self.start()
         with self._lock:
-            self._require_open()
+            self.entrance.require_open()
             info = self._loading.load(files, pin, loaded)
         if info is not None:
             loaded(info)
@@ -272,13 +245,13 @@ class Dispatcher:
     def drain(self, timeout: float | None) -> bool:
         """Takes no more jobs, and waits for those that there are -> whether all have ended."""
         with self._lock:
-            self._accepting = False
+            self.entrance.close()
             return self._idle.wait_for(lambda: not self._open, timeout)
 
     def abort(self, error: ProverError, *, running: bool) -> None:
         """Takes no more jobs, and ends those that wait, and with ``running`` all."""
         with self._lock:
-            self._accepting = False
+            self.entrance.close()
             for work in list(self._open.values()):
                 if running or not work.launched:
                     self._abandon(work, error)
@@ -317,7 +290,7 @@ class Dispatcher:
             runs = Counter(run.placement.device for run in self._scheduler.running)
             running = sum(work.job.state is JobState.RUNNING for work in self._open.values())
             return Snapshot(
-                accepting=self._accepting,
+                accepting=self.entrance.open,
                 started=self._started,
                 preloaded=self._loading.preloaded,
                 running=running,
@@ -339,10 +312,6 @@ class Dispatcher:
         """What is known of the circuits that are loaded, by name."""
         with self._lock:
             return self._loading.keys
-
-    def _require_open(self) -> None:
-        if not self._accepting:
-            raise ShuttingDown("the prover is shutting down, and takes no more work")
 
     # From the queue to the scheduler ---------------------------------------------------
 
@@ -377,43 +346,7 @@ class Dispatcher:
             if self._shared.join(name, work):
                 self.counters["joined"] += 1
                 return
-        if not self._offer.devices:
-            self._unplaced.append(work)
-            return
-        self._measure()
-        try:
-            ticket = self._scheduler.submit(
-                self._offer.shape(info),
-                circuit=work.circuit.label,
-                priority=work.job.priority,
-                tenant=work.tenant,
-                since=work.submitted,
-            )
-        except ProverError as error:
-            self._unplaceable(work, error)
-            return
-        work.ticket, self._tickets[ticket.id] = ticket, work
-        self._dirty = True
-
-    def _unplaceable(self, work: Work, error: ProverError) -> None:
-        """No device could take a job, as things are: it is tried again after a shrink, or ends."""
-        self._forget_ticket(work)
-        assert work.info is not None
-        try:
-            self._offer.shape(work.info)
-        except DeviceError as problem:
-            error = problem
-        if isinstance(error, OutOfMemory) and not work.shrunk and self._headroom.may_grow:
-            work.shrunk = True
-            self._headroom.shrink_soon()
-            self._timers.after(SETTLE_SECONDS, partial(self._enqueue, work))
-            return
-        self._end(work, error)
-
-    def _forget_ticket(self, work: Work) -> None:
-        if work.ticket is not None:
-            del self._tickets[work.ticket.id]
-            work.ticket = None
+        self._queue.submit(work, info)
 
     # Ends ------------------------------------------------------------------------------
 
@@ -436,11 +369,7 @@ class Dispatcher:
         """Ends a job wherever it is."""
         self._loading.leave(work.circuit, work)
         self._shared.leave(work)
-        if work in self._unplaced:
-            self._unplaced.remove(work)
-        if work.ticket is not None:
-            self._scheduler.cancel(work.ticket)
-            self._dirty = True
+        self._queue.leave(work)
         self._runs.abandon(work, error)
         self._end(work, error)
 
@@ -452,7 +381,7 @@ class Dispatcher:
         if isinstance(outcome, ProofResult) and work.warnings:
             outcome = replace(outcome, warnings=(*outcome.warnings, *work.warnings))
         self._leave_queue(work)
-        self._forget_ticket(work)
+        self._queue.forget(work)
         if work.limit is not None:
             work.limit.cancel()
         job._finish(outcome)
@@ -484,7 +413,7 @@ class Dispatcher:
 
     def _key_changed(self, work: Work) -> None:
         """The key's file is another one: the job waits for the new key."""
-        self._forget_ticket(work)
+        self._queue.forget(work)
         if work.job.id not in self._open:
             return
         if work.replans > KEY_CHANGES:
@@ -492,50 +421,15 @@ class Dispatcher:
         else:
             self._admit(work)
 
-    # Devices and memory ----------------------------------------------------------------
-
-    def _changed(self) -> None:
-        """In any thread."""
-        self._post(self._look)
-
-    def _look(self) -> None:
-        """Takes what the executor offers now."""
-        gone, changed = self._offer.update(self._executor.devices)
-        for name in gone:
-            self._lose(name)
-        self._measure()
-        for device in changed:
-            self._scheduler.update(self._bounded(device))
-            self._dirty = True
-        if self._offer.devices:
-            unplaced, self._unplaced = self._unplaced, []
-            for work in unplaced:
-                self._enqueue(work)
-
-    def _lose(self, name: str) -> None:
-        """A device is gone, and what ran there with it."""
-        log.warning("%s is gone", name)
-        self._dirty = True
-        for run in self._scheduler.device_lost(name):
-            work = self._tickets.get(run.ticket.id)
-            if work is not None:
-                self._runs.lose(work)
-
     def _usage(self) -> int:
         """Bytes that count against the limit."""
         return self._held() + (self._executor.memory() if self._started else 0)
 
-    def _measure(self) -> None:
-        """Tells the scheduler what proofs may take of the host."""
-        host = self._offer.host
-        if host is not None and self._headroom.measure(host.memory, idle=not self._runs.by_id):
-            self._scheduler.update(self._bounded(host))
-            self._dirty = True
-
-    def _bounded(self, device: Device) -> Device:
-        return replace(device, memory=self._headroom.room) if device.kind == "cpu" else device
-
     # Order -----------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """The executor offers other devices; in any thread."""
+        self._post(lambda: self._queue.update(self._executor.devices))
 
     def _post(self, event: Callable[[], None]) -> None:
         """Has a function called under the lock, soon; in any thread."""
@@ -543,7 +437,7 @@ class Dispatcher:
         self.wake.set()
 
     def _poll_soon(self) -> None:
-        self._dirty = True
+        self._queue.due = True
 
     def _advance(self) -> None:
         """Does everything that can be done now. With the lock held."""
@@ -551,16 +445,11 @@ class Dispatcher:
             while self._events:
                 self._events.popleft()()
             self._timers.run_due()
-            if not self._dirty:
+            if not self._queue.due:
                 if self._events:
                     continue
                 return
-            self._dirty = False
-            if self._scheduler.waiting:
-                self._measure()
-            starts, refused = self._scheduler.poll()
-            for ticket, error in refused:
-                self._unplaceable(self._tickets[ticket.id], error)
+            starts = self._queue.poll()
             self._runs.release()
-            for run in starts:
-                self._runs.begin(self._tickets[run.ticket.id], run)
+            for work, run in starts:
+                self._runs.begin(work, run)

@@ -20,7 +20,7 @@ from gpuprover.job import Job, Progress
 from gpuprover.memory import memory_usage
 from gpuprover.proving import ProofResult
 from gpuprover.runner import Runner
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 
 NAME = "local"
 CANCEL_SECONDS = 2.0
@@ -57,7 +57,7 @@ class LocalExecutor:
         self._lock = threading.Condition()
         self._runner: Runner | None = None
         self._problem: ProverError | None = None
-        self._devices: list[Device] = []
+        self._devices: list[DeviceInfo] = []
         self._runs: dict[int, _LocalRun] = {}
         self._loads = self._proofs = 0
         self._closed = False
@@ -91,7 +91,7 @@ class LocalExecutor:
         self._changed()
 
     @property
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[DeviceInfo]:
         with self._lock:
             return list(self._devices)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gpuprover.devices import is_gpu
 from gpuprover.errors import DeviceError
 from gpuprover.executor import KeyInfo
-from gpuprover.scheduler import Device, JobShape
+from gpuprover.scheduler import DeviceInfo, JobShape
 
 
 class Offer:
@@ -22,10 +22,10 @@ class Offer:
 
     def __init__(self, setting: str) -> None:
         self._setting = setting
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, DeviceInfo] = {}
         self._told: set[str] = set()
 
-    def update(self, offered: list[Device]) -> tuple[set[str], list[Device]]:
+    def update(self, offered: list[DeviceInfo]) -> tuple[set[str], list[DeviceInfo]]:
         """Takes what an executor offers now.
 
         Returns:
@@ -49,7 +49,7 @@ class Offer:
         return frozenset(device.kind for device in self.devices.values() if not device.problem)
 
     @property
-    def host(self) -> Device | None:
+    def host(self) -> DeviceInfo | None:
         """The CPU; None until it is known."""
         return next((device for device in self.devices.values() if device.kind == "cpu"), None)
 

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +40,7 @@ from gpuprover.executor import Executor, KeyInfo
 from gpuprover.job import Progress
 from gpuprover.memory import MIB
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device, Times
+from gpuprover.scheduler import DeviceInfo, Times
 from gpuprover.systems.system import read_curve
 from gpuprover.witness_source import InputsForm, WitnessLike, WitnessSource, looked_at
 from gpuprover.workers import PoolSettings, WorkerPool
@@ -256,11 +257,11 @@ class Prover:
         return Terms.checked(timeout, priority, queue, tenant, progress)
 
     def _submit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
-        self._dispatcher.take_seat(terms.wait, terms.left, terms.tenant)
+        self._dispatcher.entrance.take_seat(terms.wait, terms.left, terms.tenant)
         return self._submit_seated(circuit, witness, terms)
 
     async def _asubmit(self, circuit: str, witness: WitnessLike, terms: Terms) -> ProofJob:
-        await self._dispatcher.atake_seat(terms.wait, terms.left, terms.tenant)
+        await self._dispatcher.entrance.atake_seat(terms.wait, terms.left, terms.tenant)
         # Files are looked up, and witnesses are converted.
         begun = threading.Event()
 
@@ -392,6 +393,12 @@ class Prover:
         self._here()
         return self._directory.has(circuit)
 
+    def look_in(self, folder: Path) -> None:
+        """Proves for circuits of another folder, too, whose names are listed nowhere: for keys that clients
+        bring, by names that nobody guesses."""
+        self._here()
+        self._directory.look_in(folder)
+
     def known_circuits(self) -> dict[str, CircuitKind]:
         """Proof system and curve of each circuit whose key is loaded or was read, by name; reads no file."""
         self._here()
@@ -507,7 +514,7 @@ class Prover:
             verifier=verifier,
         )
 
-    def _serving(self, devices: list[Device]) -> list[Device]:
+    def _serving(self, devices: list[DeviceInfo]) -> list[DeviceInfo]:
         """Devices that proofs may be placed on: a GPU that was asked for by name has no substitute."""
         named = is_gpu(self.settings.device)
         return [device for device in devices if not named or device.kind != "cpu"]

@@ -12,7 +12,7 @@ from gpuprover.engine.proof_job import ProofJob
 from gpuprover.engine.timers import Timer
 from gpuprover.errors import OutOfMemory, ProverError
 from gpuprover.executor import KeyInfo
-from gpuprover.scheduler import Assignment, Device, Ticket
+from gpuprover.scheduler import Assignment, DeviceInfo, Ticket
 from gpuprover.witness_source import WitnessSource
 
 log = logging.getLogger("gpuprover.engine")
@@ -176,6 +176,6 @@ class Snapshot:
     loaded: tuple[str, ...]
     problems: tuple[str, ...]
     failures: tuple[ProverError, ...]
-    devices: tuple[tuple[Device, int], ...]
+    devices: tuple[tuple[DeviceInfo, int], ...]
     held: int
     counters: dict[str, int]

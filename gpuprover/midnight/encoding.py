@@ -126,6 +126,8 @@ class Reader:
         """A compact integer below 2^bits."""
         start, first = self.at, self.byte(field)
         mode = first & 3
+        if mode == 0 and bits >= 6:  # most of them
+            return first >> 2
         if mode < 3:
             size = (0, 1, 3)[mode]
             value = (int.from_bytes(self.view(size, field), "little") << 8 | first) >> 2

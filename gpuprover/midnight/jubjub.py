@@ -1,4 +1,4 @@
-"""The curve Jubjub over the scalar field of BLS12-381: −x² + y² = 1 + d·x²·y², in plain integers.
+"""The curve Jubjub over the scalar field of BLS12-381: −x² + y² = 1 + d·x²·y².
 
 Points are pairs (x, y) of canonical coordinates; the neutral element is (0, 1). The cofactor is 8; circuits
 compute in the subgroup of prime order only. Source: Zcash protocol specification, section 5.4.9.3; formulas
@@ -7,6 +7,7 @@ of Hisil, Wong, Carter, Dawson, "Twisted Edwards Curves Revisited", ASIACRYPT 20
 
 from __future__ import annotations
 
+from gpuprover import devices
 from gpuprover.curves import BLS12_381
 
 R = BLS12_381.r
@@ -50,7 +51,12 @@ def negate(p: Point) -> Point:
 
 
 def multiply(p: Point, scalar: int) -> Point:
-    """scalar·p for a scalar >= 0; it is not reduced, since p may have another order than the subgroup."""
+    """scalar·p for a point of the curve and a scalar >= 0, by a kernel."""
+    return devices.edwards_multiple(BLS12_381, D, p, scalar % (COFACTOR * ORDER))
+
+
+def multiply_in_integers(p: Point, scalar: int) -> Point:
+    """As :func:`multiply`, without a kernel: its specification."""
     total, base = _extended(NEUTRAL), _extended(p)
     for bit in bin(scalar)[2:]:
         total = _double(total)
@@ -90,7 +96,7 @@ def _double(p: _Extended) -> _Extended:
     return e * f % R, g * h % R, f * g % R, e * h % R
 
 
-GENERATOR: Point = multiply(
+GENERATOR: Point = multiply_in_integers(
     (0x62EDCBB8BF3787C88B0F03DDD60A8187CAF55D1B29BF81AFE4B3D35DF1A7ADFE, 11), COFACTOR
 )
 """The generator of the subgroup."""

@@ -96,7 +96,7 @@ class Numerator:
         remainders = []
         for j, g in enumerate(given):
             known = extended[j] if extended else {}
-            with backend.job.part(j, cosets):
+            with backend.job.subphase(j, cosets):
                 numerator = self._on_coset(backend, domain, polynomials, challenges, g, chunks, known)
             backend.ntt(numerator, domain, Direction.INVERSE, coset=g)
             # The division, with what follows, is a factor of the sums below.
@@ -108,8 +108,8 @@ class Numerator:
                 Term(v, factor * scale % r) for v, factor, scale in zip(remainders, row, scales, strict=True)
             ]
             if top is not None:
-                known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
-                terms.append(Term(top, -known % r))
+                above = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
+                terms.append(Term(top, -above % r))
             parts.append(backend.combine(terms, n))
         backend.free(*remainders)
         return parts

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gpuprover.scheduler.placement import (
     TIERS,
     Degrade,
-    Device,
+    DeviceInfo,
     JobShape,
     Placement,
     Tier,
@@ -46,7 +46,7 @@ __all__ = [
     "Assignment",
     "Decisions",
     "Degrade",
-    "Device",
+    "DeviceInfo",
     "JobShape",
     "Outcome",
     "Placement",

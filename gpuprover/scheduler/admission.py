@@ -31,7 +31,7 @@ from typing import NamedTuple
 from gpuprover.errors import DeviceError, ProverError, QueueFull, Timeout
 from gpuprover.scheduler.placement import (
     Degrade,
-    Device,
+    DeviceInfo,
     JobShape,
     Placement,
     Times,
@@ -141,7 +141,7 @@ class Decisions(NamedTuple):
 class _Load:
     """What of a device is taken, and the keys in its memory: circuit -> (bytes, runs), last used last."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: DeviceInfo) -> None:
         self.device = device
         self.threads = self.own = self.pinned = self.proofs = 0
         self.alone = False
@@ -290,7 +290,7 @@ class Scheduler:
 
     def __init__(
         self,
-        devices: Iterable[Device],
+        devices: Iterable[DeviceInfo],
         times: Times,
         clock: Callable[[], float],
         *,
@@ -442,7 +442,7 @@ class Scheduler:
             return False
         return True
 
-    def update(self, device: Device) -> None:
+    def update(self, device: DeviceInfo) -> None:
         """A device that came, came back, or has other limits now."""
         if device.name in self._loads:
             self._loads[device.name].device = device
@@ -594,7 +594,7 @@ class Scheduler:
             raise nothing_fits(ticket.shape, devices, out)
         return found, out
 
-    def _predict(self, ticket: Ticket, device: Device, threads: int) -> Placement | str:
+    def _predict(self, ticket: Ticket, device: DeviceInfo, threads: int) -> Placement | str:
         """A proposal whose seconds know the circuit, and whether the key is there."""
         host = self._host.device if self._host is not None else None
         load = self._loads[device.name]
@@ -625,7 +625,7 @@ class Scheduler:
                     end += min(p.seconds, run.placement.seconds, max(0.0, run.ends - start))
         return end
 
-    def _useful(self, shape: JobShape, device: Device) -> int:
+    def _useful(self, shape: JobShape, device: DeviceInfo) -> int:
         """Threads that are busy for half of the time at least; none for a GPU, which waits for none."""
         threads = min(device.threads, 1)
         one = self._times.seconds(shape.work, device, shape.constraints, 1)

@@ -46,7 +46,7 @@ def tier_of(constraints: int) -> Tier:
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceInfo:
     """What a machine offers.
 
     Attributes:
@@ -104,12 +104,12 @@ class Times(Protocol):
     """Predicted seconds; :mod:`gpuprover.calibration` has them."""
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         """Of a whole proof, or of a part of it, alone on the device."""
         ...
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         """Whether measurements of this very device stand behind them."""
         ...
 
@@ -132,7 +132,7 @@ class Placement:
     """Where and how a proof runs.
 
     Attributes:
-        device, kind: name and kind of the :class:`Device`.
+        device, kind: name and kind of the :class:`DeviceInfo`.
         threads: CPU threads: of the proof, or of ``host_parts``; 0 for a GPU alone.
         plan: the memory that it may take, the one of index ``step`` among those for the kind.
         host_parts: parts that the CPU does while the GPU does the rest.
@@ -168,11 +168,11 @@ class Placement:
 
 def propose(
     shape: JobShape,
-    device: Device,
+    device: DeviceInfo,
     times: Times,
     *,
     threads: int,
-    host: Device | None = None,
+    host: DeviceInfo | None = None,
     level: Degrade = Degrade.NONE,
     loaded: bool = False,
 ) -> Placement | str:
@@ -225,12 +225,12 @@ def propose(
     return replace(found, seconds=found.seconds + loading, loading=loading)
 
 
-def _holds(device: Device, size: int) -> bool:
+def _holds(device: DeviceInfo, size: int) -> bool:
     return device.memory is None or size <= device.memory
 
 
 def _splits(
-    shape: JobShape, device: Device, times: Times, threads: int, host: Device, whole: Placement
+    shape: JobShape, device: DeviceInfo, times: Times, threads: int, host: DeviceInfo, whole: Placement
 ) -> Iterator[Placement]:
     """The proof with a part of it on the host, where both were measured and it is predicted to pay."""
     if not (times.measured(shape.work, device) and times.measured(shape.work, host)):
@@ -251,7 +251,7 @@ def _splits(
 
 
 def sift(
-    shape: JobShape, devices: Sequence[Device], times: Times, proposals: Sequence[Placement | str]
+    shape: JobShape, devices: Sequence[DeviceInfo], times: Times, proposals: Sequence[Placement | str]
 ) -> tuple[list[Placement], list[str]]:
     """The placements to choose from, and in words why each other device is none."""
     out = [f"{d.name}: {p}" for d, p in zip(devices, proposals, strict=True) if isinstance(p, str)]
@@ -264,14 +264,14 @@ def sift(
     return [p for _, p in found], out
 
 
-def nothing_fits(shape: JobShape, devices: Sequence[Device], out: Sequence[str]) -> ProverError:
+def nothing_fits(shape: JobShape, devices: Sequence[DeviceInfo], out: Sequence[str]) -> ProverError:
     """The error for a proof that no device can take."""
     kind = DeviceError if all(device.problem for device in devices) else OutOfMemory
     return kind(f"{shape}: no device can prove it: {'; '.join(out) or 'there is none'}")
 
 
 def explain(
-    shape: JobShape, device: Device, chosen: Placement, others: Sequence[Placement], out: Sequence[str]
+    shape: JobShape, device: DeviceInfo, chosen: Placement, others: Sequence[Placement], out: Sequence[str]
 ) -> str:
     """A placement in words, for status, logs and ``doctor``."""
     where = device.name
@@ -298,7 +298,7 @@ def format_seconds(seconds: float) -> str:
 
 def place(
     shape: JobShape,
-    devices: Sequence[Device],
+    devices: Sequence[DeviceInfo],
     times: Times,
     *,
     level: Degrade = Degrade.NONE,
@@ -316,7 +316,7 @@ def place(
 def choose(
     setting: str,
     shape: JobShape,
-    devices: Sequence[Device],
+    devices: Sequence[DeviceInfo],
     times: Times,
     *,
     loaded: Collection[str] = (),
@@ -346,8 +346,8 @@ def choose(
 
 def _place(
     shape: JobShape,
-    devices: Sequence[Device],
-    machine: Sequence[Device],
+    devices: Sequence[DeviceInfo],
+    machine: Sequence[DeviceInfo],
     times: Times,
     level: Degrade,
     loaded: Collection[str],

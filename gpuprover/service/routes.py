@@ -157,7 +157,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=proble
     },
     openapi_extra=request_body(
         {
-            WITNESS: {"type": "string", "format": "binary", "description": "A .wtns file."},
+            WITNESS: {"type": "string", "format": "binary", "description": "A .wtns, or another system's."},
             JSON: of("ProveRequest"),
         }
     ),

@@ -21,7 +21,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile, about
 from gpuprover.formats import zkey
 from gpuprover.formats.binfile import Source
 from gpuprover.formats.files import Pathish, open_regular
-from gpuprover.formats.json_files import shown
+from gpuprover.formats.json_files import read_json, shown
 from gpuprover.formats.wtns import Allocate
 from gpuprover.job import Job
 from gpuprover.witness_source import WitnessSource
@@ -207,15 +207,15 @@ class ProofSystem(NamedTuple):
         read_witness: (key, source, job, MiB for the process or None, memory for values) -> a witness, in
             memory of its own; raises what is wrong with the source by itself, and as UnsatisfiedWitness what
             shows when it is read.
-        load_key_beside: (a key's file, a folder) -> the key, as ``load_key`` gives it, where parameters of
-            keys lie in files of their own, which are in that folder; None: keys have theirs within.
+        parameters_apart: whether parameters of keys lie in files of their own. ``load_key`` and
+            ``read_verification_key`` then take their folder as a second argument, too.
         phases: names of the phases that ``prove`` and ``checked`` report, in their order.
     """
 
     name: str
     host_parts: frozenset[str]
-    load_key: Callable[[Source], Any]
-    read_verification_key: Callable[[Source], Any]
+    load_key: Callable[..., Any]
+    read_verification_key: Callable[..., Any]
     parse_verification_key: Callable[[object, str], Any]
     check_key: Callable[[Any, Backend], None]
     check_every_point: Callable[[Any, Backend], None]
@@ -243,13 +243,14 @@ class ProofSystem(NamedTuple):
     phases: tuple[str, ...] = ()
     read_curve: Callable[[Source], CurveParams] = zkey.read_curve
     read_witness: Callable[[Any, WitnessSource, Job, int | None, Allocate], Witness] = read_values
-    load_key_beside: Callable[[Source, Pathish], Any] | None = None
+    parameters_apart: bool = False
 
 
 _SYSTEMS: dict[str, str] = {
     "groth16": "gpuprover.systems.groth16.record:SYSTEM",
     "plonk": "gpuprover.systems.plonk.record:SYSTEM",
     "fflonk": "gpuprover.systems.fflonk.record:SYSTEM",
+    "midnight": "gpuprover.systems.midnight.record:SYSTEM",
 }
 """Name -> module:attribute of the record."""
 
@@ -270,7 +271,7 @@ class KeyFile(NamedTuple):
 
 ZKEY = KeyFile(b"zkey", ".zkey", ".vkey.json")
 """snarkjs's, which say themselves which system they are for."""
-_KEY_FILES: dict[str, KeyFile] = {}
+_KEY_FILES: dict[str, KeyFile] = {"midnight": KeyFile(b"midnight:", ".prover", ".verifier")}
 """Name -> its own kind of key files, recognised before its record is imported."""
 
 
@@ -334,11 +335,9 @@ def system_of_key(source: Source) -> ProofSystem:
         MalformedFile: it is no key, or damaged.
         UnsupportedFile: a key of another version, or of a system that there is not.
     """
-    if _KEY_FILES:
-        found = _leading(source, max(len(file.leading) for file in _KEY_FILES.values()))
-        for name, file in _KEY_FILES.items():
-            if found.startswith(file.leading):
-                return system_named(name)
+    own = _own_kind(source)
+    if own is not None:
+        return system_named(own)
     try:
         return system_named(zkey.identify(source, names()))
     except MalformedFile:
@@ -347,12 +346,16 @@ def system_of_key(source: Source) -> ProofSystem:
 
 
 @about("key")
-def _leading(source: Source, size: int) -> bytes:
+def _own_kind(source: Source) -> str | None:
+    """The system whose own kind of key files it is; None: none of these."""
+    size = max(len(file.leading) for file in _KEY_FILES.values())
     if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(memoryview(source).cast("B")[:size])
-    file, _ = open_regular(source)
-    with file:
-        return file.read(size)
+        leading = bytes(memoryview(source).cast("B")[:size])
+    else:
+        file, _ = open_regular(source)
+        with file:
+            leading = file.read(size)
+    return next((name for name, kind in _KEY_FILES.items() if leading.startswith(kind.leading)), None)
 
 
 def load_key(source: Source, parameters: Pathish | None = None) -> ProvingKey:
@@ -365,13 +368,16 @@ def load_key(source: Source, parameters: Pathish | None = None) -> ProvingKey:
         InvalidInput: a folder for a key that has its parameters within.
     """
     system = system_of_key(source)
-    if parameters is None:
-        key: ProvingKey = system.load_key(source)
-        return key
-    if system.load_key_beside is None:
-        raise InvalidInput(f"parameters: a {system.name} key has them within")
-    key = system.load_key_beside(source, parameters)
+    key: ProvingKey = system.load_key(source, *_folder(system, parameters))
     return key
+
+
+def _folder(system: ProofSystem, parameters: Pathish | None) -> list[Pathish]:
+    if parameters is None:
+        return []
+    if not system.parameters_apart:
+        raise InvalidInput(f"parameters: a {system.name} key has them within")
+    return [parameters]
 
 
 def read_curve(source: Source) -> CurveParams:
@@ -379,9 +385,10 @@ def read_curve(source: Source) -> CurveParams:
     return system_of_key(source).read_curve(source)
 
 
-def read_verification_key(source: Source) -> VerificationKey:
-    """The verification key in a key's file, a proving or a verification key's; raises as :func:`load_key`."""
-    key: VerificationKey = system_of_key(source).read_verification_key(source)
+def read_verification_key(source: Source, parameters: Pathish | None = None) -> VerificationKey:
+    """The verification key in a key's file, a proving or a verification key's; as :func:`load_key`."""
+    system = system_of_key(source)
+    key: VerificationKey = system.read_verification_key(source, *_folder(system, parameters))
     return key
 
 
@@ -399,6 +406,19 @@ def parse_verification_key(document: object, source: str = "verification key") -
         raise UnsupportedFile(source, "protocol", f"expected {expected}, found {shown(name)}")
     key: VerificationKey = system_of_document(document).parse_verification_key(document, source)
     return key
+
+
+@about("verification key")
+def verification_key_at(path: Pathish) -> VerificationKey:
+    """A verification key from a file: a document as JSON, or a system's own kind of file.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile, UnsupportedFile: as :func:`parse_verification_key`.
+    """
+    if _own_kind(path) is not None:
+        return read_verification_key(path)
+    return parse_verification_key(read_json(path), str(path))
 
 
 def system_of_document(document: object) -> ProofSystem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpuprover.errors import DeviceError
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.workers.records import PoolSettings
 
 SURVEYS = 2
@@ -21,7 +21,7 @@ class FoundDevices:
 
     def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
-        self._machine: dict[str, Device] = {}
+        self._machine: dict[str, DeviceInfo] = {}
         self._broken: dict[str, DeviceError] = {}
         self.surveys = 0 if settings.gpus == () else SURVEYS
 
@@ -30,7 +30,7 @@ class FoundDevices:
         """Whether it is known which devices there are."""
         return bool(self._machine) and not self.surveys
 
-    def found(self, name: str, own: Device, others: list[Device]) -> bool:
+    def found(self, name: str, own: DeviceInfo, others: list[DeviceInfo]) -> bool:
         """Takes what a worker that is ready says: its own device, and, if it has looked, all of the machine.
 
         Args:
@@ -76,7 +76,7 @@ class FoundDevices:
         problem = known.problem if known is not None else ""
         return DeviceError(f"device {name!r}: {problem or 'there are no workers for it'}")
 
-    def usable(self) -> list[Device]:
+    def usable(self) -> list[DeviceInfo]:
         """Devices that proofs can be placed on."""
         return [
             device
@@ -84,21 +84,21 @@ class FoundDevices:
             if self.known and not device.problem and name not in self._broken and self._chosen(device)
         ]
 
-    def offered(self, room: int | None) -> list[Device]:
+    def offered(self, room: int | None) -> list[DeviceInfo]:
         """The devices that an executor offers: those that were chosen, with their problems and memory.
 
         Args:
             room: bytes that proofs may take of the host.
         """
         if not self.known:
-            return [Device("cpu", "cpu", problem=error.told) for error in self._broken.values()]
+            return [DeviceInfo("cpu", "cpu", problem=error.told) for error in self._broken.values()]
         return [self._offer(device, room) for device in self._machine.values() if self._chosen(device)]
 
-    def _chosen(self, device: Device) -> bool:
+    def _chosen(self, device: DeviceInfo) -> bool:
         gpus = self._settings.gpus
         return device.kind == "cpu" or gpus is None or device.name in gpus
 
-    def _offer(self, device: Device, room: int | None) -> Device:
+    def _offer(self, device: DeviceInfo, room: int | None) -> DeviceInfo:
         settings = self._settings
         if device.name in self._broken:
             device = replace(device, problem=self._broken[device.name].told)

@@ -39,7 +39,7 @@ from gpuprover.executor import Done, KeyInfo, Loaded, Lost, ProofRequest, Worker
 from gpuprover.job import Progress
 from gpuprover.memory import MIB, MemoryUsage
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.workers.found import FoundDevices
 from gpuprover.workers.loads import Load, Loads
 from gpuprover.workers.records import OpenRequest, PoolSettings, Report, Worker, own_bytes, status_of
@@ -72,7 +72,7 @@ class WorkerPool:
         self._closed = False
         self._problem = ""
         self._past_keys = CacheStatistics.total(())
-        self._published: tuple[list[Device], list[WorkerStatus], int, CacheStatistics] = (
+        self._published: tuple[list[DeviceInfo], list[WorkerStatus], int, CacheStatistics] = (
             [], [], 0, self._past_keys,
         )  # fmt: skip
         # From here on: the supervisor's thread alone.
@@ -115,7 +115,7 @@ class WorkerPool:
             self._thread = thread
 
     @property
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[DeviceInfo]:
         return list(self._published[0])
 
     def workers(self) -> list[WorkerStatus]:
@@ -348,8 +348,8 @@ class WorkerPool:
             worker.failed = True
 
     def _hear_hello(self, worker: Worker, message: dict[str, Any], now: float) -> None:
-        slot, own = worker.slot, Device(**message["device"])
-        found = [Device(**record) for record in message["devices"] or ()]
+        slot, own = worker.slot, DeviceInfo(**message["device"])
+        found = [DeviceInfo(**record) for record in message["devices"] or ()]
         worker.memory = MemoryUsage(**message["memory"])
         worker.ready, worker.idle_since = True, now
         worker.base = 0 if slot.device == "cpu" else own_bytes(worker.memory)

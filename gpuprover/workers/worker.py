@@ -29,7 +29,7 @@ from gpuprover.memory import memory_usage
 from gpuprover.messages import Channel
 from gpuprover.processes import harden, is_dumpable
 from gpuprover.runner import Runner
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.version import VERSION
 from gpuprover.workers.wire import result_to_json, unpack
 
@@ -148,7 +148,7 @@ class Worker:
             }
         )
 
-    def _survey(self, survey: bool) -> tuple[Device, list[Device] | None]:
+    def _survey(self, survey: bool) -> tuple[DeviceInfo, list[DeviceInfo] | None]:
         """This worker's device, ready, and all of the machine, if asked for."""
         if not is_gpu(self._device):
             from gpuprover.devices import cpu_path_name, use_images
@@ -156,7 +156,7 @@ class Worker:
 
             self._progress("import", 0.0)
             use_images()
-            own = Device("cpu", "cpu", processor_name(), cpu_path_name())
+            own = DeviceInfo("cpu", "cpu", processor_name(), cpu_path_name())
             return own, calibration.devices(1) if survey else None
         self._progress(f"open {self._device}", 0.0)
         resolve_device(self._device)

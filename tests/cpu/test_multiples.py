@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,57 @@ def test_sums_are_the_same(
     owner = Owner()
     with backend.session(demand(curve, group, len(scalars)), owner, UNLIMITED):
         bases = backend.bases("points", words)
-        assert (bases.parts, len(bases)) == (multiples.PARTS, len(scalars))
+        assert (bases.parts, len(bases)) == (multiples.parts(len(scalars)), len(scalars))
         for given in (factors, backend.upload(factors)):
             assert np.array_equal(backend.msm(bases, given), expected)
     assert backend.prepare_bases(group, words).parts == 1
 
 
+@pytest.mark.parametrize("count", [4, 8, 16, 32])
+def test_any_number_of_parts(
+    curve: CurveParams, group: Group, count: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiples, "FREE", 0)
+    monkeypatch.setattr(multiples, "PARTS", ((multiples.LARGEST, count),))
+    scalars = [*field_edges(curve.r), *(rng.randrange(curve.r) for _ in range(9))]
+    words = to_words(curve, group, [rng.choice(some_points(curve, group, rng)) for _ in scalars])
+    backend, factors = CpuBackend(curve, Job(threads=2)), ints_to_words(scalars, curve.scalar.limbs)
+    with backend.session(demand(curve, group, len(scalars)), Owner(), UNLIMITED):
+        bases = backend.bases("points", words)
+        assert bases.parts == count
+        got = backend.msm(bases, factors)
+    assert np.array_equal(got, backend.msm(backend.prepare_bases(group, words), factors))
+
+
+def test_points_that_keys_share_count_their_sums(curve: CurveParams, rng: random.Random) -> None:
+    """A second key finds the multiples that the first one's proof was worth, and they go with the points."""
+    backend, n = CpuBackend(curve, Job(threads=1)), 300
+    words = to_words(curve, Group.G1, [curve.g1] * n)
+    shared = KeyBases("points", Group.G1, n, sums=2, shared=True)
+    asked = replace(demand(curve, Group.G1, n), bases=(shared,))
+    seen = []
+    for owner in (Owner(), Owner()):
+        with backend.session(asked, owner, UNLIMITED):
+            seen.append(backend.bases("points", words).parts)
+    assert seen == [1, 16]
+    assert multiples.free(n) == 3
+    assert id(words) in multiples._kept
+    del words
+    gc.collect()
+    assert not any(kept.sums == 4 for kept in multiples._kept.values())
+
+
 def test_made_after_some_proofs_and_gone_with_the_key(
     curve: CurveParams, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multiples, "FREE", 2)
     backend, owner = CpuBackend(curve, Job(threads=1)), Owner()
     words = to_words(curve, Group.G1, some_points(curve, Group.G1, rng))
     seen = []
     for _ in range(4):
         with backend.session(demand(curve, Group.G1, len(words)), owner, UNLIMITED):
             seen.append(backend.bases("points", words))
-    assert [b.parts for b in seen] == [1, 1, multiples.PARTS, multiples.PARTS]
-    assert seen[2].words is seen[3].words
+    assert [b.parts for b in seen] == [1, 32, 32, 32]
+    assert seen[1].words is seen[3].words
     before = len(multiples._kept)
     del owner
     gc.collect()
@@ -85,7 +119,7 @@ def test_not_where_they_do_not_pay_or_do_not_fit(curve: CurveParams, monkeypatch
     monkeypatch.setattr(multiples, "FREE", 0)
     backend, owner = CpuBackend(curve, Job(threads=1)), Owner()
     small, words = demand(curve, Group.G1, 16), to_words(curve, Group.G1, [curve.g1])
-    need = multiples.PARTS * small.point_bytes
+    need = 32 * small.point_bytes
 
     def parts(asked: Demand, room: int | None = None) -> int:
         with backend.session(asked, owner, Budget(room)):
@@ -93,7 +127,7 @@ def test_not_where_they_do_not_pay_or_do_not_fit(curve: CurveParams, monkeypatch
 
     assert parts(demand(curve, Group.G1, multiples.LARGEST + 1)) == 1
     plan = backend.plan(small, UNLIMITED)
-    for room, expected in ((need - 1, 1), (need, multiples.PARTS)):
+    for room, expected in ((need - 1, 1), (need, 32)):
         assert parts(small, plan.tables + plan.arena + room) == expected
 
 

@@ -17,8 +17,8 @@ from gpuprover.backend import Backend, Form
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cuda import backend as backend_module
 from gpuprover.cuda import residency as gpu_module
+from gpuprover.cuda.allocation import Block
 from gpuprover.cuda.device import MAIN, Stream
-from gpuprover.cuda.memory import Block
 from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CURVES, CurveParams, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyColumn

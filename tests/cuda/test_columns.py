@@ -16,10 +16,10 @@ import pytest
 
 from gpuprover.backend import Term
 from gpuprover.columns import Expression, challenge, column, compile_formula, fold
+from gpuprover.cuda.allocation import ALIGNMENT, Arena, Block
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.columns import Columns, Places, Shifted, Span, Tuning
 from gpuprover.cuda.device import Address
-from gpuprover.cuda.memory import ALIGNMENT, Arena, Block
 from gpuprover.cuda.rehearsal import Nothing
 from gpuprover.cuda.residency import Residency
 from gpuprover.curves import BN254, CurveParams, Group

@@ -603,7 +603,7 @@ def test_a_cancellation_that_comes_before_the_executor_has_the_run(
         prove(*arguments)
 
     monkeypatch.setattr(stage.executor, "prove", late)
-    stage.dispatcher.take_seat(False, 1.0)
+    stage.dispatcher.entrance.take_seat(False, 1.0)
     stage.dispatcher.submit(job, stage.files["a"], WitnessBytes(b"witness"), 60.0)
     stage.step()
     assert [run.cancelled for run in stage.executor.runs] == [True]

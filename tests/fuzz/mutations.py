@@ -11,6 +11,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 from gpuprover.curves import BLS12_381, CURVES  # noqa: E402
-from gpuprover.errors import MAX_MESSAGE, ProverError  # noqa: E402
+from gpuprover.errors import MAX_MESSAGE, ProverError, UnsupportedFile  # noqa: E402
 from gpuprover.formats.json_files import parse_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
 from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
@@ -29,6 +30,16 @@ from gpuprover.formats.wtns import read_witness  # noqa: E402
 from gpuprover.limbs import first_not_below  # noqa: E402
 from gpuprover.midnight import envelopes, keys, preimage, srs  # noqa: E402
 from gpuprover.midnight.encoding import Writer, tagged  # noqa: E402
+from gpuprover.midnight.ir.failure import FailedCheck  # noqa: E402
+from gpuprover.midnight.ir.files import (  # noqa: E402
+    architecture_of,
+    circuit_document,
+    n_public,
+    read_circuit,
+    write_circuit,
+)
+from gpuprover.midnight.ir.run import run  # noqa: E402
+from gpuprover.midnight.preimage import read_preimage  # noqa: E402
 from gpuprover.systems.fflonk import record as fflonk  # noqa: E402
 from gpuprover.systems.groth16 import record as groth16  # noqa: E402
 from gpuprover.systems.groth16.key import load_key  # noqa: E402
@@ -58,6 +69,12 @@ GATES: dict[str, bytes] = {
     **_of_gates("bn254", sample("duplicates", "fflonk")),
 }
 """Name -> content of files of PLONK and FFLONK."""
+CIRCUITS: dict[str, bytes] = {
+    f"midnight.{path.name}": path.read_bytes()
+    for kind in ("bzkir", "zkir")
+    for path in sorted((VECTORS / "midnight").glob(f"*.{kind}"))
+}
+"""Name -> content of circuits of both versions of ZKIR."""
 _PROVER_TAG = "prover-key[v7](ir-source[v2])"
 
 
@@ -95,6 +112,7 @@ SEEDS: dict[str, bytes] = (
         for kind in (*BINARY, *JSON)
     }
     | GATES
+    | CIRCUITS
     | MIDNIGHT
 )
 _SYSTEMS = {"plonk": plonk.SYSTEM, "fflonk": fflonk.SYSTEM}
@@ -302,6 +320,18 @@ def _check_ptau(data: bytes) -> None:
         assert len(ptau.lagrange(section, ptau.power)) == 1 << ptau.power
 
 
+def _check_circuit(data: bytes) -> None:
+    """What is read is written, and read again; and it runs on any preimage, or says what is wrong."""
+    circuit = read_circuit(data)
+    assert read_circuit(write_circuit(circuit)) == circuit
+    assert read_circuit(json.dumps(circuit_document(circuit)).encode()) == circuit
+    assert architecture_of(circuit).range_columns in (1, 4)
+    for name in ("hello", "fallible", "compact_is_odd"):
+        given = read_preimage((VECTORS / "midnight" / f"{name}.preimage").read_bytes())
+        with suppress(FailedCheck, UnsupportedFile):
+            assert len(run(circuit, given).public_inputs) == n_public(circuit)
+
+
 def _check_midnight(kind: str, data: bytes) -> None:
     """What is accepted has one form: written again, it is the same, but for compression."""
     if kind in ("prover", "content"):
@@ -335,6 +365,8 @@ def _check_prover_key(kind: str, data: bytes) -> None:
 
 
 _CHECKS: dict[str, Callable[[bytes], None]] = {
+    "bzkir": _check_circuit,
+    "zkir": _check_circuit,
     "wtns": _check_witness,
     "r1cs": _check_r1cs,
     "zkey": _check_key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpuprover.curves import CURVES
 from gpuprover.errors import ProverError
 from tests.fuzz.mutations import (
     BINARY,
+    CIRCUITS,
     GATES,
     JSON,
     MIDNIGHT,
@@ -121,6 +123,23 @@ def test_damaged_files_of_gates_for_long(name: str, mutations: list[tuple[str, i
     check(name, mutated(SEEDS[name], mutations))
 
 
+binary_circuits = st.sampled_from([name for name in CIRCUITS if name.endswith(".bzkir")])
+documents_of_circuits = st.sampled_from([name for name in CIRCUITS if name.endswith(".zkir")])
+
+
+@quick
+@given(name=binary_circuits | documents_of_circuits, mutations=text_mutations)
+def test_damaged_circuits(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
+@pytest.mark.slow
+@long
+@given(name=binary_circuits | documents_of_circuits, mutations=any_mutations)
+def test_damaged_circuits_for_long(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -157,6 +176,12 @@ def test_documents_with_something_else_inside(curve: str, kind: str, path: list[
     name = f"{curve}.{kind}"
     with suppress(ProverError):
         check_document(name, replaced(loaded(name), path, value))
+
+
+@settings(relaxed, max_examples=60)
+@given(name=documents_of_circuits, path=st.lists(st.integers(0, 40), max_size=5), value=json_values)
+def test_circuits_with_something_else_inside(name: str, path: list[int], value: Any) -> None:
+    check(name, json.dumps(replaced(loaded(name), path, value)).encode())
 
 
 @quick

@@ -28,6 +28,9 @@ def test_multiples(rng: random.Random) -> None:
     assert multiply(GENERATOR, 0) == multiply(GENERATOR, ORDER) == NEUTRAL
     assert multiply(GENERATOR, 1) == GENERATOR
     assert multiply(GENERATOR, ORDER - 1) == negate(GENERATOR)
+    for p in (NEUTRAL, (0, R - 1), GENERATOR, add(GENERATOR, (0, R - 1))):
+        for scalar in (0, 1, 2, 8, ORDER - 1, ORDER, ORDER + 1, 8 * ORDER, rng.randrange(1 << 256)):
+            assert multiply(p, scalar) == jubjub.multiply_in_integers(p, scalar), scalar
     total = NEUTRAL
     for scalar in range(1, 9):
         total = add(total, GENERATOR)

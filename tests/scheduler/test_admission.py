@@ -15,7 +15,7 @@ from gpuprover.errors import DeviceError, OutOfMemory, QueueFull, Timeout
 from gpuprover.scheduler import (
     Assignment,
     Degrade,
-    Device,
+    DeviceInfo,
     JobShape,
     Outcome,
     Placement,
@@ -42,7 +42,7 @@ class Machine:
     What is taken of each device is added up here anew, from placements alone.
     """
 
-    devices: Sequence[Device]
+    devices: Sequence[DeviceInfo]
     times: FakeTimes = field(default_factory=FakeTimes)
     duration: Callable[[Assignment], float] = lambda run: run.ends - run.started
     outcome: Callable[[Assignment], Outcome] = lambda run: Outcome.SUCCEEDED
@@ -88,7 +88,7 @@ class Machine:
         self.records[name] = replace(self.records[name], problem="lost")
         self.keys[name].clear()
 
-    def come_back(self, device: Device) -> None:
+    def come_back(self, device: DeviceInfo) -> None:
         self.records[device.name] = device
         self.scheduler.update(device)
 
@@ -152,7 +152,7 @@ class Machine:
             if any(p.level >= Degrade.ALONE for p in here):
                 assert len(here) == 1
 
-    def idle(self) -> list[Device]:
+    def idle(self) -> list[DeviceInfo]:
         taken = {name for run in self.active for name in run.needs}
         return [d for d in self.records.values() if d.name not in taken and not d.problem]
 
@@ -189,12 +189,12 @@ class Machine:
 
 def truth(run: Assignment, factor: float) -> float:
     """Seconds that do not depend on what is predicted, and so do not follow what is learnt."""
-    p, device = run.placement, Device("", run.placement.kind)
+    p, device = run.placement, DeviceInfo("", run.placement.kind)
     seconds = FakeTimes().seconds(WORK, device, run.ticket.shape.constraints, max(1, p.threads))
     return seconds * factor + p.loading
 
 
-def some_devices(rng: random.Random) -> list[Device]:
+def some_devices(rng: random.Random) -> list[DeviceInfo]:
     host = cpu(rng.choice([1, 2, 4, 16, 64]), rng.choice([None, 8 * GIB, 64 * GIB]))
     return [host, *(gpu(i, rng.choice([2, 8, 24, 80]) * GIB) for i in range(rng.randrange(5)))]
 
@@ -264,7 +264,7 @@ def test_no_device_idles_while_a_proof_waits_that_would_end_no_sooner_elsewhere(
     arrivals(machine, rng, some_shapes(rng, 5), 200, 30)
     poll, seen = machine.poll, Counter[str]()
 
-    def solo(ticket: Ticket, device: Device) -> float:
+    def solo(ticket: Ticket, device: DeviceInfo) -> float:
         held = machine.keys[device.name]
         return place(
             ticket.shape, [device], machine.times, loaded=[device.name] if ticket.circuit in held else []
@@ -345,7 +345,7 @@ ADVERSARIES: dict[str, Callable[[random.Random, int], dict[str, object]]] = {
 )
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 def test_no_priority_keeps_a_proof_waiting_beyond_the_bound(
-    rng: random.Random, adversary: str, device: Device
+    rng: random.Random, adversary: str, device: DeviceInfo
 ) -> None:
     """Others keep the queue full with what suits them best; victims come again and again, at -1000."""
     longest, overtaking = 2.0, 20.0
@@ -452,7 +452,7 @@ def test_proofs_that_end_in_time_start_before_a_booked_one() -> None:
 
 
 @pytest.mark.parametrize("device", [cpu(1), replace(gpu(), proofs=1)], ids=lambda d: d.name)
-def test_circuits_share_a_device_however_much_each_submits(device: Device) -> None:
+def test_circuits_share_a_device_however_much_each_submits(device: DeviceInfo) -> None:
     machine = Machine([device])
     sizes = {"one": 1 << 14, "two": 1 << 16, "three": 1 << 18}
     numbers = {"one": 600, "two": 200, "three": 60}
@@ -588,7 +588,7 @@ def a_batch(rng: random.Random) -> tuple[float, float, float]:
     return machine.now, bound, keys
 
 
-def place_on(shape: JobShape, device: Device, times: FakeTimes) -> Placement | None:
+def place_on(shape: JobShape, device: DeviceInfo, times: FakeTimes) -> Placement | None:
     try:
         return place(shape, [device], times)
     except OutOfMemory:

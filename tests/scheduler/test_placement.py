@@ -12,7 +12,7 @@ from gpuprover.errors import DeviceError, InvalidInput, OutOfMemory
 from gpuprover.scheduler import (
     TIERS,
     Degrade,
-    Device,
+    DeviceInfo,
     choose,
     place,
     tier_of,
@@ -93,7 +93,7 @@ def test_the_freest_of_equal_gpus_and_the_faster_of_unequal_ones() -> None:
     class Unequal:
         measured = times.measured
 
-        def seconds(self, work: str, device: Device, *rest: object) -> float:
+        def seconds(self, work: str, device: DeviceInfo, *rest: object) -> float:
             return times.seconds(work, device, *rest) / (2 if device.name == "cuda:2" else 1)  # type: ignore[arg-type]
 
     assert place(shape(1 << 20), devices, Unequal()).device == "cuda:2"

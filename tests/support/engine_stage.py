@@ -20,7 +20,7 @@ from gpuprover.formats.files import identity_of
 from gpuprover.job import Progress
 from gpuprover.memory import CODE_BYTES, MIB, Watermark
 from gpuprover.proving import ProofResult
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.witness_source import WitnessBytes
 
 GIB = 1 << 30
@@ -30,20 +30,20 @@ class FakeTimes:
     """Four seconds on one thread of the CPU, three on two, which is all that pays; half a second on a GPU."""
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         return 2.0 + 2.0 / threads if device.kind == "cpu" else 0.5
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         return True
 
 
-def cpu(threads: int = 4, **changes: Any) -> Device:
-    return replace(Device("cpu", "cpu", "processor", "portable", threads), **changes)
+def cpu(threads: int = 4, **changes: Any) -> DeviceInfo:
+    return replace(DeviceInfo("cpu", "cpu", "processor", "portable", threads), **changes)
 
 
-def gpu(index: int = 0, **changes: Any) -> Device:
-    return replace(Device(f"cuda:{index}", "cuda", "GPU", "sm_90", memory=8 * GIB), **changes)
+def gpu(index: int = 0, **changes: Any) -> DeviceInfo:
+    return replace(DeviceInfo(f"cuda:{index}", "cuda", "GPU", "sm_90", memory=8 * GIB), **changes)
 
 
 def result(device: str = "cpu", number: int = 0) -> ProofResult:
@@ -69,7 +69,7 @@ class Started:
 class FakeExecutor:
     """Takes everything, and does nothing by itself. What a test has not ended runs."""
 
-    def __init__(self, *devices: Device) -> None:
+    def __init__(self, *devices: DeviceInfo) -> None:
         self.offered = list(devices)
         self.started = self.closed = False
         self.changed: Callable[[], None] = lambda: None
@@ -90,10 +90,10 @@ class FakeExecutor:
         changed()
 
     @property
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[DeviceInfo]:
         return list(self.offered)
 
-    def offer(self, *devices: Device) -> None:
+    def offer(self, *devices: DeviceInfo) -> None:
         self.offered = list(devices)
         self.changed()
 
@@ -176,7 +176,7 @@ class FakeExecutor:
 class Stage:
     """A dispatcher with three circuits, ``a``, ``b`` and ``c``; nothing happens but by the test's hand."""
 
-    def __init__(self, folder: Path, *devices: Device, held: int = 0, **settings: Any) -> None:
+    def __init__(self, folder: Path, *devices: DeviceInfo, held: int = 0, **settings: Any) -> None:
         defaults = {"memory_limit": 8192, "threads": 4, "queue_limit": 64, "proof_cache": 0}
         self.settings: EngineSettings = load_engine_settings(defaults | settings, environment={})
         self.now = 1000.0
@@ -203,7 +203,7 @@ class Stage:
         self, circuit: str = "a", *, priority: int = 0, timeout: float = 600.0, content: bytes | None = None
     ) -> ProofJob:
         job = ProofJob(circuit, priority)
-        self.dispatcher.take_seat(False, timeout)
+        self.dispatcher.entrance.take_seat(False, timeout)
         self.dispatcher.submit(job, self.files[circuit], WitnessBytes(b"witness"), timeout, content)
         self.step()
         return job
@@ -259,11 +259,10 @@ class Stage:
         dispatcher = self.dispatcher
         assert not self.executor.runs
         assert not dispatcher._open
-        assert not dispatcher._tickets
+        assert not len(dispatcher._queue)
         assert not dispatcher._runs.by_id
         assert not len(dispatcher._shared)
         assert not dispatcher._headroom.waiting
-        assert not dispatcher._unplaced
         assert not dispatcher._scheduler.running
         assert dispatcher._scheduler.waiting == 0
         assert dispatcher.seats.active == 0

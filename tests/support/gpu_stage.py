@@ -14,7 +14,7 @@ import pytest
 
 from gpuprover import Prover, processes
 from gpuprover.config import load_engine_settings
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.workers import PoolSettings, WorkerPool, slots
 from tests.support.paths import ROOT
 
@@ -32,12 +32,12 @@ class Times:
     worthwhile: int = 0
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         whole = 1e6 if (device.kind == "cpu") is (constraints >= self.worthwhile) else self.gpu
         return whole if part is None else whole / 10
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         return True
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from gpuprover.demand import MemoryPlan
 from gpuprover.scheduler import (
-    Device,
+    DeviceInfo,
     JobShape,
 )
 
@@ -25,7 +25,7 @@ class FakeTimes:
     launches: float = 0.02
 
     def seconds(
-        self, work: str, device: Device, constraints: int, threads: int, part: str | None = None
+        self, work: str, device: DeviceInfo, constraints: int, threads: int, part: str | None = None
     ) -> float:
         assert work == WORK
         share = 1.0 if part is None else self.part
@@ -33,7 +33,7 @@ class FakeTimes:
             return share * (0.002 + 2e-7 * constraints + 5e-6 * constraints / threads)
         return share * (self.launches + self.gpu * constraints)
 
-    def measured(self, work: str, device: Device) -> bool:
+    def measured(self, work: str, device: DeviceInfo) -> bool:
         return self.known
 
 
@@ -53,9 +53,9 @@ def shape(constraints: int, **changes: object) -> JobShape:
     return replace(JobShape(WORK, constraints, plans(constraints), frozenset({"G2"})), **changes)
 
 
-def cpu(threads: int = 8, memory: int | None = 16 * GIB) -> Device:
-    return Device("cpu", "cpu", "processor", "portable", threads, memory)
+def cpu(threads: int = 8, memory: int | None = 16 * GIB) -> DeviceInfo:
+    return DeviceInfo("cpu", "cpu", "processor", "portable", threads, memory)
 
 
-def gpu(index: int = 0, memory: int = 80 * GIB, problem: str = "") -> Device:
-    return Device(f"cuda:{index}", "cuda", "GPU", "sm_90", 0, memory, problem=problem)
+def gpu(index: int = 0, memory: int = 80 * GIB, problem: str = "") -> DeviceInfo:
+    return DeviceInfo(f"cuda:{index}", "cuda", "GPU", "sm_90", 0, memory, problem=problem)

@@ -221,7 +221,7 @@ SYSTEM = ProofSystem(
     name=NAME,
     host_parts=(),
     load_key=load_key,
-    read_verification_key=lambda source: load_key(source).vk,
+    read_verification_key=lambda source, parameters=None: load_key(source, parameters).vk,
     parse_verification_key=parse_verification_key,
     check_key=lambda key, backend: None,
     check_every_point=lambda key, backend: None,
@@ -252,7 +252,7 @@ SYSTEM = ProofSystem(
     solidity_calldata=_absent,
     read_curve=lambda source: load_key(source).curve,
     read_witness=read_witness,
-    load_key_beside=load_key,
+    parameters_apart=True,
 )
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpuprover.errors import DeviceError
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.workers.found import SURVEYS, FoundDevices
 from gpuprover.workers.records import PoolSettings
 
-CPU = Device("cpu", "cpu", "processor")
-GPU = Device("cuda:0", "cuda", "GPU", memory=1 << 30)
-BAD = Device("cuda:1", "cuda", "GPU", problem="no driver")
+CPU = DeviceInfo("cpu", "cpu", "processor")
+GPU = DeviceInfo("cuda:0", "cuda", "GPU", memory=1 << 30)
+BAD = DeviceInfo("cuda:1", "cuda", "GPU", problem="no driver")
 SETTINGS = PoolSettings(threads=8, max_workers=3, gpu_proofs=2)
 
 
-def names(devices: list[Device]) -> list[str]:
+def names(devices: list[DeviceInfo]) -> list[str]:
     return [device.name for device in devices]
 
 
@@ -70,7 +70,7 @@ def test_problems_come_and_go() -> None:
 def test_before_anything_is_known_the_cpu_has_the_problem() -> None:
     found = FoundDevices(SETTINGS)
     found.give_up("cpu", DeviceError("no worker started"))
-    assert found.offered(None) == [Device("cpu", "cpu", problem="no worker started")]
+    assert found.offered(None) == [DeviceInfo("cpu", "cpu", problem="no worker started")]
 
 
 def test_only_gpus_that_were_chosen_are_used() -> None:

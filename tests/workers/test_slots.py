@@ -13,7 +13,7 @@ import pytest
 from gpuprover.errors import DeviceError
 from gpuprover.memory import MIB
 from gpuprover.messages import Channel
-from gpuprover.scheduler import Device
+from gpuprover.scheduler import DeviceInfo
 from gpuprover.settings import WORKER_BYTES
 from gpuprover.workers import slots as module
 from gpuprover.workers.found import FoundDevices
@@ -21,7 +21,7 @@ from gpuprover.workers.records import PoolSettings, Slot, Worker, status_of
 from gpuprover.workers.slots import DEVICE_TRIES, EXIT_SECONDS, GRAIN, START_TRIES, Slots
 from gpuprover.workers.troubles import Troubles
 
-CPU, GPU = Device("cpu", "cpu"), Device("cuda:0", "cuda")
+CPU, GPU = DeviceInfo("cpu", "cpu"), DeviceInfo("cuda:0", "cuda")
 EXACT = {"backoff": (1.0, 2.0, 8.0, 0.0), "rest": (60.0, 2.0, 600.0, 0.0), "heartbeat_timeout": 1e9}
 
 
@@ -88,7 +88,7 @@ class House:
             except Exception:
                 return messages
 
-    def ready(self, worker: Worker | None, now: float, *others: Device) -> Worker:
+    def ready(self, worker: Worker | None, now: float, *others: DeviceInfo) -> Worker:
         """A worker says hello."""
         assert worker is not None
         own = CPU if worker.slot.device == "cpu" else GPU

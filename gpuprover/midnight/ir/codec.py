@@ -18,6 +18,7 @@ from gpuprover.midnight.ir.circuit import Instruction, step
 R = BLS12_381.r
 MAX_DEPTH = 16
 """Alternatives within alternatives of an alignment."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX = re.compile(r"(-?)(?:0[xX])?((?:[0-9a-fA-F]{2})*)")
 
 
@@ -54,8 +55,6 @@ class Kind(NamedTuple):
 
 Fields = Mapping[str, Kind]
 """An operation's fields, in the order of binary files."""
-Operations = Mapping[str, Fields]
-"""Operations by name, in the order of their codes."""
 
 
 def number(value: Any, place: Place, bits: int = 32) -> int:
@@ -66,12 +65,14 @@ def number(value: Any, place: Place, bits: int = 32) -> int:
 
 
 def text(value: Any, place: Place) -> str:
-    if not isinstance(value, str):
+    """A JSON text that can be written as UTF-8."""
+    if not isinstance(value, str) or _SURROGATE.search(value):
         place.fail("expected a text")
     return value
 
 
 def items(value: Any, place: Place) -> list[Any]:
+    """A JSON list."""
     if not isinstance(value, list):
         place.fail("expected a list")
     return value
@@ -196,41 +197,50 @@ ALIGNMENT = Kind(Reader.alignment, Writer.alignment, _parse_alignment, _dump_ali
 # Instructions ---------------------------------------------------------------------------------
 
 
-def read_instruction(reader: Reader, operations: Operations, index: int) -> Instruction:
-    """The next instruction of a binary file."""
-    start, code = reader.at, reader.byte(f"instruction {index}")
-    if code >= len(operations):
-        reader.fail(f"instruction {index}", f"expected an operation below {len(operations)}", start)
-    op = list(operations)[code]
-    where = step(index, op)
-    return Instruction(
-        op, {name: kind.read(reader, f"{where}: {name}") for name, kind in operations[op].items()}
-    )
+class Language:
+    """The operations of a version, and how their instructions stand in files.
 
+    Attributes:
+        fields: of each operation, in the order of binary files; operations are in the order of their codes.
+    """
 
-def write_instruction(writer: Writer, operations: Operations, instruction: Instruction) -> None:
-    writer.byte(list(operations).index(instruction.op))
-    for name, kind in operations[instruction.op].items():
-        kind.write(writer, instruction[name])
+    def __init__(self, fields: Mapping[str, Fields]) -> None:
+        self.fields = fields
+        self._names = tuple(fields)
+        self._codes = {name: code for code, name in enumerate(fields)}
 
+    def read(self, reader: Reader, index: int) -> Instruction:
+        """The next instruction of a binary file."""
+        start, code = reader.at, reader.byte(f"instruction {index}")
+        if code >= len(self._names):
+            reader.fail(f"instruction {index}", f"expected an operation below {len(self._names)}", start)
+        op = self._names[code]
+        where = step(index, op)
+        fields = {name: kind.read(reader, f"{where}: {name}") for name, kind in self.fields[op].items()}
+        return Instruction(op, fields)
 
-def parse_instruction(value: Any, path: str, operations: Operations, index: int) -> Instruction:
-    """An instruction of a JSON document."""
-    place = Place(path, f"instruction {index}")
-    op = value.get("op") if isinstance(value, dict) else None
-    if not isinstance(op, str):
-        place.fail("expected an object with a text 'op'")
-    if op not in operations:
-        raise UnsupportedFile(path, place.part, "an operation that is not known:", more=op)
-    fields = operations[op]
-    place = Place(path, step(index, op))
-    required = [name for name, kind in fields.items() if not kind.optional]
-    named(value, place, ["op", *required], list(fields))
-    return Instruction(
-        op, {name: kind.parse(value.get(name), place.of(name)) for name, kind in fields.items()}
-    )
+    def write(self, writer: Writer, instruction: Instruction) -> None:
+        """Writes what :meth:`read` reads."""
+        writer.byte(self._codes[instruction.op])
+        for name, kind in self.fields[instruction.op].items():
+            kind.write(writer, instruction[name])
 
+    def parse(self, value: Any, path: str, index: int) -> Instruction:
+        """An instruction of a JSON document."""
+        place = Place(path, f"instruction {index}")
+        op = value.get("op") if isinstance(value, dict) else None
+        if not isinstance(op, str):
+            place.fail("expected an object with a text 'op'")
+        if op not in self.fields:
+            raise UnsupportedFile(path, place.part, "an operation that is not known:", more=op)
+        fields = self.fields[op]
+        place = Place(path, step(index, op))
+        required = [name for name, kind in fields.items() if not kind.optional]
+        named(value, place, ["op", *required], list(fields))
+        found = {name: kind.parse(value.get(name), place.of(name)) for name, kind in fields.items()}
+        return Instruction(op, found)
 
-def dump_instruction(instruction: Instruction, operations: Operations) -> dict[str, Any]:
-    fields = operations[instruction.op]
-    return {"op": instruction.op, **{name: kind.dump(instruction[name]) for name, kind in fields.items()}}
+    def dump(self, instruction: Instruction) -> dict[str, Any]:
+        """The JSON of an instruction."""
+        fields = self.fields[instruction.op]
+        return {"op": instruction.op, **{name: kind.dump(instruction[name]) for name, kind in fields.items()}}

@@ -114,12 +114,10 @@ def architecture_of(circuit: Circuit) -> Architecture:
     """The chips that a circuit's key has."""
     chips = {"poseidon"} if circuit.do_communications_commitment else set[str]()
     of_operations = _CHIPS_OF_OPERATIONS if circuit.version[0] == 2 else _CHIPS_OF_OPERATIONS_V3
-    types = {found.type for found in circuit.inputs}
     for instruction in circuit.instructions:
         chips.update(of_operations.get(instruction.op, ()))
-        if instruction.op in ("public_input", "private_input") and "type" in instruction.fields:
-            types.add(instruction["type"])
-    chips.update(_CHIPS_OF_TYPES[name] for name in types if name in _CHIPS_OF_TYPES)
+    if circuit.version[0] == 3:
+        chips.update(_CHIPS_OF_TYPES[name] for name in v3.entry_types(circuit) if name in _CHIPS_OF_TYPES)
     return Architecture(frozenset(chips), profile_of(circuit).range_columns)
 
 

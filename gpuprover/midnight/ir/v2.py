@@ -10,10 +10,10 @@ from gpuprover.midnight.ir.circuit import NATIVE, Circuit, Input, Instruction, s
 from gpuprover.midnight.ir.codec import (
     ALIGNMENT,
     U32,
+    Fields,
     Kind,
-    Operations,
+    Language,
     Place,
-    dump_instruction,
     element_of_hex,
     hex_of_element,
     items,
@@ -21,10 +21,7 @@ from gpuprover.midnight.ir.codec import (
     named,
     number,
     option,
-    parse_instruction,
-    read_instruction,
     text,
-    write_instruction,
 )
 from gpuprover.midnight.ir.hashing import check_hash
 from gpuprover.midnight.profile import V6
@@ -41,7 +38,7 @@ IMMEDIATE = Kind(
     lambda value, place: element_of_hex(text(value, place), place.fail),
     hex_of_element,
 )
-OPERATIONS: Operations = {
+OPERATIONS: dict[str, Fields] = {
     "assert": {"cond": INDEX},
     "cond_select": {"bit": INDEX, "a": INDEX, "b": INDEX},
     "constrain_bits": {"var": INDEX, "bits": U32},
@@ -70,6 +67,7 @@ OPERATIONS: Operations = {
     "private_input": {"guard": option(INDEX)},
 }
 """Operations in the order of their codes; fields in the order of binary files."""
+LANGUAGE = Language(OPERATIONS)
 APPENDS = {
     **dict.fromkeys(
         ("cond_select", "copy", "load_imm", "reconstitute_field", "transient_hash", "test_eq"), 1
@@ -94,9 +92,7 @@ def read_binary(data: bytes, path: str) -> Circuit:
         _check_version(path, 2, reader.byte("minor version"))
     num_inputs = reader.compact("num_inputs")
     committed = reader.boolean("do_communications_commitment")
-    instructions = tuple(
-        read_instruction(reader, OPERATIONS, index) for index in range(reader.count("instructions"))
-    )
+    instructions = tuple(LANGUAGE.read(reader, index) for index in range(reader.count("instructions")))
     reader.end("circuit")
     return _checked(num_inputs, committed, instructions, path)
 
@@ -104,7 +100,7 @@ def read_binary(data: bytes, path: str) -> Circuit:
 def write_binary(circuit: Circuit) -> bytes:
     """The ``.bzkir`` of a circuit."""
     writer = Writer(TAG).compact(len(circuit.inputs)).boolean(circuit.do_communications_commitment)
-    writer.vector(circuit.instructions, lambda found: write_instruction(writer, OPERATIONS, found))
+    writer.vector(circuit.instructions, lambda found: LANGUAGE.write(writer, found))
     return bytes(writer)
 
 
@@ -118,7 +114,7 @@ def parse_document(document: dict[str, Any], path: str) -> Circuit:
         place.of("do_communications_commitment").fail("expected true or false")
     num_inputs = number(document["num_inputs"], place.of("num_inputs"))
     found = items(document["instructions"], place.of("instructions"))
-    instructions = tuple(parse_instruction(item, path, OPERATIONS, i) for i, item in enumerate(found))
+    instructions = tuple(LANGUAGE.parse(item, path, i) for i, item in enumerate(found))
     version = document["version"]
     _check_version(path, version["major"], version["minor"])
     return _checked(num_inputs, committed, instructions, path)
@@ -130,7 +126,7 @@ def document(circuit: Circuit) -> dict[str, Any]:
         "version": {"major": 2, "minor": 0},
         "do_communications_commitment": circuit.do_communications_commitment,
         "num_inputs": len(circuit.inputs),
-        "instructions": [dump_instruction(found, OPERATIONS) for found in circuit.instructions],
+        "instructions": [LANGUAGE.dump(found) for found in circuit.instructions],
     }
 
 

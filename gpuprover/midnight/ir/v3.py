@@ -26,10 +26,10 @@ from gpuprover.midnight.ir.circuit import (
 from gpuprover.midnight.ir.codec import (
     ALIGNMENT,
     U32,
+    Fields,
     Kind,
-    Operations,
+    Language,
     Place,
-    dump_instruction,
     element_of_hex,
     hex_of_element,
     items,
@@ -37,10 +37,7 @@ from gpuprover.midnight.ir.codec import (
     named,
     option,
     pair,
-    parse_instruction,
-    read_instruction,
     text,
-    write_instruction,
 )
 from gpuprover.midnight.ir.hashing import check_hash
 from gpuprover.midnight.profile import V7
@@ -57,7 +54,7 @@ FIXED_TYPES = (
 """Types in the order of their codes; the code after the last is that of ``Bytes<n>`` with its n."""
 ENCODED_LENGTHS = {NATIVE: 1, BYTES32: 2, POINT: 2, SCALAR: 1}
 """Elements that a value takes where it is encoded, of the types that can be executed."""
-_BYTES = re.compile(r"Bytes<(0|[1-9][0-9]{0,8})>")
+_BYTES = re.compile(r"Bytes<(0|[1-9][0-9]{0,9})>")
 _OFFICIAL = {NATIVE: "Native", BYTES32: "Bytes32", POINT: "JubjubPoint", SCALAR: "JubjubScalar"}
 
 
@@ -78,7 +75,8 @@ def _read_name(reader: Reader, field: str) -> str:
 def _operand(value: str, fail: Any) -> Operand:
     if value.startswith("%"):
         return value
-    if not value.lstrip("-").lower().startswith("0x") or len(value.lstrip("-")) < 4:
+    digits = value.removeprefix("-")
+    if not digits.startswith(("0x", "0X")) or len(digits) == 2:
         fail("expected a name that begins with %, or hexadecimal digits behind 0x")
     return element_of_hex(value, fail)
 
@@ -108,7 +106,8 @@ def _write_operand(writer: Writer, value: Operand) -> None:
 
 def _type(value: Any, place: Place) -> str:
     name = text(value, place)
-    if name not in FIXED_TYPES and not _BYTES.fullmatch(name):
+    match = _BYTES.fullmatch(name)
+    if name not in FIXED_TYPES and (match is None or int(match[1]) >> 32):
         raise UnsupportedFile(place.path, place.part, "a type that is not known:", more=name)
     return name
 
@@ -157,7 +156,7 @@ _TWO = {"a": OPERAND, "b": OPERAND, "output": NAME}
 _ONE = {"a": OPERAND, "output": NAME}
 _GIVEN = {"guard": option(OPERAND), "type": TYPE, "output": NAME}
 _LIST = {"inputs": many(OPERAND), "output": NAME}
-OPERATIONS: Operations = {
+OPERATIONS: dict[str, Fields] = {
     "encode": {"input": OPERAND, "outputs": many(NAME)},
     "assert": {"cond": OPERAND},
     "cond_select": {"bit": OPERAND, "a": OPERAND, "b": OPERAND, "output": NAME},
@@ -206,6 +205,7 @@ OPERATIONS: Operations = {
     "reverse": {"bytes": OPERAND, "output": NAME},
 }
 """Operations in the order of their codes; fields in the order of binary files."""
+LANGUAGE = Language(OPERATIONS)
 UNSUPPORTED = frozenset(
     {"keccak256", *list(OPERATIONS)[list(OPERATIONS).index("slice") :]},
 )
@@ -232,9 +232,7 @@ def read_binary(data: bytes, path: str) -> Circuit:
     inputs = reader.vector(an_input, "inputs")
     outputs = reader.vector(lambda field: _read_type(reader, field), "outputs")
     committed = reader.boolean("do_communications_commitment")
-    instructions = tuple(
-        read_instruction(reader, OPERATIONS, index) for index in range(reader.count("instructions"))
-    )
+    instructions = tuple(LANGUAGE.read(reader, index) for index in range(reader.count("instructions")))
     reader.end("circuit")
     return _checked(Circuit((3, minor), inputs, outputs, committed, instructions, path))
 
@@ -245,7 +243,7 @@ def write_binary(circuit: Circuit) -> bytes:
     writer.vector(circuit.inputs, lambda found: _write_type(writer.string(found.name), found.type))
     writer.vector(circuit.outputs, lambda found: _write_type(writer, found))
     writer.boolean(circuit.do_communications_commitment)
-    writer.vector(circuit.instructions, lambda found: write_instruction(writer, OPERATIONS, found))
+    writer.vector(circuit.instructions, lambda found: LANGUAGE.write(writer, found))
     return bytes(writer)
 
 
@@ -266,7 +264,7 @@ def parse_document(document: dict[str, Any], path: str) -> Circuit:
     types = items(document["outputs"], place.of("outputs"))
     outputs = tuple(_type(item, place.of(f"output {i}")) for i, item in enumerate(types))
     found = items(document["instructions"], place.of("instructions"))
-    instructions = tuple(parse_instruction(item, path, OPERATIONS, i) for i, item in enumerate(found))
+    instructions = tuple(LANGUAGE.parse(item, path, i) for i, item in enumerate(found))
     return _checked(Circuit((3, version["minor"]), tuple(inputs), outputs, committed, instructions, path))
 
 
@@ -277,7 +275,7 @@ def document(circuit: Circuit) -> dict[str, Any]:
         "do_communications_commitment": circuit.do_communications_commitment,
         "inputs": [{"name": found.name, "type": found.type} for found in circuit.inputs],
         "outputs": list(circuit.outputs),
-        "instructions": [dump_instruction(found, OPERATIONS) for found in circuit.instructions],
+        "instructions": [LANGUAGE.dump(found) for found in circuit.instructions],
     }
 
 
@@ -291,6 +289,13 @@ def _checked(circuit: Circuit) -> Circuit:
     if unsupported(circuit) is None:
         types_of(circuit)
     return circuit
+
+
+def entry_types(circuit: Circuit) -> set[str]:
+    """The types by which values enter a circuit from outside; types of what it makes itself are not among
+    them, and enable no chip."""
+    given = [found for found in circuit.instructions if found.op in ("public_input", "private_input")]
+    return {found.type for found in circuit.inputs} | {found["type"] for found in given}
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -499,10 +504,17 @@ def types_of(circuit: Circuit) -> dict[str, str]:
 
     Raises:
         MalformedFile: an operation on types that it does not have, or outputs that are not those declared.
+        UnsupportedFile: a point or a scalar of Jubjub in a circuit that has no chip for them.
     """
+    enabled = {POINT, SCALAR} & entry_types(circuit) or any(
+        found.op == "hash_to_curve" for found in circuit.instructions
+    )
     typing = _Typing(circuit)
     for index, instruction in enumerate(circuit.instructions):
         typing.part = step(index, instruction.op)
         found = typing.results(instruction, index)
+        if not enabled and not {POINT, SCALAR}.isdisjoint(found):
+            problem = "no input is a point or a scalar of Jubjub, so that the circuit has no chip for them"
+            raise UnsupportedFile(circuit.path, typing.part, problem)
         typing.types.update(zip(new_names(instruction), found, strict=True))
     return typing.types

@@ -211,7 +211,7 @@ class ProvingKey:
         self.check_header_subgroups(backend)
         sections = list(self.point_sections())
         for i, (name, in_g2, points) in enumerate(sections):
-            with backend.job.part(i, len(sections)):
+            with backend.job.subphase(i, len(sections)):
                 bad = backend.points.first_bad_point(Group.G2 if in_g2 else Group.G1, points)
             if bad >= 0:
                 problem = f"point {bad} is off the curve, outside the subgroup or out of range"

@@ -31,6 +31,7 @@ from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.midnight.constraint_system import delta_power
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
 from gpuprover.plonkish.quotient import Numerator, shifts
@@ -42,7 +43,6 @@ from gpuprover.systems.midnight.argument import (
     QUOTIENT,
     RANDOM,
     Argument,
-    delta_power,
 )
 from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
@@ -163,6 +163,13 @@ class _Rehearsal:
         )
 
 
+def _sums(shape: Argument) -> tuple[int, int, int]:
+    """A proof's sums over Lagrange points, sums of these, and powers of s."""
+    looked_up = len(shape.lookups)
+    columns = shape.system.advice + len(shape.products) + 2 * looked_up + len(shape.trash)
+    return columns, looked_up, shape.limbs + 3
+
+
 def is_kept(vk: VerificationKey) -> bool:
     """Whether a key's values on all cosets are kept."""
     return kept_bytes(vk) <= KEPT_BYTES
@@ -209,7 +216,10 @@ def demand(vk: VerificationKey) -> Demand:
         curve=BLS12_381,
         witness=shape.system.advice * n,
         domains=(domain,),
-        bases=tuple(KeyBases(name, Group.G1, n) for name in (LAGRANGE, SUFFIXES, POWERS)),
+        bases=tuple(
+            KeyBases(name, Group.G1, n, sums=sums, shared=True)
+            for name, sums in zip((LAGRANGE, SUFFIXES, POWERS), _sums(shape), strict=True)
+        ),
         matrices=(),
         columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
         together=((LAGRANGE,), (SUFFIXES,), (POWERS,)),
@@ -574,7 +584,7 @@ def _open(device: _Device, polynomials: Mapping[str, Vector], x: int) -> None:
 
 
 def check_witness_fits(key: ProvingKey, witness: Statement) -> None:
-    """Raises WitnessMismatch if the table has another shape, or there are other public inputs than the key's."""
+    """Raises WitnessMismatch for a table of another shape, or another number of public inputs."""
     check_statement(key, witness, key.vk.argument.system.advice, key.constraints)
 
 

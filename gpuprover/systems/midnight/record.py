@@ -19,6 +19,8 @@ def _describe(key: Any) -> dict[str, Any]:
         "curve": key.curve.name,
         "line": key.key.profile.name,
         "constraints": key.constraints,
+        "variables": key.n_vars,
+        "domain_size": key.constraints,
         "k": key.key.k,
         "public_signals": key.n_public,
         "chips": sorted(key.vk.key.architecture.chips),
@@ -67,7 +69,7 @@ SYSTEM = ProofSystem(
     rows="rows",
     read_curve=late(f"{_PACKAGE}.key:read_curve"),
     read_witness=late(f"{_PACKAGE}.witness:read_witness"),
-    load_key_beside=late(f"{_PACKAGE}.key:load_key"),
+    parameters_apart=True,
     phases=(
         *("check", "synthesis", "columns", "lookups", "products", "random", "quotient"),
         *("evaluations", "opening", "verify"),

@@ -13,8 +13,8 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words
 from gpuprover.midnight.advice import AdviceSource
 from gpuprover.midnight.circuit.table import Layout, advice
+from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.run import run
-from gpuprover.midnight.ir.v2 import Circuit
 from gpuprover.midnight.preimage import read_preimage
 from gpuprover.witness_source import WitnessSource
 
@@ -68,7 +68,7 @@ def read_witness(
     with job.phase("check"):
         execution = run(key.circuit, preimage)
     with job.phase("synthesis"):
-        return Statement(tuple(execution.public_inputs), advice(key.layout, execution), name)
+        return Statement(tuple(execution.public_inputs), advice(key.layout, execution.inputs), name)
 
 
 def check_statement(key: _Key, statement: Statement, columns: int, rows: int) -> None:

@@ -14,10 +14,12 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from gpuprover.cuda.device import Address, Allocator, Device, Mark
+from gpuprover.cuda.device import MAIN, Address, Allocator, Device, Mark
 from gpuprover.errors import DeviceError, OutOfMemory
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 ALIGNMENT = 256
@@ -320,6 +322,30 @@ class Resident:
         self.used = 0
         self.gone = False
         self.lock = threading.Lock()
+
+    def filled(self, device: Device, source: Hashable, make: Callable[[], T]) -> T:
+        """The value that was made of a ``source``, such as data that begin at an address; made if it is not.
+
+        What others make there, or have had there, is done before the main stream of ``device`` goes on.
+        """
+        with self.lock:
+            if self.value is not None and self.bound != source:
+                # Nobody keeps account of who reads it; which happens only where an owner's data have moved.
+                self.value = None
+                device.synchronize()
+            if self.ready is not None:
+                device.wait(MAIN, self.ready)
+            if self.value is None:
+                try:
+                    self.value, self.bound = make(), source
+                    self.ready = device.mark()
+                except BaseException:
+                    self.value = None
+                    with suppress(DeviceError):
+                        self.ready = device.mark()
+                    raise
+            found: T = self.value
+            return found
 
 
 class Residents:

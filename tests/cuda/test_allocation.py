@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gpuprover.cuda.allocation import ALIGNMENT, SHARE, Arena, Block, Pool, Residents
 from gpuprover.cuda.device import Address
-from gpuprover.cuda.memory import ALIGNMENT, SHARE, Arena, Block, Pool, Residents
 from gpuprover.errors import DeviceError, OutOfMemory
 from tests.support.emulator import EmulatedDevice, Faults
 
