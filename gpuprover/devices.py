@@ -165,7 +165,7 @@ def transform_points(curve: CurveParams, points: Words, root: int, factor: int, 
 
 
 def run_tape(curve: CurveParams, code: NDArray[np.int64], pool: Words, tables: Words, values: Words) -> None:
-    """Runs a tape of a circuit, by the CPU's kernel, which writes its results behind the values that are given.
+    """Runs a tape of a circuit by the CPU's kernel, which writes results behind the values that are given.
 
     Args:
         curve: its scalar field is that of the values.

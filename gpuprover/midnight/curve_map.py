@@ -21,7 +21,7 @@ A = 0x739E8ACF6E7266E8976220A0378A232820535E745E639334C50D34DCD4C20942
 B = 0x6AE5CA3C3F667667F4C60001B55614B0BBF51483FF8366AC7120C33B4C6628E1
 THIRD = MONTGOMERY_A * pow(3, -1, R) % R
 SPONGE_OF_UNKNOWN_LENGTH = 1 << 64
-_GENERATOR, _TWO_ADICITY = 7, 32
+NON_RESIDUE, _TWO_ADICITY = 7, 32
 
 
 def is_square(v: int) -> bool:
@@ -32,7 +32,7 @@ def is_square(v: int) -> bool:
 def square_root(v: int) -> int:
     """The root of a square that the algorithm of Tonelli and Shanks finds from the non-residue 7."""
     odd = (R - 1) >> _TWO_ADICITY
-    c, x, t, m = pow(_GENERATOR, odd, R), pow(v, (odd + 1) // 2, R), pow(v, odd, R), _TWO_ADICITY
+    c, x, t, m = pow(NON_RESIDUE, odd, R), pow(v, (odd + 1) // 2, R), pow(v, odd, R), _TWO_ADICITY
     if t == 0:
         return 0
     while t != 1:

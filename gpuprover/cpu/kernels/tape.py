@@ -186,7 +186,7 @@ def raised(F, x, tables, exponent):
 
 @inline
 def square_root(F, x, tables, tables_at):
-    """The root of x, in Montgomery form, that the algorithm of Tonelli and Shanks finds; 0 where there is none.
+    """The root of x, in Montgomery form, that the algorithm of Tonelli and Shanks finds; 0 without one.
 
     ``tables`` has g^t in Montgomery form, and (t − 1)/2 as it is, g being a non-residue and t the odd part of
     p − 1.
@@ -408,7 +408,7 @@ def check(code, size, places):
                 return OUTSIDE
         elif op == SELECT:
             many, words = 3, 3
-        elif op == DECOMPOSE or op == SPREAD_LIMBS:
+        elif op in (DECOMPOSE, SPREAD_LIMBS):
             if left < 2 or code[at + 3] < 0 or code[at + 3] > left - 2:
                 return OUTSIDE
             count, total = code[at + 3], 0

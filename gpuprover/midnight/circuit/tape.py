@@ -44,8 +44,8 @@ class Op(IntEnum):
         DECOMPOSE: out, x, count, size ... -> for each limb, from the lowest: the limb, and x without those
             below it.
         POSEIDON: out, x, y, z -> the cells of a permutation, see :func:`poseidon_cells`.
-        WORD_SUM: out, count, (x, amount) ... -> the sum, mod 2^64, of lowest words, each turned to the right by
-            amount < 64 or shifted to the right by amount − 64.
+        WORD_SUM: out, count, (x, amount) ... -> the sum, mod 2^64, of lowest words, each turned to the right
+            by amount < 64 or shifted to the right by amount − 64.
         HALVES: out, x -> the 32 even bits of the lowest word, and the 32 odd ones.
         SPREAD_LIMBS: out, x, count, size ... -> for each limb of the lowest word, from the highest: the limb,
             and its :func:`spread`; then that of the word's lowest 32 bits.
