@@ -14,7 +14,8 @@ them from the best to the leanest, in the order in which a proof gives things up
 7. the length of slices.
 
 A proof takes the first that fits beside what other proofs use; what merely lies there, of other keys, gives
-way.
+way. Bases that several keys share, by their name in the demand, lie there once and are no key's: they stay
+until memory is needed.
 """
 
 from __future__ import annotations
