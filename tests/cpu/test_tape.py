@@ -167,7 +167,7 @@ def test_no_word_of_a_code_leads_outside(rng: random.Random) -> None:
                 refused += 1
     assert refused > len(tape.code)
     for length in range(1, len(tape.code)):
-        code = tape.code[:length]
+        code = [*tape.code[:length]]
         try:
             run(tape, inputs, code)
         except IndexError:
@@ -179,7 +179,7 @@ def test_what_comes_later_is_not_read() -> None:
     tape = Tape()
     x = tape.input()
     y = tape.nonzero(x)
-    assert tape.code == [Op.NONZERO, y, x]
+    assert [*tape.code] == [Op.NONZERO, y, x]
     with pytest.raises(IndexError):
         run(tape, [1], [Op.NONZERO, y, y])
 

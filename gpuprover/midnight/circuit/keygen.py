@@ -9,7 +9,7 @@ import numpy as np
 from gpuprover.backend import Backend, Form
 from gpuprover.curves import Group
 from gpuprover.limbs import Words
-from gpuprover.midnight.circuit.synthesis import choose, layout_of
+from gpuprover.midnight.circuit.synthesis import LARGEST_K, choose, layout_of
 from gpuprover.midnight.circuit.table import Layout
 from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.files import architecture_of, n_public, profile_of, write_circuit
@@ -36,14 +36,14 @@ class Keys(NamedTuple):
     verifier: bytes
 
 
-def size_of(circuit: Circuit) -> Size:
+def size_of(circuit: Circuit, most_k: int = LARGEST_K) -> Size:
     """The smallest table that the circuit fits.
 
     Raises:
-        UnsupportedFile: an operation or a type that cannot be proven here, or more rows than there are
-            parameters for.
+        UnsupportedFile: an operation or a type that cannot be proven here, or more than 2^most_k rows; it
+            is not laid out any further.
     """
-    return Size(*choose(circuit))
+    return Size(*choose(circuit, most_k))
 
 
 def keys(circuit: Circuit, srs: Srs, backend: Backend) -> Keys:

@@ -76,19 +76,22 @@ def _k_of(table: Table, rows: int) -> int:
     return (rows + constraint_system(table.architecture).blinding).bit_length()
 
 
-def choose(circuit: Circuit) -> tuple[int, int]:
+def choose(circuit: Circuit, most_k: int = LARGEST_K) -> tuple[int, int]:
     """(k, bits of the largest limbs): the smallest table, and the first that gives it, as keys have it.
 
     Raises:
-        UnsupportedFile: see :func:`synthesise`, or the circuit needs more than 2^25 rows.
+        UnsupportedFile: see :func:`synthesise`, or the circuit needs more than 2^most_k rows.
     """
-    return _sizes.get_or_make(_digest(circuit), lambda: _chosen(circuit), lambda _: 1)
+    found = _sizes.get_or_make(_digest(circuit), lambda: _chosen(circuit, most_k), lambda _: 1)
+    if found[0] > most_k:
+        raise _too_large(circuit, most_k)
+    return found
 
 
-def _chosen(circuit: Circuit) -> tuple[int, int]:
+def _chosen(circuit: Circuit, most_k: int) -> tuple[int, int]:
     best: tuple[int, int] | None = None
     for bits in range(SMALLEST_BITS, LARGEST_K):
-        table = synthesise(circuit, bits)
+        table = synthesise(circuit, bits, most_k)
         k = smallest_k(table)
         if best is None or k < best[0]:
             best = k, bits
@@ -96,7 +99,5 @@ def _chosen(circuit: Circuit) -> tuple[int, int]:
         if table.rows < 1 << (bits + 1) or _k_of(table, table.least_rows) >= best[0]:
             break
     assert best is not None
-    if best[0] > LARGEST_K:
-        raise _too_large(circuit, LARGEST_K)
     # In the newer line the bits follow from k.
     return best if circuit.version[0] == 2 else (best[0], best[0] - 1)

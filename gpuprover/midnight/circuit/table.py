@@ -7,6 +7,7 @@ values of a tape.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -140,8 +141,9 @@ class Table:
         self.public: list[Cell] = []
         """Cells of the public inputs, in order."""
         self._marks: dict[int, int] = {}
-        self._advice: list[tuple[int, int, int]] = []
-        self._fixed: dict[tuple[int, int], int] = {}
+        # Three numbers for each cell, flat: a table of many rows has to fit memory.
+        self._advice, self._fixed = array("q"), array("q")
+        self._elements: dict[int, int] = {}
         self._copies: list[tuple[str, int, str, int]] = []
         self._constants: dict[int, Cell] = {}
         self._bounds: dict[tuple[str, int], int] = {}
@@ -162,12 +164,17 @@ class Table:
             raise TooManyRows
         self._marks.update(dict.fromkeys(touched, start + height))
         region.start = start
-        self._advice += [(column, start + offset, value) for column, offset, value in region._advice]
-        self._fixed.update({(c, start + offset): element for c, offset, element in region._fixed})
+        for column, offset, value in region._advice:
+            self._advice.extend((column, start + offset, value))
+        for column, offset, element in region._fixed:
+            self._fix(column, start + offset, element)
         for column, offset, source in region._copies:
             self._copies.append((f"A{column}", start + offset, source.column, source.row))
         if any(column < _FIXED or column >= _FIXED + _FIRST_SELECTOR for column in touched):
             self.rows = max(self.rows, start + height)
+
+    def _fix(self, column: int, row: int, element: int) -> None:
+        self._fixed.extend((column, row, self._elements.setdefault(element, len(self._elements))))
 
     def equal(self, left: Cell, right: Cell) -> None:
         """A copy constraint."""
@@ -181,6 +188,7 @@ class Table:
             row = len(self._constants)
             found = Cell(CONSTANTS, row, self.tape.constant(element))
             self._constants[element] = found
+            self._fix(int(CONSTANTS[1:]), row, element)
         return found
 
     # Bounds ------------------------------------------------------------------------------
@@ -237,9 +245,6 @@ class Table:
     def layout(self, k: int) -> Layout:
         """The finished table of 2^k rows."""
         system, limbs = constraint_system(self.architecture), BLS12_381.scalar.limbs
-        fixed = self._fixed | {(9, cell.row): element for element, cell in self._constants.items()}
-        # A table has few different elements, and few different columns.
-        elements = {element: i for i, element in enumerate(dict.fromkeys(fixed.values()))}
         names = {name: j for j, name in enumerate(system.permutation)}
         copies = [(names[a], i, names[b], j) for a, i, b, j in self._copies]
         copies += [(names[cell.column], cell.row, names[PUBLIC], i) for i, cell in enumerate(self.public)]
@@ -257,10 +262,8 @@ class Table:
             inputs=np.array(tape.inputs, dtype=np.int64),
             size=tape.size,
             cells=np.array(self._advice, dtype=np.int64).reshape(-1, 3),
-            fixed_cells=np.array(
-                [(column, row, elements[element]) for (column, row), element in fixed.items()], dtype=np.int64
-            ).reshape(-1, 3),
-            elements=ints_to_words(elements, limbs),
+            fixed_cells=np.array(self._fixed, dtype=np.int64).reshape(-1, 3),
+            elements=ints_to_words(self._elements, limbs),
             tables=(
                 *_columns(RANGE_TABLE, self.range_rows()),
                 *_columns(SPREAD_TABLE, self.spread_rows()),

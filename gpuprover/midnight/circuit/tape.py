@@ -9,6 +9,7 @@ have smaller numbers. There are no jumps, so that a tape runs the same way for e
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import lru_cache
@@ -96,7 +97,7 @@ class Tape:
     """
 
     def __init__(self) -> None:
-        self.code: list[int] = []
+        self.code = array("q")
         self.pool: list[int] = []
         self.constants: list[tuple[int, int]] = []
         self.inputs: list[int] = []
@@ -119,7 +120,7 @@ class Tape:
 
     def _emit(self, op: Op, *operands: int, results: int = 1) -> int:
         out = self._new(results)
-        self.code += (op, out, *operands)
+        self.code.extend((op, out, *operands))
         return out
 
     # Values ------------------------------------------------------------------------------

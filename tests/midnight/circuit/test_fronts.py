@@ -292,7 +292,14 @@ def test_sizes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_circuits_of_more_rows_than_were_meant_are_refused() -> None:
     circuit = less_than_circuit(20)
     assert smallest_k(synthesise(circuit, 8, 10)) == 10
-    for lay_out in (lambda: synthesise(circuit, 8, 9), lambda: layout_of(circuit, 9, 8)):
+    fresh, known = less_than_circuit(21), less_than_circuit(19)
+    assert choose(known, 10) == (10, 8)
+    for lay_out in (
+        lambda: synthesise(circuit, 8, 9),
+        lambda: layout_of(circuit, 9, 8),
+        lambda: choose(fresh, 9),
+        lambda: choose(known, 9),
+    ):
         with pytest.raises(
             UnsupportedFile, match=r"circuit: circuit: expected at most 2\^9 rows, found more"
         ):
