@@ -13,7 +13,7 @@ from gpuprover.cpu import layout
 from gpuprover.curves import BLS12_381
 from gpuprover.limbs import ints_to_words, words_to_ints
 from gpuprover.midnight import jubjub
-from gpuprover.midnight.circuit.tape import R, Op, Tape, run_reference, square_root, tables
+from gpuprover.midnight.circuit.tape import Op, R, Tape, run_reference, square_root, tables
 
 EDGES = [0, 1, 2, R - 1, R - 2, (1 << 64) - 1, 1 << 64, (1 << 128) - 1, 1 << 254, (R - 1) // 2, (R + 1) // 2]
 

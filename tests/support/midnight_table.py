@@ -68,7 +68,9 @@ class Laid:
         rest, usable = iter(rows[len(gates) :]), system.usable(self.layout.k)
         tuples = [{row.tobytes() for row in _beside([next(rest) for _ in side], usable)} for side in sides]
         found += [
-            f"lookup {i}" for i, pair in enumerate(zip(tuples[::2], tuples[1::2], strict=True)) if pair[0] - pair[1]
+            f"lookup {i}"
+            for i, pair in enumerate(zip(tuples[::2], tuples[1::2], strict=True))
+            if pair[0] - pair[1]
         ]
         for a, i, b, j in self.layout.copies:
             if (words[a][i] != words[b][j]).any():
