@@ -8,6 +8,8 @@ The public names, imported when they are first used::
 
     with gpuprover.create_prover(circuit_keys_path="circuit-keys") as prover:
         result = prover.prove("circuit", "witness.wtns")
+
+Calls for the Midnight network are in :mod:`gpuprover.midnight_api`.
 """
 
 from __future__ import annotations

@@ -13,19 +13,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+
 from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.device import Device, Program
 from gpuprover.cuda.msm_plan import COSTS, predicted_seconds
 from gpuprover.cuda.rehearsal import Nothing
-from gpuprover.cuda.residency import Residency
-from gpuprover.curves import BLS12_381, BN254, CurveParams
+from gpuprover.cuda.residency import ArenaPart, Residency, TwiddlesPart
+from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.demand import UNLIMITED, Demand
 from gpuprover.devices import open_backend
 from gpuprover.job import Job
+from gpuprover.limbs import generator
+from gpuprover.midnight.architecture import BASIC_CHIPS, Architecture
+from gpuprover.midnight.keys import VerifierKey
+from gpuprover.midnight.profile import V6
 from gpuprover.plonkish.key import Sizes
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.fflonk import prover as fflonk
 from gpuprover.systems.groth16 import prover as groth16
+from gpuprover.systems.midnight import prover as midnight
+from gpuprover.systems.midnight.argument import argument
+from gpuprover.systems.midnight.documents import VerificationKey
 from gpuprover.systems.plonk import prover as plonk
 
 from ..host import H200, Model
@@ -40,6 +49,8 @@ BANDWIDTH = 4e12
 """Bytes a second of 4.8e12 that are published."""
 ELEMENT = 32
 LOGS = 16, 18, 20
+RANGE_COLUMNS = 1
+"""Columns with a range lookup in the circuits of Midnight's that are predicted."""
 GATES, CONSTRAINTS = 200, 3
 """Rows that no gate takes, and entries of matrices for a constraint, in the circuits that are predicted."""
 SUMS, TRANSFORMS = "sums", "transforms"
@@ -173,7 +184,9 @@ def predict(demand: Demand) -> Prediction:
     layout = gpu.residents.noted(owner).layout
     device = _Priced()
     arena = backend.rehearsed(chosen, layout, device)
-    return Prediction(dict(device.took), device.launches, arena, sum(e.size for e in gpu.residents.of(owner)))
+    # With bases that other keys share.
+    key = sum(e.size for e in gpu.residents.all() if not isinstance(e.kind, ArenaPart | TwiddlesPart))
+    return Prediction(dict(device.took), device.launches, arena, key)
 
 
 class _Owner:
@@ -194,7 +207,18 @@ def demands(log: int) -> dict[str, Demand]:
         "FFLONK": fflonk.demand(sizes),
         "Groth16, BLS12-381": of_groth16(BLS12_381),
         "PLONK, BLS12-381": plonk.demand(BLS12_381, sizes),
+        "Midnight": _of_midnight(log),
     }
+
+
+def _of_midnight(log: int) -> Demand:
+    """A circuit with all chips that can be proven; a table's columns count as full, which they never are."""
+    chips = Architecture(BASIC_CHIPS, RANGE_COLUMNS)
+    shape, point = argument(V6, chips), generator(BLS12_381, Group.G1)[None]
+    fixed, permutation = (np.repeat(point, len(names), axis=0) for names in (shape.fixed, shape.sigma))
+    return midnight.demand(
+        VerificationKey(VerifierKey(V6, chips, 8, 1, log, fixed, permutation, "predicted"))
+    )
 
 
 def table() -> str:

@@ -35,7 +35,7 @@ from gpuprover.job import Job
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.polynomial import Coset, Direction, Domain, Order
 from gpuprover.systems.groth16.key import load_key
-from tests.support import cuda_plonk, cuda_proofs, fake_cupy
+from tests.support import cuda_midnight, cuda_plonk, cuda_proofs, fake_cupy
 from tests.support.fake_cupy import Machine, Schedule
 from tests.support.plonk import sample as plonk_sample
 from tests.support.samples import combination, cpu_points, plain, point_words, random_logs
@@ -364,11 +364,18 @@ def leanest_proofs_of_gates(device: Watched) -> None:
         assert gpu.leaked == 0
 
 
+def proof_of_midnight(device: Watched) -> None:
+    """Whose columns are committed as the host has them, and sent a second time for their polynomials."""
+    gpu, key = Residency(device), cuda_midnight.key("hello")
+    assert cuda_midnight.prove("hello", key, gpu) == cuda_midnight.expected("hello")
+    assert gpu.leaked == 0
+
+
 SAMPLE: list[Callable[[Watched], None]] = [whole_proof, leanest_proof, sums, alone]
 AT_ONCE: list[Callable[[Watched], None]] = [proofs_that_share_tables, proofs_in_memory_of_others]
 CASES = [
     *(*SAMPLE, *AT_ONCE, proofs_with_tables, every_layout, proofs_of_several_threads),
-    *(proofs_of_gates, leanest_proofs_of_gates),
+    *(proofs_of_gates, leanest_proofs_of_gates, proof_of_midnight),
 ]
 
 

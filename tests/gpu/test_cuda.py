@@ -24,6 +24,8 @@ from gpuprover.errors import DeviceError
 from gpuprover.job import Job
 from gpuprover.limbs import Words, generator
 from gpuprover.polynomial import Coset, Direction, Domain, Order
+from gpuprover.systems.midnight import prover as midnight
+from tests.support import cuda_midnight
 from tests.support.cuda_plonk import SAMPLES
 from tests.support.plonk import Sample
 
@@ -253,6 +255,15 @@ def test_snarkjs_proofs_of_gates(which: Sample) -> None:
     for _ in range(2):
         found = gpuprover.prove(which.key, which.witness, device=CUDA, blinding=which.blinding)
         assert found.proof == which.proof
+
+
+@pytest.mark.parametrize("name", ["hello", "increment", "fallible"])
+def test_proofs_of_midnight(name: str) -> None:
+    gpu = opened(CUDA, BLS12_381)
+    key, statement = cuda_midnight.key(name), cuda_midnight.statement(name)
+    for _ in range(2):
+        proof = midnight.prove(key, statement, gpu, cuda_midnight.SEED)
+        assert proof.data == cuda_midnight.expected(name)
 
 
 def test_keys_in_turns(curve: CurveParams, cuda: Backend, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Judge:
             json.dump(job, file)
             file.flush()
             command = [NODE / "bin" / "node", HERE / "midnight_judge.mjs", NODE, file.name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.splitlines()[-1])
         return answer["verdict"], answer["why"]

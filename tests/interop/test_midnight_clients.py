@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpuprover import verify
+from gpuprover import midnight_api, verify
 from gpuprover.config import load_engine_settings
 from gpuprover.engine import Prover
 from gpuprover.midnight.envelopes import read_proof
 from gpuprover.midnight.preimage import read_preimage, write_preimage
+from gpuprover.midnight.srs import file_name
 from gpuprover.systems.system import read_verification_key
-from tests.interop.conftest import MidnightClients, OracleError
-from tests.service.midnight.test_routes import until
-from tests.support.midnight import SMALL, public_inputs
-from tests.support.service_stage import Stage, circuits, stage
+from tests.interop.conftest import MidnightClients, OracleError, cached
+from tests.service.midnight.test_routes import midnight, proof_server, until
+from tests.support.midnight import SMALL, data_folder, public_inputs
+from tests.support.service_stage import SECONDS, Stage, circuits, stage
 
 HELLO = SMALL / "hello"
+START_SECONDS = 200
+"""Code may have to be compiled first."""
 
 
 def files(stem: Path) -> dict[str, str]:
@@ -30,17 +37,26 @@ def files(stem: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def proving(folder: Path, parameters: Path) -> Iterator[Stage]:
+    """A proof server that proves in threads of this process."""
+    settings = {"circuit_keys_path": circuits(folder), "max_workers": 0, "min_workers": 0}
+    limits = {"verifier": "inline", "threads": 2, "memory_limit": 4096}
+    prover = Prover(load_engine_settings({**settings, **limits}, {}))
+    given = {"midnight": True, "midnight_parameters": parameters, "tenant_share": 1}
+    with stage(folder, prover=prover, settings=given) as found:
+        end = time.monotonic() + START_SECONDS
+        while found.get("/ready").status_code != 200:
+            assert time.monotonic() < end, found.get("/ready").text
+            time.sleep(0.05)
+        yield found
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A proof server that proves in threads of this process."""
-    folder = circuits(tmp_path_factory.mktemp("circuits"))
-    settings = {"circuit_keys_path": folder, "max_workers": 0, "min_workers": 0, "verifier": "inline"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIDNIGHT_PP", str(SMALL))
-        prover = Prover(load_engine_settings({**settings, "threads": 2, "memory_limit": 4096}, {}))
-        given = {"midnight": True, "midnight_parameters": SMALL, "tenant_share": 1}
-        with stage(folder, prover=prover, settings=given) as found:
-            until(lambda: found.get("/ready").status_code == 200)
+        with proving(tmp_path_factory.mktemp("circuits"), SMALL) as found:
             yield found
 
 
@@ -111,3 +127,63 @@ def test_wallet_shows_the_reason(server: Stage, clients: MidnightClients) -> Non
         clients("prove", server.url, "wallet", **given)
     with pytest.raises(OracleError, match=r"^Failed to check: couldn't find key 'hello'"):
         clients("check", server.url, "wallet", **given)
+
+
+# Transactions ----------------------------------------------------------------------------------
+
+
+def outputs(folder: Path, prover: bytes, verifier: bytes, circuit: bytes) -> None:
+    """Keys of the ledger's circuit of outputs, where the proof server looks for them."""
+    place = folder / "zswap" / "8"
+    place.mkdir(parents=True)
+    for suffix, content in (("prover", prover), ("verifier", verifier), ("bzkir", circuit)):
+        (place / f"output.{suffix}").write_bytes(content)
+
+
+@pytest.mark.parametrize("client", ["js", "wallet"])
+def test_proofs_of_a_transaction_are_asked_for_at_once(
+    tmp_path: Path, clients: MidnightClients, client: str
+) -> None:
+    """And the ledger tells that these are none: the keys are another circuit's, the proofs made up."""
+    outputs(tmp_path, *(HELLO.with_name(f"hello.{s}").read_bytes() for s in ("prover", "verifier", "bzkir")))
+    (tmp_path / file_name(6)).write_bytes((SMALL / file_name(6)).read_bytes())
+    with (
+        proof_server(tmp_path / "circuits", midnight_parameters=tmp_path) as found,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        midnight(found).slow = True
+        proved = pool.submit(clients, "transaction", found.url, client, outputs=3)
+        until(lambda: len(found.service.results.open) == 3)
+        midnight(found).slow = False
+        midnight(found).end_all()
+        answer = proved.result(SECONDS)
+    assert answer["asked"] == ["midnight/zswap/output"] * 3
+    assert "Invalid proof" in answer["wellFormed"]
+
+
+PUBLISHED = "d992b04f13c3fd432f55fb8bfe6466d87bc181f1a2acf233ec228030bbdd4ed8"
+"""SHA-256 of the prover key of outputs, as it stands beside its circuit in the ledger's repository."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_transaction_of_three_outputs(
+    tmp_path: Path, clients: MidnightClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys from the circuit, as they are published; three proofs at once; the ledger accepts them."""
+    circuit = (SMALL / "zswap_output.bzkir").read_bytes()
+
+    def make(folder: Path) -> None:
+        midnight_api.keygen(circuit, folder / "prover", folder / "verifier", parameters=data_folder())
+
+    made = cached("midnight-zswap-output", circuit, make)
+    prover, verifier = (made / "prover").read_bytes(), (made / "verifier").read_bytes()
+    assert verifier == (SMALL / "zswap_output.verifier").read_bytes()
+    assert sha256(prover).hexdigest() == PUBLISHED
+    outputs(tmp_path, prover, verifier, circuit)
+    (tmp_path / file_name(14)).symlink_to(data_folder() / file_name(14))
+    monkeypatch.setenv("MIDNIGHT_PP", str(tmp_path))
+    with proving(tmp_path / "circuits", tmp_path) as found:
+        for client in ("js", "wallet"):
+            answer = clients("transaction", found.url, client, outputs=3)
+            assert answer == {"asked": ["midnight/zswap/output"] * 3, "wellFormed": True}

@@ -12,10 +12,12 @@ import pytest
 
 import gpuprover
 from gpuprover.midnight.preimage import read_preimage, write_preimage
+from gpuprover.midnight_api import raw_proof
 from gpuprover.runner import Runner
 from gpuprover.service.client import Client
 from gpuprover.systems import system
 from tests.service.test_server import running
+from tests.support.midnight import data_folder, public_inputs
 from tests.support.paths import VECTORS
 
 FILES = VECTORS / "midnight"
@@ -141,3 +143,24 @@ def test_the_service(folder: Path) -> None:
         assert gpuprover.verify(key, PUBLIC, found.proof)
         with pytest.raises(gpuprover.UnsatisfiedWitness, match="instruction"):
             client.prove("hello", wrong_preimage())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["data", "keys", "data08"])
+def test_every_circuit_of_the_data_in_one_prover(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = data_folder(name)
+    monkeypatch.setenv("MIDNIGHT_PP", str(data_folder()))
+    settings: dict[str, Any] = {"device": "cpu", "max_workers": 1, "policy": "lazy"}
+    preimages = sorted(folder.glob("*.preimage"))
+    assert preimages
+    with gpuprover.create_prover(circuit_keys_path=folder, **settings) as prover:
+        for preimage in preimages:
+            statement = preimage.name.removesuffix(".preimage")
+            circuit = statement.removesuffix(".off")
+            result = prover.prove(circuit, preimage)
+            public = [str(value) for value in public_inputs(folder / f"{statement}.pis.json")]
+            assert result.public_signals == public
+            assert prover.verify(circuit, public, result.proof)
+            official = {"proof": raw_proof(folder / f"{statement}.official.proof").hex()}
+            pairs: list[Any] = [(public, result.proof), (public, official), (raised(public), official)]
+            assert prover.verify_batch(circuit, pairs) == [True, True, False]
