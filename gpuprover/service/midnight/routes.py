@@ -51,8 +51,8 @@ _STATUS = {
     "OutOfMemory": 507,
     "ProofGenerationFailed": 502,
 }
-"""Kinds of errors that have another status here, as clients would try again what ends in the same way: keys are
-theirs, and parameters that are missing are missing a second later."""
+"""Kinds of errors that have another status here, as clients would try again what ends in the same way: keys
+come from them, and parameters that are missing are missing a second later."""
 
 
 class _Route(APIRoute):
