@@ -168,7 +168,7 @@ class WarmSnarkjs:
                 requests.flush()
             except OSError:
                 raise Failed(f"{self.name}: Node.js ended") from None
-            answer = _read_answer(answers, check, max(self._limit, START_SECONDS))
+            answer = read_answer(answers, check, max(self._limit, START_SECONDS))
             if "error" in answer:
                 raise Failed(f"{self.name}: {answer['error']}")
             statement.verify(self.name, answer["proof"], answer["public"])
@@ -183,7 +183,7 @@ class WarmSnarkjs:
             answers.close()
 
 
-def _read_answer(stream: IO[bytes], check: Check, limit: float) -> dict[str, Any]:
+def read_answer(stream: IO[bytes], check: Check, limit: float) -> dict[str, Any]:
     """One JSON line of a process, while ``check`` may raise."""
     import select
 

@@ -40,14 +40,15 @@ class KeyBases(NamedTuple):
         group: the group that they are in.
         size: the number of points.
         sums: multi-scalar multiplications over them in a proof.
-        shared: whether other keys have the same points, in the same array: a device may keep them for all.
+        shared: what all keys that have these very points call them, in one array of the host: a device may
+            keep them once for all. Empty for points of one key.
     """
 
     name: str
     group: Group
     size: int
     sums: int = 1
-    shared: bool = False
+    shared: str = ""
 
 
 @dataclass(frozen=True)

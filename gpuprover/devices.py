@@ -103,6 +103,12 @@ def keccak256(data: bytes) -> bytes:
     return digest
 
 
+def deflate(data: bytes | bytearray | memoryview) -> bytes:
+    """The deflated stream (RFC 1951) that the Rust library miniz_oxide makes of data on level 6."""
+    packed: bytes = import_module("gpuprover.cpu.deflate").deflate(data)
+    return packed
+
+
 def points_from_coordinates(curve: CurveParams, group: Group, coordinates: Words) -> tuple[Words, int]:
     """Affine points as a file holds them, canonical uint64[n, words] -> Montgomery words, and the index of
     the first that has a coordinate >= q or is off the curve, or −1. Infinity is all zeros.

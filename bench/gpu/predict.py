@@ -19,7 +19,7 @@ from gpuprover.cuda.backend import CudaBackend
 from gpuprover.cuda.device import Device, Program
 from gpuprover.cuda.msm_plan import COSTS, predicted_seconds
 from gpuprover.cuda.rehearsal import Nothing
-from gpuprover.cuda.residency import Residency
+from gpuprover.cuda.residency import ArenaPart, Residency, TwiddlesPart
 from gpuprover.curves import BLS12_381, BN254, CurveParams, Group
 from gpuprover.demand import UNLIMITED, Demand
 from gpuprover.devices import open_backend
@@ -184,7 +184,9 @@ def predict(demand: Demand) -> Prediction:
     layout = gpu.residents.noted(owner).layout
     device = _Priced()
     arena = backend.rehearsed(chosen, layout, device)
-    return Prediction(dict(device.took), device.launches, arena, sum(e.size for e in gpu.residents.of(owner)))
+    # With bases that other keys share.
+    key = sum(e.size for e in gpu.residents.all() if not isinstance(e.kind, ArenaPart | TwiddlesPart))
+    return Prediction(dict(device.took), device.launches, arena, key)
 
 
 class _Owner:

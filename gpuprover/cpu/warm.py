@@ -10,6 +10,7 @@ from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
 from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform, tape
 from gpuprover.cpu.backend import CpuBackend
+from gpuprover.cpu.deflate import deflate
 from gpuprover.cpu.jubjub import multiply
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
@@ -28,7 +29,7 @@ def compile_curve(curve: CurveParams, job: Job, proofs_only: bool = False) -> No
         job.report((i + 1) / len(chosen))
 
 
-NOT_IN_PROOFS = ("combinations G1", "combinations G2")
+NOT_IN_PROOFS = ("combinations G1", "combinations G2", "compression")
 """Steps that proofs do without."""
 
 
@@ -125,6 +126,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "checks G2": checks(Group.G2),
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
+        "compression": lambda: deflate(b""),
         "encoded points": encoded,
         "tapes": tapes,
         "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),

@@ -222,7 +222,9 @@ class CudaBackend:
             return DeviceBases(group, n, sums.plan, self._table(part, sums.plan, Address(0), Address(0)))
         entry = self._opened.entry(part)
         place = entry.block.address
-        entry.filled(self._device, address(points), lambda: self._table(part, sums.plan, place, points))
+        entry.filled(
+            self._device, part.shared or address(points), lambda: self._table(part, sums.plan, place, points)
+        )
         return DeviceBases(group, n, sums.plan, place)
 
     def matrices(

@@ -14,7 +14,8 @@ them from the best to the leanest, in the order in which a proof gives things up
 7. the length of slices.
 
 A proof takes the first that fits beside what other proofs use; what merely lies there, of other keys, gives
-way.
+way. Bases that several keys share, by their name in the demand, lie there once and are no key's: they stay
+until memory is needed.
 """
 
 from __future__ import annotations
@@ -57,12 +58,14 @@ class RowsPart:
     Attributes:
         name: their name in the demand.
         plan: the plan that their multiples are for; None where there are none, and any plan without serves.
+        shared: what all keys that have them call them; empty for those of one key.
     """
 
     name: str
     group: Group
     n: int
     plan: MsmPlan | None
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,14 @@ class SumsPlan:
     Attributes:
         names: the sets' names in the demand.
         plan: the plan of the sums, which take ``plan.n`` points at a time.
+        shared: for each set, what all keys that have it call it; empty for those of one key.
         resident: whether the bases lie on the device; else they are sent.
     """
 
     names: tuple[str, ...]
     n: int
     plan: MsmPlan
+    shared: tuple[str, ...]
     resident: bool = True
 
     @cached_property
@@ -124,8 +129,8 @@ class SumsPlan:
         """Its bases."""
         kept = self.plan if self.plan.depth > 1 else None
         return tuple(
-            RowsPart(name, group, self.n, kept)
-            for name, group in zip(self.names, self.plan.groups, strict=True)
+            RowsPart(name, group, self.n, kept, shared)
+            for name, group, shared in zip(self.names, self.plan.groups, self.shared, strict=True)
         )
 
 
@@ -179,6 +184,11 @@ def has_multiples(part: object) -> bool:
     return isinstance(part, RowsPart) and part.plan is not None
 
 
+def is_shared(part: object) -> bool:
+    """Whether proofs with several keys may use it at once: it is nobody's, and only read."""
+    return isinstance(part, TwiddlesPart) or (isinstance(part, RowsPart) and part.shared != "")
+
+
 def gives_way(part: Part) -> bool:
     """Whether it goes before the bases and matrices of keys do: it is soon made again, or not needed."""
     return has_multiples(part) or isinstance(part, TwiddlesPart | ArenaPart)
@@ -226,11 +236,13 @@ def layouts(
     """
     curve, properties = demand.curve, device.properties
     sets = {bases.name: bases for bases in demand.bases if bases.size and bases.group not in host_groups}
-    requests: list[tuple[tuple[str, ...], tuple[Group, ...], int]] = []
+    requests: list[tuple[tuple[str, ...], tuple[Group, ...], int, tuple[str, ...]]] = []
     for together in demand.together:
         names = tuple(name for name in together if name in sets)
         if names:
-            requests.append((names, tuple(sets[name].group for name in names), sets[names[0]].size))
+            groups = tuple(sets[name].group for name in names)
+            shared_as = tuple(sets[name].shared for name in names)
+            requests.append((names, groups, sets[names[0]].size, shared_as))
 
     def sized(layout: Layout) -> tuple[Layout, int, int]:
         return layout, sum(aligned(size_of(curve, p)) for p in layout.resident()), rehearse(layout)
@@ -242,7 +254,10 @@ def layouts(
 
     plain = Layout(
         curve,
-        tuple(SumsPlan(names, n, choose(curve, groups, n, properties)) for names, groups, n in requests),
+        tuple(
+            SumsPlan(names, n, choose(curve, groups, n, properties), shared_as)
+            for names, groups, n, shared_as in requests
+        ),
         tuple(
             MatricesPart(m.name, m.count, m.rows, m.entries, min(sparse.SLICE, max(sparse.CHUNK, m.entries)))
             for m in demand.matrices
@@ -253,7 +268,7 @@ def layouts(
     # 0. Tables are made once; what another proof uses is not made a second time.
     there = {part.name: part for part in lies if isinstance(part, RowsPart)}
     if (shared or any(map(has_multiples, lies))) and all(
-        name in there for names, _, _ in requests for name in names
+        name in there for names, *_ in requests for name in names
     ):
         as_it_lies = []
         for sums in plain.sums:
@@ -425,7 +440,7 @@ class Residency:
             session = self._as_before(demand, asked, owner)
             if session is not None:
                 return session
-            own, everything = self.residents.of(owner), self.residents.all()
+            own, everything = self._known(demand, owner), self.residents.all()
             idle = [e for e in everything if not e.pins]
             mine = [e for e in everything if e in own or (e in idle and e in self.residents.of(self))]
             free = self.pool.available + sum(e.size for e in mine)
@@ -456,12 +471,20 @@ class Residency:
                 error = OutOfMemory(needs(self.device.name, "a proof with this key", need, total))
             raise error
 
+    def _known(self, demand: Demand, owner: object) -> list[Resident]:
+        """What lies there of a key, and of the bases that it shares with others."""
+        shared = {bases.shared for bases in demand.bases} - {""}
+        ours = [
+            e for e in self.residents.of(self) if isinstance(e.kind, RowsPart) and e.kind.shared in shared
+        ]
+        return [*self.residents.of(owner), *ours]
+
     def _as_before(self, demand: Demand, asked: tuple[object, ...], owner: object) -> Session | None:
         """What the last proof had, while all of it lies there unused; nothing is asked of the device."""
         settled = self.residents.noted(owner)
         if settled is None or settled.asked != asked or settled.until < time.monotonic():
             return None
-        shared = any(e.gone or (e.pins and not isinstance(e.kind, TwiddlesPart)) for e in settled.entries)
+        shared = any(e.gone or (e.pins and not is_shared(e.kind)) for e in settled.entries)
         place = self._idle_arena(settled.arena)
         if shared or place is None:
             return None
@@ -493,7 +516,7 @@ class Residency:
         try:
             wanted: list[tuple[object, Part]] = []
             for part in layout.resident():
-                whose = self if isinstance(part, TwiddlesPart) else owner
+                whose = self if is_shared(part) else owner
                 found = [e for e in self.residents.of(whose) if e.kind == part and e not in entries]
                 if found:
                     self._pin(found[0], entries)
@@ -504,7 +527,7 @@ class Residency:
                 self._pin(place, entries)
             else:
                 wanted.append((self, ArenaPart(arena)))
-            for entry in self.residents.of(owner):
+            for entry in self._known(demand, owner):
                 if not entry.pins:
                     self.residents.drop(entry)
             for whose, part in wanted:

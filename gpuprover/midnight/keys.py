@@ -54,7 +54,6 @@ _KEY_HEAD = 6
 _GZIP = b"\x1f\x8b"
 _GZIP_HEADER = _GZIP + bytes([8, 0, 0, 0, 0, 0, 0, 0xFF])
 """Deflated, without flags or time, on no system in particular."""
-_LEVEL = 6
 _MOST_INFLATED = 1032
 """Bytes that a byte of compressed data can become: zlib's documentation, "maximum compression factor"."""
 _PIECE = 1 << 16
@@ -297,7 +296,7 @@ def read_prover_key(
 
 
 def write_prover_key(key: ProverKey) -> bytes:
-    """The file of a prover key, compressed as those of its line are.
+    """The file of a prover key, byte for byte as the network's tools write it.
 
     Raises:
         UnsupportedFile: keys of this line have no such circuit.
@@ -498,7 +497,5 @@ def _columns(path: str, whole: memoryview, at: int, count: int, n: int, what: st
 
 
 def _compressed(content: Buffer) -> bytes:
-    deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    data = deflate.compress(content) + deflate.flush()
     end = zlib.crc32(content).to_bytes(4, "little") + (len(content) & 0xFFFFFFFF).to_bytes(4, "little")
-    return _GZIP_HEADER + data + end
+    return _GZIP_HEADER + devices.deflate(content) + end

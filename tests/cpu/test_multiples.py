@@ -84,7 +84,7 @@ def test_points_that_keys_share_count_their_sums(curve: CurveParams, rng: random
     """A second key finds the multiples that the first one's proof was worth, and they go with the points."""
     backend, n = CpuBackend(curve, Job(threads=1)), 300
     words = to_words(curve, Group.G1, [curve.g1] * n)
-    shared = KeyBases("points", Group.G1, n, sums=2, shared=True)
+    shared = KeyBases("points", Group.G1, n, sums=2, shared="powers of some s")
     asked = replace(demand(curve, Group.G1, n), bases=(shared,))
     seen = []
     for owner in (Owner(), Owner()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import gpuprover
 from gpuprover.cuda import residency
 from gpuprover.cuda.residency import ArenaPart, ColumnPart, Residency, RowsPart
-from gpuprover.curves import BLS12_381
+from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import Budget
 from gpuprover.job import Job
+from gpuprover.limbs import generator
 from gpuprover.systems.midnight import prover
 from tests.cuda.test_gates import Counting, extents
 from tests.support.cuda_midnight import SEED, expected, key, prove, statement
@@ -40,12 +42,50 @@ def test_proofs_are_the_cpus(name: str, extents: list[tuple[int, int]]) -> None:
     assert gpu.leaked == 0
     assert [taken for taken, _ in extents] == [planned for _, planned in extents], "as it was rehearsed"
     kept = Counter(type(entry.kind) for entry in gpu.residents.of(loaded.parts))
-    assert kept == {ColumnPart: len(loaded.demand.columns), RowsPart: 3}
+    assert kept == {ColumnPart: len(loaded.demand.columns)}
+    assert len(points_on(gpu)) == 3
     assert {"evaluate", "product_results", "division_results"} <= set(device_of(gpu).kernels)
     (arena,) = (e for e in gpu.residents.all() if isinstance(e.kind, ArenaPart))
     held = np.empty(arena.kind.size, dtype=np.uint8)
     gpu.device.read(held, arena.block.address)
     assert not held.any(), "nothing of a witness stays"
+
+
+def points_on(gpu: Residency) -> list[Any]:
+    """Where the parameters' points lie: with no key."""
+    return [entry for entry in gpu.residents.of(gpu) if isinstance(entry.kind, RowsPart)]
+
+
+@pytest.mark.slow
+def test_keys_share_the_points_of_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while both prove; with tables, as the points come again; and they outlive the keys."""
+    monkeypatch.setattr(residency, "SHORTEST_TABLE", 1)
+    gpu, first, second = opened(), key(FAST), key("fallible")
+    assert prove(FAST, first, gpu) == expected(FAST)
+    assert not any(residency.has_multiples(entry.kind) for entry in points_on(gpu))
+    backend = backend_on(gpu, BLS12_381, Job(threads=1))
+    with backend.session(first.demand, first.parts, Budget()):
+        held = points_on(gpu)
+        assert all(entry.pins == 1 for entry in held)
+        assert prove("fallible", second, gpu) == expected("fallible")
+        assert points_on(gpu) == held, "what another proof uses is not made a second time"
+    assert prove("fallible", second, gpu) == expected("fallible")
+    assert prove(FAST, first, gpu) == expected(FAST)
+    tables = points_on(gpu)
+    assert len(tables) == 3
+    assert all(residency.has_multiples(entry.kind) for entry in tables)
+    assert gpu.leaked == 0
+    del first, second, backend
+    gc.collect()
+    gpu.residents.all()
+    assert points_on(gpu) == tables
+
+
+def test_other_parameters_share_nothing() -> None:
+    loaded = key(FAST)
+    other = prover.demand(replace(loaded.vk, s_g2=generator(BLS12_381, Group.G2)))
+    assert not {b.shared for b in loaded.demand.bases} & {b.shared for b in other.bases}
+    assert loaded.demand.bases == key("fallible").demand.bases
 
 
 @pytest.mark.slow
@@ -92,7 +132,7 @@ def test_tables_of_a_key_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> No
     gpu, loaded = opened(), key(FAST)
     for _ in range(3):
         assert prove(FAST, loaded, gpu) == expected(FAST)
-    assert any(residency.has_multiples(entry.kind) for entry in gpu.residents.of(loaded.parts))
+    assert all(residency.has_multiples(entry.kind) for entry in points_on(gpu))
     assert gpu.leaked == 0
 
 

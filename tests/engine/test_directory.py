@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_every_layout(folder: Path) -> None:
     assert names("own") == ["own/own.zkey", None, None]
     assert names("plain") == ["plain/circuit.zkey", "plain/circuit.wasm", None]
     assert names("checked") == [None, None, "checked.vkey.json"]
+
+
+def test_circuits_of_another_folder_are_found_but_not_listed(folder: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    shutil.copy(CHAIN, other / "brought.zkey")
+    shutil.copy(CHAIN, other / "flat.zkey")
+    for directory in (CircuitDirectory(folder), CircuitDirectory(None)):
+        assert not directory.has("brought")
+        listed = directory.names()
+        directory.look_in(other)
+        assert directory.has("brought")
+        assert directory.find("brought").key == str(other / "brought.zkey")
+        assert directory.names() == listed
+        (other / "brought.zkey").rename(other / "again.zkey")
+        assert not directory.has("brought")
+        (other / "again.zkey").rename(other / "brought.zkey")
+    directory = CircuitDirectory(folder)
+    directory.look_in(other)
+    with pytest.raises(InvalidInput, match="more than once"):
+        directory.find("flat")
 
 
 def test_what_is_missing_is_said_with_what_is_there(folder: Path) -> None:

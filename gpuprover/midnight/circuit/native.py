@@ -25,6 +25,9 @@ class Native:
         table: what the rows go to.
     """
 
+    RANGES = 1
+    """Range columns: limbs in a row."""
+
     def __init__(self, table: Table) -> None:
         self.table, self.tape = table, table.tape
 
@@ -284,7 +287,9 @@ class Native:
 
     def assign_less(self, value: int, bits: int) -> Cell:
         """A cell of a value that is below 2^bits."""
-        return self.decompose(value, self.optimal(bits))[0]
+        sizes = self.optimal(bits)
+        self.table.range_check_rows += len(sizes) // self.RANGES
+        return self.decompose(value, sizes)[0]
 
     def less_than_power(self, x: Cell, bits: int) -> None:
         """x < 2^bits."""
@@ -358,7 +363,7 @@ class Native:
 class NativeOfFour(Native):
     """The chip of the newer line: four range columns, and sums that leave out what adds nothing."""
 
-    _RANGES = 4
+    RANGES = 4
 
     def lincomb(self, terms: Terms, k: int = 0) -> Cell:
         nothing = self.const(0)
@@ -377,9 +382,9 @@ class NativeOfFour(Native):
             self.row(region, 0, (-1,))
             return region.place().cell(0, 0), []
         limbs, rests = self.tape.decompose(value, sizes)
-        count, shift = len(sizes) // self._RANGES, 0
+        count, shift = len(sizes) // self.RANGES, 0
         for i in range(count):
-            here = range(self._RANGES * i, self._RANGES * (i + 1))
+            here = range(self.RANGES * i, self.RANGES * (i + 1))
             region.put(0, i, rests[here[0]])
             coefficients = [-1]
             for j, at in enumerate(here):
@@ -392,12 +397,12 @@ class NativeOfFour(Native):
             self.table.limb_sizes |= {sizes[at] for at in here}
         region.place()
         found = [
-            region.cell(1 + at % self._RANGES, at // self._RANGES) for at, size in enumerate(sizes) if size
+            region.cell(1 + at % self.RANGES, at // self.RANGES) for at, size in enumerate(sizes) if size
         ]
         return region.cell(0, 0), found
 
     def _padded(self, sizes: Sequence[int]) -> list[int]:
-        return [*sizes, *([0] * (-len(sizes) % self._RANGES))]
+        return [*sizes, *([0] * (-len(sizes) % self.RANGES))]
 
     def split(self, x: Cell, bits: int, size: int) -> list[Cell]:
         full, rest = self._padded([size] * (bits // size)), bits % size
@@ -411,13 +416,13 @@ class NativeOfFour(Native):
     def assign_limbs(self, values: Sequence[int], size: int) -> list[Cell]:
         """Cells of values below 2^size, four in a region."""
         found = []
-        for i in range(0, len(values), self._RANGES):
-            region, here = self.table.region(), values[i : i + self._RANGES]
-            for j in range(self._RANGES):
+        for i in range(0, len(values), self.RANGES):
+            region, here = self.table.region(), values[i : i + self.RANGES]
+            for j in range(self.RANGES):
                 region.put(1 + j, 0, here[j] if j < len(here) else self.tape.constant(0))
             region.enable("pow2range", 0)
             region.fix(RANGE_TAG, 0, size)
-            self.table.limb_sizes |= {size} if len(here) == self._RANGES else {0, size}
+            self.table.limb_sizes |= {size} if len(here) == self.RANGES else {0, size}
             region.place()
             found += [region.cell(1 + j, 0) for j in range(len(here))]
         return found

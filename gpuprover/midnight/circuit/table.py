@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +99,7 @@ class Region:
         self._fixed.append((self._table.selectors[selector], offset, 1))
 
     def place(self) -> Region:
-        """Finds rows for the region."""
+        """Finds rows for the region. Raises TooManyRows."""
         self._table._place(self)
         return self
 
@@ -109,8 +108,15 @@ class Region:
         return Cell(f"A{column}", self.start + offset, self._values[column, offset])
 
 
+class TooManyRows(Exception):
+    """A circuit is larger than what its table was meant for."""
+
+
 class Table:
     """A table that is being laid out.
+
+    Args:
+        most_rows: regions that end below are refused.
 
     Attributes:
         architecture: its chips.
@@ -120,11 +126,14 @@ class Table:
         rows: the end of the lowest region that touches an advice column or a selector.
     """
 
-    def __init__(self, architecture: Architecture, max_bit_len: int) -> None:
+    def __init__(self, architecture: Architecture, max_bit_len: int, most_rows: int = 1 << 25) -> None:
         self.architecture, self.max_bit_len = architecture, max_bit_len
+        self._most_rows = most_rows
         self.tape = Tape()
         self.selectors = selectors(architecture)
         self.rows = 0
+        self.range_check_rows = 0
+        """Rows of limbs whose number depends on ``max_bit_len``."""
         self.limb_sizes: set[int] = set()
         """Sizes of limbs that are looked up."""
         self.uses_spread_table = False
@@ -149,6 +158,8 @@ class Table:
         touched |= {_FIXED + column for column, _, _ in region._fixed}
         height = 1 + max(offset for part in (region._advice, region._fixed) for _, offset, _ in part)
         start = max(self._marks.get(column, 0) for column in touched)
+        if start + height > self._most_rows:
+            raise TooManyRows
         self._marks.update(dict.fromkeys(touched, start + height))
         region.start = start
         self._advice += [(column, start + offset, value) for column, offset, value in region._advice]
@@ -209,33 +220,52 @@ class Table:
     @property
     def needed_rows(self) -> int:
         """Rows that hold something."""
-        tables = 1 + max(self.limb_sizes, default=0), len(self.spread_rows())
-        ranges = sum(1 << t for t in {0, *self.limb_sizes} if t <= self.max_bit_len)
-        return max(self.rows, ranges, *tables, len(self._constants), len(self.public))
+        return max(self.rows, len(self.range_rows()), self._other_rows)
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that are needed with limbs of any length.
+
+        Fewer limbs shorten regions and move nothing else, so that at most all rows of limbs can be saved.
+        """
+        return max(self.rows - self.range_check_rows, self._other_rows)
+
+    @property
+    def _other_rows(self) -> int:
+        return max(len(self.spread_rows()), len(self._constants), len(self.public))
 
     def layout(self, k: int) -> Layout:
         """The finished table of 2^k rows."""
-        system = constraint_system(self.architecture)
-        fixed = dict(self._fixed)
-        fixed |= {(9, cell.row): element for element, cell in self._constants.items()}
-        fixed |= {(RANGE_TAG, row): e for (column, row), e in self._fixed.items() if column == RANGE_TAG}
-        copies = [*self._copies]
-        copies += [(cell.column, cell.row, PUBLIC, row) for row, cell in enumerate(self.public)]
-        places = sorted(fixed)
+        system, limbs = constraint_system(self.architecture), BLS12_381.scalar.limbs
+        fixed = self._fixed | {(9, cell.row): element for element, cell in self._constants.items()}
+        # A table has few different elements, and few different columns.
+        elements = {element: i for i, element in enumerate(dict.fromkeys(fixed.values()))}
+        names = {name: j for j, name in enumerate(system.permutation)}
+        copies = [(names[a], i, names[b], j) for a, i, b, j in self._copies]
+        copies += [(names[cell.column], cell.row, names[PUBLIC], i) for i, cell in enumerate(self.public)]
+        tape = self.tape
+        numbers, constants = zip(*tape.constants, strict=True) if tape.constants else ((), ())
         return Layout(
             k=k,
             system=system,
             rows=self.rows,
             n_public=len(self.public),
-            tape=self.tape,
+            code=np.array(tape.code, dtype=np.int64),
+            pool=ints_to_words(tape.pool, limbs),
+            constant_values=np.array(numbers, dtype=np.int64),
+            constants=ints_to_words(constants, limbs),
+            inputs=np.array(tape.inputs, dtype=np.int64),
+            size=tape.size,
             cells=np.array(self._advice, dtype=np.int64).reshape(-1, 3),
-            fixed_places=np.array(places, dtype=np.int64).reshape(-1, 2),
-            fixed_values=ints_to_words([fixed[place] for place in places], BLS12_381.scalar.limbs),
+            fixed_cells=np.array(
+                [(column, row, elements[element]) for (column, row), element in fixed.items()], dtype=np.int64
+            ).reshape(-1, 3),
+            elements=ints_to_words(elements, limbs),
             tables=(
                 *_columns(RANGE_TABLE, self.range_rows()),
-                *(_columns(SPREAD_TABLE, self.spread_rows())),
+                *_columns(SPREAD_TABLE, self.spread_rows()),
             ),
-            copies=copies,
+            tied=np.array(copies, dtype=np.int64).reshape(-1, 4),
         )
 
 
@@ -259,44 +289,67 @@ class Layout:
         system: its constraint system.
         rows: rows that regions with advice columns or selectors take.
         n_public: public inputs.
-        tape: how its values are computed.
+        code, pool, size: the tape by which its values are computed: int64[c], canonical uint64[p, limbs], and
+            the number of values.
+        constant_values, constants: values that are constants, int64[q], and what they are, canonical
+            uint64[q, limbs].
+        inputs: values that a statement gives, int64[i].
         cells: (column, row, value) of advice cells, int64[m, 3].
-        fixed_places, fixed_values: (column, row), int64[f, 2], and canonical uint64[f, limbs].
+        fixed_cells: (column, row, place in ``elements``) of fixed cells, int64[f, 3].
+        elements: canonical uint64[e, limbs].
         tables: (fixed column, values from row 0), of the tables.
-        copies: (column, row, column, row) of copy constraints, in order.
+        tied: (place among the permuted columns, row, place, row) of copy constraints, in order, int64[t, 4].
     """
 
     k: int
     system: ConstraintSystem = field(repr=False)
     rows: int
     n_public: int
-    tape: Tape = field(repr=False)
+    code: NDArray[np.int64] = field(repr=False)
+    pool: Words = field(repr=False)
+    constant_values: NDArray[np.int64] = field(repr=False)
+    constants: Words = field(repr=False)
+    inputs: NDArray[np.int64] = field(repr=False)
+    size: int
     cells: NDArray[np.int64] = field(repr=False)
-    fixed_places: NDArray[np.int64] = field(repr=False)
-    fixed_values: Words = field(repr=False)
+    fixed_cells: NDArray[np.int64] = field(repr=False)
+    elements: Words = field(repr=False)
     tables: tuple[tuple[int, NDArray[np.uint64]], ...] = field(repr=False)
-    copies: list[tuple[str, int, str, int]] = field(repr=False)
+    tied: NDArray[np.int64] = field(repr=False)
 
-    @cached_property
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        arrays = [v for v in vars(self).values() if isinstance(v, np.ndarray)]
+        return sum(a.nbytes for a in (*arrays, *(values for _, values in self.tables)))
+
+    @property
+    def copies(self) -> Iterator[tuple[str, int, str, int]]:
+        """(column, row, column, row) of copy constraints, in order."""
+        names = self.system.permutation
+        return ((names[a], i, names[b], j) for a, i, b, j in self.tied.tolist())
+
+    @property
     def fixed(self) -> Words:
-        """Fixed columns, canonical uint64[F, n, limbs]."""
+        """Fixed columns, canonical uint64[F, n, limbs]; made anew each time."""
         found = np.zeros((self.system.fixed, 1 << self.k, BLS12_381.scalar.limbs), dtype=np.uint64)
-        found[self.fixed_places[:, 0], self.fixed_places[:, 1]] = self.fixed_values
-        for column, values in self.tables:
+        column, row, place = self.fixed_cells.T
+        found[column, row] = self.elements[place]
+        for name, values in self.tables:
             # Rows behind a table repeat its first row, which is 0.
-            found[column, : len(values), 0] = values
+            found[name, : len(values), 0] = values
         return found
 
-    @cached_property
+    @property
     def mapping(self) -> NDArray[np.int64]:
         """Where σ leads: place·n + row for each place among the permuted columns and row, int64[m, n]."""
-        n, names = 1 << self.k, {name: j for j, name in enumerate(self.system.permutation)}
-        next_ = list(range(len(names) * n))
+        n, columns = 1 << self.k, len(self.system.permutation)
+        next_ = list(range(columns * n))
         # Cells of one cycle have one representative; the smaller cycle is given the other's.
         cycle = list(next_)
         members: dict[int, list[int]] = {}
-        for left_column, left_row, right_column, right_row in self.copies:
-            left, right = names[left_column] * n + left_row, names[right_column] * n + right_row
+        for left_column, left_row, right_column, right_row in self.tied.tolist():
+            left, right = left_column * n + left_row, right_column * n + right_row
             a, b = cycle[left], cycle[right]
             if a == b:
                 continue
@@ -308,29 +361,26 @@ class Layout:
             first += second
             del members[b]
             next_[left], next_[right] = next_[right], next_[left]
-        return np.array(next_, dtype=np.int64).reshape(len(names), n)
+        return np.array(next_, dtype=np.int64).reshape(columns, n)
 
-    @cached_property
+    @property
     def sigma(self) -> Words:
-        """The permutation's columns: δ^j·ω^i of the cell that σ leads to, canonical uint64[m, n, limbs]."""
-        r, n, limbs = BLS12_381.r, 1 << self.k, BLS12_381.scalar.limbs
-        omega = domain(self.k).omega
-        positions = [delta_power(j) for j in range(len(self.mapping))]
-        words = np.empty((n, len(positions), limbs), dtype=np.uint64)
-        for i in range(n):
-            words[i] = ints_to_words(positions, limbs)
-            positions = [x * omega % r for x in positions]
-        place, row = np.divmod(self.mapping, n)
-        found: Words = words[row, place]
-        return found
+        """The permutation's columns: δ^j·ω^i of the cell that σ leads to, canonical uint64[m, n, limbs].
 
-    @cached_property
-    def _arrays(self) -> tuple[NDArray[np.int64], Words, list[int], Words]:
-        """The tape's code; its pool, canonical uint64[p, limbs]; the constants' numbers, and their words."""
-        limbs = BLS12_381.scalar.limbs
-        numbers, elements = zip(*self.tape.constants, strict=True) if self.tape.constants else ((), ())
-        code = np.array(self.tape.code, dtype=np.int64)
-        return code, ints_to_words(self.tape.pool, limbs), [*numbers], ints_to_words(elements, limbs)
+        They are made anew each time.
+        """
+        r, n, limbs = BLS12_381.r, 1 << self.k, BLS12_381.scalar.limbs
+        omega, mapping = domain(self.k).omega, self.mapping
+        words = np.empty((len(mapping), n, limbs), dtype=np.uint64)
+        powers = [1] * n
+        for i in range(1, n):
+            powers[i] = powers[i - 1] * omega % r
+        for j in range(len(mapping)):
+            delta = delta_power(j)
+            words[j] = ints_to_words((delta * x % r for x in powers), limbs)
+        place, row = np.divmod(mapping, n)
+        found: Words = words[place, row]
+        return found
 
     def values(self, inputs: Sequence[int]) -> Words:
         """All values of the tape for what a statement gives, canonical uint64[size, limbs].
@@ -338,13 +388,12 @@ class Layout:
         Raises:
             ValueError: another number of inputs.
         """
-        if len(inputs) != len(self.tape.inputs):
-            raise ValueError(f"{len(inputs)} inputs for a tape of {len(self.tape.inputs)}")
-        code, pool, numbers, constants = self._arrays
-        values = np.zeros((self.tape.size, BLS12_381.scalar.limbs), dtype=np.uint64)
-        values[numbers] = constants
-        values[self.tape.inputs] = ints_to_words(inputs, BLS12_381.scalar.limbs)
-        devices.run_tape(BLS12_381, code, pool, tables(), values)
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"{len(inputs)} inputs for a tape of {len(self.inputs)}")
+        values = np.zeros((self.size, BLS12_381.scalar.limbs), dtype=np.uint64)
+        values[self.constant_values] = self.constants
+        values[self.inputs] = ints_to_words(inputs, BLS12_381.scalar.limbs)
+        devices.run_tape(BLS12_381, self.code, self.pool, tables(), values)
         return values
 
 

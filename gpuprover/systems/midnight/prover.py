@@ -208,7 +208,7 @@ def demand(vk: VerificationKey) -> Demand:
     shape, n, found = vk.argument, 1 << vk.key.k, None
     domain = domain_of(vk.key.k)
     names = [*shape.fixed, *shape.sigma]
-    formulas = _formulas(shape)
+    formulas, parameters = _formulas(shape), f"2^{vk.key.k}, {vk.s_g2.tobytes().hex()}"
     rows = [name + ROWS for name in names if name in formulas.rows]
     extended = [f"{name}{ON_COSET}{j}" for j in range(shape.limbs) for name in formulas.extended]
     whole = Demand(
@@ -217,7 +217,7 @@ def demand(vk: VerificationKey) -> Demand:
         witness=shape.system.advice * n,
         domains=(domain,),
         bases=tuple(
-            KeyBases(name, Group.G1, n, sums=sums, shared=True)
+            KeyBases(name, Group.G1, n, sums=sums, shared=parameters)
             for name, sums in zip((LAGRANGE, SUFFIXES, POWERS), _sums(shape), strict=True)
         ),
         matrices=(),
