@@ -15,7 +15,7 @@ from gpuprover.limbs import Words, words_to_ints
 from gpuprover.midnight.architecture import Architecture
 from gpuprover.midnight.circuit.native import Native, NativeOfFour
 from gpuprover.midnight.circuit.synthesis import smallest_k
-from gpuprover.midnight.circuit.table import Cell, Layout, Table
+from gpuprover.midnight.circuit.table import PUBLIC, Cell, Layout, Table
 
 
 class Laid:
@@ -33,6 +33,7 @@ class Laid:
         table = Table(Architecture(frozenset(chips), 4 if newer else 1), 8)
         native = NativeOfFour(table) if newer else Native(table)
         self.cells = build(native)
+        self.tape = table.tape
         self.layout: Layout = table.layout(smallest_k(table))
 
     def values(self, inputs: Sequence[int]) -> Words:
@@ -51,12 +52,16 @@ class Laid:
         return found
 
     def violations(self, advice: Words) -> list[str]:
-        """The gates, lookups and copies that do not hold, in words; without public inputs."""
+        """Gates, lookups and copies that do not hold, in words; public inputs are what is tied to them."""
         system, job = self.layout.system, Job(threads=1)
         backend = open_backend("cpu", BLS12_381, job)
         words = {f"A{i}": column for i, column in enumerate(advice)}
         words |= {f"F{i}": column for i, column in enumerate(self.layout.fixed)}
         columns = {name: backend.upload(column, Form.CANONICAL) for name, column in words.items()}
+        words[PUBLIC] = np.zeros_like(advice[0])
+        for a, i, b, j in self.layout.copies:
+            if b == PUBLIC:
+                words[PUBLIC][j] = words[a][i]
         gates = [*system.gates]
         gates += [trash.selector * e for trash in system.trash for e in trash.constraints]
         sides = [side for lookup in system.lookups for side in lookup]
