@@ -74,7 +74,11 @@ def load_key(
 
 
 def read_verification_key(verifier: Pathish | Data, *, parameters: Pathish | None = None) -> VerificationKey:
-    """A ``.verifier``, for the network's parameters, or for those in a folder.
+    """A ``.verifier``; it does not say of which parameters it was made.
+
+    Args:
+        parameters: their folder, as for :func:`load_key`; without any the key is taken for one of the
+            network's.
 
     Raises:
         InvalidInput, MalformedFile, UnsupportedFile: as :func:`load_key`.

@@ -51,7 +51,8 @@ RATES_CODE, CUDA_CODE, CPU_CODE = "rates", "cuda", "cpu"
 """Kinds of compiled code: the kernels of rates, all kernels, a step of the CPU's."""
 CPU_STEPS = (
     "vectors", "sums G1", "combinations G1", "sums G2", "combinations G2", "pairings", "checks G1",
-    "checks G2", "columns", "hash", "sponge", "multiples of Edwards points", "encoded points",
+    "checks G2", "columns", "hash", "sponge", "multiples of Edwards points", "tapes", "encoded points",
+    "compression",
 )  # fmt: skip
 """Of :func:`gpuprover.cpu.warm.steps`, in the order in which they are wanted."""
 PROOF_STEPS = CPU_STEPS[: CPU_STEPS.index("columns")]

@@ -299,6 +299,39 @@ _made: Cache[tuple[str, Identity, int], Srs] = Cache(KEPT_BYTES)
 """(path of larger ones, which file that was, k) -> parameters made from them."""
 
 
+@about(_ROLE)
+def find_s_g2(
+    k: int, directory: Pathish | None = None, *, environment: Mapping[str, str] = os.environ
+) -> Words | None:
+    """s·G2 of the parameters that :func:`find_srs` would take, and nothing else of them.
+
+    Returns:
+        uint64[g2_words]; None if there are none, and no directory was given.
+
+    Raises:
+        InvalidInput: there are none in the directory that was given.
+        MalformedFile: the file has another size, or no such point.
+    """
+    folder = srs_folder(directory, environment)
+    for rows in range(k, MAX_K + 1):
+        path = folder / file_name(rows)
+        if not path.exists():
+            continue
+        file, size = open_regular(path)
+        with file:
+            if size != file_bytes(rows):
+                raise MalformedFile(path, "size", f"expected {file_bytes(rows)} bytes, found {size}")
+            file.seek(-G2_BYTES, os.SEEK_END)
+            data = file.read(G2_BYTES)
+        try:
+            return g2_from_bytes(data)
+        except ValueError as error:
+            raise MalformedFile(path, "s·G2", str(error)) from None
+    if directory is not None:
+        raise InvalidInput(missing_message(k), path=folder, role=_ROLE)
+    return None
+
+
 def missing_message(k: int) -> str:
     """What is missing where there are no parameters for 2^k rows."""
     name = file_name(k)

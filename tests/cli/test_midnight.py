@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from gpuprover import midnight_api
-from gpuprover.errors import EXIT_BAD_INPUT, EXIT_INVALID
+from gpuprover.errors import EXIT_BAD_INPUT, EXIT_INVALID, InsecureKeyWarning
 from gpuprover.midnight import preimage as preimage_file
+from gpuprover.midnight import srs
 from tests.support.paths import VECTORS
 from tests.support.running import Ran, Run
 
@@ -219,3 +220,28 @@ def test_larger_parameters_do(run: Run, tmp_path: Path) -> None:
     command = ("midnight", "prove", *KEYS, FILES / "hello.preimage", tmp_path / "p", "--srs", tmp_path)
     assert run(*command).code == 0
     assert run("midnight", "verify", KEYS[1], PUBLIC, tmp_path / "p", "--srs", tmp_path).code == 0
+
+
+def test_parameters_of_ones_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(InsecureKeyWarning):
+        srs.write_srs(srs.insecure_srs(5, 12345), tmp_path / "bls_midnight_2p5")
+    monkeypatch.setenv("MIDNIGHT_PP", str(tmp_path))
+    keys, proof = (tmp_path / "a.prover", tmp_path / "a.verifier"), tmp_path / "p"
+    public = FILES / "increment.pis.json"
+    warned = "the key was not made from the network's parameters"
+    ran = run("midnight", "keygen", FILES / "increment.bzkir", *keys)
+    assert (ran.code, warned in ran.err) == (0, True)
+    ran = run("midnight", "prove", *keys, FILES / "increment.preimage", proof)
+    assert (ran.code, warned in ran.err) == (0, True)
+    ran = run("midnight", "verify", keys[1], public, proof)
+    assert (ran.code, ran.out, warned in ran.err) == (0, "OK\n", True)
+    # Without these parameters it counts as one of the network's.
+    monkeypatch.setenv("MIDNIGHT_PP", str(tmp_path / "nowhere"))
+    assert run("midnight", "verify", keys[1], public, proof) == Ran(EXIT_INVALID, "INVALID\n", "")
+    ran = run("midnight", "verify", keys[1], public, proof, "--srs", tmp_path)
+    assert ran.code == 0
+    ran = run("midnight", "verify", keys[1], public, proof, "--srs", tmp_path / "nowhere")
+    refused(ran, EXIT_BAD_INPUT, "no bls_midnight_2p5")
+    (tmp_path / "bls_midnight_2p5").write_bytes(bytes(100))
+    ran = run("midnight", "verify", keys[1], public, proof, "--srs", tmp_path)
+    refused(ran, EXIT_BAD_INPUT, "bls_midnight_2p5: size: expected 6532 bytes, found 100")

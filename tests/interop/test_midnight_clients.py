@@ -27,7 +27,7 @@ from tests.support.midnight import SMALL, data_folder, public_inputs
 from tests.support.service_stage import SECONDS, Stage, circuits, stage
 
 HELLO = SMALL / "hello"
-START_SECONDS = 200
+START_SECONDS = 250
 """Code may have to be compiled first."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuprover.cpu.kernels.field import bare_one, inverse, load, one, r_squared, square, store, zero
+from gpuprover.cpu.kernels.field import bare_one, inverse, load, one, r_squared, store, times, zero
 from gpuprover.cpu.kernels.jit import inline, jit
 
 _ONE = np.uint64(1)
@@ -17,18 +17,18 @@ _ONE = np.uint64(1)
 @inline
 def doubled(x, y, z):
     """2·(X : Y : Z), with its T."""
-    a, b, c = square(x), square(y), square(z)
-    e, g, h = square(x + y) - a - b, b - a, -(a + b)
+    a, b, c = times(x, x), times(y, y), times(z, z)
+    e, g, h = times(x + y, x + y) - a - b, b - a, -(a + b)
     f = g - (c + c)
-    return e * f, g * h, f * g, e * h
+    return times(e, f), times(g, h), times(f, g), times(e, h)
 
 
 @inline
 def added(x, y, z, t, total, difference, product):
     """(X : Y : Z : T) + (u, v), given v + u, v − u and 2d·u·v."""
-    a, b, c, d = (y - x) * difference, (y + x) * total, t * product, z + z
+    a, b, c, d = times(y - x, difference), times(y + x, total), times(t, product), z + z
     e, f, g, h = b - a, d - c, d + c, b + a
-    return e * f, g * h, f * g, e * h
+    return times(e, f), times(g, h), times(f, g), times(e, h)
 
 
 @jit
@@ -41,14 +41,14 @@ def multiply(F, point, scalar, bits, d, out):
         bits: bits of the scalar that count, all its ones among them.
         d: the address of the curve's coefficient, in Montgomery form.
     """
-    u, v = load(F, point, 0) * r_squared(F), load(F, point, 1) * r_squared(F)
+    u, v = times(load(F, point, 0), r_squared(F)), times(load(F, point, 1), r_squared(F))
     coefficient = load(F, d, 0)
-    total, difference, product = v + u, v - u, (coefficient + coefficient) * u * v
+    total, difference, product = v + u, v - u, times(times(coefficient + coefficient, u), v)
     x, y, z, t = zero(F), one(F), one(F), zero(F)
     for i in range(bits - 1, -1, -1):
         x, y, z, t = doubled(x, y, z)
         if scalar[i >> 6] >> np.uint64(i & 63) & _ONE:
             x, y, z, t = added(x, y, z, t, total, difference, product)
-    affine = inverse(z) * bare_one(F)
-    store(out, 0, x * affine)
-    store(out, 1, y * affine)
+    affine = times(inverse(z), bare_one(F))
+    store(out, 0, times(x, affine))
+    store(out, 1, times(y, affine))

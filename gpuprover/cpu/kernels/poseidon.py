@@ -5,13 +5,14 @@ Constants come from the caller: the rounds', three for each, then the matrix by 
 
 from __future__ import annotations
 
-from gpuprover.cpu.kernels.field import bare_one, load, r_squared, square, store
+from gpuprover.cpu.kernels.field import bare_one, load, r_squared, store, times
 from gpuprover.cpu.kernels.jit import inline, jit
 
 
 @inline
 def fifth_power(x):
-    return square(square(x)) * x
+    squared = times(x, x)
+    return times(times(squared, squared), x)
 
 
 @inline
@@ -39,19 +40,19 @@ def permute(F, x, y, z, constants, half_full, rounds, trace):
         if i < half_full or i >= rounds - half_full:
             x, y = fifth_power(x), fifth_power(y)
         a = (
-            load(F, constants, matrix) * x
-            + load(F, constants, matrix + 1) * y
-            + load(F, constants, matrix + 2) * z
+            times(load(F, constants, matrix), x)
+            + times(load(F, constants, matrix + 1), y)
+            + times(load(F, constants, matrix + 2), z)
         )
         b = (
-            load(F, constants, matrix + 3) * x
-            + load(F, constants, matrix + 4) * y
-            + load(F, constants, matrix + 5) * z
+            times(load(F, constants, matrix + 3), x)
+            + times(load(F, constants, matrix + 4), y)
+            + times(load(F, constants, matrix + 5), z)
         )
         c = (
-            load(F, constants, matrix + 6) * x
-            + load(F, constants, matrix + 7) * y
-            + load(F, constants, matrix + 8) * z
+            times(load(F, constants, matrix + 6), x)
+            + times(load(F, constants, matrix + 7), y)
+            + times(load(F, constants, matrix + 8), z)
         )
         x, y, z = a, b, c
     if trace != 0:
@@ -71,12 +72,12 @@ def sponge(F, state, values, count, constants, half_full, rounds):
         constants, half_full, rounds: as :func:`permute` has them.
     """
     into, out = r_squared(F), bare_one(F)
-    x, y, z = load(F, state, 0) * into, load(F, state, 1) * into, load(F, state, 2) * into
+    x, y, z = times(load(F, state, 0), into), times(load(F, state, 1), into), times(load(F, state, 2), into)
     for i in range(0, count, 2):
-        x = x + load(F, values, i) * into
+        x = x + times(load(F, values, i), into)
         if i + 1 < count:
-            y = y + load(F, values, i + 1) * into
+            y = y + times(load(F, values, i + 1), into)
         x, y, z = permute(F, x, y, z, constants, half_full, rounds, 0)
-    store(state, 0, x * out)
-    store(state, 1, y * out)
-    store(state, 2, z * out)
+    store(state, 0, times(x, out))
+    store(state, 1, times(y, out))
+    store(state, 2, times(z, out))

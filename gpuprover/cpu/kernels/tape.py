@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuprover.cpu.kernels.field import (
     bare_one,
+    element_bytes,
     frame_room,
     inverse,
     load,
@@ -20,6 +21,8 @@ from gpuprover.cpu.kernels.field import (
     zero,
 )
 from gpuprover.cpu.kernels.jit import inline, jit
+from gpuprover.cpu.kernels.jubjub import added, doubled
+from gpuprover.cpu.kernels.jubjub import multiply as jubjub_multiple
 from gpuprover.cpu.kernels.poseidon import permute
 from gpuprover.cpu.layout import (
     ADICITY,
@@ -228,23 +231,6 @@ def has_root(F, x, tables):
 
 
 @inline
-def doubled(x, y, z):
-    """2·(x : y : z) in extended coordinates; a = −1."""
-    a, b, c = times(x, x), times(y, y), times(z, z)
-    e, g, h = times(x + y, x + y) - a - b, b - a, -(a + b)
-    f = g - (c + c)
-    return times(e, f), times(g, h), times(f, g), times(e, h)
-
-
-@inline
-def added(x, y, z, t, total, difference, product):
-    """(x : y : z : t) + the point (u, v), of which v + u, v − u and 2d·u·v are given."""
-    a, b, c, d = times(y - x, difference), times(y + x, total), times(t, product), z + z
-    e, f, g, h = b - a, d - c, d + c, b + a
-    return times(e, f), times(g, h), times(f, g), times(e, h)
-
-
-@inline
 def multiply(F, at, code, bits, count, u, v, d, out):
     """Rows of a multiplication of (u, v), bits most significant first, six values for each.
 
@@ -312,24 +298,12 @@ def sum_of_points(F, at, a, b, c, e, d, out):
 
 
 @inline
-def eighth(F, at, a, b, d, tables, out):
+def eighth(F, values, at, a, b, tables, tables_at, out):
     """values[out], values[out + 1] = the point of the subgroup of which (a, b) is eight times."""
-    into, plainly = r_squared(F), bare_one(F)
-    u, v = times(load(F, at, a), into), times(load(F, at, b), into)
-    total, difference, product = v + u, v - u, times(d + d, times(u, v))
-    x, y, z, t = zero(F), one(F), one(F), zero(F)
-    started = False
-    for w in range(WORDS - 1, -1, -1):
-        bits = tables[WORDS * EIGHTH + w]
-        for i in range(63, -1, -1):
-            if started:
-                x, y, z, t = doubled(x, y, z)
-            if (bits >> U64(i)) & U64(1) != U64(0):
-                x, y, z, t = added(x, y, z, t, total, difference, product)
-                started = True
-    over = times(inverse(z), plainly)
-    store(at, out, times(x, over))
-    store(at, out + 1, times(y, over))
+    copy_value(values, a, out)
+    copy_value(values, b, out + 1)
+    place, d = at + out * element_bytes(F), tables_at + EDWARDS_D * element_bytes(F)
+    jubjub_multiple(F, place, tables[WORDS * EIGHTH : WORDS * (EIGHTH + 1)], 255, d, place)
 
 
 # Poseidon ------------------------------------------------------------------------------------
@@ -565,7 +539,7 @@ def run(F, code, pool, factors, tables, tables_at, values, at):
             sum_of_points(F, at, x, code[here + 1], code[here + 2], code[here + 3], d, out)
             here += 4
         elif op == JUBJUB_EIGHTH:
-            eighth(F, at, x, code[here + 1], load(F, tables_at, EDWARDS_D), tables, out)
+            eighth(F, values, at, x, code[here + 1], tables, tables_at, out)
             here += 2
         else:
             u, v = load(F, at, code[here + 1]), load(F, at, code[here + 2])

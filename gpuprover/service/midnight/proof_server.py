@@ -19,7 +19,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, ProverError, Unsatisfi
 from gpuprover.formats.files import open_regular
 from gpuprover.midnight.envelopes import KeyMaterial
 from gpuprover.midnight.ir.failure import explain
-from gpuprover.midnight.ir.files import read_circuit
+from gpuprover.midnight.ir.files import architecture_of, n_public, read_circuit
 from gpuprover.midnight.ir.run import run
 from gpuprover.midnight.keys import read_prover_key, read_verifier_key
 from gpuprover.midnight.preimage import Preimage, write_preimage
@@ -69,8 +69,13 @@ def check_material(material: KeyMaterial) -> None:
     """
     key = read_prover_key(material.prover, "prover key")
     verifier = read_verifier_key(material.verifier, "verifier key")
-    if key.profile is not verifier.profile or key.k != verifier.k:
-        raise MalformedFile("body", "verifier key", "it is of another kind or size than the prover key")
+    circuit = read_circuit(key.circuit)
+    shapes = [
+        (key.profile, key.k, key.max_bit_len, architecture_of(circuit), n_public(circuit)),
+        (verifier.profile, verifier.k, verifier.max_bit_len, verifier.architecture, verifier.n_public),
+    ]
+    if shapes[0] != shapes[1]:
+        raise MalformedFile("body", "verifier key", "its header is not that of the prover key's circuit")
     for ours, theirs in (
         (key.fixed_commitments, verifier.fixed),
         (key.permutation_commitments, verifier.permutation),

@@ -46,13 +46,13 @@ MARGIN_SECONDS = 60.0
 """Beyond a proof's own time limit, after which the engine has ended it."""
 
 _STATUS = {
-    "UnsatisfiedWitness": 400,
-    "FailedCheck": 400,
+    **dict.fromkeys(("InvalidInput", "MalformedFile", "UnsupportedFile", "WitnessMismatch"), 400),
+    **dict.fromkeys(("UnsatisfiedWitness", "CircuitNotFound"), 400),
     "OutOfMemory": 507,
     "ProofGenerationFailed": 502,
-    "CircuitNotFound": 400,
 }
-"""Kinds of errors that have another status here: clients would try again what ends in the same way."""
+"""Kinds of errors that have another status here, as clients would try again what ends in the same way: keys
+come from them, and parameters that are missing are missing a second later."""
 
 
 class _Route(APIRoute):
@@ -200,7 +200,8 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
             with sent():
                 return int(size_of(read_circuit(body)).k)
 
-        return PlainTextResponse(str(await service.reading(caller.tenant, size)))
+        # The circuit is laid out: checks need not wait for that.
+        return PlainTextResponse(str(await service.loading(caller.tenant, size)))
 
 
 @router.post("/check")

@@ -7,6 +7,7 @@ parameters are read once a process, however many keys want them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,7 @@ from gpuprover.midnight.constraint_system import domain
 from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.files import architecture_of, n_public, read_circuit
 from gpuprover.midnight.keys import ProverKey, VerifierKey, read_prover_key, read_verifier_key
-from gpuprover.midnight.srs import Srs, find_srs
+from gpuprover.midnight.srs import Srs, find_s_g2, find_srs, srs_folder
 from gpuprover.polynomial import Direction
 from gpuprover.systems.midnight import prover
 from gpuprover.systems.midnight.documents import NAME, VerificationKey
@@ -70,7 +71,7 @@ def parameters_for(k: int, folder: Pathish | None = None) -> Parameters:
         InvalidInput: there are none; the message names the file that is missing.
         MalformedFile: they are damaged.
     """
-    name = k, str(folder or "")
+    name = k, os.path.abspath(srs_folder(folder))
     with _guard:
         if name not in _parameters:
             srs = find_srs(k, folder)
@@ -243,7 +244,8 @@ def read_verification_key(source: Source, folder: Pathish | None = None) -> Veri
     """The verification key of a prover or a verifier key's file.
 
     Args:
-        folder: parameters other than the network's, see :func:`load_key`.
+        folder: where the parameters are, see :func:`load_key`: a verifier key's file does not say of which
+            ones it was made. Without any it is taken for one of the network's.
 
     Raises:
         InvalidInput, MalformedFile, UnsupportedFile: as :func:`load_key`.
@@ -253,11 +255,8 @@ def read_verification_key(source: Source, folder: Pathish | None = None) -> Veri
     if bytes(data[: len(PREFIX)]) == PREFIX:
         return load_key(source, folder).vk
     verifier = read_verifier_key(data, path)
-    vk = (
-        VerificationKey(verifier)
-        if folder is None
-        else VerificationKey(verifier, parameters_for(verifier.k, folder).srs.s_g2)
-    )
+    s_g2 = find_s_g2(verifier.k, folder)
+    vk = VerificationKey(verifier) if s_g2 is None else VerificationKey(verifier, s_g2)
     _check_columns(vk, path)
     return vk
 

@@ -31,8 +31,11 @@ from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.midnight.architecture import Architecture
 from gpuprover.midnight.constraint_system import delta_power
 from gpuprover.midnight.constraint_system import domain as domain_of
+from gpuprover.midnight.keys import VerifierKey
+from gpuprover.midnight.profile import Profile
 from gpuprover.plonkish import wires
 from gpuprover.plonkish.quotient import Numerator, shifts
 from gpuprover.polynomial import Direction, Domain
@@ -43,6 +46,7 @@ from gpuprover.systems.midnight.argument import (
     QUOTIENT,
     RANDOM,
     Argument,
+    argument,
 )
 from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
@@ -144,23 +148,33 @@ class _Rehearsal:
     """The steps of a proof for a backend that only counts; equal for keys of equal shapes.
 
     Attributes:
-        vk: any key of the shape.
+        profile, architecture, k, n_public: the shape.
     """
 
-    vk: VerificationKey
+    profile: Profile
+    architecture: Architecture
+    k: int
+    n_public: int
 
     def __call__(self, demand: Demand, backend: Backend) -> None:
-        n, shape = 1 << self.vk.key.k, self.vk.argument
+        n, shape = 1 << self.k, argument(self.profile, self.architecture)
+        fixed, sigma = (
+            np.zeros((len(names), BLS12_381.g1_words), dtype=np.uint64)
+            for names in (shape.fixed, shape.sigma)
+        )
+        key = VerifierKey(
+            self.profile, self.architecture, 0, self.n_public, self.k, fixed, sigma, "rehearsal"
+        )
+        vk = VerificationKey(key)
         hollow = wires.hollow(n, _LIMBS)
         columns = dict.fromkeys((*shape.fixed, *shape.sigma), hollow)
         points = wires.hollow(n, BLS12_381.g1_words)
         extended = [dict.fromkeys(_formulas(shape).extended, hollow)] * shape.limbs
-        kept = extended if demand.chunks == 1 and is_kept(self.vk) else ()
-        parts = Parts(self.vk, columns, columns, points, points, points, kept)
+        kept = extended if demand.chunks == 1 and is_kept(vk) else ()
+        parts = Parts(vk, columns, columns, points, points, points, kept)
         advice = np.broadcast_to(np.uint64(0), (shape.system.advice, n, _LIMBS))
-        rounds(
-            parts, advice, [0] * self.vk.n_public, NoRandomness(), backend, demand.chunks, lambda *pair: pair
-        )
+        public = [0] * self.n_public
+        rounds(parts, advice, public, NoRandomness(), backend, demand.chunks, lambda *pair: pair)
 
 
 def _sums(shape: Argument) -> tuple[int, int, int]:
@@ -223,7 +237,7 @@ def demand(vk: VerificationKey) -> Demand:
         matrices=(),
         columns=tuple(KeyColumn(name, n) for name in (*names, *rows)),
         together=((LAGRANGE,), (SUFFIXES,), (POWERS,)),
-        rehearse=_Rehearsal(vk),
+        rehearse=_Rehearsal(vk.key.profile, vk.key.architecture, vk.key.k, vk.n_public),
     )
     for chunks in reversed(CHUNKS):
         if chunks == 1 or n // chunks >= chunks:

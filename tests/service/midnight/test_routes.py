@@ -399,6 +399,9 @@ def test_keys_of_several_circuits_are_refused(server: Stage) -> None:
         "verifier key",
     )
     told(post(server, "/prove", prove_body(material=replace(ours, circuit=others.circuit))), 400, "circuit")
+    header = bytearray(ours.verifier)
+    header[header.index(b":", 9) + 1 + 2 + 17] ^= 1  # the number of public inputs
+    told(post(server, "/prove", prove_body(material=replace(ours, verifier=bytes(header)))), 400, "header")
     broken = replace(ours, prover=ours.prover[:-100])
     told(post(server, "/prove", prove_body(material=broken)), 400)
     assert midnight(server).preimages == []
@@ -423,7 +426,8 @@ def test_forgotten_keys_stay_while_they_are_used(tmp_path: Path) -> None:
     ("error", "status"),
     [
         (UnsatisfiedWitness("instruction 3, assert: failed direct assertion"), 400),
-        (MalformedFile("/somewhere/x.prover", "header", "is damaged", role="key"), 500),
+        (MalformedFile("/somewhere/x.prover", "header", "is damaged", role="key"), 400),
+        (InvalidInput("no bls_midnight_2p14", path="/somewhere", role="parameters"), 400),
         (OutOfMemory("the proof does not fit the memory limit"), 507),
         (ProofGenerationFailed("what made it died three times"), 502),
         (Timeout("time limit reached after 600.0 s"), 504),
@@ -437,7 +441,7 @@ def test_failures(server: Stage, error: ProverError, status: int) -> None:
     midnight(server).outcome = error
     text = told(post(server, "/prove", prove_body()), status)
     assert "/somewhere" not in text
-    if status == 400:
+    if isinstance(error, UnsatisfiedWitness):
         assert text == "instruction 3, assert: failed direct assertion"
 
 
