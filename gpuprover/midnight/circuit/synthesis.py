@@ -20,13 +20,17 @@ KEPT_BYTES, KEPT_SIZES = 256 << 20, 4096
 """Bytes of layouts that are kept, and the number of sizes that are remembered."""
 
 
-def synthesise(circuit: Circuit, max_bit_len: int, most_k: int = LARGEST_K) -> Table:
-    """A circuit laid out with limbs of at most so many bits, on at most 2^most_k rows.
+def synthesise(circuit: Circuit, max_bit_len: int, most_k: int = LARGEST_K, room: int = 0) -> Table:
+    """A circuit laid out with limbs of at most so many bits, on at most 2^(most_k + room) rows.
+
+    Args:
+        most_k: what the message of a refusal says.
+        room: for rows that longer limbs can save.
 
     Raises:
         UnsupportedFile: an operation or a type that cannot be proven here, or more rows.
     """
-    table = Table(architecture_of(circuit), max_bit_len, 1 << most_k)
+    table = Table(architecture_of(circuit), max_bit_len, 1 << most_k + room)
     try:
         if circuit.version[0] == 2:
             FrontV2(Native(table)).lay_out(circuit)
@@ -91,7 +95,8 @@ def choose(circuit: Circuit, most_k: int = LARGEST_K) -> tuple[int, int]:
 def _chosen(circuit: Circuit, most_k: int) -> tuple[int, int]:
     best: tuple[int, int] | None = None
     for bits in range(SMALLEST_BITS, LARGEST_K):
-        table = synthesise(circuit, bits, most_k)
+        # Limbs of 24 bits instead of 8 take a third of the rows.
+        table = synthesise(circuit, bits, most_k, room=2)
         k = smallest_k(table)
         if best is None or k < best[0]:
             best = k, bits

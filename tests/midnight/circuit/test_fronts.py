@@ -293,6 +293,7 @@ def test_circuits_of_more_rows_than_were_meant_are_refused() -> None:
     circuit = less_than_circuit(20)
     assert smallest_k(synthesise(circuit, 8, 10)) == 10
     fresh, known = less_than_circuit(21), less_than_circuit(19)
+    assert choose(less_than_circuit(27), 10) == (10, 9), "with the shortest limbs it takes more rows"
     assert choose(known, 10) == (10, 8)
     for lay_out in (
         lambda: synthesise(circuit, 8, 9),
