@@ -16,8 +16,8 @@ _kernels, _vector = Kernels("tape"), Kernels("vector")
 
 def run(params: FieldParams, code: NDArray[np.int64], pool: Words, tables: Words, values: Words) -> None:
     """See :func:`gpuprover.devices.run_tape`."""
-    if not values.flags.c_contiguous or not tables.flags.c_contiguous:
-        raise ValueError("expected contiguous words")
+    if not values.flags.c_contiguous or not tables.flags.c_contiguous or len(tables) <= layout.EIGHTH:
+        raise ValueError(f"expected contiguous values, and tables of {layout.EIGHTH + 1} elements")
     F = Field(params)
     factors = np.array(pool, dtype=np.uint64, order="C")
     pool = np.ascontiguousarray(pool)

@@ -141,7 +141,7 @@ def test_multiples_of_points(count: int, rng: random.Random) -> None:
             assert tuple(found[first + 6 * count - 4 :][:2]) == jubjub.multiply(p, scalar)
 
 
-BAD_PLACES = (-1, -(1 << 63), 1 << 40, (1 << 63) - 1)
+BAD_PLACES = (-1, -(1 << 63), 1 << 40, 1 << 62, (1 << 63) - 1)
 
 
 def test_no_word_of_a_code_leads_outside(rng: random.Random) -> None:
@@ -190,3 +190,14 @@ def test_scalars_are_of_256_bits_at_most() -> None:
     tape.jubjub_multiply((u, v), [u] * 257)
     with pytest.raises(IndexError):
         run(tape, [0, 1])
+
+
+def test_tables_are_whole() -> None:
+    with pytest.raises(ValueError, match="tables of 218 elements"):
+        devices.run_tape(
+            BLS12_381,
+            np.zeros(0, dtype=np.int64),
+            ints_to_words([1], 4),
+            tables()[:-1],
+            np.zeros((1, 4), dtype=np.uint64),
+        )

@@ -364,7 +364,7 @@ def check(code, size, places):
             if left < 2:
                 return OUTSIDE
             many = code[at + 3]
-            if many < 0 or 2 * many > left - 2:
+            if many < 0 or many > (left - 2) // 2:
                 return OUTSIDE
             first, step, words = at + 5, 2, 2 + 2 * many
             pooled, distance, pools = at + 4, 2, many
@@ -402,7 +402,7 @@ def check(code, size, places):
             if left < 1:
                 return OUTSIDE
             many = code[at + 2]
-            if many < 0 or 2 * many > left - 1:
+            if many < 0 or many > (left - 1) // 2:
                 return OUTSIDE
             first, step, words = at + 3, 2, 1 + 2 * many
             for i in range(many):
