@@ -245,3 +245,19 @@ def test_parameters_of_ones_own(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bls_midnight_2p5").write_bytes(bytes(100))
     ran = run("midnight", "verify", keys[1], public, proof, "--srs", tmp_path)
     refused(ran, EXIT_BAD_INPUT, "bls_midnight_2p5: size: expected 6532 bytes, found 100")
+
+
+def test_commands_for_keys_of_all_systems(run: Run, tmp_path: Path) -> None:
+    answer = run("zkey", "info", KEYS[0], "--json").answer
+    assert (answer["protocol"], answer["k"], answer["public_signals"]) == ("midnight", 6, 13)
+    answer = run("zkey", "check", KEYS[0], "--json").answer
+    assert "every column against the circuit" in answer["checked"]
+    vkey, proof, public = (tmp_path / name for name in ("vkey.json", "proof.json", "public.json"))
+    assert run("zkey", "export", "verificationkey", KEYS[0], vkey).code == 0
+    assert run("prove", KEYS[0], FILES / "hello.preimage", proof, public).code == 0
+    assert json.loads(public.read_text()) == json.loads(PUBLIC.read_text())
+    for key in (vkey, KEYS[1]):
+        assert run("verify", key, public, proof) == Ran(0, "OK\n", "")
+    refused(run("groth16", "prove", KEYS[0], "w", proof, public), EXIT_BAD_INPUT, "hello.prover")
+    ran = run("zkey", "export", "soliditycalldata", public, proof)
+    refused(ran, EXIT_BAD_INPUT, "there is none for midnight keys")

@@ -123,6 +123,7 @@ def test_a_prover_its_workers_and_the_verifier_process(folder: Path) -> None:
         assert prover.verify("t8c", public, proof)
 
 
+@pytest.mark.slow  # the toy system goes this way in each run
 def test_the_service(folder: Path) -> None:
     command = ("-m", "gpuprover", "serve", "--json", "--threads", "1", "--preload-circuits", "hello")
     environment = {
