@@ -504,7 +504,7 @@ def _bench(parser: Parser) -> None:
     parser.add_argument(
         "--calibrate", action="store_true", help="only what --device auto needs to know; within two minutes"
     )
-    option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,import")
+    option("--only", "LIST", "some of field,ntt,msm,columns,prove,verify,host,import")
     option("--logs", "LIST", "sizes as powers of two; default: 12,14,16,18")
     option("--curves", "LIST", "bn254,bls12-381; default: both")
     option("--protocols", "LIST", f"some of {','.join(PROTOCOLS)}; default: {PROTOCOLS[0]}, --calibrate: all")
