@@ -3,6 +3,7 @@
 #   docker build -t gpuprover:0.1.0 .
 #   docker run --rm -v "$PWD:/data" gpuprover:0.1.0 prove circuit.zkey witness.wtns proof.json public.json
 #   docker compose -f deploy/compose.yaml up
+#   docker compose -f deploy/compose.midnight.yaml up
 #
 # tests/deploy/test_dockerfile.py runs the steps of the build; the image itself has not been built by any test.
 FROM python:3.12-slim AS build
@@ -32,6 +33,8 @@ WORKDIR /data
 # rarely the one that runs it. It is compiled at the first start, and stays on a volume.
 VOLUME /cache
 EXPOSE 8080
+# Of gpuprover midnight serve.
+EXPOSE 6300
 # Of commands; the service has a check of its own in deploy/compose.yaml.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=20s CMD ["gpuprover", "doctor", "--check", "--quiet"]
 ENTRYPOINT ["gpuprover"]

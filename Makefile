@@ -114,7 +114,7 @@ clean:
 
 # Without npm the interop tests skip, with this as the reason; .ci/run does not accept that.
 .node/installed: tests/interop/package.json tests/interop/package-lock.json tests/interop/install.py | .venv/bin/python
-	@echo "Installing snarkjs, circom2 and solc into .node ..."
+	@echo "Installing snarkjs, circom2, solc and Midnight's clients into .node ..."
 	@$(PY) tests/interop/install.py || true
 
 # Without them the tests of deploy/ skip in part, with this as the reason; .ci/run does not accept that either.

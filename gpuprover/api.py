@@ -111,9 +111,7 @@ def _verification_key(source: VerificationKey | Mapping[str, Any] | Pathish) -> 
     if isinstance(source, Mapping):
         key = systems.parse_verification_key(source)
     else:
-        path = str(as_path(cast(Pathish, source), "verification key"))
-        with about("verification key"):
-            key = systems.parse_verification_key(json_files.read_json(path), path)
+        key = systems.verification_key_at(str(as_path(cast(Pathish, source), "verification key")))
     for sentence in key.warnings:
         # Whoever has parsed the key can ask it; others hear of it here, each place of a program once.
         warn(f"{key.source}: {sentence}", InsecureKeyWarning, stacklevel=3)

@@ -12,7 +12,7 @@ for each kind of work on each processor or GPU and code path; one of another ver
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -119,6 +119,40 @@ _PUBLISHED = (
     (1_600_000, 0.187, 0.0),
     (3_200_000, 0.366, 0.0),
 )
+_GATES = "bench/results/plonk.jsonl, one thread of a CPU without IFMA"
+_GATES_IFMA = f"a prediction: {_GATES}, and Groth16's gain by IFMA"
+_GATES_BLS12_381 = f"a prediction: {_GATES}, and what an addition in G1 takes"
+_IFMA = 0.25
+"""IFMA against the portable path: proofs of Groth16 over BN254, of 2^13 to 2^16, in cpu.jsonl."""
+_MULTIPLES_OF_GROTH16 = {"plonk": 2.0, "fflonk": 5.0}
+"""Times of Groth16's proofs of as many constraints on a GPU: predictions of kernels/README.md, at 2^20."""
+
+
+def _of_gates(*figures: tuple[int, float]) -> tuple[Row, ...]:
+    """Rows from (gates, seconds with one thread), of which threads share as much as of Groth16's."""
+    return _times(*((n, one, 0.55 * one) for n, one in figures))
+
+
+_PORTABLE_GATES = {
+    "plonk": _of_gates((597, 0.241), (1446, 0.360), (3898, 0.578), (12061, 1.71)),
+    "fflonk": _of_gates((597, 0.334), (1446, 0.606), (3898, 1.05), (12061, 3.71)),
+}
+
+
+def _entries_of_gates() -> Iterator[Entry]:
+    for protocol, rows in _PORTABLE_GATES.items():
+        bn254 = f"{protocol} bn254"
+        yield Entry("cpu", "", "portable", bn254, rows, origin=_GATES)
+        yield Entry("cpu", "", "ifma", bn254, _scaled(rows, _IFMA), origin=_GATES_IFMA)
+        published = _scaled(_PUBLISHED, _MULTIPLES_OF_GROTH16[protocol])
+        yield Entry("cuda", "", "", bn254, published, origin=f"{_GPU}, and predictions of ours")
+    rows, work = _scaled(_PORTABLE_GATES["plonk"], _COSTLIER), "plonk bls12-381"
+    yield Entry("cpu", "", "portable", work, rows, origin=_GATES_BLS12_381)
+    yield Entry("cpu", "", "ifma", work, _scaled(rows, _IFMA), origin=_GATES_BLS12_381)
+    published = _scaled(_PUBLISHED, _MULTIPLES_OF_GROTH16["plonk"] * _COSTLIER)
+    yield Entry("cuda", "", "", work, published, origin=f"{_GPU}, and predictions of ours")
+
+
 DEFAULTS = (
     Entry(
         "cpu",
@@ -154,9 +188,10 @@ DEFAULTS = (
     Entry("cpu", "", "portable", _BLS12_381, _scaled(_IFMA_BLS12_381, _PORTABLE_BLS12_381), origin=_CPU),
     Entry("cuda", "", "", _BN254, _PUBLISHED, origin=_GPU),
     Entry("cuda", "", "", _BLS12_381, _scaled(_PUBLISHED, _COSTLIER), origin=_GPU),
+    *_entries_of_gates(),
 )
-"""Entries by kind, path and work, for every model. The CPU's: chains of cpu.jsonl, rounded and smoothed, and
-a first row from what the phases beside the sums take there."""
+"""Entries by kind, path and work, for every model. The CPU's of Groth16: chains of cpu.jsonl, rounded and
+smoothed, and a first row from what the phases beside the sums take there."""
 
 
 # The table ----------------------------------------------------------------------------------

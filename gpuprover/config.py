@@ -108,6 +108,10 @@ class ServiceSettings:
     result_ttl: float
     result_limit: int
     rapidsnark: bool
+    midnight: bool
+    midnight_parameters: Path | None
+    midnight_key_cache: int
+    midnight_values: bool
     sources: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:

@@ -164,6 +164,22 @@ def transform_points(curve: CurveParams, points: Words, root: int, factor: int, 
     return found
 
 
+def run_tape(curve: CurveParams, code: NDArray[np.int64], pool: Words, tables: Words, values: Words) -> None:
+    """Runs a tape of a circuit, by the CPU's kernel, which writes its results behind the values that are given.
+
+    Args:
+        curve: its scalar field is that of the values.
+        code: operations and operands, int64[length], as :class:`gpuprover.midnight.circuit.tape.Op` has them.
+        pool: elements that operations name, canonical uint64[p, limbs].
+        tables: what operations have to know, uint64[t, limbs].
+        values: uint64[size, limbs], canonical: constants and inputs at their places, zeros at others.
+
+    Raises:
+        IndexError: an operation would read or write outside of an array, or reads what comes later.
+    """
+    import_module("gpuprover.cpu.tape").run(curve.scalar, code, pool, tables, values)
+
+
 def refused_gpu() -> str | None:
     """Why no GPU can be used on a machine that has one; None where one can, or there is no driver."""
     for family in _GPUS:

@@ -8,12 +8,14 @@ calling thread stays responsive to cancellation, to the deadline and to Ctrl-C.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import islice, pairwise
-from typing import NamedTuple, Protocol, TypeVar
+from itertools import pairwise
+from queue import Empty, SimpleQueue
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -28,6 +30,8 @@ POLL_SECONDS = 0.05
 MOST_THREADS = 1 << 16
 LARGEST_PIECE = 1 << 20
 """Elements of a range; at 20 to 40 ns each, tens of milliseconds."""
+BRIEF = 8
+"""Smallest pieces that are worth a thread: ranges of at most so many take a few milliseconds at most."""
 
 
 class Progress(NamedTuple):
@@ -139,45 +143,86 @@ class Job:
             low, width = self._span
             self._progress(Progress(self._phase, low + width * fraction, time.perf_counter() - self._start))
 
-    def map(self, function: Callable[[T], R], items: Iterable[T], *, progress: bool = False) -> list[R]:
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, progress: bool = False, brief: bool = False
+    ) -> list[R]:
         """``[function(i) for i in items]`` on at most ``threads`` threads, results in order.
 
-        With ``progress``, the share of items that are done is reported.
+        With ``progress``, the share of items that are done is reported. ``brief`` says that each item takes a
+        few milliseconds at most: one alone, or all of a job with one thread, run in the calling thread then,
+        as :class:`Ranges` of few elements do.
 
         The first exception ends the run and is raised, after what runs has returned.
         ``function`` must release the GIL for long work, return soon after ``stop`` becomes
         non-zero, and call no ``map`` itself.
         """
         self.check()
-        todo = list(items)
-        if len(todo) == 1 and self._cancel is None and self._deadline is None:
-            return [function(todo[0])]
+        todo, brief = list(items), brief or (isinstance(items, Ranges) and items.brief)
+        unlimited = self._cancel is None and self._deadline is None
+        if (brief and self.threads == 1) or (len(todo) == 1 and (brief or unlimited)):
+            return self._here(function, todo, progress)
         if self._pool is None:
             # Lives as long as the job: its threads end when it is collected.
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="gpuprover")
         results: dict[int, R] = {}
-        pending: dict[Future[R], int] = {}
-        queue = iter(enumerate(todo))
+        queue, ended = iter(enumerate(todo)), SimpleQueue[_End[R]]()
+        taking, over = threading.Lock(), threading.Event()
+
+        def take() -> tuple[int, T] | None:
+            with taking:
+                return None if over.is_set() or self._cancelled() else next(queue, None)
+
+        def work() -> None:
+            mine = take()
+            while mine is not None:
+                i, item = mine
+                try:
+                    end = _End(i, result=function(item))
+                except BaseException as error:
+                    ended.put(_End(i, error=error))
+                    return
+                mine = take()
+                ended.put(end)
+
+        started: list[Future[None]] = []
         try:
-            for i, item in islice(queue, self.threads):
-                pending[_submit(self._pool, function, item)] = i
-            while pending:
-                done, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results[pending.pop(future)] = future.result()
-                    for i, item in islice(queue, 1):
-                        pending[_submit(self._pool, function, item)] = i
+            for _ in range(min(self.threads, len(todo))):
+                started.append(_submit(self._pool, work))
+            while len(results) < len(todo):
+                try:
+                    end = ended.get(timeout=POLL_SECONDS)
+                except Empty:
+                    self.check()
+                    continue
+                if end.error is not None:
+                    raise end.error
+                results[end.item] = end.result
                 self.check()
-                if done and progress:
+                if progress:
                     self.report(len(results) / len(todo))
         except BaseException:
             self.stop[0] = 1
+            over.set()
             if self._generation == forks.generation():  # else the threads are another process's
-                wait(pending)
+                wait(started)
             raise
         return [results[i] for i in range(len(todo))]
 
-    def ranges(self, n: int, *, smallest: int = 1, largest: int = LARGEST_PIECE) -> list[tuple[int, int]]:
+    def _here(self, function: Callable[[T], R], todo: list[T], progress: bool) -> list[R]:
+        """:meth:`map` in the calling thread."""
+        results: list[R] = []
+        for item in todo:
+            if results:
+                self.check()
+            results.append(function(item))
+            if progress:
+                self.report(len(results) / len(todo))
+        return results
+
+    def _cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.is_set()
+
+    def ranges(self, n: int, *, smallest: int = 1, largest: int = LARGEST_PIECE) -> Ranges:
         """[0, n) in pieces of nearly equal size, for :meth:`map`.
 
         One for each thread, but none shorter than ``smallest`` (if n is not), and none longer
@@ -185,12 +230,37 @@ class Job:
         """
         pieces = max(1, min(self.threads, n // max(1, smallest)), -(-n // largest))
         bounds = [n * i // pieces for i in range(pieces + 1)]
-        return list(pairwise(bounds))
+        return Ranges(pairwise(bounds), brief=smallest > 1 and n <= BRIEF * smallest)
 
 
-def _submit(pool: ThreadPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+class Ranges(list[tuple[int, int]]):
+    """Ranges of elements, each as (first, end).
+
+    Attributes:
+        brief: to go through all of them takes a few milliseconds at most; known where the smallest piece is.
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]], *, brief: bool) -> None:
+        super().__init__(ranges)
+        self.brief = brief
+
+
+class _End(Generic[R]):
+    """The end of one item."""
+
+    __slots__ = ("_result", "error", "item")
+
+    def __init__(self, item: int, *, result: R | None = None, error: BaseException | None = None) -> None:
+        self.item, self.error, self._result = item, error, result
+
+    @property
+    def result(self) -> R:
+        return cast("R", self._result)
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
     try:
-        return pool.submit(function, item)
+        return pool.submit(work)
     except RuntimeError as error:
         if str(error) != "can't start new thread":
             raise

@@ -26,8 +26,8 @@ from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.job import Event, Job, Progress
 from gpuprover.midnight import envelopes, srs
 from gpuprover.midnight.advice import AdviceSource, read_advice
-from gpuprover.midnight.circuit import keygen as key_generation
 from gpuprover.midnight.description import describe
+from gpuprover.midnight.encoding import PREFIX
 from gpuprover.midnight.ir import files
 from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.run import run
@@ -159,7 +159,8 @@ def raw_proof(proof: Mapping[str, Any] | Pathish | Data) -> bytes:
         return data
     with about("proof"):
         content, name = _content(proof, "proof")
-        return envelopes.read_proof(content, name)
+        # A compressed point's first byte is none of text's.
+        return envelopes.read_proof(content, name) if content.startswith(PREFIX) else content
 
 
 def ledger_proof(proof: Mapping[str, Any] | Pathish | Data) -> bytes:
@@ -283,6 +284,8 @@ def check(
 
 def k(circuit: CircuitLike | Circuit) -> int:
     """log2 of the number of rows that a circuit's table has. Raises as :func:`read_circuit`."""
+    from gpuprover.midnight.circuit import keygen as key_generation
+
     found = circuit if isinstance(circuit, Circuit) else read_circuit(circuit)
     return key_generation.size_of(found).k
 
@@ -310,6 +313,8 @@ def keygen(
     Raises:
         ProverError: one of its kinds.
     """
+    from gpuprover.midnight.circuit import keygen as key_generation
+
     job = Job(threads=threads, cancel=cancel, timeout=timeout, progress=progress)
     resolve_device(device)
     found = read_circuit(circuit)

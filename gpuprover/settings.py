@@ -628,6 +628,48 @@ SETTINGS: tuple[Setting, ...] = (
         own=False,
         service=True,
     ),
+    Setting(
+        "midnight",
+        _switch,
+        "`on`, `off`",
+        False,
+        "whether the service offers the routes of Midnight's proof server too",
+        default_text="`off`",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "midnight_parameters",
+        _path,
+        "a folder",
+        None,
+        "where Midnight's public parameters are (`bls_midnight_2pK`), and keys of the ledger's own circuits",
+        default_text="`MIDNIGHT_PP`, else `midnight/zk-params` in `XDG_CACHE_HOME` or in `~/.cache`",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "midnight_key_cache",
+        partial(_whole, low=0),
+        "at least 0",
+        lambda given: max(16, given["memory_limit"] // 8),
+        "keys that Midnight's clients have sent and that are kept, as files in the folder for temporary ones",
+        "MiB",
+        "an eighth of the memory limit; at least 16",
+        own=False,
+        service=True,
+    ),
+    Setting(
+        "midnight_values",
+        _switch,
+        "`on`, `off`",
+        False,
+        "whether Midnight's clients are told values of a preimage that does not satisfy its circuit, in the "
+        "words of the ledger; whoever reads the answers reads secrets then",
+        default_text="`off`",
+        own=False,
+        service=True,
+    ),
 )
 
 BY_NAME: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in SETTINGS})

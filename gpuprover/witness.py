@@ -42,7 +42,7 @@ from gpuprover.curves import CurveParams
 from gpuprover.errors import InvalidInput, MalformedFile, OutOfMemory, WitnessMismatch, about
 from gpuprover.formats.files import Pathish, open_regular
 from gpuprover.formats.r1cs import R1CS
-from gpuprover.formats.wtns import Witness
+from gpuprover.formats.wtns import Allocate, Witness, ordinary
 from gpuprover.job import POLL_SECONDS, Job
 from gpuprover.limbs import Words
 from gpuprover.witness_program import MIB, Program
@@ -73,6 +73,7 @@ def calculate_witness(
     job: Job | None = None,
     fuel: int | None = None,
     memory_limit: int | None = None,
+    allocate: Allocate = ordinary,
 ) -> tuple[CurveParams, Words]:
     """The witness of a circuit for given inputs, as ``snarkjs wtns calculate`` computes it.
 
@@ -85,6 +86,7 @@ def calculate_witness(
         job: cancellation and deadline; phases are the caller's.
         fuel: WASM instructions that may run, about; default :data:`DEFAULT_FUEL`.
         memory_limit: MiB for the program's memory and its witness; default: half of the machine's.
+        allocate: where the values are written to; called in another thread.
 
     Returns:
         The curve whose scalar field the circuit is over, and canonical uint64[n_vars, limbs].
@@ -109,7 +111,7 @@ def calculate_witness(
         code = file.read(min(size, _MAX_PROGRAM) + 1)
     if len(code) > _MAX_PROGRAM:
         raise MalformedFile(wasm, "module", f"more than {_MAX_PROGRAM // MIB} MiB")
-    program = Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit)
+    program = Program(str(wasm), code, fuel or DEFAULT_FUEL, memory_limit, allocate)
     return _watched(job, program.interrupt, lambda: program.run(qualified("", inputs)))
 
 

@@ -35,7 +35,7 @@ from gpuprover.errors import (
     UnsatisfiedWitness,
     UnsupportedFile,
 )
-from gpuprover.formats.wtns import check_witness_values
+from gpuprover.formats.wtns import Allocate, check_witness_values
 from gpuprover.limbs import Words, ints_to_words
 
 if TYPE_CHECKING:
@@ -142,8 +142,10 @@ _SIZES = """
 class Program:
     """One sandboxed instance of a circuit's WASM program."""
 
-    def __init__(self, path: str, code: bytes, fuel: int, memory_limit: int | None) -> None:
-        self.path, self.code, self.fuel = path, code, fuel
+    def __init__(
+        self, path: str, code: bytes, fuel: int, memory_limit: int | None, allocate: Allocate
+    ) -> None:
+        self.path, self.code, self.fuel, self.allocate = path, code, fuel, allocate
         self.memory_bytes = memory_limit * MIB if memory_limit else _half_of_memory()
         self.limited = _address_space_is_limited()
         self.engine = wasm_compiler.engine(self.limited)
@@ -403,7 +405,9 @@ class Program:
             raise OutOfMemory(f"a witness of {count} values exceeds {limit}", path=self.path)
         if self.shows_memory:
             self._limit_memory(self.memory_bytes - count * curve.scalar.bytes)
-        witness = np.empty((count, curve.scalar.limbs), dtype="<u8")
+        # Counts of 0 are refused below.
+        room = self.allocate(max(1, count) * curve.scalar.bytes)
+        witness = room.view("<u8").reshape(-1, curve.scalar.limbs)[:count]
         step = self._per_buffer
         for start in range(0, count, step):
             end = min(count, start + step)

@@ -70,7 +70,7 @@ class WitnessSource(ABC):
         Args:
             curve: the key's, whose scalars plain values are.
             memory_limit: MiB for the process, where a program has to run.
-            allocate: where values that are given are copied to.
+            allocate: where the values lie: copied to if they are given, else written to by the program.
 
         Raises:
             InvalidInput, MalformedFile, UnsupportedFile: it is of no such kind, or damaged.
@@ -245,7 +245,12 @@ class WitnessInputs(WitnessSource):
                 with about("inputs"):
                     inputs = json_files.parse_json(inputs, "circuit inputs")
             found, words = calculate_witness(
-                self.program, inputs, job=job, fuel=self.fuel, memory_limit=memory_limit
+                self.program,
+                inputs,
+                job=job,
+                fuel=self.fuel,
+                memory_limit=memory_limit,
+                allocate=allocate,
             )
         return Witness(found, words, self.program)
 

@@ -28,6 +28,7 @@ from tests.support.running import Run
 RESULTS = ROOT / "bench" / "results"
 BN254 = calibration.work_name("groth16", curve_by_name("bn254"))
 WORKS = [calibration.work_name("groth16", curve) for curve in CURVES]
+GATES = ["plonk bn254", "plonk bls12-381", "fflonk bn254"]
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +113,23 @@ def test_defaults_of_the_cpu_are_the_rows_of_the_benchmark(path: str) -> None:
     assert found >= 8
 
 
+@pytest.mark.parametrize("protocol", ["plonk", "fflonk"])
+def test_defaults_of_gates_are_the_rows_of_the_benchmark(protocol: str) -> None:
+    found = 0
+    for row in read_rows([RESULTS / "plonk.jsonl"]):
+        ours = row["operation"] == f"{protocol} prove" and row["implementation"] == "gpuprover"
+        if ours and (row["mode"], row["path"], row["threads"]) == ("warm", "portable", 1):
+            work = f"{protocol} {row['curve']}"
+            predicted = Calibration().seconds(work, cpu(path="portable"), row["constraints"], 1)
+            assert predicted == pytest.approx(row["wall"]["median_s"], rel=0.1)
+            found += 1
+    assert found >= 4
+
+
 def test_defaults_cover_every_curve_path_and_device_and_grow() -> None:
     for device in (cpu(), cpu(path="portable"), gpu()):
-        for work in WORKS:
+        for work in WORKS + GATES:
+            assert "not of this work" not in Calibration().entry(work, device).origin
             table = [Calibration().seconds(work, device, 1 << log, 1) for log in range(27)]
             assert table[0] > 0
             assert table == sorted(table)
@@ -124,7 +139,7 @@ def test_defaults_cover_every_curve_path_and_device_and_grow() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 16, 64])
 @pytest.mark.parametrize("path", ["ifma", "portable"])
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("work", WORKS + GATES)
 def test_by_default_small_proofs_stay_and_large_ones_go_to_a_gpu(threads: int, path: str, work: str) -> None:
     def where(constraints: int, *others: DeviceInfo) -> str:
         shape = JobShape(work, constraints)

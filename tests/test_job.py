@@ -259,6 +259,47 @@ def test_no_report_outside_a_phase() -> None:
     assert seen == []
 
 
+def test_what_is_brief_runs_in_the_calling_thread() -> None:
+    here, cancel = threading.current_thread(), threading.Event()
+
+    def thread(_: object) -> threading.Thread:
+        return threading.current_thread()
+
+    alone, two = Job(threads=1, cancel=cancel, timeout=60), Job(threads=2, cancel=cancel)
+    assert alone.map(thread, range(3), brief=True) == [here] * 3
+    assert here not in alone.map(thread, range(3)), "somebody has to watch for the cancellation"
+    assert two.map(thread, [0], brief=True) == [here]
+    assert here not in two.map(thread, range(2), brief=True)
+    for job in (alone, two):
+        assert job.map(thread, job.ranges(100, smallest=100)) == [here]
+        assert here not in job.map(thread, job.ranges(10**6, smallest=100))
+        assert here not in job.map(thread, job.ranges(1)), "of what costs nobody knows how much"
+
+
+def test_brief_items_end_between_each_other() -> None:
+    cancel, count, seen = threading.Event(), Counter(), list[Progress]()
+    job = Job(threads=1, cancel=cancel, progress=seen.append)
+
+    def cancels(i: int) -> None:
+        count(0.0)
+        if i == 2:
+            cancel.set()
+
+    with job.phase("work"):
+        job.map(lambda _: None, range(2), progress=True, brief=True)
+    assert [p.fraction for p in seen] == [0, 0.5, 1, 1]
+    with pytest.raises(Cancelled):
+        job.map(cancels, range(50), brief=True)
+    assert count.calls == 3
+    assert job.stop[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_exceptions_in_the_calling_thread_are_the_same(threads: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        Job(threads=threads, timeout=9).map(lambda i: 1 // i, [0], brief=True)
+
+
 @pytest.mark.parametrize(
     ("n", "threads", "smallest"), [(0, 4, 1), (1, 4, 1), (10, 3, 1), (10, 4, 4), (7, 2, 100)]
 )

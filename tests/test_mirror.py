@@ -17,12 +17,24 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "__main__ cli/console cli/context cli/parser cli/stdin_worker",
         "whole commands over a stand-in for the prover",
     ),
+    "cli/test_midnight.py": ("midnight_api", "the calls behind the commands, on real files"),
+    "midnight/test_engine.py": (
+        "systems/midnight/record systems/midnight/witness",
+        "what a prover and the service make of the record",
+    ),
     "cli/test_commands.py": ("cli/doctor cpu/warm", "whole commands on real files"),
     "test_sizing.py": ("cli/sizing", "the command's answers beside what they are made of"),
     "service/test_server.py": ("cli/serve", "a service as a process"),
+    "service/midnight/test_routes.py": (
+        "service/midnight/cors service/midnight/keys service/midnight/offer service/midnight/parameters"
+        " service/midnight/proof_server",
+        "a whole service over a stand-in for what proves",
+    ),
+    "service/midnight/test_command.py": ("cli/midnight_serve", "its settings, and a service as a process"),
     "cpu/test_image.py": ("cpu/bake cpu/compiled cpu/sources", "images are made, and used, by these"),
     "cpu/kernels/test_field.py": ("cpu/layout cpu/kernels/jit", "what compiled fields are made of"),
     "cpu/test_lanes_anywhere.py": ("cpu/path", "it chooses the suites' path"),
+    "cpu/test_encoded_points.py": ("cpu/kernels/roots", "its kernel"),
     "cpu/test_pairing.py": ("cpu/kernels/extension_lanes", "its operators, at their bounds"),
     "cpu/test_ntt_lanes.py": (
         "cpu/kernels/limbs cpu/kernels/lanes cpu/kernels/lanes_memory cpu/kernels/loose",

@@ -157,6 +157,20 @@ def test_values_are_reduced_and_returned(
     assert words_to_ints(words) == [1, *(v % curve.r for v in expected)]
 
 
+def test_values_are_written_to_where_the_caller_says(program: Any) -> None:
+    asked: list[Any] = []
+
+    def allocate(size: int) -> Any:
+        asked.append(np.full(size, 0xA5, dtype=np.uint8))
+        return asked[-1]
+
+    _, words = calculate_witness(program(BN254), {"a": [3, 5]}, allocate=allocate)
+    assert words_to_ints(words) == [1, 3, 5]
+    (memory,) = asked
+    assert np.shares_memory(words, memory)
+    assert len(memory) == words.nbytes
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -188,16 +188,15 @@ def check_device(context: Context) -> str:
 def verify(args: Namespace, context: Context) -> int:
     import gpuprover
     from gpuprover.formats.json_files import read_json
-    from gpuprover.systems.system import parse_verification_key, system_named
+    from gpuprover.systems.system import system_named, verification_key_at
 
     check_device(context)
     console = context.console
-    document = read_json(args.vkey)
     key: VerificationKey
     if args.protocol is None:
-        key = parse_verification_key(document, args.vkey)
+        key = verification_key_at(args.vkey)
     else:
-        key = system_named(args.protocol).parse_verification_key(document, args.vkey)
+        key = system_named(args.protocol).parse_verification_key(read_json(args.vkey), args.vkey)
     for warning in key.warnings:
         console.warn(f"{args.vkey}: {warning}")
     threads = context.settings.threads

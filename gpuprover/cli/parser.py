@@ -411,6 +411,7 @@ def _midnight(group: _Group) -> None:
     )
     _files(info, file="FILE")
 
+    _midnight_serve(group)
     srs = group.group("srs", "check or downsize parameters (bls_midnight_2pK)")
     _files(
         srs.command(
@@ -424,6 +425,30 @@ def _midnight(group: _Group) -> None:
     downsize.add_argument("--k", metavar="K", required=True, help="the parameters are for 2^K rows")
     _files(downsize, file="FILE", target="TARGET")
     downsize.usage = "%(prog)s FILE TARGET --k K [options]"
+
+
+def _midnight_serve(group: _Group) -> None:
+    serve = group.command(
+        "serve",
+        "midnight_serve:run",
+        "answer Midnight's clients: the network's proof server, with its flags, variables and port",
+        "MIDNIGHT_PROOF_SERVER_PORT, _VERBOSE, _JOB_CAPACITY, _NUM_WORKERS, _JOB_TIMEOUT are defaults.\n"
+        "Nothing is fetched: parameters are in --midnight-parameters or MIDNIGHT_PP. All options of\n"
+        "`gpuprover serve` do, too; for other machines than this one, --host 0.0.0.0.",
+    )
+    serve.add_argument("-p", "--port", metavar="N", help="port; default: 6300")
+    serve.add_argument("-v", "--verbose", action="store_true", help="log more; of requests never the bodies")
+    serve.add_argument("--job-capacity", metavar="N", help="proofs that may wait; default: 0, no limit")
+    serve.add_argument("--num-workers", metavar="N", help="worker processes; default: as for serve")
+    serve.add_argument("--job-timeout", metavar="SECONDS", help="for one proof, with its wait; default: 600")
+    serve.add_argument("--no-fetch-params", action="store_true", help="nothing: it is always so here")
+    _settings(serve)
+    health = group.command(
+        "healthcheck",
+        "midnight_serve:healthcheck",
+        "exit code 0 if a proof server is ready",
+    )
+    health.add_argument("--url", metavar="URL", help="default: http://127.0.0.1:6300/ready")
 
 
 def _add_values_option(parser: Parser) -> None:

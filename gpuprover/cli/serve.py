@@ -1,4 +1,4 @@
-"""``gpuprover serve``: a prover behind HTTP, until SIGTERM."""
+"""``gpuprover serve``: a prover behind HTTP, until SIGTERM; with Midnight's routes, if they are asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from argparse import Namespace
 from importlib.util import find_spec
 
 from gpuprover.cli.context import Context
-from gpuprover.config import load_engine_settings, load_service_settings, unknown_variables
+from gpuprover.config import (
+    EngineSettings,
+    ServiceSettings,
+    load_engine_settings,
+    load_service_settings,
+    unknown_variables,
+)
 from gpuprover.engine.directory import CircuitDirectory
 from gpuprover.errors import InvalidInput
 from gpuprover.settings import SETTINGS
@@ -18,15 +24,23 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def run(args: Namespace, context: Context) -> int:
+    given = {row.name: getattr(args, row.name) for row in SETTINGS if row.own}
+    engine = load_engine_settings(given, options=True)
+    given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
+    return serve(engine, load_service_settings(given, engine), context)
+
+
+def serve(engine: EngineSettings, settings: ServiceSettings, context: Context) -> int:
+    """Serves with these settings -> the exit code.
+
+    Raises:
+        ProverError: what is wrong before it listens.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InvalidInput(
             f"serve: {' and '.join(missing)} not installed: pip install 'gpuprover[server]' has all it needs"
         )
-    given = {row.name: getattr(args, row.name) for row in SETTINGS if row.own}
-    engine = load_engine_settings(given, options=True)
-    given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
-    settings = load_service_settings(given, engine)
     from gpuprover import folders, logs
     from gpuprover.engine import Prover
     from gpuprover.service import server
@@ -39,6 +53,11 @@ def run(args: Namespace, context: Context) -> int:
         Tokens(settings.tokens_file)  # before anything is started
         folder = engine.circuit_keys_path
         circuits = CircuitDirectory(folder).names()
+        if settings.midnight:
+            from gpuprover.service.midnight.parameters import use_parameters
+
+            where, sizes = use_parameters(settings.midnight_parameters)
+            log.info("Midnight's parameters in %s are for circuits of at most 2^%d rows", where, max(sizes))
         listener = server.listen(settings.host, settings.port)
         try:
             with folders.warnings_to(None):  # a line of the log
@@ -49,7 +68,7 @@ def run(args: Namespace, context: Context) -> int:
 
                     def started() -> None:
                         log.info("gpuprover serves %s: %d circuits of %s", url, len(circuits), folder)
-                        if not circuits:
+                        if not circuits and not settings.midnight:
                             log.warning("no circuits are in %s: proofs are refused until there are", folder)
                         _answer(context, {"url": url}, f"gpuprover serves {url}; Ctrl-C ends it", form)
 

@@ -23,7 +23,7 @@ from gpuprover.cpu import columns_lanes
 from gpuprover.cpu.compiled import Kernels
 from gpuprover.cpu.layout import LANES, Field, LaneField
 from gpuprover.curves import FieldParams
-from gpuprover.job import Job
+from gpuprover.job import BRIEF, Job
 from gpuprover.limbs import Words, address, field_to_words, words_to_field
 
 _kernels = Kernels("columns")
@@ -154,7 +154,8 @@ class Columns:
             rest = LANES * blocks
             for lo, hi in self._job.ranges(len(v) - rest, smallest=SMALLEST_PIECE):
                 tasks.append((i, rest + lo, partial(self._value, v, x, rest + lo, rest + hi)))
-        found = self._job.map(lambda task: task[2](), tasks)
+        brief = all(_is_brief(len(v)) for v, _ in queries)
+        found = self._job.map(lambda task: task[2](), tasks, brief=brief)
         values = [0] * len(queries)
         for (i, lo, _), part_value in zip(tasks, found, strict=True):
             values[i] = (values[i] + part_value * pow(queries[i][1], lo, r)) % r
@@ -238,6 +239,7 @@ class Columns:
             job.map(
                 lambda columns: self._divide(v, out, root, degree, (lowest, rows), columns, nothing),
                 list(pairwise(bounds)),
+                brief=_is_brief(n),
             )
             return
         pieces = [(lowest + lo, lowest + hi) for lo, hi in job.ranges(rows - lowest)]
@@ -281,7 +283,7 @@ class Columns:
                 _kernels.products(F, a, b, o, address(room), *pieces[i - groups], job.stop)
                 totals[i, :, 0] = room
 
-        job.map(products, range(len(totals)))
+        job.map(products, range(len(totals)), brief=_is_brief(n))
         factors = np.zeros((len(totals), LANES, params.limbs), dtype=np.uint64)
         before = start
         for i, total in enumerate(totals):
@@ -300,8 +302,13 @@ class Columns:
             else:
                 _kernels.quotients(F, b, o, address(factors[i]), *pieces[i - groups], job.stop)
 
-        job.map(quotients, range(len(totals)))
+        job.map(quotients, range(len(totals)), brief=_is_brief(n))
         return out
+
+
+def _is_brief(elements: int) -> bool:
+    """Whether to go through so many once takes a few milliseconds at most."""
+    return elements <= BRIEF * SMALLEST_PIECE
 
 
 @lru_cache(maxsize=64)

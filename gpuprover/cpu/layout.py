@@ -178,3 +178,16 @@ LOOSE, CARRIED, SETTLED = 0, 1, 2
 TO_MONTGOMERY, FROM_MONTGOMERY = 0, 1
 NOTHING, FACTOR, POWERS = 0, 1, 2
 """Scaling of a transform: none, by one factor, by a factor and powers of a base."""
+
+# Tapes ---------------------------------------------------------------------------------------
+
+COMBINE, GATE, INVERSE, NONZERO, LESS, BITS, SELECT, SQUARE_ROOT, IS_SQUARE, DECOMPOSE, POSEIDON = range(11)
+WORD_SUM, HALVES, SPREAD_LIMBS, JUBJUB_ADD, JUBJUB_EIGHTH, JUBJUB_MULTIPLY = range(11, 17)
+"""Operations of a tape; a test compares them with those of the circuits."""
+MOST_BITS = 256
+"""Bits of a scalar that a tape multiplies by, at most."""
+POSEIDON_TABLE = 213
+"""Elements of Poseidon's constants, which a tape's tables begin with."""
+ODD_ROOT, HALF_ODD, ADICITY, EDWARDS_D, EIGHTH = range(POSEIDON_TABLE, POSEIDON_TABLE + 5)
+"""Places of the rest: g^t in Montgomery form, (t − 1)/2, s, for r − 1 = 2^s·t; Jubjub's d in Montgomery form,
+and 1/8 modulo its prime order."""

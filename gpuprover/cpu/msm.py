@@ -44,6 +44,8 @@ _kernels, _curve = Kernels("msm"), Kernels("curve")
 MAX_WINDOW = 16
 EXTENSION = 2.4
 """An addition in G2, in additions in G1."""
+BRIEF_COST = 1 << 12
+"""Additions that take a few milliseconds at most."""
 SMALLEST_PIECE = 1 << 13
 """Scalars below which a pass over them is not shared among threads."""
 
@@ -186,6 +188,7 @@ class Sum:
         job.map(
             lambda k: _kernels.bit_lengths(flat, self._limbs, *ranges[k], counts[k], lengths),
             range(len(ranges)),
+            brief=ranges.brief,
         )
         counts[:, 0] = 0
         total = counts.sum(axis=0)
@@ -216,6 +219,7 @@ class Sum:
         job.map(
             lambda k: _kernels.order_by_top(lengths, *ranges[k], tops, places[:, k].copy(), self._order),
             range(len(ranges)),
+            brief=ranges.brief,
         )
         parts = self.split.parts
         self._totals = [np.zeros((self._windows * parts, 4 * b.plain.words), dtype=np.uint64) for b in bases]
@@ -308,5 +312,5 @@ def msm(
 
         tasks = [(task, s) for s in busy for task in s.tasks]
         tasks.sort(key=lambda entry: -entry[0].cost)
-        job.map(run, tasks, progress=True)
+        job.map(run, tasks, progress=True, brief=tasks[0][0].cost <= BRIEF_COST)
     return [s.results() for s in sums]

@@ -105,6 +105,7 @@ def _transform(v: Words, domain: Domain, in_time: bool, inverted: bool, job: Job
         job.map(
             lambda i: _kernels.block(F, data, table, i * size, size, in_time, inverted, job.stop),
             range(n // size),
+            brief=True,  # a block is small
         )
 
     for step in (blocks, long_stages) if in_time else (long_stages, blocks):

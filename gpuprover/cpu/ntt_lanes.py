@@ -35,6 +35,8 @@ _kernels = Kernels("ntt_lanes")
 
 SMALLEST, LARGEST = 8, 30
 """log₂ of the domains: of smaller ones the constants take longer, of larger ones values grow too large."""
+LOG_BRIEF = 16
+"""A pass over so many elements takes a few milliseconds at most."""
 LOG_ROW = 10
 """log₂ of a row's blocks: 640 kB with their twiddles."""
 LARGEST_LOG_ROW = 12
@@ -258,12 +260,12 @@ def _transform(
             _mode(middle), r[0], r[1], job.stop,
         )  # fmt: skip
 
-    tiles = ranges(pitch // width)
+    tiles, brief = ranges(pitch // width), domain.log_n <= LOG_BRIEF
     if down:
-        job.map(columns_down, tiles)
-    job.map(whole_rows, ranges(rows // parts))
+        job.map(columns_down, tiles, brief=brief)
+    job.map(whole_rows, ranges(rows // parts), brief=brief)
     if up:
-        job.map(columns_up, tiles)
+        job.map(columns_up, tiles, brief=brief)
 
 
 def ntt(v: Words, domain: Domain, direction: Direction, order: Order, coset: Coset | int, job: Job) -> None:

@@ -30,7 +30,7 @@ def transform_points(curve: CurveParams, points: Words, root: int, factor: int, 
     """See :func:`gpuprover.devices.transform_points`."""
     n, r = len(points), curve.r
     log_n = n.bit_length() - 1
-    if n != 1 << log_n or pow(root, n, r) != 1 or (n > 1 and pow(root, n // 2, r) != r - 1):
+    if n == 0 or n & (n - 1) or pow(root, n, r) != 1 or (n > 1 and pow(root, n // 2, r) != r - 1):
         raise ValueError("expected 2^k points and a root of unity of that order")
     order = np.zeros(1, dtype=np.int64)
     for _ in range(log_n):

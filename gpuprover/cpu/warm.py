@@ -8,12 +8,12 @@ import numpy as np
 
 from gpuprover.backend import Form, Term
 from gpuprover.columns import challenge, column, compile_formula
-from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform
+from gpuprover.cpu import encoded_points, membership, ntt, pairing, point_transform, tape
 from gpuprover.cpu.backend import CpuBackend
 from gpuprover.cpu.jubjub import multiply
 from gpuprover.cpu.keccak import keccak256
 from gpuprover.cpu.poseidon import sponge
-from gpuprover.curves import CurveParams, Group
+from gpuprover.curves import BLS12_381, CurveParams, Group
 from gpuprover.job import Job
 from gpuprover.limbs import generator, ints_to_words
 from gpuprover.polynomial import Coset, Direction, Domain, Order
@@ -110,6 +110,12 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
             xs = encoded_points.to_coordinates(curve, points[Group.G1])[:, : curve.base.limbs]
             encoded_points.from_x(curve, xs, [True] * len(xs))
 
+    def tapes() -> None:
+        # Circuits of tapes are over this curve only.
+        if curve is BLS12_381:
+            nothing = np.zeros(0, dtype=np.int64)
+            tape.run(curve.scalar, nothing, words, np.tile(words, (55, 1)), words.copy())
+
     return {
         "vectors": vectors,
         "columns": columns,
@@ -120,6 +126,7 @@ def steps(curve: CurveParams) -> dict[str, Callable[[], object]]:
         "pairings": pairings,
         "hash": lambda: keccak256(b""),
         "encoded points": encoded,
+        "tapes": tapes,
         "sponge": lambda: sponge(curve.scalar, words[:3], words, longer, 2),
         "multiples of Edwards points": lambda: multiply(curve.scalar, 2, (0, 1), 1),
         "combinations G1": combinations(Group.G1),

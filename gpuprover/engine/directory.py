@@ -83,8 +83,13 @@ class CircuitDirectory:
     def __init__(self, folder: Pathish | None) -> None:
         # Absolute: paths go to other processes, and the current folder may change.
         self._folder = None if folder is None else Path(os.path.abspath(as_path(folder, "circuit_keys_path")))
+        self._unlisted: tuple[Path, ...] = ()
         self._lock = threading.Lock()
         self._keys: dict[str, tuple[CircuitFiles, tuple[Identity, ...], KnownKey]] = {}
+
+    def look_in(self, folder: Path) -> None:
+        """Finds circuits of another folder, too, by names that it does not list."""
+        self._unlisted += (Path(os.path.abspath(folder)),)
 
     def names(self) -> list[str]:
         """The circuits that are there now, sorted; one that is there twice, and cannot be used so, too.
@@ -146,10 +151,12 @@ class CircuitDirectory:
 
     def _found(self, name: str) -> list[CircuitFiles]:
         """Everything that is called so."""
-        if self._folder is None:
-            return []
-        inner = self._folder / name
-        places = [(self._folder, name), (inner, name), (inner, "circuit")]
+        own = [] if self._folder is None else [self._folder]
+        places = [
+            place
+            for folder in (*own, *self._unlisted)
+            for place in ((folder, name), (folder / name, name), (folder / name, "circuit"))
+        ]
         return [
             files
             for folder, stem in places

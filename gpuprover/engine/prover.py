@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -391,6 +392,12 @@ class Prover:
         """Whether one of that name is in the folder now."""
         self._here()
         return self._directory.has(circuit)
+
+    def look_in(self, folder: Path) -> None:
+        """Proves for circuits of another folder, too, whose names are listed nowhere: for keys that clients
+        bring, by names that nobody guesses."""
+        self._here()
+        self._directory.look_in(folder)
 
     def known_circuits(self) -> dict[str, CircuitKind]:
         """Proof system and curve of each circuit whose key is loaded or was read, by name; reads no file."""

@@ -112,6 +112,12 @@ def domain(k: int) -> Domain:
     return Domain(BLS12_381.scalar, k, GENERATOR)
 
 
+def delta_power(i: int) -> int:
+    """δ^i, what tells the positions of the i-th permuted column from those of others."""
+    r = BLS12_381.r
+    return pow(GENERATOR, i << BLS12_381.scalar.two_adicity, r)
+
+
 @lru_cache(maxsize=32)
 def constraint_system(architecture: Architecture) -> ConstraintSystem:
     """The constraint system of an architecture of basic chips.

@@ -2,7 +2,7 @@
 
 A Poseidon sponge gives two elements. Each is mapped to a curve y² = x³ + Ax + B (Shallue, van de Woestijne,
 as RFC 9380 has it in section 6.6.1), from there to the Montgomery and the Edwards form, and its multiple by 8
-is taken; the result is the sum of the two points. Signs of roots do not matter: that of y follows that of u.
+is taken; the result is the sum of the two points. Signs of roots do not matter: that of y follows from u.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Whether points lie in their subgroup is looked at on request; all else is checke
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ MAX_VERIFIER_KEY = 50_000
 """Bytes of a verifier key behind its tag and length."""
 MAX_COLUMNS = 512
 """Fixed columns of a key, and permuted ones."""
-MAX_CIRCUIT = 64 << 20
+MAX_CIRCUIT = 16 << 20
 """Bytes of a circuit in a prover key."""
 _KEY_VERSION = 3
 _MOST_RANGE_COLUMNS = 16
@@ -57,6 +58,8 @@ _LEVEL = 6
 _MOST_INFLATED = 1032
 """Bytes that a byte of compressed data can become: zlib's documentation, "maximum compression factor"."""
 _PIECE = 1 << 16
+_MOST_TRIES = 1000
+"""Places where a key part may begin that are looked at."""
 _GENERIC = 0xFF
 """The first byte of a relation that has a circuit with its tag."""
 
@@ -358,9 +361,11 @@ class _Source:
 
     def upto(self, count: int) -> Buffer:
         """All bytes so far: so many at least, or all that there are."""
-        if self._stream is not None and len(self._have) < count:
-            self._have = bytes(self._have) + self._inflate(count - len(self._have))
-        return self._have
+        have = self._have
+        if self._stream is not None and len(have) < count:
+            # At least as many again, so that to ask for a little at a time costs no more than once for all.
+            self._have = have = bytes(have) + self._inflate(max(count - len(have), len(have)))
+        return have
 
     def all(self, total: int) -> memoryview:
         """The whole content.
@@ -370,16 +375,17 @@ class _Source:
         """
         possible = len(self._have) + _MOST_INFLATED * len(self._rest)
         if possible < total:
-            self._fail(f"expected {total} bytes, found fewer")
-        found = self.upto(total + 1)
-        if len(found) != total:
-            more = "more" if len(found) > total else str(len(found))
-            self._fail(f"expected {total} bytes by its counts, found {more}")
+            found = "fewer" if self._rest else str(possible)
+            self._fail(f"expected {total} bytes by its counts, found {found}")
+        content = self.upto(total + 1)
+        if len(content) != total:
+            found = "more" if len(content) > total else str(len(content))
+            self._fail(f"expected {total} bytes by its counts, found {found}")
         if self._stream is not None and not self._stream.eof:
             self._fail("the compressed data have no end")
         if self._stream is not None and self._stream.unused_data:
             self._fail(f"{len(self._stream.unused_data)} bytes behind the compressed data")
-        return memoryview(found)
+        return memoryview(content)
 
     def _inflate(self, count: int) -> bytes:
         assert self._stream is not None
@@ -435,34 +441,40 @@ def _key_part(head: _Source, k: int, relation: _Relation) -> tuple[int, int, int
         if permuted is None:
             reader.fail("fixed columns", f"no {fixed} columns of 2^{k} values behind the commitments")
         return relation.end, fixed, permuted
-    mark, at = bytes([_KEY_VERSION, k]), relation.start
-    while at - relation.start <= MAX_CIRCUIT:
-        data = head.upto(at + _PIECE + room)
-        found = bytes(data[at : at + _PIECE + 1]).find(mark)
-        if found < 0:
-            if len(data) <= at + _PIECE:
+    pattern = re.compile(re.escape(bytes([_KEY_VERSION, k])) + rb"[\x00-\xff][\x00-\x02]\x00\x00")
+    at, tries = relation.start, 0
+    while at - relation.start <= MAX_CIRCUIT and tries < _MOST_TRIES:
+        data = head.upto(at + room)
+        found = pattern.search(data, at)
+        if found is None:
+            if len(head.upto(len(data) + _PIECE)) == len(data):
                 break
-            at += _PIECE
+            at = max(at, len(data) - _KEY_HEAD + 1)
             continue
-        at += found
+        at, tries = found.start(), tries + 1
         data = head.upto(at + room)
         fixed = int.from_bytes(data[at + 2 : at + _KEY_HEAD], "little")
-        if 1 <= fixed <= MAX_COLUMNS:
-            permuted = _permuted(data, at, k, fixed)
-            if permuted is not None:
-                return at, fixed, permuted
+        permuted = _permuted(data, at, k, fixed)
+        if permuted is not None:
+            return at, fixed, permuted
         at += 1
     raise MalformedFile(head.path, "content", "expected a circuit, and commitments and columns behind it")
 
 
 def _permuted(data: Buffer, at: int, k: int, fixed: int) -> int | None:
     """The number of permuted columns, for a key part at a place; None: there is none."""
+    if not 1 <= fixed <= MAX_COLUMNS:
+        return None
+    # Behind the commitments are a number of columns and the number of values of the first one.
     mark = fixed.to_bytes(4, "big") + (1 << k).to_bytes(4, "big")
-    for permuted in range(1, MAX_COLUMNS + 1):
-        place = at + _KEY_HEAD + G1_BYTES * (fixed + permuted)
-        if data[place : place + 8] == mark:
-            return permuted
-    return None
+    start = at + _KEY_HEAD + G1_BYTES * (fixed + 1)
+    count = min(MAX_COLUMNS, (len(data) - start - len(mark)) // G1_BYTES + 1)
+    if count <= 0:
+        return None
+    raw = np.frombuffer(data, dtype=np.uint8)[start:]
+    places = np.lib.stride_tricks.as_strided(raw, (count, len(mark)), (G1_BYTES, 1), writeable=False)
+    matches = np.flatnonzero((places == np.frombuffer(mark, dtype=np.uint8)).all(axis=1))
+    return int(matches[0]) + 1 if len(matches) else None
 
 
 def _columns(path: str, whole: memoryview, at: int, count: int, n: int, what: str) -> Words:

@@ -126,10 +126,10 @@ def _in_memory(group: Group, raw: np.ndarray) -> Words:
     """Big-endian coordinates -> canonical words; those of Fq2 are turned: files have u's factor first."""
     degree = BLS12_381.group(group).degree
     words = raw.reshape(-1).view(">u8").reshape(-1, 2, degree, _LIMBS)[:, :, ::-1, ::-1]
-    return words.astype("<u8", order="C").reshape(len(raw), -1)
+    return words.astype("<u8", order="C").reshape(len(raw), 2 * degree * _LIMBS)
 
 
 def _in_file(group: Group, coordinates: Words) -> np.ndarray:
     degree = BLS12_381.group(group).degree
     words = coordinates.reshape(-1, 2, degree, _LIMBS)[:, :, ::-1, ::-1].astype(">u8", order="C")
-    return words.view(np.uint8).reshape(len(coordinates), -1)
+    return words.view(np.uint8).reshape(len(coordinates), 2 * degree * COORDINATE_BYTES)

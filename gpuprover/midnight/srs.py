@@ -15,7 +15,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,9 +23,18 @@ import numpy as np
 
 from gpuprover import devices
 from gpuprover.backend import Form, Term
+from gpuprover.caching import Cache
 from gpuprover.curves import BLS12_381, Group
 from gpuprover.errors import InsecureKeyWarning, InvalidInput, MalformedFile, about
-from gpuprover.formats.files import Pathish, as_path, open_regular, os_problem, write_atomic
+from gpuprover.formats.files import (
+    Identity,
+    Pathish,
+    as_path,
+    identity_of,
+    open_regular,
+    os_problem,
+    write_atomic,
+)
 from gpuprover.formats.points import checked_point
 from gpuprover.job import Job
 from gpuprover.limbs import Words, generator, points_to_words, words_to_points
@@ -45,6 +54,8 @@ NAME = "bls_midnight_2p"
 FOLDER_VARIABLE = "MIDNIGHT_PP"
 """The environment variable that names the folder of parameters."""
 MAX_K = 25
+KEPT_BYTES = 64 << 20
+"""Bytes of parameters that were made from larger ones and are kept, for they take seconds to make."""
 _HEAD = 4
 _ROLE = "parameters"
 _r = BLS12_381.r
@@ -271,8 +282,21 @@ def find_srs(
     for larger in range(k + 1, MAX_K + 1):
         path = folder / file_name(larger)
         if path.exists():
-            return smaller(read_srs(path), k, job)
+            key = str(path), identity_of(path), k
+            return _made.get_or_make(key, partial(_smaller_of, path, k, job), _bytes)
     raise InvalidInput(missing_message(k), path=folder, role=_ROLE)
+
+
+def _smaller_of(path: Path, k: int, job: Job | None) -> Srs:
+    return smaller(read_srs(path), k, job)
+
+
+def _bytes(srs: Srs) -> int:
+    return srs.powers.nbytes + srs.lagrange.nbytes
+
+
+_made: Cache[tuple[str, Identity, int], Srs] = Cache(KEPT_BYTES)
+"""(path of larger ones, which file that was, k) -> parameters made from them."""
 
 
 def missing_message(k: int) -> str:

@@ -108,8 +108,8 @@ class Numerator:
                 Term(v, factor * scale % r) for v, factor, scale in zip(remainders, row, scales, strict=True)
             ]
             if top is not None:
-                known = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
-                terms.append(Term(top, -known % r))
+                above = sum(f * pow(value, cosets, r) for f, value in zip(row, values, strict=True))
+                terms.append(Term(top, -above % r))
             parts.append(backend.combine(terms, n))
         backend.free(*remainders)
         return parts

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
 from gpuprover.backend import Backend, Term, Vector
 from gpuprover.curves import CurveParams
-from gpuprover.errors import InvalidInput, MalformedFile, WitnessMismatch
+from gpuprover.errors import InvalidInput, MalformedFile, ProofGenerationFailed, WitnessMismatch
 from gpuprover.formats.wtns import Witness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
 from gpuprover.plonkish.key import Sizes, Wiring, addition_dtype
 from gpuprover.polynomial import Direction, Domain
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+DRAWS = 3
+"""Random blindings that one proof tries."""
 
 
 def check_witness_fits(path: str, curve: CurveParams, n_vars: int, witness: Witness) -> None:
@@ -47,6 +54,28 @@ def check_blinding(blinding: object, count: int) -> tuple[int, ...]:
         if all(type(x) is int and x >= 0 for x in values):
             return values
     raise InvalidInput(f"blinding: expected {count} integers of at least 0")
+
+
+class UselessChallenge(Exception):
+    """The transcript has drawn a challenge for which nothing can be opened, such as a root of unity."""
+
+
+def blinded(fixed: T | None, draw: Callable[[], T], rounds: Callable[[T], R]) -> R:
+    """A proof under blinding that is fixed, or random: drawn anew where a challenge is useless.
+
+    Odds of that are about n/r, below 2^-220 for each proof; another blinding leads to other challenges.
+
+    Raises:
+        InvalidInput: the fixed one leads to such a challenge.
+        ProofGenerationFailed: so did :data:`DRAWS` random ones in a row.
+    """
+    for _ in range(DRAWS):
+        try:
+            return rounds(draw() if fixed is None else fixed)
+        except UselessChallenge:
+            if fixed is not None:
+                raise InvalidInput("blinding: it leads to a challenge that is a root of unity") from None
+    raise ProofGenerationFailed(f"the transcript drew {DRAWS} useless challenges in a row")
 
 
 def columns(wiring: Wiring, w: Words, backend: Backend) -> list[Vector]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,11 +44,21 @@ def create_app(
         InvalidInput: the file of tokens cannot be used.
     """
     service = Service(prover, settings)
+    midnight = None
+    if settings.midnight:
+        # Nobody else needs what this reads.
+        from gpuprover.service.midnight.offer import Midnight
+
+        midnight = Midnight(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        if midnight is not None:
+            await midnight.server.start()
         yield
+        if midnight is not None:
+            await midnight.server.stop()
         await service.stop()
 
     app = FastAPI(
@@ -62,6 +72,9 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
+    if midnight is not None:
+        # Before others: two of its paths are theirs, too.
+        midnight.include(app)
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     if settings.rapidsnark:
@@ -71,16 +84,23 @@ def create_app(
     document = _openapi(app)
     methods = {path: [name.upper() for name in found] for path, found in document["paths"].items()}
     methods |= {"/": ["GET"], "/openapi.json": ["GET"]}
+    if midnight is not None:
+        methods |= midnight.methods
     service.metrics = metrics(prover, [f"{name} {path}" for path, names in methods.items() for name in names])
     app.add_middleware(Surroundings, observe=service.metrics.answered)
-    _answer_errors(app, service, methods)
+    if midnight is not None:
+        midnight.surround(app)
+    _answer_errors(app, service, methods, midnight.concealed if midnight is not None else ())
     app.openapi = lambda: _with_security(document, service.tokens.required)  # type: ignore[method-assign]
     return app
 
 
-def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]) -> None:
-    """``methods``: of each path, for the ``Allow`` of a 405."""
-    allowed = [(re.compile(re.sub(r"{[^}]*}", "[^/]+", path)), names) for path, names in methods.items()]
+def _answer_errors(
+    app: FastAPI, service: Service, methods: dict[str, list[str]], concealed: Collection[str]
+) -> None:
+    """``methods``: of each path, for the ``Allow`` of a 405; ``concealed``: paths that have a 404 instead."""
+    allowed = [(_pattern(path), names) for path, names in methods.items()]
+    unknown = [_pattern(path) for path in concealed]
 
     async def answer(request: Request, problem: Problem) -> Response:
         request.scope[KIND] = problem.kind
@@ -100,6 +120,8 @@ def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]
             return await answer(request, Problem(400, "InvalidInput", f"{where}: {first['msg']}"))
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
+        if error.status_code == 405 and any(path.fullmatch(request.url.path) for path in unknown):
+            return await answer(request, of_status(404))
         if error.status_code == 405:
             found = (names for path, names in allowed if path.fullmatch(request.url.path))
             allow = next(found, [])
@@ -108,6 +130,11 @@ def _answer_errors(app: FastAPI, service: Service, methods: dict[str, list[str]]
 
     for kind in (Problem, ProverError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refused)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """The paths that a template stands for."""
+    return re.compile(re.sub(r"{[^}]*}", "[^/]+", path))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gpuprover.errors import InvalidInput, MalformedFile, UnsupportedFile, about
 from gpuprover.formats import zkey
 from gpuprover.formats.binfile import Source
 from gpuprover.formats.files import Pathish, open_regular
-from gpuprover.formats.json_files import shown
+from gpuprover.formats.json_files import read_json, shown
 from gpuprover.formats.wtns import Allocate
 from gpuprover.job import Job
 from gpuprover.witness_source import WitnessSource
@@ -335,11 +335,9 @@ def system_of_key(source: Source) -> ProofSystem:
         MalformedFile: it is no key, or damaged.
         UnsupportedFile: a key of another version, or of a system that there is not.
     """
-    if _KEY_FILES:
-        found = _leading(source, max(len(file.leading) for file in _KEY_FILES.values()))
-        for name, file in _KEY_FILES.items():
-            if found.startswith(file.leading):
-                return system_named(name)
+    own = _own_kind(source)
+    if own is not None:
+        return system_named(own)
     try:
         return system_named(zkey.identify(source, names()))
     except MalformedFile:
@@ -348,12 +346,16 @@ def system_of_key(source: Source) -> ProofSystem:
 
 
 @about("key")
-def _leading(source: Source, size: int) -> bytes:
+def _own_kind(source: Source) -> str | None:
+    """The system whose own kind of key files it is; None: none of these."""
+    size = max(len(file.leading) for file in _KEY_FILES.values())
     if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(memoryview(source).cast("B")[:size])
-    file, _ = open_regular(source)
-    with file:
-        return file.read(size)
+        leading = bytes(memoryview(source).cast("B")[:size])
+    else:
+        file, _ = open_regular(source)
+        with file:
+            leading = file.read(size)
+    return next((name for name, kind in _KEY_FILES.items() if leading.startswith(kind.leading)), None)
 
 
 def load_key(source: Source, parameters: Pathish | None = None) -> ProvingKey:
@@ -404,6 +406,19 @@ def parse_verification_key(document: object, source: str = "verification key") -
         raise UnsupportedFile(source, "protocol", f"expected {expected}, found {shown(name)}")
     key: VerificationKey = system_of_document(document).parse_verification_key(document, source)
     return key
+
+
+@about("verification key")
+def verification_key_at(path: Pathish) -> VerificationKey:
+    """A verification key from a file: a document as JSON, or a system's own kind of file.
+
+    Raises:
+        InvalidInput: the file cannot be opened.
+        MalformedFile, UnsupportedFile: as :func:`parse_verification_key`.
+    """
+    if _own_kind(path) is not None:
+        return read_verification_key(path)
+    return parse_verification_key(read_json(path), str(path))
 
 
 def system_of_document(document: object) -> ProofSystem:

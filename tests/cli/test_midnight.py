@@ -11,6 +11,7 @@ import pytest
 
 from gpuprover import midnight_api
 from gpuprover.errors import EXIT_BAD_INPUT, EXIT_INVALID
+from gpuprover.midnight import preimage as preimage_file
 from tests.support.paths import VECTORS
 from tests.support.running import Ran, Run
 
@@ -109,9 +110,9 @@ def test_an_advice_table_in_place_of_a_preimage(run: Run, tmp_path: Path) -> Non
 
 def test_a_preimage_that_the_circuit_does_not_accept(run: Run, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.preimage"
-    preimage = midnight_api.read_preimage((FILES / "hello.preimage").read_bytes())
+    preimage = preimage_file.read_preimage((FILES / "hello.preimage").read_bytes())
     values: Any = {**vars(preimage), "inputs": (4242424242,)}
-    wrong.write_bytes(midnight_api.write_preimage(type(preimage)(**values)))
+    wrong.write_bytes(preimage_file.write_preimage(type(preimage)(**values)))
     for command in (("prove", *KEYS, wrong, tmp_path / "q"), ("check", FILES / "hello.bzkir", wrong)):
         refused(run("midnight", *command), EXIT_INVALID, "UnsatisfiedWitness")
         silent = run("midnight", *command).err

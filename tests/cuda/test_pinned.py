@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from gpuprover.cuda import cupy_device, gpus, probe
 from gpuprover.cuda.cupy_device import CupyDevice
 from gpuprover.cuda.pinned import UNIT, PinnedPool
 from gpuprover.cuda.probe import FoundGpu, Survey
+from gpuprover.curves import BN254
 from gpuprover.devices import host_memory
 from gpuprover.errors import DeviceError, MalformedFile
 from gpuprover.formats.wtns import read_witness
@@ -24,6 +27,7 @@ from gpuprover.witness_source import looked_at
 from tests.support import fake_cupy
 from tests.support.fake_cupy import Gpu, Machine, Schedule
 from tests.support.paths import VECTORS
+from tests.test_witness import write_program
 
 WITNESS = VECTORS / "chain5.bn254.wtns"
 
@@ -244,6 +248,15 @@ def test_a_witness_lies_there_while_it_is_proved(
         assert seen.count(True) == 1, "it is sent once"
         assert nothing_left(opened, machine)
     assert opened._pinned.held == UNIT, "the same memory for all"
+
+
+def test_a_computed_witness_lies_there_from_the_start(
+    opened: CupyDevice, machine: Machine, tmp_path: Path
+) -> None:
+    given = {"inputs": {"a": [3, 5]}, "wasm": write_program(tmp_path / "circuit.wasm")}
+    found = looked_at(given).load(BN254, Job(threads=1), None, partial(host_memory, "cuda:0"))
+    assert words_to_ints(found.values) == [1, 3, 5]
+    assert opened.is_pinned(found.values)
 
 
 def test_the_cpu_takes_over_from_the_same_memory(opened: CupyDevice, machine: Machine) -> None:

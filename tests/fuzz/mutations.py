@@ -6,6 +6,7 @@ integers means something for every file.
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
-from gpuprover.curves import CURVES  # noqa: E402
+from gpuprover.curves import BLS12_381, CURVES  # noqa: E402
 from gpuprover.errors import MAX_MESSAGE, ProverError, UnsupportedFile  # noqa: E402
 from gpuprover.formats.json_files import parse_json  # noqa: E402
 from gpuprover.formats.ptau import read_ptau  # noqa: E402
@@ -27,6 +28,8 @@ from gpuprover.formats.r1cs import read_r1cs  # noqa: E402
 from gpuprover.formats.snarkjs_json import parse_public_signals  # noqa: E402
 from gpuprover.formats.wtns import read_witness  # noqa: E402
 from gpuprover.limbs import first_not_below  # noqa: E402
+from gpuprover.midnight import envelopes, keys, preimage, srs  # noqa: E402
+from gpuprover.midnight.encoding import Writer, tagged  # noqa: E402
 from gpuprover.midnight.ir.failure import FailedCheck  # noqa: E402
 from gpuprover.midnight.ir.files import (  # noqa: E402
     architecture_of,
@@ -72,6 +75,36 @@ CIRCUITS: dict[str, bytes] = {
     for path in sorted((VECTORS / "midnight").glob(f"*.{kind}"))
 }
 """Name -> content of circuits of both versions of ZKIR."""
+_PROVER_TAG = "prover-key[v7](ir-source[v2])"
+
+
+def _of_midnight() -> dict[str, bytes]:
+    """Files of the Midnight network; ``content`` is what a prover key is, decompressed."""
+    folder = VECTORS / "midnight"
+
+    def read(name: str) -> bytes:
+        return (folder / name).read_bytes()
+
+    statement = preimage.read_preimage(read("fallible.preimage"))
+    material = envelopes.KeyMaterial(*(read(f"increment.{kind}") for kind in ("prover", "verifier", "bzkir")))
+    _, reader = tagged(material.prover, [_PROVER_TAG], "increment.prover")
+    found = {
+        "verifier": read("increment.verifier"),
+        "newer.verifier": read("t8c.verifier"),
+        "prover": material.prover,
+        "content": gzip.decompress(reader.sized("content")),
+        "preimage": read("fallible.preimage"),
+        "proof": read("increment.official.proof"),
+        "check": envelopes.write_check_request(envelopes.CheckRequest(statement, material.circuit)),
+        "prove": envelopes.write_prove_request(envelopes.ProveRequest(statement, material, 5)),
+        "reply": envelopes.write_check_reply([None, 3, 2**40]),
+        "srs": read("bls_midnight_2p5"),
+    }
+    return {f"midnight.{name}": data for name, data in found.items()}
+
+
+MIDNIGHT = _of_midnight()
+"""Name -> content of files of the Midnight network."""
 SEEDS: dict[str, bytes] = (
     {
         f"{curve.name}.{kind}": (VECTORS / f"chain5.{curve.name}.{kind}").read_bytes()
@@ -80,6 +113,7 @@ SEEDS: dict[str, bytes] = (
     }
     | GATES
     | CIRCUITS
+    | MIDNIGHT
 )
 _SYSTEMS = {"plonk": plonk.SYSTEM, "fflonk": fflonk.SYSTEM}
 
@@ -216,6 +250,8 @@ def check(name: str, data: bytes) -> bool:
     try:
         if kind == "json":
             _check_json(name, data)
+        elif name in MIDNIGHT:
+            _check_midnight(kind, data)
         elif name in GATES:
             _check_key_of_gates(system_of(name), data)
         else:
@@ -291,9 +327,41 @@ def _check_circuit(data: bytes) -> None:
     assert read_circuit(json.dumps(circuit_document(circuit)).encode()) == circuit
     assert architecture_of(circuit).range_columns in (1, 4)
     for name in ("hello", "fallible", "compact_is_odd"):
-        preimage = read_preimage((VECTORS / "midnight" / f"{name}.preimage").read_bytes())
+        given = read_preimage((VECTORS / "midnight" / f"{name}.preimage").read_bytes())
         with suppress(FailedCheck, UnsupportedFile):
-            assert len(run(circuit, preimage).public_inputs) == n_public(circuit)
+            assert len(run(circuit, given).public_inputs) == n_public(circuit)
+
+
+def _check_midnight(kind: str, data: bytes) -> None:
+    """What is accepted has one form: written again, it is the same, but for compression."""
+    if kind in ("prover", "content"):
+        _check_prover_key(kind, data)
+        return
+    again = {
+        "verifier": lambda: keys.write_verifier_key(keys.read_verifier_key(data)),
+        "preimage": lambda: preimage.write_preimage(preimage.read_preimage(data)),
+        "proof": lambda: envelopes.write_proof(envelopes.read_proof(data)),
+        "check": lambda: envelopes.write_check_request(envelopes.read_check_request(data)),
+        "prove": lambda: envelopes.write_prove_request(envelopes.read_prove_request(data)),
+        "reply": lambda: envelopes.write_check_reply(envelopes.read_check_reply(data)),
+        "srs": lambda: srs.srs_bytes(srs.parse_srs(data)),
+    }[kind]()
+    assert again == data
+
+
+def _check_prover_key(kind: str, data: bytes) -> None:
+    if kind == "content":
+        packed = Writer(_PROVER_TAG).sized(gzip.compress(data, 1))
+        key = keys.read_prover_key(bytes(packed))
+    else:
+        key = keys.read_prover_key(data)
+    again = keys.write_prover_key(key)
+    for columns in (key.fixed, key.permutation):
+        assert columns.shape[1:] == (1 << key.k, BLS12_381.scalar.limbs)
+        assert first_not_below(columns.reshape(-1, BLS12_381.scalar.limbs), BLS12_381.r) == -1
+    if kind == "content":
+        _, reader = tagged(again, [_PROVER_TAG], "again")
+        assert gzip.decompress(reader.sized("content")) == data
 
 
 _CHECKS: dict[str, Callable[[bytes], None]] = {

@@ -19,6 +19,7 @@ from tests.fuzz.mutations import (
     CIRCUITS,
     GATES,
     JSON,
+    MIDNIGHT,
     MUTATIONS,
     SEEDS,
     TEXT_MUTATIONS,
@@ -98,6 +99,20 @@ def test_damaged_keys_of_gates(name: str, mutations: list[tuple[str, int, int]])
 @quick
 @given(name=documents_of_gates, mutations=text_mutations)
 def test_damaged_documents_of_gates(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
+@quick
+@given(name=st.sampled_from(sorted(MIDNIGHT)), mutations=text_mutations)
+def test_damaged_files_of_midnight(name: str, mutations: list[tuple[str, int, int]]) -> None:
+    check(name, mutated(SEEDS[name], mutations))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MIDNIGHT))
+@long
+@given(mutations=lists_of((*TEXT_MUTATIONS, "field")))
+def test_damaged_files_of_midnight_for_long(name: str, mutations: list[tuple[str, int, int]]) -> None:
     check(name, mutated(SEEDS[name], mutations))
 
 

@@ -35,26 +35,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OracleError(Exception):
-    """snarkjs threw."""
+    """What was called threw."""
 
 
-class Oracle:
-    """snarkjs's library functions in one Node.js process."""
+class NodeServer:
+    """A Node.js process that answers a line with a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: Path | str) -> None:
         self.process = subprocess.Popen(
-            [NODE / "bin" / "node", HERE / "oracle.mjs", NODE],
+            [NODE / "bin" / "node", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            cwd=NODE,
         )
 
-    def __call__(self, call: str, *args: Any) -> Any:
-        """``oracle("groth16.verify", vkey, public, proof)``; paths go as text."""
+    def ask(self, request: dict[str, Any]) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"call": call, "args": [str(a) if isinstance(a, Path) else a for a in args]}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
@@ -65,6 +64,27 @@ class Oracle:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Oracle(NodeServer):
+    """snarkjs's library functions."""
+
+    def __init__(self) -> None:
+        super().__init__(HERE / "oracle.mjs", NODE)
+
+    def __call__(self, call: str, *args: Any) -> Any:
+        """``oracle("groth16.verify", vkey, public, proof)``; paths go as text."""
+        return self.ask({"call": call, "args": [str(a) if isinstance(a, Path) else a for a in args]})
+
+
+class MidnightClients(NodeServer):
+    """Midnight's own clients of a proof server (``midnight_clients.mjs``)."""
+
+    def __init__(self) -> None:
+        super().__init__("--input-type=module", "-e", (HERE / "midnight_clients.mjs").read_text())
+
+    def __call__(self, call: str, url: str, client: str, **more: Any) -> Any:
+        return self.ask({"call": call, "url": url, "client": client, **more})
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +137,81 @@ class Compiled:
 
     r1cs: Path
     wasm: Path
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A Midnight circuit of line 0.7 with a preimage that satisfies it.
+
+    Attributes:
+        stem: what stands before ``.prover``, ``.verifier``, ``.bzkir`` and ``.preimage`` in the files' paths.
+        srs: parameters of the circuit's size.
+        binding: replaces the preimage's binding input.
+    """
+
+    stem: Path
+    srs: Path
+    binding: int | None = None
+
+    def file(self, suffix: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{suffix}")
+
+
+class Judge:
+    """The verifier of Midnight's ledger, within its prover (``midnight_judge.mjs``)."""
+
+    def _run(self, statement: Statement, made: Path, judged: Path | None) -> tuple[str, str]:
+        job = {
+            **{name: str(statement.file(name)) for name in ("prover", "verifier", "bzkir", "preimage")},
+            "srs": str(statement.srs),
+            "binding": None if statement.binding is None else str(statement.binding),
+            "made": str(made),
+            "judged": None if judged is None else str(judged),
+        }
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(job, file)
+            file.flush()
+            command = [NODE / "bin" / "node", HERE / "midnight_judge.mjs", NODE, file.name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout.splitlines()[-1])
+        return answer["verdict"], answer["why"]
+
+    def made(self, statement: Statement) -> bytes:
+        """The raw proof that the ledger's prover makes, always the same."""
+
+        def make(folder: Path) -> None:
+            verdict, why = self._run(statement, folder / "proof", None)
+            assert verdict == "made", why
+
+        digest = hashlib.sha256((HERE / "midnight_judge.mjs").read_bytes())
+        digest.update(f"{statement.binding}".encode())
+        for name in ("prover", "verifier", "bzkir", "preimage"):
+            digest.update(hashlib.sha256(statement.file(name).read_bytes()).digest())
+        self._made = cached(f"midnight-{statement.stem.name}", digest.digest(), make) / "proof"
+        return self._made.read_bytes()
+
+    def accepts(self, statement: Statement, proof: bytes) -> bool:
+        """Whether a raw proof, of the length that proofs of this circuit have, proves the statement."""
+        assert len(proof) == len(self.made(statement))
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(proof)
+            file.flush()
+            verdict, why = self._run(statement, self._made, Path(file.name))
+        assert verdict in ("accepted", "rejected"), why
+        return verdict == "accepted"
+
+
+@pytest.fixture(scope="session")
+def judge(node: Path) -> Judge:
+    return Judge()
+
+
+@pytest.fixture(scope="session")
+def clients(node: Path) -> Iterator[MidnightClients]:
+    server = MidnightClients()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

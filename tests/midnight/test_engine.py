@@ -64,6 +64,7 @@ def test_the_library() -> None:
         (PUBLIC, {"proof": "00"}),
     ]
     assert gpuprover.verify_batch(document, statements) == [True, False, False]
+    assert gpuprover.verify(FILES / "hello.verifier", PUBLIC, result.proof)
     verifier = system.read_verification_key(FILES / "hello.verifier")
     assert verifier.digest == key.vk.digest
 

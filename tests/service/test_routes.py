@@ -61,6 +61,7 @@ WITNESS = {"Content-Type": "application/octet-stream"}
 VERIFICATION_KEYS = {
     "groth16": Path(f"{CHAIN}.vkey.json"),
     **{name: OWN / f"adds.{name}.vkey.json" for name in ("plonk", "fflonk")},
+    "midnight": Path(CHAIN).parent / "midnight" / "hello.verifier",
 }
 """One of each proof system."""
 ALONE = {"tenant_share": 1}
@@ -1257,7 +1258,10 @@ def test_openapi_says_what_proofs_of_each_system_look_like(
         schemas = found.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["OtherProof"] == OTHER.proof_schema
     assert schemas["ProofObject"]["properties"]["proof"]["anyOf"] == [
-        *({"$ref": f"#/components/schemas/{name}Proof"} for name in ("Groth16", "Plonk", "Fflonk")),
+        *(
+            {"$ref": f"#/components/schemas/{name}Proof"}
+            for name in ("Groth16", "Plonk", "Fflonk", "Midnight")
+        ),
         {"$ref": "#/components/schemas/OtherProof"},
         {"type": "object", "additionalProperties": True},
         {"type": "null"},
@@ -1267,7 +1271,11 @@ def test_openapi_says_what_proofs_of_each_system_look_like(
 @pytest.mark.parametrize("name", system.names())
 def test_proofs_of_every_system_are_described_and_within_the_bound(name: str) -> None:
     found = system_named(name)
-    key = system.parse_verification_key(json.loads(VERIFICATION_KEYS[name].read_text()))
+    path = VERIFICATION_KEYS[name]
+    if path.suffix == ".json":
+        key = system.parse_verification_key(json.loads(path.read_text()))
+    else:
+        key = system.read_verification_key(path)
     document = found.write_proof(found.sample_proof(key), key.curve)
     assert found.proof_schema is not None
     assert found.proof_schema["title"].lower().startswith(name)

@@ -111,10 +111,12 @@ class Stage:
         client: for requests, with a generous time limit.
         loop: of the service.
         server: what listens.
+        app: the application.
     """
 
     loop: asyncio.AbstractEventLoop
     server: Any
+    app: Any
 
     def __init__(self, prover: Prover, executor: Executor | None, service: Service, url: str) -> None:
         self.prover, self.service, self.url = prover, service, url
@@ -177,6 +179,7 @@ def stage(
     listener = server.listen("127.0.0.1", 0)
     app = create_app(prover, service_settings, metrics)
     on_stage = Stage(prover, executor, app.state.service, server.url_of(listener))
+    on_stage.app = app
     up, stop = threading.Event(), threading.Event()
 
     async def main() -> None:

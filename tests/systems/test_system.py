@@ -174,12 +174,12 @@ def test_the_command_line(toy: None, folder: Path) -> None:
 
 
 def test_the_registry_is_text(toy: None) -> None:
-    assert system.names() == ["groth16", "plonk", "fflonk", "toy"]
+    assert system.names() == ["groth16", "plonk", "fflonk", "midnight", "toy"]
     assert system.system_named("toy") is toy_system.SYSTEM
     assert system.system_of_document({"protocol": "toy"}).name == "toy"
     for other in ({}, {"protocol": "stark"}, [], None):
         assert system.system_of_document(other).name == "groth16"
-    expected = "'groth16' or 'plonk' or 'fflonk' or 'toy', found \"stark\""
+    expected = "'groth16' or 'plonk' or 'fflonk' or 'midnight' or 'toy', found \"stark\""
     with pytest.raises(gpuprover.UnsupportedFile, match=f"protocol: expected {expected}"):
         system.parse_verification_key({"protocol": "stark"})
     chain = VECTORS / "chain5.bn254.zkey"

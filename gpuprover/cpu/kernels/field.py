@@ -270,6 +270,21 @@ def square(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def times(typingctx: Any, x: Any, y: Any) -> Any:
+    """x·y by a call of one function, for kernels of many products that are not worth much code each."""
+    if not isinstance(x, ElementType) or x != y or x.degree != 1:
+        return None
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        def body(inner: ir.IRBuilder, left: Any, right: Any) -> Any:
+            return _montgomery_product(inner, x.params, (left, right))
+
+        return shared_function(b, f"gpuprover.times.{x.params.name}", tuple(args), body, "noinline")
+
+    return x(x, y), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Asks for the cache line at ``address``, for reading soon."""
 

@@ -86,7 +86,8 @@ class Native:
         region = self.table.region()
         for column, (_, cell) in enumerate((x, y, z)):
             region.copy(column, 0, cell)
-        result = self.tape.gate(*((c, cell.value) for c, cell in (x, y, z)), k, m1, m2)
+        a, b, c = ((factor, cell.value) for factor, cell in (x, y, z))
+        result = self.tape.gate(a, b, c, k, m1, m2)
         region.put(4, 0, result)
         self.row(region, 0, (x[0], y[0], z[0], 0, -1), m1=m1, m2=m2, k=k)
         return region.place().cell(4, 0)
@@ -198,6 +199,12 @@ class Native:
         """1/x."""
         region = self._inverse_region(x)
         self.table.equal(x, region.cell(0, 0))
+        return region.cell(1, 0)
+
+    def inverse(self, x: Cell) -> Cell:
+        """1/x, as an operation of its own."""
+        region = self._inverse_region(x)
+        self.table.equal_bounded(x, region.cell(0, 0))
         return region.cell(1, 0)
 
     def is_equal(self, x: Cell, y: Cell) -> Cell:

@@ -20,13 +20,11 @@ R = BLS12_381.r
 
 @lru_cache(maxsize=64)
 def _merged(first: int) -> tuple[int, ...]:
-    """Constants of six partial rounds: of the new x and y, of z before each S-box but the first, of the new z."""
+    """Constants of six partial rounds: of the new x and y, of z before S-boxes 2 to 6, of the new z."""
     added, matrix = constants()
     x, z = [0, 0], []
     for i in range(first, first + PARTIAL_STEP):
-        state = [
-            (row[0] * x[0] + row[1] * x[1] + c) % R for row, c in zip(matrix, added[i + 1], strict=True)
-        ]
+        state = [(row[0] * x[0] + row[1] * x[1] + c) % R for row, c in zip(matrix, added[i + 1], strict=True)]
         x = state[:2]
         z.append(state[2])
     return (*x, *z)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from hashlib import sha256
 
+from gpuprover.caching import Cache
 from gpuprover.errors import UnsupportedFile
 from gpuprover.midnight.circuit.front_v2 import FrontV2
 from gpuprover.midnight.circuit.front_v3 import FrontV3
@@ -11,7 +12,7 @@ from gpuprover.midnight.circuit.native import Native, NativeOfFour
 from gpuprover.midnight.circuit.table import Layout, Table
 from gpuprover.midnight.constraint_system import constraint_system
 from gpuprover.midnight.ir.circuit import Circuit
-from gpuprover.midnight.ir.files import architecture_of
+from gpuprover.midnight.ir.files import architecture_of, write_circuit
 
 SMALLEST_BITS, LARGEST_K = 8, 25
 """The fewest bits of a range table's largest entries that are tried, and the largest table there is."""
@@ -33,17 +34,24 @@ def synthesise(circuit: Circuit, max_bit_len: int) -> Table:
     return table
 
 
-@lru_cache(maxsize=KEPT)
+_layouts: Cache[tuple[bytes, int, int], Layout] = Cache(KEPT)
+
+
 def layout_of(circuit: Circuit, k: int, max_bit_len: int) -> Layout:
     """The layout of a circuit on 2^k rows; kept.
 
     Raises:
         UnsupportedFile: an operation or a type that cannot be proven here, or too few rows.
     """
+    name = sha256(write_circuit(circuit)).digest(), k, max_bit_len
+    if (found := _layouts.get(name)) is not None:
+        return found
     table = synthesise(circuit, max_bit_len)
     if smallest_k(table) > k:
         raise UnsupportedFile(circuit.path, "k", f"expected at least {smallest_k(table)}, found {k}")
-    return table.layout(k)
+    layout = table.layout(k)
+    _layouts.put(name, layout, 1)
+    return layout
 
 
 def smallest_k(table: Table) -> int:

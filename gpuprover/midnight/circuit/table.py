@@ -19,8 +19,8 @@ from gpuprover import devices
 from gpuprover.curves import BLS12_381
 from gpuprover.limbs import Words, ints_to_words
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.circuit.tape import Tape
-from gpuprover.midnight.constraint_system import ConstraintSystem, constraint_system
+from gpuprover.midnight.circuit.tape import Tape, spread, tables
+from gpuprover.midnight.constraint_system import ConstraintSystem, constraint_system, delta_power, domain
 
 CONSTANTS = "F9"
 """The column of region constants."""
@@ -250,11 +250,6 @@ def _columns(
         yield from ((column, values[:, i]) for i, column in enumerate(columns))
 
 
-def spread(x: int) -> int:
-    """Bit i goes to bit 2i."""
-    return int(f"{x:b}", 4)
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """A circuit's table.
@@ -298,7 +293,8 @@ class Layout:
         n, names = 1 << self.k, {name: j for j, name in enumerate(self.system.permutation)}
         next_ = list(range(len(names) * n))
         # Cells of one cycle have one representative; the smaller cycle is given the other's.
-        cycle, members = list(next_), {}
+        cycle = list(next_)
+        members: dict[int, list[int]] = {}
         for left_column, left_row, right_column, right_row in self.copies:
             left, right = names[left_column] * n + left_row, names[right_column] * n + right_row
             a, b = cycle[left], cycle[right]
@@ -315,10 +311,41 @@ class Layout:
         return np.array(next_, dtype=np.int64).reshape(len(names), n)
 
     @cached_property
-    def arrays(self) -> tuple[NDArray[np.int64], Words]:
-        """The tape's code, and its pool, canonical uint64[p, limbs]."""
+    def sigma(self) -> Words:
+        """The permutation's columns: δ^j·ω^i of the cell that σ leads to, canonical uint64[m, n, limbs]."""
+        r, n, limbs = BLS12_381.r, 1 << self.k, BLS12_381.scalar.limbs
+        omega = domain(self.k).omega
+        positions = [delta_power(j) for j in range(len(self.mapping))]
+        words = np.empty((n, len(positions), limbs), dtype=np.uint64)
+        for i in range(n):
+            words[i] = ints_to_words(positions, limbs)
+            positions = [x * omega % r for x in positions]
+        place, row = np.divmod(self.mapping, n)
+        found: Words = words[row, place]
+        return found
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.int64], Words, list[int], Words]:
+        """The tape's code; its pool, canonical uint64[p, limbs]; the constants' numbers, and their words."""
+        limbs = BLS12_381.scalar.limbs
+        numbers, elements = zip(*self.tape.constants, strict=True) if self.tape.constants else ((), ())
         code = np.array(self.tape.code, dtype=np.int64)
-        return code, ints_to_words(self.tape.pool, BLS12_381.scalar.limbs)
+        return code, ints_to_words(self.tape.pool, limbs), [*numbers], ints_to_words(elements, limbs)
+
+    def values(self, inputs: Sequence[int]) -> Words:
+        """All values of the tape for what a statement gives, canonical uint64[size, limbs].
+
+        Raises:
+            ValueError: another number of inputs.
+        """
+        if len(inputs) != len(self.tape.inputs):
+            raise ValueError(f"{len(inputs)} inputs for a tape of {len(self.tape.inputs)}")
+        code, pool, numbers, constants = self._arrays
+        values = np.zeros((self.tape.size, BLS12_381.scalar.limbs), dtype=np.uint64)
+        values[numbers] = constants
+        values[self.tape.inputs] = ints_to_words(inputs, BLS12_381.scalar.limbs)
+        devices.run_tape(BLS12_381, code, pool, tables(), values)
+        return values
 
 
 def advice(layout: Layout, inputs: Sequence[int]) -> Words:
@@ -326,7 +353,7 @@ def advice(layout: Layout, inputs: Sequence[int]) -> Words:
 
     Rows behind the usable ones are 0.
     """
-    values = devices.run_tape(layout.tape, layout.arrays, inputs)
+    values = layout.values(inputs)
     found = np.zeros((layout.system.advice, 1 << layout.k, BLS12_381.scalar.limbs), dtype=np.uint64)
     found[layout.cells[:, 0], layout.cells[:, 1]] = values[layout.cells[:, 2]]
     return found

@@ -11,12 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from gpuprover.curves import BLS12_381
-from gpuprover.midnight.poseidon import FIRST_PARTIAL, LAST_PARTIAL, ROUNDS, constants
+from gpuprover.limbs import Words, field_to_words, ints_to_words
+from gpuprover.midnight import jubjub
+from gpuprover.midnight.jubjub import NEUTRAL, Point
+from gpuprover.midnight.poseidon import FIRST_PARTIAL, LAST_PARTIAL, ROUNDS, constant_words, constants
 
 R = BLS12_381.r
+WORD = 1 << 64
 PARTIAL_STEP = 6
 """Partial rounds in a row of the table."""
 
@@ -34,11 +41,21 @@ class Op(IntEnum):
         SELECT: out, c, x, y -> x if c is not 0, else y.
         SQUARE_ROOT: out, x -> a root, as Tonelli and Shanks find it from the generator 7; 0 without one.
         IS_SQUARE: out, x -> whether x is a square.
-        DECOMPOSE: out, x, count, size ... -> for each limb, from the lowest: the limb, and x without the limbs
+        DECOMPOSE: out, x, count, size ... -> for each limb, from the lowest: the limb, and x without those
             below it.
         POSEIDON: out, x, y, z -> the cells of a permutation, see :func:`poseidon_cells`.
+        WORD_SUM: out, count, (x, amount) ... -> the sum, mod 2^64, of lowest words, each turned to the right by
+            amount < 64 or shifted to the right by amount − 64.
+        HALVES: out, x -> the 32 even bits of the lowest word, and the 32 odd ones.
+        SPREAD_LIMBS: out, x, count, size ... -> for each limb of the lowest word, from the highest: the limb,
+            and its :func:`spread`; then that of the word's lowest 32 bits.
+        JUBJUB_ADD: out, x, y, u, v -> the two coordinates of (x, y) + (u, v), and x·y·u·v.
+        JUBJUB_EIGHTH: out, x, y -> the point of the prime-order subgroup of which (x, y) is eight times.
+        JUBJUB_MULTIPLY: out, count, u, v, bit ... -> the rows of a multiplication, see
+            :func:`multiplication_cells`.
 
-    Coefficients and constants are places in the pool.
+    Coefficients and constants are places in the pool. Points of Jubjub are on the curve; what an operation
+    makes of others is of no use.
     """
 
     COMBINE = 0
@@ -52,6 +69,12 @@ class Op(IntEnum):
     IS_SQUARE = 8
     DECOMPOSE = 9
     POSEIDON = 10
+    WORD_SUM = 11
+    HALVES = 12
+    SPREAD_LIMBS = 13
+    JUBJUB_ADD = 14
+    JUBJUB_EIGHTH = 15
+    JUBJUB_MULTIPLY = 16
 
 
 class Term(NamedTuple):
@@ -174,6 +197,34 @@ class Tape:
         """The first of the cells of a permutation, :data:`POSEIDON_CELLS` in all."""
         return self._emit(Op.POSEIDON, x, y, z, results=POSEIDON_CELLS)
 
+    def word_sum(self, terms: Sequence[tuple[int, int]]) -> int:
+        """The sum, mod 2^64, over (value, amount): 64-bit words turned to the right, from 64 on shifted."""
+        return self._emit(Op.WORD_SUM, len(terms), *(x for term in terms for x in term))
+
+    def halves(self, x: int) -> tuple[int, int]:
+        """(even bits, odd bits) of a 64-bit word."""
+        first = self._emit(Op.HALVES, x, results=2)
+        return first, first + 1
+
+    def spread_limbs(self, x: int, sizes: Sequence[int]) -> tuple[list[int], list[int], int]:
+        """(limbs of these sizes from the highest, their spread forms, the spread form of the 32-bit word)."""
+        first = self._emit(Op.SPREAD_LIMBS, x, len(sizes), *sizes, results=2 * len(sizes) + 1)
+        last = first + 2 * len(sizes)
+        return [*range(first, last, 2)], [*range(first + 1, last, 2)], last
+
+    def jubjub_add(self, p: tuple[int, int], q: tuple[int, int]) -> int:
+        """The first of three: the coordinates of p + q, and the product of all four."""
+        return self._emit(Op.JUBJUB_ADD, *p, *q, results=3)
+
+    def jubjub_eighth(self, p: tuple[int, int]) -> tuple[int, int]:
+        """p over 8 in the subgroup of prime order."""
+        first = self._emit(Op.JUBJUB_EIGHTH, *p, results=2)
+        return first, first + 1
+
+    def jubjub_multiply(self, p: tuple[int, int], bits: Sequence[int]) -> int:
+        """The first of six values for each bit of the scalar, from the highest; 256 bits at most."""
+        return self._emit(Op.JUBJUB_MULTIPLY, len(bits), *p, *bits, results=ROW_CELLS * len(bits))
+
 
 # Poseidon's cells ------------------------------------------------------------------------------
 
@@ -216,6 +267,42 @@ def poseidon_cells(state: Sequence[int]) -> list[int]:
 
 
 POSEIDON_CELLS = sum(3 + (3 if n == 1 else max(0, n - 1)) for _, n in poseidon_rows())
+
+
+# Jubjub's cells, and words ---------------------------------------------------------------------
+
+ROW_CELLS = 6
+"""Values of a row of a multiplication."""
+
+
+def multiplication_cells(p: Point, bits: Sequence[int]) -> list[int]:
+    """For each bit, from the highest: q.x, q.y, s.x, s.y, s.x², q.x·q.y·p.x·p.y.
+
+    q is twice the sum of the row before, at first neutral; the row's own sum s is q + bit·p.
+    """
+    cells: list[int] = []
+    q = NEUTRAL
+    for bit in bits:
+        s = jubjub.add(q, p) if bit else q
+        cells += (*q, *s, s[0] * s[0] % R, q[0] * q[1] * p[0] * p[1] % R)
+        q = jubjub.add(s, s)
+    return cells
+
+
+def spread(x: int) -> int:
+    """Bit i goes to bit 2i."""
+    return int(f"{x:b}", 4)
+
+
+@lru_cache(maxsize=1)
+def tables() -> Words:
+    """What operations have to know, uint64[218, 4]: Poseidon's constants, in Montgomery form; 7^t, likewise,
+    (t − 1)/2 and s, for r − 1 = 2^s·t; Jubjub's d in Montgomery form; 1/8 modulo its prime order."""
+    s = BLS12_381.scalar.two_adicity
+    t = (R - 1) >> s
+    root, d = field_to_words(BLS12_381.scalar, [pow(7, t, R), jubjub.D])
+    plain = ints_to_words([(t - 1) // 2, s, pow(jubjub.COFACTOR, -1, jubjub.ORDER)], 4)
+    return np.vstack([constant_words(), root, plain[:2], d, plain[2:]])
 
 
 # Meaning ---------------------------------------------------------------------------------------
@@ -274,8 +361,47 @@ def _run(
             found += [(x >> shift) % (1 << size), x >> shift << shift]
             shift += size
         return found, at + 2 + count
-    assert op is Op.POSEIDON
-    return poseidon_cells([values[i] for i in code[at : at + 3]]), at + 3
+    if op is Op.POSEIDON:
+        return poseidon_cells([values[i] for i in code[at : at + 3]]), at + 3
+    if op.name.startswith("JUBJUB"):
+        return _run_jubjub(op, code, at, values)
+    return _run_words(op, code, at, values)
+
+
+def _run_words(op: Op, code: Sequence[int], at: int, values: Sequence[int]) -> tuple[list[int], int]:
+    """Operations on words of 64 bits."""
+    if op is Op.WORD_SUM:
+        total, end = 0, at + 1 + 2 * code[at]
+        for x, amount in zip(code[at + 1 : end : 2], code[at + 2 : end : 2], strict=True):
+            word, shift = values[x] % WORD, amount % 64
+            total += (word >> shift) + (word << (64 - shift) if amount < 64 and shift else 0) % WORD
+        return [total % WORD], end
+    x = values[code[at]] % WORD
+    if op is Op.HALVES:
+        bits = f"{x:064b}"
+        return [int(bits[1::2], 2), int(bits[::2], 2)], at + 1
+    assert op is Op.SPREAD_LIMBS
+    sizes = code[at + 2 : at + 2 + code[at + 1]]
+    found, shift = [], sum(sizes)
+    for size in sizes:
+        shift -= size
+        limb = (x >> shift) % (1 << size)
+        found += [limb, spread(limb % (1 << 32))]
+    return [*found, spread(x % (1 << 32))], at + 2 + len(sizes)
+
+
+def _run_jubjub(op: Op, code: Sequence[int], at: int, values: Sequence[int]) -> tuple[list[int], int]:
+    """Operations on points."""
+    if op is Op.JUBJUB_MULTIPLY:
+        count, u, v = code[at : at + 3]
+        bits = [values[i] for i in code[at + 3 : at + 3 + count]]
+        return multiplication_cells((values[u], values[v]), bits), at + 3 + count
+    x, y = (values[i] for i in code[at : at + 2])
+    if op is Op.JUBJUB_EIGHTH:
+        return [*jubjub.root((x, y))], at + 2
+    assert op is Op.JUBJUB_ADD
+    u, v = (values[i] for i in code[at + 2 : at + 4])
+    return [*jubjub.add((x, y), (u, v)), x * y * u * v % R], at + 4
 
 
 def square_root(x: int) -> int:

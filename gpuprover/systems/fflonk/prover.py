@@ -183,6 +183,7 @@ def rounds(
 
     Raises:
         IndexError: an index of the wiring is out of range.
+        UselessChallenge: ξ is 0 or a root of unity, or y one of the points that are opened.
     """
     job, r, vk = backend.job, CURVE.r, key.vk
     domain, n = vk.domain, vk.domain.size
@@ -245,7 +246,10 @@ def rounds(
 
     with job.phase("round 5"):
         divisors = Divisors(vk, xi, y)
-        inv = divisors.inverse()
+        try:
+            inv = divisors.inverse()
+        except ValueError:
+            raise wires.UselessChallenge from None
         inverses = divisors.inverses(inv)
         assert inverses is not None
         _, q1, q2 = inverses.weights(alpha, divisors.m0)
@@ -320,6 +324,7 @@ def prove(
         budget: what it may take of the device's memory and the host's.
 
     Raises:
+        InvalidInput: see :func:`~gpuprover.plonkish.wires.blinded`.
         OutOfMemory: it cannot be done within the budget.
         WitnessMismatch: see :func:`check_witness_fits`.
         MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
@@ -327,9 +332,12 @@ def prove(
     check_witness_fits(key, witness)
     w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
     public = public_signals(key, witness)
-    drawn = blinding if blinding is not None else random_blinding()
-    with backend.session(key.demand, key, budget), wires.indices_of(key.path):
-        return rounds(key, w, public, drawn, backend)
+
+    def attempt(drawn: Sequence[int]) -> Proof:
+        with backend.session(key.demand, key, budget), wires.indices_of(key.path):
+            return rounds(key, w, public, drawn, backend)
+
+    return wires.blinded(blinding, random_blinding, attempt)
 
 
 def checked(

@@ -15,20 +15,13 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from gpuprover.columns import Expression, Formula, Read, challenge, column, compile_formula, constant, fold
-from gpuprover.curves import BLS12_381
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.constraint_system import GENERATOR, ConstraintSystem, Query, constraint_system
+from gpuprover.midnight.constraint_system import ConstraintSystem, Query, constraint_system, delta_power
 from gpuprover.midnight.profile import Profile
 
 COMMITTED_INSTANCE, PUBLIC_INSTANCE = "I0", "I1"
 """The instance column that the ledger leaves empty, and that of the public inputs."""
 QUOTIENT, RANDOM = "h", "R"
-
-
-def delta_power(i: int) -> int:
-    """δ^i, what tells the positions of the i-th permuted column from those of others."""
-    r = BLS12_381.r
-    return pow(GENERATOR, i << BLS12_381.scalar.two_adicity, r)
 
 
 class PointSet(NamedTuple):
@@ -118,6 +111,11 @@ class Argument:
 
     # Openings ------------------------------------------------------------------------------
 
+    @cached_property
+    def opened(self) -> tuple[Query, ...]:
+        """What is opened, in the order that numbers points and polynomials."""
+        return tuple(self._opened())
+
     def _opened(self) -> Iterator[Query]:
         instance = Query(COMMITTED_INSTANCE, 0)
         if self.profile.instance_first:
@@ -141,7 +139,7 @@ class Argument:
         """The point sets: by first appearance, or by size and then by first appearance."""
         points: dict[int, int] = {}
         of: dict[str, list[int]] = {}
-        for name, rotation in self._opened():
+        for name, rotation in self.opened:
             points.setdefault(rotation, len(points))
             if rotation in of.setdefault(name, []):
                 raise ValueError(f"{name} is opened twice at rotation {rotation}")

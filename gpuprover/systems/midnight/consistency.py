@@ -1,4 +1,4 @@
-"""A whole proving key: whether its columns, its commitments, its circuit and its parameters belong together."""
+"""A whole proving key: whether columns, commitments, circuit and parameters belong together."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from gpuprover.formats.binfile import Source, open_mapped
 from gpuprover.formats.files import Pathish
 from gpuprover.job import Job
 from gpuprover.limbs import Words
-from gpuprover.midnight.circuit.table import Layout, layout_of
+from gpuprover.midnight.circuit.synthesis import layout_of
+from gpuprover.midnight.circuit.table import Layout
 from gpuprover.midnight.constraint_system import domain
 from gpuprover.midnight.ir.circuit import Circuit
 from gpuprover.midnight.ir.files import architecture_of, n_public, read_circuit
@@ -144,7 +145,7 @@ class ProvingKey:
     @cached_property
     def layout(self) -> Layout:
         """Where the circuit's values stand in its table."""
-        return layout_of(self.circuit, self.key.profile, self.key.k, self.key.max_bit_len)
+        return layout_of(self.circuit, self.key.k, self.key.max_bit_len)
 
     @cached_property
     def demand(self) -> Demand:
@@ -203,7 +204,7 @@ def load_key(source: Source, folder: Pathish | None = None) -> ProvingKey:
         MalformedFile, UnsupportedFile: what is wrong in the file; names the field.
     """
     path, content = open_mapped(source, ".prover")
-    data = memoryview(content)
+    data = memoryview(content.data)
     key = read_prover_key(data, path)
     circuit = read_circuit(key.circuit, path)
     parameters = parameters_for(key.k, folder)
@@ -248,7 +249,7 @@ def read_verification_key(source: Source, folder: Pathish | None = None) -> Veri
         InvalidInput, MalformedFile, UnsupportedFile: as :func:`load_key`.
     """
     path, content = open_mapped(source, ".prover")
-    data = memoryview(content)
+    data = memoryview(content.data)
     if bytes(data[: len(PREFIX)]) == PREFIX:
         return load_key(source, folder).vk
     verifier = read_verifier_key(data, path)

@@ -31,6 +31,7 @@ from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness
 from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.midnight.constraint_system import delta_power
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.plonkish import wires
 from gpuprover.plonkish.quotient import Numerator, shifts
@@ -42,7 +43,6 @@ from gpuprover.systems.midnight.argument import (
     QUOTIENT,
     RANDOM,
     Argument,
-    delta_power,
 )
 from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
@@ -584,7 +584,7 @@ def _open(device: _Device, polynomials: Mapping[str, Vector], x: int) -> None:
 
 
 def check_witness_fits(key: ProvingKey, witness: Statement) -> None:
-    """Raises WitnessMismatch if the table has another shape, or there are other public inputs than the key's."""
+    """Raises WitnessMismatch for a table of another shape, or another number of public inputs."""
     check_statement(key, witness, key.vk.argument.system.advice, key.constraints)
 
 

@@ -19,6 +19,8 @@ def _describe(key: Any) -> dict[str, Any]:
         "curve": key.curve.name,
         "line": key.key.profile.name,
         "constraints": key.constraints,
+        "variables": key.n_vars,
+        "domain_size": key.constraints,
         "k": key.key.k,
         "public_signals": key.n_public,
         "chips": sorted(key.vk.key.architecture.chips),

@@ -216,7 +216,7 @@ def _opening(key: VerificationKey, public: Sequence[int], parts: Parts) -> kzg.O
                     points.append(parts.commitments[limb])
                     weights.append(factor * pow(x, i * (n - 1), r) % r)
             elif name != COMMITTED_INSTANCE:
-                points.append(parts.commitments.get(name, key.commitments.get(name)))
+                points.append((key if name in key.commitments else parts).commitments[name])
                 weights.append(factor)
     total += outer[-1] * at_x3
     return kzg.Opening(np.stack(points), (outer[-1], *weights), x3, total % r, parts.commitments[PROOF])

@@ -68,7 +68,7 @@ def read_witness(
     with job.phase("check"):
         execution = run(key.circuit, preimage)
     with job.phase("synthesis"):
-        return Statement(tuple(execution.public_inputs), advice(key.layout, execution), name)
+        return Statement(tuple(execution.public_inputs), advice(key.layout, execution.inputs), name)
 
 
 def check_statement(key: _Key, statement: Statement, columns: int, rows: int) -> None:

@@ -191,6 +191,7 @@ def rounds(
 
     Raises:
         IndexError: an index of the wiring is out of range.
+        UselessChallenge: ξ is a root of unity.
     """
     job, curve, vk = backend.job, backend.curve, key.vk
     r, sizes = curve.r, key.wiring.sizes
@@ -243,8 +244,7 @@ def rounds(
         drawn = Challenges(beta, gamma, alpha, xi, v)
         found = linearisation(vk, drawn, evaluations, public)
         if found is None:
-            # One in 2^200 proofs; another blinding draws another ξ.
-            raise ZeroDivisionError("the challenge ξ is a root of unity")
+            raise wires.UselessChallenge
         polynomials = [
             *(fixed[name] for name in ("Qm", "Ql", "Qr", "Qo", "Qc")),
             *(z, fixed["S3"], *parts, a, b, c, fixed["S1"], fixed["S2"]),
@@ -351,6 +351,7 @@ def prove(
         budget: what it may take of the device's memory and the host's.
 
     Raises:
+        InvalidInput: see :func:`~gpuprover.plonkish.wires.blinded`.
         OutOfMemory: it cannot be done within the budget.
         WitnessMismatch: see :func:`check_witness_fits`.
         MalformedFile: the key's file has changed since it was loaded, and an index in it is out of range.
@@ -358,9 +359,12 @@ def prove(
     check_witness_fits(key, witness)
     w = np.require(witness.values, dtype=np.uint64, requirements=["C", "A"])
     public = public_signals(key, witness)
-    drawn = blinding if blinding is not None else random_blinding(key.curve)
-    with backend.session(key.demand, key, budget) as demand, wires.indices_of(key.path):
-        return rounds(key, w, public, drawn, backend, demand.chunks)
+
+    def attempt(drawn: Sequence[int]) -> Proof:
+        with backend.session(key.demand, key, budget) as demand, wires.indices_of(key.path):
+            return rounds(key, w, public, drawn, backend, demand.chunks)
+
+    return wires.blinded(blinding, lambda: random_blinding(key.curve), attempt)
 
 
 def checked(

@@ -25,6 +25,7 @@ from gpuprover.plonkish.key import Sizes
 from gpuprover.systems.fflonk import prover
 from gpuprover.systems.fflonk.documents import Evaluations, proof_to_json
 from gpuprover.systems.fflonk.key import POWERS, S1, ProvingKey, load_key
+from gpuprover.systems.fflonk.rounds import Transcript
 from gpuprover.systems.fflonk.verifier import verify
 from tests.support.containers import edit, put
 from tests.support.plonk import FFLONK, Sample, sample
@@ -116,6 +117,31 @@ def test_blinding_is_random_in_the_whole_field(monkeypatch: pytest.MonkeyPatch) 
         # b7 to b9 blind z, which is in C2: C1 has nothing of them.
         assert len({row.tobytes() for row in column}) in (len(proofs), len(proofs) - 3)
     assert len({proof.inv for proof in proofs}) == len(proofs)
+
+
+@pytest.mark.parametrize("useless", ["xi in the domain", "xi = 0", "y is opened"])
+def test_a_useless_challenge_draws_another_blinding(useless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = sample(FFLONK[0], "fflonk")
+    key, witness = load_key(given.key), read_witness(given.witness)
+    backend = open_backend("cpu", BN254, Job(threads=1))
+    prover.prove(key, witness, backend)  # its steps are rehearsed once
+    method = "y" if useless == "y is opened" else "seed"
+    real, drawn = getattr(Transcript, method), list[int]()
+
+    def draw(self: Transcript, *arguments: Any) -> int:
+        first = {"xi in the domain": 1, "xi = 0": 0, "y is opened": pow(2, 3, R)}[useless]
+        drawn.append(first if not drawn else real(self, *arguments))
+        return drawn[-1]
+
+    if method == "y":
+        monkeypatch.setattr(Transcript, "seed", lambda *_: 2)  # ξ = 2^24, and y^8 is that
+    monkeypatch.setattr(Transcript, method, draw)
+    proof = prover.prove(key, witness, backend)
+    assert len(drawn) == 2
+    assert prover.checked(key, witness, prover.public_signals(key, witness), proof, backend) is proof
+    drawn.clear()
+    with pytest.raises(InvalidInput, match="blinding: it leads to a challenge"):
+        prover.prove(key, witness, backend, given.blinding)
 
 
 def test_fixed_blinding_is_reduced_and_checked() -> None:

@@ -15,7 +15,14 @@ import gpuprover
 from gpuprover.curves import BLS12_381, BN254
 from gpuprover.demand import UNLIMITED, Budget
 from gpuprover.devices import open_backend
-from gpuprover.errors import InvalidInput, MalformedFile, OutOfMemory, UnsatisfiedWitness, WitnessMismatch
+from gpuprover.errors import (
+    InvalidInput,
+    MalformedFile,
+    OutOfMemory,
+    ProofGenerationFailed,
+    UnsatisfiedWitness,
+    WitnessMismatch,
+)
 from gpuprover.formats.wtns import Witness, read_witness
 from gpuprover.job import Job
 from gpuprover.limbs import ints_to_words
@@ -169,6 +176,32 @@ def test_blinding_of_another_form(blinding: object) -> None:
     given = sample(FASTEST)
     with pytest.raises(InvalidInput, match="blinding: expected 11 integers"):
         gpuprover.prove(given.key, given.witness, blinding=blinding, device="cpu")
+
+
+def test_a_challenge_in_the_domain_draws_another_blinding(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = sample(FASTEST)
+    key, witness = load_key(given.key), read_witness(given.witness)
+    backend, real = open_backend("cpu", key.curve, Job(threads=1)), prover.linearisation
+    prover.prove(key, witness, backend)  # its steps are rehearsed once
+    bad = 1
+
+    def linearisation(vk: Any, drawn: Any, *rest: Any) -> Any:
+        nonlocal bad
+        bad -= 1
+        return real(
+            vk, drawn._replace(xi=vk.curve.scalar.root_of_unity(vk.power)) if bad >= 0 else drawn, *rest
+        )
+
+    monkeypatch.setattr(prover, "linearisation", linearisation)
+    proof = prover.prove(key, witness, backend)
+    assert bad == -1
+    assert prover.checked(key, witness, prover.public_signals(key, witness), proof, backend) is proof
+    bad = 1
+    with pytest.raises(InvalidInput, match="blinding: it leads to a challenge that is a root of unity"):
+        prover.prove(key, witness, backend, given.blinding)
+    bad = 3
+    with pytest.raises(ProofGenerationFailed, match="3 useless challenges"):
+        prover.prove(key, witness, backend)
 
 
 def changed_witness(given: Sample, index: int) -> Witness:
