@@ -185,6 +185,10 @@ async def midnight_fetch_params(k: int, service: ServiceDep, server: ServerDep) 
     return PlainTextResponse("success")
 
 
+MOST_K = 20
+"""Logarithm of the rows of circuits whose size is told: to lay out more takes minutes and gigabytes."""
+
+
 # Work ------------------------------------------------------------------------------------------
 
 
@@ -198,7 +202,7 @@ async def midnight_k(request: Request, service: ServiceDep, caller: CallerDep) -
             from gpuprover.midnight.circuit.keygen import size_of
 
             with sent():
-                return int(size_of(read_circuit(body)).k)
+                return int(size_of(read_circuit(body), MOST_K).k)
 
         # The circuit is laid out: checks need not wait for that.
         return PlainTextResponse(str(await service.loading(caller.tenant, size)))
