@@ -13,6 +13,7 @@ from tests.support.midnight import SMALL
 
 def test_rows_of_a_circuit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(midnight, "BATCH", 2)
+    monkeypatch.setattr(midnight, "WARM_UP", 1)
     output = tmp_path / "rows.jsonl"
     circuit = str(SMALL / "increment.prover")
     assert midnight.main([circuit, "--parameters", str(SMALL), "--rounds", "1", "--output", str(output)]) == 0
