@@ -19,7 +19,7 @@ from gpuprover.formats.r1cs import read_r1cs
 from gpuprover.formats.wtns import read_witness
 from gpuprover.job import Job
 from gpuprover.settings import seconds, whole_number
-from gpuprover.systems.system import ProofSystem, names, system_asked_for
+from gpuprover.systems.system import ProofSystem, names, system_asked_for, system_named
 
 from . import calibrate, pictures
 from .host import measure_host
@@ -73,7 +73,16 @@ def _curves(text: str | None, quick: bool) -> list[CurveParams]:
 
 
 def _systems(text: str | None, default: Sequence[str]) -> list[ProofSystem]:
-    return [system_asked_for(name, "--protocols") for name in _list(text, default)]
+    """Those that are named. Raises InvalidInput for one whose keys cannot be made here."""
+    found = [system_asked_for(name, "--protocols") for name in _list(text, default)]
+    for system in found:
+        if not system.sets_up:
+            raise InvalidInput(f"--protocols: keys of {system.name} are made from no circuit of circom's")
+    return found
+
+
+def _set_up() -> list[str]:
+    return [name for name in names() if system_named(name).sets_up]
 
 
 def _devices(context: Context, skip: Callable[[Row, str], None]) -> list[str]:
@@ -224,7 +233,7 @@ class _Plan:
 def run(args: Namespace, context: Context) -> int:
     """Measures, and writes rows, pictures and a report; with ``--calibrate``, times for placement alone."""
     if args.calibrate:
-        curves, systems = _curves(args.curves, quick=False), _systems(args.protocols, names())
+        curves, systems = _curves(args.curves, quick=False), _systems(args.protocols, _set_up())
         return calibrate.run(args, context, curves, systems)
     output = Path(args.output) if args.output else default_output()
     if output.suffix != ".jsonl":

@@ -24,7 +24,9 @@ from gpuprover.errors import (
 def kinds() -> list[type[ProverError]]:
     """Those of the package and its client's, whatever else a run has imported."""
     assert issubclass(gpuprover.ServiceError, ProverError)
-    return sorted(errors._descendants(ProverError), key=lambda cls: cls.__name__)
+    found = errors._descendants(ProverError)
+    # A failed check of Midnight's has a form of its own, and crosses processes as its parent.
+    return sorted((cls for cls in found if cls.__name__ != "FailedCheck"), key=lambda cls: cls.__name__)
 
 
 def sample(cls: type[ProverError], path: str, role: str = "key", more: str = "") -> ProverError:

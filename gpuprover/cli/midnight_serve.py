@@ -23,7 +23,9 @@ HEALTH_SECONDS = 4.0
 
 def run(args: Namespace, context: Context) -> int:
     """Serves until SIGTERM."""
-    from gpuprover.cli.serve import serve
+    from gpuprover.cli.serve import require_packages, serve
+
+    require_packages()
 
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.own or row.service}
     given |= {name: value for name, value in _own(args).items() if given.get(name) is None}

@@ -23,7 +23,17 @@ log = logging.getLogger("gpuprover.service")
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
+def require_packages() -> None:
+    """Raises InvalidInput if a service cannot be had for want of a package."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            f"serve: {' and '.join(missing)} not installed: pip install 'gpuprover[server]' has all it needs"
+        )
+
+
 def run(args: Namespace, context: Context) -> int:
+    require_packages()
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.own}
     engine = load_engine_settings(given, options=True)
     given = {row.name: getattr(args, row.name) for row in SETTINGS if row.service}
@@ -36,11 +46,6 @@ def serve(engine: EngineSettings, settings: ServiceSettings, context: Context) -
     Raises:
         ProverError: what is wrong before it listens.
     """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InvalidInput(
-            f"serve: {' and '.join(missing)} not installed: pip install 'gpuprover[server]' has all it needs"
-        )
     from gpuprover import folders, logs
     from gpuprover.engine import Prover
     from gpuprover.service import server

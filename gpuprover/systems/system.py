@@ -202,6 +202,7 @@ class ProofSystem(NamedTuple):
         proof_schema: a JSON Schema of what ``write_proof`` writes, its ``title`` being the name in OpenAPI;
             None: any object.
         curves: the curves that its keys may be over.
+        sets_up: whether ``setup`` and ``outline`` take circuits of circom's kind.
         rows: what the rows of its circuits are called.
         read_curve: a key's file -> the curve that it is over, nothing else being read.
         read_witness: (key, source, job, MiB for the process or None, memory for values) -> a witness, in
@@ -239,6 +240,7 @@ class ProofSystem(NamedTuple):
     solidity_calldata: Callable[[Any, Any, str, str], str]
     proof_schema: Mapping[str, Any] | None = None
     curves: tuple[CurveParams, ...] = PAIRING_CURVES
+    sets_up: bool = True
     rows: str = "constraints"
     phases: tuple[str, ...] = ()
     read_curve: Callable[[Source], CurveParams] = zkey.read_curve

@@ -39,7 +39,7 @@ from tests.support.engine_stage import GIB, ROOM, Stage, cpu, gpu, result
 
 def replace_file(stage: Stage, circuit: str, text: str) -> None:
     """As a deployment does it: a new file takes the place."""
-    path = Path(str(stage.files[circuit].zkey))
+    path = Path(str(stage.files[circuit].key))
     new = path.with_suffix(".new")
     new.write_text(text)
     os.replace(new, path)
@@ -149,7 +149,7 @@ def test_a_key_is_loaded_once_and_holds_nobody_else_up(tmp_path: Path) -> None:
     stage.step()
     for job in slow:
         stage.end(job)
-    assert stage.executor.loaded == [stage.files["b"].zkey, stage.files["a"].zkey]
+    assert stage.executor.loaded == [stage.files["b"].key, stage.files["a"].key]
     stage.counted(submitted=7, succeeded=7)
     stage.quiet()
 
@@ -183,7 +183,7 @@ def test_a_load_survives_deaths_but_not_every_one(tmp_path: Path) -> None:
     stage.step()
     stage.end(job)
     stage.dispatcher.unload("a")
-    assert stage.executor.unloaded == [stage.files["a"].zkey]
+    assert stage.executor.unloaded == [stage.files["a"].key]
     job = stage.submit()
     for _ in range(LOAD_LOSSES):
         stage.executor.answer_load(Lost("killed by signal 9"))
@@ -251,7 +251,7 @@ def test_a_file_that_changes_while_a_proof_waits_or_starts_is_planned_anew(tmp_p
     replace_file(stage, "a", "another key")
     stage.end(first)
     current = stage.run_of(waits).request.identity
-    assert current == stage.executor.info(str(stage.files["a"].zkey)).identity
+    assert current == stage.executor.info(str(stage.files["a"].key)).identity
     # The worker finds another file than the engine did a moment ago.
     replace_file(stage, "a", "a third key")
     stage.end(waits, KeyChanged("a.zkey: the file has changed"))
@@ -275,7 +275,7 @@ def test_a_file_that_keeps_changing_ends_the_proof(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_when_its_proof_starts(tmp_path: Path) -> None:
     stage = Stage(tmp_path, cpu(1))
     first, waits = stage.submit("b"), stage.submit("a")
-    os.unlink(str(stage.files["a"].zkey))
+    os.unlink(str(stage.files["a"].key))
     stage.executor.prompt = False
     stage.end(first)
     stage.executor.answer_load(InvalidInput("a.zkey: cannot read: No such file or directory"))
@@ -630,7 +630,7 @@ def test_a_full_queue_refuses_and_reads_nothing(tmp_path: Path) -> None:
     running, *waiting = [stage.submit() for _ in range(3)]
     with pytest.raises(QueueFull, match="the queue is full: 2 proofs wait"):
         stage.submit("b")
-    assert stage.executor.loaded == [stage.files["a"].zkey]
+    assert stage.executor.loaded == [stage.files["a"].key]
     stage.end(running)
     left = [*waiting, stage.submit("b")]
     while left:
@@ -810,7 +810,7 @@ def test_another_key_is_another_proof(tmp_path: Path) -> None:
 
 def test_a_proof_is_kept_under_the_key_that_it_was_made_with(tmp_path: Path) -> None:
     stage = Stage(tmp_path, cpu(1), proof_cache=16)
-    path = Path(str(stage.files["a"].zkey))
+    path = Path(str(stage.files["a"].key))
     first, waits = stage.submit("b"), stage.submit("a", content=b"witness")
     old = path.with_suffix(".old")
     os.rename(path, old)

@@ -645,6 +645,7 @@ FORKED = """
                 known_circuits=prover.known_circuits,
                 circuits=prover.circuits,
                 has_circuit=lambda: prover.has_circuit("chain"),
+                look_in=lambda: prover.look_in({folder!r}),
                 load=lambda: prover.load("chain", timeout=5),
                 unload=lambda: prover.unload("chain"),
                 observe=lambda: prover.observe(print),

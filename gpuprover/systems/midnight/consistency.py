@@ -26,7 +26,9 @@ def check_whole_key(
         MalformedFile: something is wrong; names it.
     """
     if circuit is not None or ptau is not None:
-        raise InvalidInput(f"{key.path}: a Midnight key has its circuit within, and no .r1cs or .ptau")
+        raise InvalidInput(
+            "a Midnight key has its circuit within, and no .r1cs or .ptau", path=key.path, role="key"
+        )
     key.check_points(backend)
     bases = backend.prepare_bases(Group.G1, key.parameters.srs.lagrange)
     names = (*key.vk.argument.fixed, *key.vk.argument.sigma)

@@ -66,6 +66,7 @@ SYSTEM = ProofSystem(
     solidity_calldata=_refused("a contract"),
     proof_schema=documents.PROOF_SCHEMA,
     curves=(BLS12_381,),
+    sets_up=False,
     rows="rows",
     read_curve=late(f"{_PACKAGE}.key:read_curve"),
     read_witness=late(f"{_PACKAGE}.witness:read_witness"),
