@@ -118,7 +118,7 @@ def test_it_proves_and_verifies_and_ends(tmp_path: Path) -> None:
             timeout=60,
         )
         assert ran.returncode == 0, ran.stderr
-        # README shows what it prints, figures aside; a status may be a moment old, and count proofs that wait.
+        # README shows what it prints, figures aside; a status may be a moment old, with proofs that wait.
         shown = (ROOT / "examples" / "http" / "README.md").read_text().split("```")[3].strip().splitlines()
         said = ran.stdout.splitlines()
         assert said[0].endswith("8 ids")
