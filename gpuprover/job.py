@@ -195,7 +195,12 @@ class Job:
                     self.check()
                     continue
                 if end.error is not None:
-                    raise end.error
+                    try:
+                        raise end.error
+                    finally:
+                        # An error that is reached from its own frames keeps the job's threads until a
+                        # collection.
+                        del end
                 results[end.item] = end.result
                 self.check()
                 if progress:
@@ -205,6 +210,8 @@ class Job:
             over.set()
             if self._generation == forks.generation():  # else the threads are another process's
                 wait(started)
+                while not ended.empty():
+                    ended.get_nowait()
             raise
         return [results[i] for i in range(len(todo))]
 

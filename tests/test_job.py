@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -326,3 +328,25 @@ def test_a_time_limit_that_is_none(timeout: Any) -> None:
     with pytest.raises(InvalidInput, match="timeout"):
         Job(timeout=timeout)
     Job(timeout=math.inf).check()
+
+
+def test_an_error_keeps_no_job_until_a_collection() -> None:
+    """A job's threads end with it, also where several of its items have failed."""
+    both = threading.Barrier(2)
+
+    def fail(i: int) -> None:
+        both.wait(60)
+        raise ValueError(i)
+
+    job = Job(threads=2)
+    alive = weakref.ref(job)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            job.map(fail, range(2))
+        except ValueError:
+            del job
+        assert alive() is None
+    finally:
+        gc.enable()
