@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
@@ -189,9 +189,11 @@ class Job:
             for _ in range(min(self.threads, len(todo))):
                 started.append(_submit(self._pool, work))
             while len(results) < len(todo):
-                try:
+                end = None
+                with suppress(Empty):
                     end = ended.get(timeout=POLL_SECONDS)
-                except Empty:
+                if end is None:
+                    # Outside of a handler: an error would have the queue's as its context, with these frames.
                     self.check()
                     continue
                 if end.error is not None:

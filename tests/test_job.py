@@ -330,6 +330,23 @@ def test_a_time_limit_that_is_none(timeout: Any) -> None:
     Job(timeout=math.inf).check()
 
 
+def test_a_cancelled_run_has_no_other_error_behind_it() -> None:
+    """Whoever keeps the error without its traceback keeps no frame of the job's."""
+    cancel, begun = threading.Event(), threading.Event()
+    job = Job(threads=2, cancel=cancel)
+
+    def work(_: int) -> None:
+        begun.set()
+        cancel.set()
+        while not job.stop[0]:
+            time.sleep(0.001)
+
+    with pytest.raises(Cancelled) as caught:
+        job.map(work, range(2))
+    assert begun.is_set()
+    assert caught.value.__context__ is None
+
+
 def test_an_error_keeps_no_job_until_a_collection() -> None:
     """A job's threads end with it, also where several of its items have failed."""
     both = threading.Barrier(2)
