@@ -70,9 +70,6 @@ def test_advice(name: str) -> None:
     assert not own[:, official.shape[1] :].any()
     for i, column in enumerate(official):
         differing = np.flatnonzero((own[i, : len(column)] != column).any(axis=1))
-        if name == "t8j" and len(differing):
-            # Roots of the map to the curve have free signs.
-            continue
         assert not len(differing), f"A{i}, row {differing[0]}"
 
 
