@@ -7,6 +7,7 @@ outputs has to be right.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -39,7 +40,7 @@ class Execution:
     inputs: list[int] = field(repr=False)
 
 
-class Machine:
+class Machine(ABC):
     """One run.
 
     Attributes:
@@ -60,13 +61,13 @@ class Machine:
 
     # What versions differ in.
 
+    @abstractmethod
     def start(self) -> None:
         """Takes the inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def committed_outputs(self) -> list[int]:
         """The outputs, encoded."""
-        raise NotImplementedError
 
     # The run.
 

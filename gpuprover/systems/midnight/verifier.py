@@ -23,6 +23,7 @@ from gpuprover.errors import MalformedFile, UnsupportedFile
 from gpuprover.formats.snarkjs_json import parse_public_signals
 from gpuprover.limbs import Words
 from gpuprover.midnight.constraint_system import domain
+from gpuprover.plonkish.verification import outside
 from gpuprover.systems.midnight.argument import COMMITTED_INSTANCE, PUBLIC_INSTANCE, QUOTIENT, Argument
 from gpuprover.systems.midnight.documents import (
     OPENING,
@@ -228,14 +229,10 @@ def _check_key(key: VerificationKey, backend: Backend, source: str) -> None:
     names = [*key.argument.fixed, *key.argument.sigma]
     bad = backend.points.first_bad_point(Group.G1, np.stack([key.commitments[name] for name in names]))
     if bad >= 0:
-        raise _outside(source, "verification key", names[bad])
+        raise outside(source, "verification key", names[bad])
     if backend.points.first_bad_point(Group.G2, key.s_g2[None]) >= 0:
-        raise _outside(source, "verification key", "s_g2")
+        raise outside(source, "verification key", "s_g2")
     _keys.put(key, True, 1)
-
-
-def _outside(source: str, role: str, part: str) -> MalformedFile:
-    return MalformedFile(source, part, "the point is outside the subgroup of order r", role=role)
 
 
 def _parts(key: VerificationKey, proof: Proof, backend: Backend, source: str) -> Parts:
@@ -249,7 +246,7 @@ def _parts(key: VerificationKey, proof: Proof, backend: Backend, source: str) ->
     points: Words = np.stack([parts.commitments[name] for name in names])
     bad = backend.points.first_bad_point(Group.G1, points)
     if bad >= 0:
-        raise _outside(source, "proof", names[bad])
+        raise outside(source, "proof", names[bad])
     return parts
 
 
