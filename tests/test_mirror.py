@@ -135,6 +135,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
         "instructions of both languages",
     ),
     "cpu/test_tape.py": ("midnight/circuit/tape", "what operations mean, beside the machine"),
+    "systems/midnight/test_prover.py": ("systems/midnight/diagnosis", "what a table breaks, of whole proofs"),
     "systems/midnight/test_verifier.py": ("systems/midnight/documents", "official proofs, and damaged ones"),
     "midnight/ir/test_files.py": (
         "midnight/ir/circuit midnight/ir/codec midnight/ir/v2 midnight/ir/v3",

@@ -30,9 +30,8 @@ from gpuprover.commitments.transcript import Blake2bTranscript
 from gpuprover.curves import BLS12_381, Group
 from gpuprover.demand import UNLIMITED, Budget, Demand, KeyBases, KeyColumn
 from gpuprover.errors import MalformedFile, UnsatisfiedWitness
-from gpuprover.limbs import Words, ints_to_words, words_to_ints
+from gpuprover.limbs import Words, words_to_ints
 from gpuprover.midnight.architecture import Architecture
-from gpuprover.midnight.constraint_system import delta_power
 from gpuprover.midnight.constraint_system import domain as domain_of
 from gpuprover.midnight.keys import VerifierKey
 from gpuprover.midnight.profile import Profile
@@ -48,6 +47,7 @@ from gpuprover.systems.midnight.argument import (
     Argument,
     argument,
 )
+from gpuprover.systems.midnight.diagnosis import broken_identity, padded
 from gpuprover.systems.midnight.documents import NAME, Proof, VerificationKey, take_apart
 from gpuprover.systems.midnight.randomness import NoRandomness, Randomness
 from gpuprover.systems.midnight.verifier import begin, verify
@@ -349,7 +349,7 @@ def rounds(
         for name, words in zip(shape.advice, blinded, strict=True):
             rows[name] = backend.upload(words)
             polynomials[name] = device.coefficients(rows[name])
-        rows[PUBLIC_INSTANCE] = _padded(backend, public, n)
+        rows[PUBLIC_INSTANCE] = padded(backend, public, n)
         polynomials[PUBLIC_INSTANCE] = device.coefficients(rows[PUBLIC_INSTANCE])
     challenges["theta"] = device.transcript.challenge()
 
@@ -437,13 +437,6 @@ def _blinded_advice(advice: Words, usable: int, randomness: Randomness) -> Words
     for words in found:
         words[usable:] = randomness.scalars(behind)
     return found
-
-
-def _padded(backend: Backend, values: Sequence[int], n: int) -> Vector:
-    words = np.zeros((n, _LIMBS), dtype=np.uint64)
-    if values:
-        words[: len(values)] = ints_to_words(values, _LIMBS)
-    return backend.upload(words)
 
 
 def _permuted(device: _Device, i: int, inputs: Vector, table: Vector) -> list[Vector]:
@@ -695,57 +688,3 @@ def checked(
         "do not belong together; no proof was made",
         role="key",
     )
-
-
-def broken_identity(
-    key: ProvingKey, witness: Statement, public: Sequence[int], backend: Backend
-) -> str | None:
-    """The first gate or copy constraint that a table breaks, in words; None if there is none.
-
-    Lookups have been looked at when their order was found.
-    """
-    shape, n = key.vk.argument, key.constraints
-    usable = shape.system.usable(key.key.k)
-    rows = {name: backend.upload(words, Form.MONTGOMERY) for name, words in key.parts.values.items()}
-    for name, words in zip(shape.advice, witness.advice, strict=True):
-        rows[name] = backend.upload(np.where(np.arange(n)[:, None] < usable, words, np.uint64(0)))
-    rows[PUBLIC_INSTANCE] = _padded(backend, public, n)
-    try:
-        gates = shape.system.gates
-        terms = [*gates, *(trash.selector * c for trash in shape.system.trash for c in trash.constraints)]
-        for i, term in enumerate(terms):
-            (values,) = backend.evaluate(compile_formula([term]), rows)
-            wrong = np.flatnonzero(backend.download(values)[:usable].any(axis=1))
-            backend.free(values)
-            if len(wrong):
-                what = f"gate {i}" if i < len(gates) else f"trash constraint {i - len(gates)}"
-                return f"{what} does not hold on row {int(wrong[0])}"
-        return _broken_copy(shape, key, rows, backend)
-    finally:
-        backend.free(*rows.values())
-
-
-def _broken_copy(
-    shape: Argument, key: ProvingKey, rows: Mapping[str, Vector], backend: Backend
-) -> str | None:
-    """The first cell that differs from the one that σ leads to."""
-    n, columns = key.constraints, shape.system.permutation
-    values = [
-        np.zeros((n, _LIMBS), dtype=np.uint64)
-        if name == COMMITTED_INSTANCE
-        else backend.download(rows[name], Form.MONTGOMERY)
-        for name in columns
-    ]
-    omega = domain_of(key.key.k).omega
-    places: dict[bytes, tuple[int, int]] = {}
-    for j in range(len(columns)):
-        position = backend.powers(n, omega, delta_power(j))
-        words = backend.download(position, Form.MONTGOMERY)
-        backend.free(position)
-        places |= {row.tobytes(): (j, i) for i, row in enumerate(words)}
-    for j, name in enumerate(columns):
-        for i, row in enumerate(key.parts.values[f"S{j}"]):
-            to = places.get(row.tobytes())
-            if to is not None and to != (j, i) and not np.array_equal(values[j][i], values[to[0]][to[1]]):
-                return f"row {i} of column {name} differs from row {to[1]} of column {columns[to[0]]}"
-    return None
